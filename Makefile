@@ -1,0 +1,49 @@
+# `make help` lists the targets. ARGS passes more to a command: make test ARGS="-k metrics"
+.DEFAULT_GOAL := help
+.PHONY: help setup run test prove bench lab docs demo export lock clean
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PY := .venv/bin/python
+LOCK = uv pip compile pyproject.toml -q --extra aws --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: ## make .venv from the lock files; silent when nothing changed
+	@sh setup.sh
+
+run: setup ## run every stage on the built-in shop, then recommend
+	@recsys run --params params/quickstart.yaml $(ARGS)
+	@recsys recommend --run quickstart
+
+test: setup ## prove every behaviour, in small counts
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+prove: setup ## prove the big counts, which may take hours; writes outputs/prove.json
+	@$(PY) tests/prove.py $(ARGS)
+
+bench: setup ## measure speed and memory; writes outputs/bench.json and a plot
+	@$(PY) tests/bench.py $(ARGS)
+
+lab: setup ## open the notebooks in JupyterLab, on this machine only
+	@$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
+
+docs: ## build the docs site (not there yet)
+	@echo "make docs: this version has no docs site yet; the notebooks in nbs/ are the documentation" >&2; exit 2
+
+demo: ## open the shop window (not there yet)
+	@echo "make demo: this version has no shop window yet; try: make run" >&2; exit 2
+
+export: setup ## after editing notebooks: clear their outputs, clean them, write recsys/ and README.md
+	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb
+	@nbdev_clean && nbdev_export
+	@[ ! -e nbs/index.ipynb ] || $(PY) -m jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+
+lock: setup ## resolve the lock files again (py310 is for the production images: resolved, never installed here)
+	@$(LOCK) --python-version 3.11 --extra docs --extra dev -o requirements-py311.lock
+	@$(LOCK) --python-version 3.10 -o requirements-py310.lock
+
+clean: ## remove what builds leave behind; outputs/ and .venv stay
+	@rm -rf build dist site _proc ./*.egg-info .pytest_cache .hypothesis nbs/.last_checked nbs/.ipynb_checkpoints
+	@find nbs recsys tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "outputs/ and .venv were kept; remove them by hand when you mean to"
