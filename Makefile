@@ -4,7 +4,7 @@
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PY := .venv/bin/python
-LOCK = uv pip compile pyproject.toml -q --extra aws --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
+LOCK = uv pip compile pyproject.toml $(ARGS) -q --extra aws --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile

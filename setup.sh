@@ -84,8 +84,9 @@ fi
 if ! is_311 .venv/bin/python; then
     python=$(find_python)
     rm -rf .venv
-    mkdir .venv && : >.venv/.incomplete
     say "making .venv with $python; the first time takes minutes and 4 GB of disk"
+    mkdir .venv
+    : >.venv/.incomplete
     "$python" -m venv .venv
 else
     say "bringing .venv up to date"

@@ -45,11 +45,12 @@ def bloom_size(
     bits = -n_hashes * capacity / math.log1p(-error ** (1 / n_hashes))
     return 64 * math.ceil((bits + 2 * n_hashes) / 64), n_hashes
 
+# %% ../nbs/08_bloom.ipynb #08-bloom-11
 def bloom_error(n: int, n_bits: int, n_hashes: int) -> float:
     "Compute the expected share of false positives after n distinct items."
     return (1 - math.exp(-n_hashes * n / n_bits)) ** n_hashes
 
-# %% ../nbs/08_bloom.ipynb #08-bloom-12
+# %% ../nbs/08_bloom.ipynb #08-bloom-13
 class BloomFilter:
     "Remember a set of hashes in a bit array: no false negatives, a bounded share of false positives."
     def __init__(self,
@@ -65,7 +66,7 @@ class BloomFilter:
     @property
     def full(self) -> bool: return self.count >= self.capacity
 
-# %% ../nbs/08_bloom.ipynb #08-bloom-14
+# %% ../nbs/08_bloom.ipynb #08-bloom-15
 @patch
 def contains(self: BloomFilter,
     hashes: np.ndarray,  # uint64 [n]
@@ -75,6 +76,7 @@ def contains(self: BloomFilter,
     at = places(hashes, self.n_hashes, self.n_bits) if at is None else at
     return (self.bytes[at >> 3] & (128 >> (at & 7))).all(1)
 
+# %% ../nbs/08_bloom.ipynb #08-bloom-16
 @patch
 def add(self: BloomFilter,
     hashes: np.ndarray,  # uint64 [n]
@@ -86,7 +88,7 @@ def add(self: BloomFilter,
     self.count += len(np.unique(hashes[new]))
     return new
 
-# %% ../nbs/08_bloom.ipynb #08-bloom-21
+# %% ../nbs/08_bloom.ipynb #08-bloom-23
 LINKS = 4  # filters in a chain at most: capacity grows to 1 + 2 + 4 + 8 = 15 times
 
 class ChainedFilter:
@@ -100,29 +102,32 @@ class ChainedFilter:
         for link in self.links[1:]: found |= link.contains(hashes)
         return found
 
-    def add(self, hashes: np.ndarray) -> np.ndarray:
-        "Add the hashes that aren't there, open links as needed, count what no longer fits; [n], True: taken as new."
-        unique = np.unique(hashes)
-        new = unique[~self.contains(unique)]; taken = 0
-        while taken < len(new) and self.room():
-            part = new[taken:taken + self.links[-1].capacity - self.links[-1].count]
-            self.links[-1].add(part); taken += len(part)
-        self.dropped += len(new) - taken
-        return np.isin(hashes, new[:taken])
-
     def room(self) -> bool:
         "Tell whether another item fits, opening the next link where the last is full."
         i = len(self.links)
         if self.links[-1].full and i < LINKS: self.links.append(BloomFilter(self.capacity << i, self.error / 2 ** (i + 1)))
         return not self.links[-1].full
 
-# %% ../nbs/08_bloom.ipynb #08-bloom-24
+# %% ../nbs/08_bloom.ipynb #08-bloom-25
+@patch
+def add(self: ChainedFilter, hashes: np.ndarray) -> np.ndarray:  # bool [n], True: taken as new
+    "Add the hashes that aren't there, open links as needed, count what no longer fits."
+    unique = np.unique(hashes)
+    new = unique[~self.contains(unique)]; taken = 0
+    while taken < len(new) and self.room():
+        part = new[taken:taken + self.links[-1].capacity - self.links[-1].count]
+        self.links[-1].add(part); taken += len(part)
+    self.dropped += len(new) - taken
+    return np.isin(hashes, new[:taken])
+
+# %% ../nbs/08_bloom.ipynb #08-bloom-28
 DAY = 86400
 
 def day_of(ts):  # seconds UTC, one or an array -> days since 1970
     "Number the date of a moment."
     return np.floor_divide(ts, DAY)
 
+# %% ../nbs/08_bloom.ipynb #08-bloom-30
 def window(
     now: int,   # seconds UTC
     days: int,  # SEEN_DAYS
@@ -131,20 +136,22 @@ def window(
     today = int(day_of(now))
     return range(today - days, today + 1) if days else range(0)
 
+# %% ../nbs/08_bloom.ipynb #08-bloom-31
 def bucket_expiry(day: int, days: int) -> int:
     "Name the second at which the bucket of a date expires."
     return (day + days + 1) * DAY
 
-# %% ../nbs/08_bloom.ipynb #08-bloom-26
+# %% ../nbs/08_bloom.ipynb #08-bloom-33
 def bucket_name(user: str, day: int) -> str:
     "Name a user's bucket on a server; the braces keep all of a user's keys on one node."
     return f"{{u:{user}}}:seen:{np.datetime64(int(day), 'D')}"
 
+# %% ../nbs/08_bloom.ipynb #08-bloom-34
 def bucket_error(error: float, days: int) -> float:
     "Split the error over the buckets that one query reads, so that the whole window keeps it."
     return 1 - (1 - error) ** (1 / (days + 1))
 
-# %% ../nbs/08_bloom.ipynb #08-bloom-29
+# %% ../nbs/08_bloom.ipynb #08-bloom-37
 class SeenItems:
     "Keep what each user saw, a filter a day with its own expiry, in memory."
     def __init__(self,
@@ -162,11 +169,37 @@ class SeenItems:
         if user not in users: users[user] = ChainedFilter(self.capacity, bucket_error(self.error, self.days))
         return users[user]
 
-# %% ../nbs/08_bloom.ipynb #08-bloom-31
+# %% ../nbs/08_bloom.ipynb #08-bloom-39
 def as_hashes(items) -> np.ndarray:  # uint64 [n]
     "Hash item ids unless they are hashes already."
     return items if isinstance(items, np.ndarray) and items.dtype == np.uint64 else hash_ids(np.atleast_1d(np.asarray(items, object)))
 
+# %% ../nbs/08_bloom.ipynb #08-bloom-41
+@patch
+def seen(self: SeenItems,
+    user: str,   # user id
+    items,       # ids or uint64 hashes, [C]
+    now: int,    # seconds UTC
+) -> np.ndarray: # bool [C]
+    "Tell which items a user saw within the window."
+    hashes, days = as_hashes(items), window(now, self.days)
+    out, first = np.zeros(len(hashes), bool), None
+    for f in (self.buckets[d][user] for d in days if user in self.buckets.get(d, ())):
+        if first is None: first = places(hashes, f.links[0].n_hashes, f.links[0].n_bits)  # the same in every bucket
+        out |= f.contains(hashes, first)
+    exact = [h for d, h in self.recent.get(user, ()) if d in days]
+    return out | np.isin(hashes, np.array(exact, np.uint64)) if exact else out
+
+# %% ../nbs/08_bloom.ipynb #08-bloom-42
+@patch
+def expire(self: SeenItems, now: int) -> int:
+    "Drop the dates that have left the window and say how many."
+    old = [d for d in self.buckets if bucket_expiry(d, self.days) <= now]
+    for d in old: del self.buckets[d]
+    if old: self.recent = {u: r for u, r in self.recent.items() if r and max(d for d, _ in r) >= window(now, self.days)[0]}
+    return len(old)
+
+# %% ../nbs/08_bloom.ipynb #08-bloom-44
 @patch
 def add(self: SeenItems,
     user: str,   # user id; '' is anonymous and leaves no trace
@@ -185,30 +218,7 @@ def add(self: SeenItems,
     self.expire(kept[-1] * DAY)
     return int((~fresh).sum())
 
-# %% ../nbs/08_bloom.ipynb #08-bloom-32
-@patch
-def seen(self: SeenItems,
-    user: str,   # user id
-    items,       # ids or uint64 hashes, [C]
-    now: int,    # seconds UTC
-) -> np.ndarray: # bool [C]
-    "Tell which items a user saw within the window."
-    hashes, days = as_hashes(items), window(now, self.days)
-    out, first = np.zeros(len(hashes), bool), None
-    for f in (self.buckets[d][user] for d in days if user in self.buckets.get(d, ())):
-        if first is None: first = places(hashes, f.links[0].n_hashes, f.links[0].n_bits)  # the same in every bucket
-        out |= f.contains(hashes, first)
-    exact = [h for d, h in self.recent.get(user, ()) if d in days]
-    return out | np.isin(hashes, np.array(exact, np.uint64)) if exact else out
-
-@patch
-def expire(self: SeenItems, now: int) -> int:
-    "Drop the dates that have left the window and say how many."
-    old = [d for d in self.buckets if bucket_expiry(d, self.days) <= now]
-    for d in old: del self.buckets[d]
-    if old: self.recent = {u: r for u, r in self.recent.items() if r and max(d for d, _ in r) >= window(now, self.days)[0]}
-    return len(old)
-
+# %% ../nbs/08_bloom.ipynb #08-bloom-45
 @patch
 def forget(self: SeenItems, user: str) -> None:
     "Erase everything about a user."

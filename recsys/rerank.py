@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mix64', 'gumbel', 'plackett_luce', 'likeness', 'first_best', 'share', 'under_rules', 'check_scores', 'per_request',
-           'greedy', 'draw', 'score_range', 'page', 'rerank']
+           'greedy', 'draw', 'score_range', 'page', 'request_noise', 'rerank']
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-02
 import numpy as np
@@ -39,12 +39,14 @@ def plackett_luce(
 # %% ../nbs/10_rerank.ipynb #10-rerank-13
 def likeness(
     chosen: np.ndarray,  # position of the item just placed, [B]
-    vectors,             # unit vectors [B, C, d], or None
+    vectors,             # item vectors [B, C, d], or None
     categories,          # [B, C], used where there are no vectors
 ) -> np.ndarray:         # [B, C], 1: the same
     "Compare every candidate with the item just placed: cosine, or the same category."
     b = np.arange(len(chosen))
-    if vectors is not None: return np.einsum("bcd,bd->bc", vectors, vectors[b, chosen])
+    if vectors is not None:
+        lengths = np.maximum(np.linalg.norm(vectors, axis=2), 1e-12)
+        return np.einsum("bcd,bd->bc", vectors, vectors[b, chosen]) / (lengths * lengths[b, chosen][:, None])
     return (categories == categories[b, chosen][:, None]).astype(float)
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-15
@@ -53,13 +55,14 @@ def first_best(key: np.ndarray, rows: np.ndarray) -> np.ndarray:
     best = key == key.max(1, keepdims=True)
     return np.where(best, rows, np.iinfo(np.int64).max).argmin(1)
 
+# %% ../nbs/10_rerank.ipynb #10-rerank-16
 def share(logits: np.ndarray, at: np.ndarray) -> np.ndarray:
     "Compute the softmax of one position of each row, [B]; 0 where nothing is allowed."
     own, top = logits[np.arange(len(at)), at], logits.max(1)
     with np.errstate(invalid="ignore"): p = np.exp(own - top) / np.exp(logits - top[:, None]).sum(1)
     return np.where(np.isneginf(top), 0, p)
 
-# %% ../nbs/10_rerank.ipynb #10-rerank-17
+# %% ../nbs/10_rerank.ipynb #10-rerank-18
 def under_rules(
     logits: np.ndarray,      # score / temperature [B, C], -inf: not allowed
     rows: np.ndarray,        # item rows [B, C]
@@ -67,7 +70,7 @@ def under_rules(
     noise,                   # function of the place -> noise [B, C]
     penalty: np.ndarray,     # logits that a full likeness costs, [B]
     cap: np.ndarray,         # most items of one category, [B], 0: no limit
-    categories, vectors,     # [B, C] and unit vectors [B, C, d], or None
+    categories, vectors,     # [B, C] and [B, C, d], or None
 ) -> tuple[np.ndarray, np.ndarray]:  # positions [B, k], -1 padded; probability of each at its place
     "Fill a page place by place, looking anew at what is allowed before each."
     b, shown, alike, places = np.arange(len(rows)), np.zeros(rows.shape, bool), 0., []
@@ -86,7 +89,7 @@ def under_rules(
     order, chance = zip(*places)
     return np.stack(order, 1), np.stack(chance, 1)
 
-# %% ../nbs/10_rerank.ipynb #10-rerank-20
+# %% ../nbs/10_rerank.ipynb #10-rerank-21
 def check_scores(scores, rows, mask) -> np.ndarray:  # what may be shown, bool [B, C]
     "Refuse scores that can't be ordered; an item row of -1 is padding."
     if scores.ndim != 2 or scores.shape != rows.shape: raise RecsysError(f"rerank: scores {scores.shape} and rows {rows.shape}: expected both [B, C]")
@@ -97,20 +100,21 @@ def check_scores(scores, rows, mask) -> np.ndarray:  # what may be shown, bool [
         raise RecsysError(f"rerank: request {b}, item row {rows[b, c]}: the score is {scores[b, c]}, expected a number; check the ranker's inputs")
     return allowed
 
+# %% ../nbs/10_rerank.ipynb #10-rerank-22
 def per_request(value, B: int, name: str) -> np.ndarray:
     "Spread one number, or check one number a request; negative and NaN are refused."
     value = np.broadcast_to(np.asarray(value, float), (B,))
     if not (value >= 0).all(): raise RecsysError(f"rerank: {name} is {value[~(value >= 0)][0]}, expected 0 or more")
     return value
 
-# %% ../nbs/10_rerank.ipynb #10-rerank-22
+# %% ../nbs/10_rerank.ipynb #10-rerank-24
 def greedy(scores: np.ndarray, rows: np.ndarray, allowed: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     "Order by score, ties to the lower item row; every propensity is 1."
     order = np.lexsort((rows, np.where(allowed, -scores, np.inf)), axis=1)[:, :k]
     order = np.where(np.arange(order.shape[1]) < allowed.sum(1)[:, None], order, -1)
     return order, (order >= 0).astype(np.float32)
 
-# %% ../nbs/10_rerank.ipynb #10-rerank-24
+# %% ../nbs/10_rerank.ipynb #10-rerank-26
 def draw(logits: np.ndarray, rows: np.ndarray, noise: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     "Order by logit plus noise and give each place its Plackett-Luce probability."
     order = np.lexsort((rows, -(logits + noise)), axis=1)
@@ -118,25 +122,35 @@ def draw(logits: np.ndarray, rows: np.ndarray, noise: np.ndarray, k: int) -> tup
     order, chance = order[:, :k], plackett_luce(logits)[:, :k]
     return np.where(np.isneginf(logits[:, :k]), -1, order), chance
 
-# %% ../nbs/10_rerank.ipynb #10-rerank-26
+# %% ../nbs/10_rerank.ipynb #10-rerank-28
 def score_range(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     "Measure the distance from the lowest to the highest allowed score, [B]."
     high, low = np.where(allowed, scores, -np.inf).max(1), np.where(allowed, scores, np.inf).min(1)
     return np.where(allowed.any(1), high - low, 0)
 
+# %% ../nbs/10_rerank.ipynb #10-rerank-29
 def page(order: np.ndarray, chance: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     "Fill a short page up to k places, -1 and 0."
-    more = ((0, 0), (0, max(0, k - order.shape[1])))
-    return np.pad(order, more, constant_values=-1), np.pad(np.where(order < 0, 0, chance), more).astype(np.float32)
+    chance = np.where(order < 0, 0, chance).astype(np.float32)
+    if order.shape[1] >= k: return order, chance
+    more = ((0, 0), (0, k - order.shape[1]))
+    return np.pad(order, more, constant_values=-1), np.pad(chance, more)
 
-# %% ../nbs/10_rerank.ipynb #10-rerank-28
+# %% ../nbs/10_rerank.ipynb #10-rerank-31
+def request_noise(seed, rows: np.ndarray, sampled: np.ndarray, moves: np.ndarray):  # function of the place -> noise [B, C]
+    "Make the noise of a batch: none for greedy requests, fresh at every place where logits change."
+    if not sampled.any(): return lambda place: 0.
+    steady, fresh = gumbel(seed, rows) * sampled[:, None], bool((sampled & moves).any())
+    return lambda place: gumbel(seed, rows, np.where(moves, place, 0)) * sampled[:, None] if fresh and place else steady
+
+# %% ../nbs/10_rerank.ipynb #10-rerank-33
 def rerank(
     scores: np.ndarray,       # ranker's scores [B, C]
     rows: np.ndarray,         # item rows [B, C], -1 padded
     mask=None,                # bool [B, C], False: never shown
     k: int = 10,              # places on a page
     temperature=0.,           # one, or one a request; 0: greedy, above: sampled
-    seed=0,                   # int64, one a request; the same seed draws the same page
+    seed=0,                   # int64, one or one a request; the same seed draws the same page
     diversity=0.,             # one, or one a request; 0: off, 1: a copy of a shown item loses the range of the scores
     categories=None,          # [B, C], for the cap, and for diversity without vectors
     max_per_category=0,       # one, or one a request; 0: no limit
@@ -145,17 +159,13 @@ def rerank(
     "Order candidates into pages with the propensity of each item at its place.\n\nKool, van Hoof and Welling, 2019 (Gumbel top-k)."
     if k < 1: raise RecsysError(f"rerank: k is {k}, expected at least 1")
     scores, rows = np.asarray(scores), np.asarray(rows)
-    allowed = check_scores(scores, rows, mask)
-    if not rows.shape[1]: return page(np.zeros((len(rows), 0), np.int64), np.zeros((len(rows), 0)), k)
+    allowed, plain = check_scores(scores, rows, mask), all(type(x) in (int, float) and x == 0 for x in (temperature, diversity, max_per_category))
+    if plain or not rows.size: return page(*greedy(scores, rows, allowed, k), k)
     t, d, cap = (per_request(v, len(rows), n) for v, n in ((temperature, "temperature"), (diversity, "diversity"), (max_per_category, "max_per_category")))
     if (cap.any() or d.any() and vectors is None) and categories is None: raise RecsysError("rerank: max_per_category, and diversity without vectors, need categories [B, C]")
-    if not (t.any() or d.any() or cap.any()): return page(*greedy(scores, rows, allowed, k), k)
     sampled = t > 1e-6                       # below that nothing is left to chance
     unit = np.where(sampled, t, 1)
-    logits = np.where(allowed, scores, -np.inf) / unit[:, None]
-    noise = lambda place: gumbel(seed, rows, np.where(d > 0, place, 0)) * sampled[:, None]  # changed logits need fresh noise, a smaller set doesn't
-    if d.any() or cap.any():
-        lengths = None if vectors is None else np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 1e-12)
-        order, chance = under_rules(logits, rows, k, noise, d * score_range(scores, allowed) / unit, cap, categories, None if vectors is None else vectors / lengths)
-    else: order, chance = draw(logits, rows, noise(0), k)
+    logits, noise = np.where(allowed, scores, -np.inf) / unit[:, None], request_noise(seed, rows, sampled, d > 0)
+    if not (d.any() or cap.any()): order, chance = draw(logits, rows, noise(0), k)
+    else: order, chance = under_rules(logits, rows, k, noise, d * score_range(scores, allowed) / unit, cap, categories, vectors)
     return page(order, np.where(sampled[:, None], chance, 1), k)

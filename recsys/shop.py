@@ -217,6 +217,7 @@ class Truth:
     hour: float = 1.1               # swing over the day of a group's category_l1
     device: float = 0.7             # of a group's category_l1 between devices
     weekday: float = 0.4            # of a group's category_l1 between weekdays
+    apart: float = 0.4              # share of these three that differs from group to group
     drift: float = 0.45             # of an item's worth over time, half-life `drift_days`
     drift_days: float = 5.0
     trend: float = 0.3              # of a category_l2 over time
@@ -273,10 +274,11 @@ def make_groups(
     "Draw what is common to the people of a group."
     G, n1, normal = truth.groups, cell_l1.max() + 1, rng.standard_normal
     h = np.arange(24)
-    peak, phase = rng.uniform(10, 23, (G, 1)), rng.uniform(0, 24, (G, 1, n1))
+    peak, phase = rng.uniform(10, 23, (G, 1)), rng.uniform(0, 24, (G + 1, 1, n1))
     hours = np.exp(1.0 * np.cos((h - peak) * np.pi / 12) + 0.5 * np.cos((h - 16) * np.pi / 12))
     swing = truth.hour * np.sqrt(2) * np.cos((h[None, :, None] - phase) * np.pi / 12)
-    context = truth.weekday * normal((G, 7, 1, 1, n1)) + swing[:, None, :, None] + truth.device * normal((G, 1, 1, 3, n1))
+    context = truth.weekday * normal((G + 1, 7, 1, 1, n1)) + swing[:, None, :, None] + truth.device * normal((G + 1, 1, 1, 3, n1))
+    context = np.sqrt(1 - truth.apart) * context[:1] + np.sqrt(truth.apart) * context[1:]
     return dict(
         cell=truth.group_category * normal((G, n1))[:, cell_l1] + truth.group_subcategory * normal((G, len(cell_l1))),
         style=truth.group_style * normal((G, len(STYLES))), price=rng.uniform(0, 4, G),
@@ -469,8 +471,6 @@ def _visits(self: Shop, day: int, views: float, rng) -> tuple:
     return rows, first, np.maximum.accumulate(second[by] - nth + apart) + nth - apart, device[visit][by]
 
 # %% ../nbs/02_shop.ipynb #02-shop-60
-_EVENTS_A_VIEW = 1.28  # mean length of the funnel, as calibrated below
-
 @patch
 def _quota(self: Shop, n_events: int) -> np.ndarray:
     "Split the events over the days: more users as they join, more visits at the weekend; sums exactly."
@@ -515,10 +515,18 @@ def _rings(n: int, length: int) -> tuple:
 
 # %% ../nbs/02_shop.ipynb #02-shop-65
 @patch
-def _day(self: Shop, day: int, n: int, rings: tuple) -> tuple:
+def _funnel_length(self: Shop, n: int = 4000) -> float:
+    "Estimate the events that follow from a view, itself included, by a trial of n views."
+    rng = np.random.default_rng([self.seed, 6])
+    rows = self.n_users + rng.integers(self.truth.strangers, size=n)
+    seconds, devices = self._moments(self.group[rows], rng)
+    return 1 + self._draw(0, rows, np.arange(n + 1), seconds, devices, _rings(n, 1), rng)[1].mean()
+
+@patch
+def _day(self: Shop, day: int, n: int, events_a_view: float, rings: tuple) -> tuple:
     "Draw one day of exactly n events as arrays in order of time: user, item, timestamp, event, device."
     rng = np.random.default_rng([self.seed, 5, day])
-    rows, first, seconds, devices = self._visits(day, n * (1 - self.truth.anonymous) / _EVENTS_A_VIEW, rng)
+    rows, first, seconds, devices = self._visits(day, n * (1 - self.truth.anonymous) / events_a_view, rng)
     items, depth = self._draw(day, rows, first, seconds, devices, rings, rng)
     known = [a[:n] for a in (np.repeat(rows, np.diff(first)), seconds, devices, items, _fit_depth(depth, n))]
     left = n - len(known[0]) - known[4].sum()
@@ -536,9 +544,9 @@ def stream(self: Shop,
     n_events: int,     # rows in all, exactly
 ):                     # yields one DataFrame a day: user_id (null: anonymous), item_id, timestamp, event_type, device_type
     "Yield the events day by day in order of time; memory is that of one day and the users' latest views."
-    rings, kind = _rings(self.n_users, self.truth.memory), pd.Categorical.from_codes
+    rings, kind, funnel = _rings(self.n_users, self.truth.memory), pd.Categorical.from_codes, self._funnel_length()
     for day, n in enumerate(self._quota(n_events)):
-        user, item, timestamp, step, device = self._day(day, n, rings)
+        user, item, timestamp, step, device = self._day(day, n, funnel, rings)
         yield pd.DataFrame({"user_id": kind(user, self.users.user_id), "item_id": kind(item, self.items.item_id), "timestamp": timestamp,
                             "event_type": kind(step, EVENTS), "device_type": kind(device, DEVICES)})
 

@@ -1,3 +1,4 @@
+import ast
 import configparser
 import json
 import re
@@ -5,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,19 @@ def test_no_machine_path_or_secret_is_committed():
             for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
                 found += [f"{name}:{number}: {match[0]}" for match in wrong.finditer(line)]
     assert found == []
+
+
+def test_every_import_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[\[<=>; ]", line)[0].lower() for line in project["dependencies"]}
+    distributions = packages_distributions()
+    known = set(sys.stdlib_module_names) | {"recsys"}
+    undeclared = set()
+    for path in (ROOT / "recsys").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.split(".")[0] for name in names} - known:
+                owners = {owner.lower().replace("_", "-") for owner in distributions.get(name, [])}
+                undeclared |= set() if owners & declared else {f"{path.name}: {name} of {sorted(owners)}"}
+    assert undeclared == set()

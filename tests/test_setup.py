@@ -57,15 +57,15 @@ def test_says_what_to_do_without_python_311(project):
 def test_finds_python(project, where):
     add_python(project / "bin/python3.11", "/bin/false")
     add_python(project / where)
+    (project / "bin/mkdir").unlink()  # stop it before the slow part
     run = setup(project, **({"PYTHON": str(project / "named")} if where == "named" else {}))
-    assert run.returncode == 0, run.stderr
-    assert os.path.realpath(project / ".venv/bin/python") == PYTHON
-    assert "-r requirements-py311.lock -r requirements-nodeps.txt" in (project / "uv.log").read_text()
+    assert f"making .venv with {PYTHON};" in run.stderr
 
 
 def test_second_run_is_silent_and_a_changed_lock_is_installed(project):
     add_python(project / "bin/python3.11")
     assert setup(project).returncode == 0
+    assert os.path.realpath(project / ".venv/bin/python") == PYTHON
     log = (project / "uv.log").read_text()
     seconds = []
     for _ in range(5):
@@ -75,6 +75,7 @@ def test_second_run_is_silent_and_a_changed_lock_is_installed(project):
         assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert min(seconds) < 0.2  # 0.03 s on a quiet machine
     assert (project / "uv.log").read_text() == log
+    assert "-r requirements-py311.lock -r requirements-nodeps.txt" in log
     (project / "requirements-py311.lock").write_text("# changed\n")
     (project / ".venv/kept").touch()
     assert setup(project).returncode == 0

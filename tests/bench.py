@@ -1,0 +1,76 @@
+"""Speed and memory of what runs exist: `make bench` writes outputs/bench.json and a plot.
+
+The stages' own records give rates and peaks; requests are timed here, interleaved, in one process.
+"""
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from recsys.core import find_root, read_json, write_json
+from recsys.recommender import STAGES_MS, load_run
+
+OUT = find_root() / "outputs"
+
+
+def stage_figures(run):
+    rows = {}
+    for file in sorted(run.glob("*/stage.json")):
+        r = read_json(file)
+        rate = {k: v for k, v in r["metrics"].items() if k in ("rows_per_s", "positives_a_second")}
+        rows[r["stage"]] = dict(seconds=r["timings"]["total"], peak_memory_mib=r["peak_memory_mib"], **rate)
+    return rows
+
+
+def request_figures(run, n=400):
+    "One request at a time and batches of 32, alternating, known users at the end of training."
+    rec = load_run(run)
+    rng, ids = np.random.default_rng(0), rec.users.ids
+    one, batch = [], []
+    for i in range(n + 20):
+        users = [u.decode() for u in rng.choice(ids, 32)]
+        t = time.perf_counter(); a = rec.recommend(dict(user_id=users[:1])); one.append((time.perf_counter() - t, a["stage_ms"]))
+        if i % 8 == 0:
+            t = time.perf_counter(); rec.recommend(dict(user_id=users)); batch.append(time.perf_counter() - t)
+    total = np.array([t for t, _ in one[20:]]) * 1e3
+    return dict(p50_ms=float(np.median(total)), p99_ms=float(np.quantile(total, 0.99)), users_a_second_in_batches_of_32=float(32 / np.median(batch[3:])),
+                stages_p50_ms={s: float(np.median([m[s] for _, m in one[20:]])) for s in STAGES_MS})
+
+
+def plot(figures, path):
+    import matplotlib
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(1, 2, figsize=(10, 3.5))
+    for i, (run, f) in enumerate(figures["runs"].items()):
+        left = 0
+        for j, (stage, r) in enumerate(f["stages"].items()):
+            ax[0].barh(run, r["seconds"], left=left, color=str(0.25 + 0.6 * (j % 2)), edgecolor="black", lw=0.4); left += r["seconds"]
+        ms = f["request"]["stages_p50_ms"]
+        ax[1].barh(np.arange(len(ms)) + i * 0.8 / len(figures["runs"]), list(ms.values()), 0.8 / len(figures["runs"]), label=run, color=str(0.2 + 0.5 * i / len(figures["runs"])))
+    ax[0].set(xlabel="seconds, stage after stage", title="A run")
+    ax[1].set_yticks(range(len(STAGES_MS)), STAGES_MS); ax[1].invert_yaxis(); ax[1].legend()
+    ax[1].set(xlabel="median milliseconds", title="A request in this process")
+    fig.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def main():
+    runs = sorted(f.parent.parent for f in OUT.glob("*/evaluate/stage.json") if f.parent.parent.name != "tiny")
+    if not runs: sys.exit("bench: no finished run in outputs/; `make run` makes one")
+    figures = dict(cores=os.cpu_count(), load=os.getloadavg()[0], runs={})
+    for run in runs:
+        figures["runs"][run.name] = dict(stages=stage_figures(run), request=request_figures(str(run)))
+        f = figures["runs"][run.name]
+        print(f"{run.name}: {sum(r['seconds'] for r in f['stages'].values()):.0f} s, peak {max(r['peak_memory_mib'] for r in f['stages'].values()):,} MiB")
+        for stage, r in f["stages"].items(): print(f"  {stage:<12}" + "  ".join(f"{k} {v:,.0f}" for k, v in r.items()))
+        print("  request", json.dumps({k: round(v, 2) for k, v in f["request"].items() if k != "stages_p50_ms"}))
+    write_json(OUT / "bench.json", figures)
+    plot(figures, OUT / "bench.png")
+    print(f"load {figures['load']:.1f} on {figures['cores']} cores; outputs/bench.json, outputs/bench.png")
+
+
+if __name__ == "__main__":
+    main()

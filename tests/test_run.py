@@ -1,0 +1,148 @@
+"""The command line and the runner as a user meets them: real notebooks, real papermill, real exit codes."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\nBOOTSTRAP: 50\n"
+
+
+def recsys(*args, cwd=ROOT, **env):
+    code = "import sys; sys.argv[0] = 'recsys'; from recsys.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), **env}, timeout=1200)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    "One run from the command line, and its folder."
+    folder = tmp_path_factory.mktemp("outputs")
+    params = folder / "small.yaml"
+    params.write_text(SMALL + f"OUTPUTS: {folder}\n")
+    run = recsys("run", "--params", params)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder / "small", params, run.stdout
+
+
+def stages(folder):
+    return {f.parent.name: json.loads(f.read_text()) for f in folder.glob("*/stage.json")}
+
+
+def test_a_run_leaves_its_record(done):
+    folder, _, out = done
+    names = ["ingest", "data_prep", "embeddings", "two_tower", "index", "dlrm", "bundle", "evaluate"]
+    assert sorted(stages(folder)) == sorted(names)
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("[")] == names
+    for record in stages(folder).values():
+        assert {"parameters", "rows", "timings", "outputs", "key", "peak_memory_mib"} <= set(record)
+    notebooks = sorted(f.name for f in (folder / "notebooks").glob("*.ipynb"))
+    assert notebooks == ["02_sources.ipynb", "03_data_prep.ipynb", "04_embeddings.ipynb", "05_two_tower.ipynb", "06_index.ipynb",
+                         "07_dlrm.ipynb", "11_recommender.ipynb", "14_evaluate.ipynb"]
+    page = (folder / "report.html").read_text()
+    assert page.count("<figure>") >= 5 and "report.html" in out
+    assert str(ROOT) not in page
+
+
+def test_metrics_are_rows_of_the_contract(done):
+    rows = json.loads((done[0] / "evaluate/metrics.json").read_text())
+    assert all(set(r) == {"system", "segment", "metric", "value", "low", "high", "n"} for r in rows)
+    systems = {r["system"] for r in rows}
+    assert systems == {"retrieval", "full", "full_unfiltered", "popularity", "recent_popularity", "repeat", "item_knn", "oracle"}
+    ndcg = {r["system"]: r["value"] for r in rows if r["segment"] == "all" and r["metric"] == "ndcg@10"}
+    assert max(ndcg, key=ndcg.get) == "oracle"
+    assert {"recall@10", "ndcg@10", "mrr@10", "coverage@10", "recall@300"} <= {r["metric"] for r in rows}
+
+
+def test_again_everything_is_skipped(done):
+    folder, params, _ = done
+    before = stages(folder)
+    run = recsys("run", "--params", params)
+    assert run.returncode == 0 and run.stdout.count("unchanged, skipped") == 8, run.stdout
+    assert stages(folder) == before
+
+
+def test_a_changed_parameter_runs_what_depends_on_it(done):
+    from recsys.core import load_params
+    from recsys.pipeline import FULL, is_done
+    changed = lambda *sets: [s.name for s in FULL if not is_done(s, load_params(done[1], sets))]
+    assert changed() == []
+    assert changed("BOOTSTRAP=60") == ["evaluate"]
+    assert changed("DLRM_LR=0.01") == ["dlrm"]      # the rest follows once its files have changed
+    assert changed("SEED=1") == [s.name for s in FULL]
+
+
+def test_part_of_a_run(done):
+    run = recsys("run", "--params", done[1], "--from", "index", "--to", "index", "--force")
+    assert run.returncode == 0 and "[1/1] index" in run.stdout and "skipped" not in run.stdout
+    assert "no stage indx" in recsys("run", "--params", done[1], "--from", "indx").stderr
+
+
+def test_recommend_prints_what_it_says(done):
+    table = recsys("recommend", "--run", done[0], "-k", "3")
+    assert table.returncode == 0 and "anonymous visitor" in table.stdout and "two-tower #" in table.stdout
+    user = pd.read_parquet(done[0] / "ingest/interactions.parquet").user_id.dropna().iloc[0]
+    ask = lambda *more: json.loads(recsys("recommend", "--run", done[0], "--user", user, "--json", *more).stdout)
+    one = ask("-k", "5", "--device", "mobile", "--at", "2026-06-30T18:00")
+    assert len({i["item_id"] for i in one["items"]}) == 5 and one["reasons"]["user"] == "known" and one["reasons"]["fallbacks"] == []
+    scores = [i["score"] for i in one["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert one["items"][0]["title"] and one["items"][0]["price"] > 0
+    without = ask("-k", "5", "--device", "mobile", "--at", "2026-06-30T18:00", "--exclude", one["items"][0]["item_id"])
+    assert one["items"][0]["item_id"] not in [i["item_id"] for i in without["items"]]
+
+
+@pytest.mark.parametrize("args, message", [
+    (["run", "--params", "no.yaml"], "no.yaml: no such params file"),
+    (["run", "--params", "params/quickstart.yaml", "--set", "K=0"], "--set K: K is 0, expected 1 to 1000"),
+    (["run", "--params", "params/quickstart.yaml", "--set", "KK=1"], "unknown parameter KK; did you mean K"),
+    (["recommend", "--run", "never-ran"], "no bundle; make it with: recsys run"),
+    (["recommend", "--run", "quickstart", "--at", "noon"], "--at noon: expected"),
+    (["catalog", "no.yaml"], "no.yaml"),
+])
+def test_mistakes_end_with_one_message(args, message, tmp_path):
+    run = recsys(*args, RECSYS_OUTPUTS=str(tmp_path))
+    assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert list(tmp_path.iterdir()) == []        # nothing was begun
+
+
+def test_a_failing_cell_stops_the_run_and_keeps_its_notebook(tmp_path):
+    params = tmp_path / "broken.yaml"
+    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/none.parquet\nOUTPUTS: {tmp_path}\n")
+    run = recsys("run", "--params", params)
+    notebook = tmp_path / "broken/notebooks/02_sources.ipynb"
+    assert run.returncode == 1
+    assert "stage ingest failed" in run.stderr and "no parquet or CSV file there" in run.stderr and str(notebook) in run.stderr
+    assert "Traceback" not in run.stderr
+    assert notebook.is_file() and not (tmp_path / "broken/ingest/stage.json").exists()
+    assert not (tmp_path / "broken/data_prep").exists()
+
+
+def test_own_tables_with_nothing_but_interactions(tmp_path):
+    "Leave-one-out on a bare table: every feature that it lacks falls away, and says so."
+    rng = np.random.default_rng(0)
+    taste, n = rng.integers(0, 6, 300), rng.integers(4, 25, 300)
+    user = np.repeat(np.arange(300), n)
+    item = taste[user] * 40 + rng.integers(0, 40, len(user)) ** 2 // 40
+    pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_700_000_000 + rng.integers(0, 10**6, len(user)))).to_parquet(tmp_path / "t.parquet")
+    code = f"""
+from recsys.core import default_params
+from recsys.pipeline import FULL, run_here
+p = default_params(SOURCE="parquet", INTERACTIONS={str(tmp_path / 't.parquet')!r}, OUTPUTS={str(tmp_path)!r}, RUN="own", SPLIT="leave_one_out", TT_EPOCHS=4, DLRM_EPOCHS=2, BOOTSTRAP=50)
+for s in FULL: run_here(s, p)
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    for name in ("device_type", "top_category", "text", "image"):
+        assert f"no feature {name}" in run.stdout
+    rows = json.loads((tmp_path / "own/evaluate/metrics.json").read_text())
+    value = {r["system"]: r["value"] for r in rows if r["segment"] == "all" and r["metric"] == "recall@10"}
+    assert value["full"] > value["popularity"] and "oracle" not in value
+    assert value["repeat"] <= value["popularity"] + 0.05     # the history is hidden: nothing can be repeated
+    answer = json.loads(recsys("recommend", "--run", tmp_path / "own", "--user", "7", "-k", "4", "--json").stdout)
+    assert len(answer["items"]) == 4 and answer["reasons"]["user"] == "known"
