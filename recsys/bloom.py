@@ -15,10 +15,10 @@ from .core import RecsysError
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-05
 def hash_ids(
-    ids,            # strings, or integers that stand for their decimal string
+    ids,            # strings, their UTF-8 bytes, or integers that stand for their decimal string
 ) -> np.ndarray:    # uint64 [n], the same in every process and on every machine
     "Hash ids to 64 bits.\n\nRFC 7693 (BLAKE2b)."
-    digests = [hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in ids]
+    digests = [hashlib.blake2b(i if isinstance(i, bytes) else str(i).encode(), digest_size=8).digest() for i in ids]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-07

@@ -8,7 +8,7 @@ __all__ = ['PARAMS', 'RecsysError', 'Param', 'check_value', 'Params', 'default_p
            'run_lock', 'StageRecord', 'record_stage', 'save_record']
 
 # %% ../nbs/00_core.ipynb #00-core-02
-import contextlib, difflib, hashlib, json, os, re, resource, sys, tempfile, time
+import contextlib, difflib, hashlib, json, os, re, resource, sys, tempfile, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import yaml
@@ -20,6 +20,9 @@ class RecsysError(ValueError):
     "Signal a mistake in the input that its message tells how to mend."
 
 # %% ../nbs/00_core.ipynb #00-core-08
+for _message in ("PyTorch dtype mappings did not load", "Initializing an NVTabular Dataset in CPU mode"): warnings.filterwarnings("ignore", message=_message)
+
+# %% ../nbs/00_core.ipynb #00-core-11
 @dataclass(frozen=True)
 class Param:
     "Declare one parameter: its type is the type of its default."
@@ -33,7 +36,7 @@ class Param:
     @property
     def type(self) -> type: return type(self.default)
 
-# %% ../nbs/00_core.ipynb #00-core-10
+# %% ../nbs/00_core.ipynb #00-core-13
 _PARAMS = [
     # the run
     Param("RUN", "tiny", "name of the run: its folder under OUTPUTS; a params file's own name unless it says otherwise"),
@@ -79,6 +82,7 @@ _PARAMS = [
     Param("USER_ID", False, "give the towers and the ranker an embedding of the user's id"),
     # index
     Param("INDEX", "auto", "candidate index; auto measures and takes the fastest that is good enough", choices=("auto", "flat", "ivf", "hnsw")),
+    Param("INDEX_GPU", False, "build the index on the first GPU; it is stored in its CPU form"),
     Param("INDEX_RECALL", 0.99, "recall against exact search that an index must reach", 0.5, 1.0),
     # ranker
     Param("DLRM_DIM", 64, "dimensions of the ranker's embeddings", 4, 512),
@@ -104,11 +108,12 @@ _PARAMS = [
     Param("EVAL_CASES", 100000, "test cases, at most, sampled by seed", 100, 10**8),
     Param("BOOTSTRAP", 1000, "resamples of users behind each interval", 50, 100000),
     Param("MASK_HISTORY", "auto", "hide every item of the user's history in evaluation; auto: only for leave_one_out", choices=("auto", "true", "false")),
+    Param("BASELINE_HISTORY", 100, "earlier items that the baselines repeat and item_knn see", 1, 500),
     Param("RECENT_DAYS", 3.0, "half-life of the recent-popularity baseline, days", 0.05, 400),
 ]
 PARAMS = {p.name: p for p in _PARAMS}  # every parameter by its name
 
-# %% ../nbs/00_core.ipynb #00-core-12
+# %% ../nbs/00_core.ipynb #00-core-15
 def check_value(
     name: str,    # parameter's name
     value,        # what was given
@@ -129,7 +134,7 @@ def check_value(
         raise RecsysError(f"{source}: RUN is {value!r}, expected a folder name of letters, digits, dot, dash, underscore")
     return value
 
-# %% ../nbs/00_core.ipynb #00-core-14
+# %% ../nbs/00_core.ipynb #00-core-17
 class Params(dict):
     "Hold a full, checked set of parameters; `p.SEED` reads one."
     def __init__(self, values=(), source: str = "parameters", **over):
@@ -147,12 +152,12 @@ class Params(dict):
         "Take the declared upper-case names out of a notebook's `globals()`."
         return cls({n: scope[n] for n in PARAMS if n in scope}, source="the parameters cell")
 
-# %% ../nbs/00_core.ipynb #00-core-16
+# %% ../nbs/00_core.ipynb #00-core-19
 def default_params(**over) -> Params:
     "Make the declared defaults, changed by keyword."
     return Params(over, source="default_params")
 
-# %% ../nbs/00_core.ipynb #00-core-19
+# %% ../nbs/00_core.ipynb #00-core-22
 class _FlatLoader(yaml.SafeLoader): "Read YAML with `1e-3` as a number and no key twice."
 
 _FlatLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
@@ -165,7 +170,7 @@ def _no_duplicates(loader, node):
 
 _FlatLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _no_duplicates)
 
-# %% ../nbs/00_core.ipynb #00-core-21
+# %% ../nbs/00_core.ipynb #00-core-24
 def load_params(
     path: str | Path,  # YAML file of parameters, flat and upper case
     sets: tuple = (),  # KEY=VALUE strings that win over the file
@@ -181,7 +186,7 @@ def load_params(
     p.update({k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, sets)})
     return p
 
-# %% ../nbs/00_core.ipynb #00-core-22
+# %% ../nbs/00_core.ipynb #00-core-25
 def parse_set(text: str) -> tuple[str, object]:  # "KEY=VALUE" -> name and typed value
     "Split KEY=VALUE and read the value as the declared type."
     name, eq, raw = text.partition("=")
@@ -190,19 +195,19 @@ def parse_set(text: str) -> tuple[str, object]:  # "KEY=VALUE" -> name and typed
     if q is None or q.type is str: return name, raw
     return name, yaml.load(raw, _FlatLoader)
 
-# %% ../nbs/00_core.ipynb #00-core-25
+# %% ../nbs/00_core.ipynb #00-core-28
 def find_root() -> Path:  # folder that holds settings.ini
     "Find the project's root from the working folder upwards, else from the library's own place."
     for d in [Path.cwd(), *Path.cwd().parents, *Path(__file__ if "__file__" in globals() else ".").resolve().parents]:
         if (d / "settings.ini").is_file() and (d / "recsys").is_dir(): return d
     return Path.cwd()
 
-# %% ../nbs/00_core.ipynb #00-core-27
+# %% ../nbs/00_core.ipynb #00-core-30
 def resolve(path: str | Path) -> Path:
     "Make a path absolute: `~` is the home folder, a relative one starts at the project's root."
     return find_root() / Path(path).expanduser()
 
-# %% ../nbs/00_core.ipynb #00-core-29
+# %% ../nbs/00_core.ipynb #00-core-32
 @contextlib.contextmanager
 def atomic_path(path: str | Path):  # yields a temporary path in the same folder
     "Write a file under a temporary name and rename it into place when the block succeeds."
@@ -215,7 +220,7 @@ def atomic_path(path: str | Path):  # yields a temporary path in the same folder
     finally:
         with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
 
-# %% ../nbs/00_core.ipynb #00-core-30
+# %% ../nbs/00_core.ipynb #00-core-33
 def write_json(path: str | Path, obj) -> Path:
     "Write an object as sorted, indented JSON, atomically; NaN is refused."
     text = json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
@@ -228,14 +233,14 @@ def _plain(x):
     if hasattr(x, "tolist"): return x.tolist()
     raise TypeError(f"{type(x).__name__} does not go into JSON: {x!r}")
 
-# %% ../nbs/00_core.ipynb #00-core-31
+# %% ../nbs/00_core.ipynb #00-core-34
 def read_json(path: str | Path):
     "Read JSON; raise `RecsysError` with the file's name where it is missing or broken."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: raise RecsysError(f"{path}: no such file") from None
     except json.JSONDecodeError as e: raise RecsysError(f"{path}: not valid JSON ({e})") from None
 
-# %% ../nbs/00_core.ipynb #00-core-33
+# %% ../nbs/00_core.ipynb #00-core-36
 def sha256_file(path: str | Path) -> str:
     "Hash a file's bytes."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256_stream(f)
@@ -245,31 +250,31 @@ def _sha256_stream(f) -> str:
     while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
-# %% ../nbs/00_core.ipynb #00-core-35
+# %% ../nbs/00_core.ipynb #00-core-38
 def progress(iterable, desc: str, total: int | None = None):
     "Show a bar with rate and time left on stderr while iterating."
     return tqdm(iterable, desc=desc, total=total, mininterval=0.5, file=sys.stderr, dynamic_ncols=True)
 
-# %% ../nbs/00_core.ipynb #00-core-38
+# %% ../nbs/00_core.ipynb #00-core-41
 def run_dir(p: Params) -> Path:
     "Name the folder of a run, OUTPUTS/RUN; the variable RECSYS_OUTPUTS moves the default OUTPUTS elsewhere."
     moved = os.environ.get("RECSYS_OUTPUTS") if p.OUTPUTS == PARAMS["OUTPUTS"].default else None
     return resolve(moved or p.OUTPUTS) / p.RUN
 
-# %% ../nbs/00_core.ipynb #00-core-39
+# %% ../nbs/00_core.ipynb #00-core-42
 def stage_dir(p: Params, stage: str) -> Path:
     "Make the folder of a stage within its run and return it."
     d = run_dir(p) / stage
     d.mkdir(parents=True, exist_ok=True)
     return d
 
-# %% ../nbs/00_core.ipynb #00-core-40
+# %% ../nbs/00_core.ipynb #00-core-43
 def run_lock(p: Params) -> FileLock:
     "Give the lock of a run's folder; one process may take it again while it holds it."
     run_dir(p).mkdir(parents=True, exist_ok=True)
     return FileLock(run_dir(p) / ".lock", is_singleton=True)
 
-# %% ../nbs/00_core.ipynb #00-core-42
+# %% ../nbs/00_core.ipynb #00-core-45
 class StageRecord:
     "Collect what a stage has to say about itself."
     def __init__(self, p: Params, stage: str):
@@ -292,7 +297,7 @@ class StageRecord:
         fig.savefig(self.dir / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         self.figures.append({"file": f"{name}.png", "caption": caption})
 
-# %% ../nbs/00_core.ipynb #00-core-43
+# %% ../nbs/00_core.ipynb #00-core-46
 @contextlib.contextmanager
 def record_stage(p: Params, stage: str):  # yields a StageRecord
     "Run a stage's work and write its stage.json once it has succeeded; a failed stage has none."
@@ -302,7 +307,7 @@ def record_stage(p: Params, stage: str):  # yields a StageRecord
         yield rec
         save_record(rec, time.perf_counter() - t)
 
-# %% ../nbs/00_core.ipynb #00-core-44
+# %% ../nbs/00_core.ipynb #00-core-47
 def save_record(rec: StageRecord, seconds: float) -> Path:
     "Write stage.json: parameters, hashes of the files, rows, timings, peak memory, metrics, notes."
     files = sorted(f for f in rec.dir.rglob("*") if f.is_file() and f.name != "stage.json" and not f.name.startswith("."))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['KS', 'DEPTH', 'test_cases', 'past_items', 'model_lists', 'block_lists', 'take_rows', 'past_mask', 'baseline_lists',
-           'oracle_lists', 'source_parameters', 'load_user_ids', 'device_positions', 'segments', 'system_rows',
-           'compare_systems', 'is_masked', 'run_evaluate', 'report_numbers', 'plot_systems', 'plot_segments']
+           'long_history', 'tuned_knn', 'oracle_lists', 'source_parameters', 'load_user_ids', 'device_positions',
+           'segments', 'system_rows', 'compare_systems', 'is_masked', 'run_evaluate', 'report_numbers', 'plot_systems',
+           'plot_segments']
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-02
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,10 @@ import numpy as np
 from . import baselines
 from .core import Params, progress, read_json, record_stage, stage_dir, write_json
 from .data_prep import Prepared, load_prepared
+from .features import history_at, load_arrays
 from .index import search
 from .metrics import case_metrics, coverage, metric_row, metric_rows, paired_bootstrap, rank_of_relevant
-from .recommender import Bundle, fill_candidates, run_session, score_candidates
+from .recommender import Bundle, fill_candidates, run_session, score_candidates, seen_since
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-07
 KS, DEPTH = (10, 20, 50), 100   # list lengths reported, and how long the lists are
@@ -29,7 +31,7 @@ def test_cases(prep: Prepared, at_most: int, seed: int) -> np.ndarray:  # positi
 def past_items(
     prep: Prepared,
     pos: np.ndarray,           # positions into events [B]
-    seconds: int | None = None,  # only so far back; None: everything
+    since=None,                # only from these seconds on, [B]; None: everything
 ) -> tuple[np.ndarray, np.ndarray]:  # case numbers, item rows: one pair for each past event
     "List what each case's user did strictly before it."
     e = prep.events
@@ -37,7 +39,7 @@ def past_items(
     n = hi - lo
     case = np.repeat(np.arange(len(pos)), n)
     at = np.arange(n.sum()) + np.repeat(hi - np.cumsum(n), n)
-    keep = slice(None) if seconds is None else e["timestamp"][at] >= (e["timestamp"][pos] - seconds)[case]
+    keep = slice(None) if since is None else e["timestamp"][at] >= np.asarray(since)[case]
     return case[keep], e["item"][at][keep]
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-12
@@ -47,7 +49,7 @@ def model_lists(
     pos: np.ndarray,     # test cases [B]
     masked: bool,        # hide the whole history from every system
     depth: int = DEPTH,  # items a list
-    block: int = 256,    # cases at a time
+    block: int = 64,     # cases at a time, each with the embeddings of all its candidates
 ) -> dict:               # retrieval [B, CANDIDATES]; ranker's full, full_unfiltered [B, depth]; item rows, -1 padded
     "Run retrieval, filter and ranker on every case."
     starts = range(0, len(pos), block)
@@ -59,9 +61,9 @@ def model_lists(
 def block_lists(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, depth: int) -> dict:
     "Do the work of `model_lists` for one block."
     x, C, n = prep.query_inputs(pos), bundle.serving.CANDIDATES, len(bundle.ids)
-    hide = lambda seconds: past_mask(prep, pos, seconds, n)
-    seen = hide(bundle.serving.SEEN_DAYS * 86400) if bundle.serving.SEEN_DAYS else np.zeros((len(pos), n), bool)
-    always = hide(None) if masked else np.zeros_like(seen)
+    nothing, days = np.zeros((len(pos), n), bool), bundle.serving.SEEN_DAYS
+    seen = past_mask(prep, pos, seen_since(prep.events["timestamp"][pos], days), n) if days else nothing
+    always = past_mask(prep, pos, None, n) if masked else nothing
     extra = int((seen | always).sum(1).max(initial=0))
     _, found = search(bundle.index, run_session(bundle.query_tower, x), min(n, C + extra))
     hidden = lambda mask: np.take_along_axis(mask, np.maximum(found, 0), 1)
@@ -79,30 +81,51 @@ def take_rows(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     "Pick rows by position, -1 stays -1."
     return np.where(at < 0, -1, np.take_along_axis(rows, np.maximum(at, 0), 1))
 
-def past_mask(prep: Prepared, pos: np.ndarray, seconds, n: int) -> np.ndarray:  # bool [B, n]
+def past_mask(prep: Prepared, pos: np.ndarray, since, n: int) -> np.ndarray:  # bool [B, n]
     "Mark each case's past items."
     mask = np.zeros((len(pos), n), bool)
-    mask[past_items(prep, pos, seconds)] = True
+    mask[past_items(prep, pos, since)] = True
     return mask
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-18
-def baseline_lists(prep: Prepared, pos: np.ndarray, masked: bool, recent_days: float, depth: int = DEPTH) -> tuple[dict, dict]:  # item rows [B, depth] a baseline; seconds a baseline
-    "Run the baselines on every case."
+def baseline_lists(
+    prep: Prepared,
+    pos: np.ndarray,      # test cases [B]
+    masked: bool,         # hide the whole history
+    p: Params,            # RECENT_DAYS, BASELINE_HISTORY, SEED
+    depth: int = DEPTH,   # items a list
+) -> tuple[dict, dict]:   # item rows [B, depth] a baseline; seconds a baseline, tuning included
+    "Run the baselines on every case, item_knn with the settings that do best on validation."
     import time
     e, n = prep.events, prep.n_items
     known = np.flatnonzero(e["case"] & (e["split"] < 2)); user, item, ts = (np.asarray(e[k][known]) for k in ("user", "item", "timestamp"))
     recent = np.flatnonzero(e["case"]) if prep.meta["split"] == "time" else known     # leave_one_out: the test cases of others lie in the past
     counts = np.bincount(item, minlength=n)
-    makers = dict(popularity=lambda: baselines.popularity(counts), repeat=lambda: baselines.repeat(counts), item_knn=lambda: baselines.item_knn(user, item, ts, n),
-                  recent_popularity=lambda: baselines.recent_popularity(np.asarray(e["item"][recent]), np.asarray(e["timestamp"][recent]), n, recent_days))
-    hist, now, lists, seconds = prep.history_rows(pos), np.asarray(e["timestamp"][pos]), {}, {}
+    makers = dict(popularity=lambda: baselines.popularity(counts), repeat=lambda: baselines.repeat(counts), item_knn=lambda: baselines.item_knn(user, item, ts, n, **tuned_knn(prep, p, masked)),
+                  recent_popularity=lambda: baselines.recent_popularity(np.asarray(e["item"][recent]), np.asarray(e["timestamp"][recent]), n, p.RECENT_DAYS))
+    hist, now, lists, seconds = long_history(prep, pos, p.BASELINE_HISTORY), np.asarray(e["timestamp"][pos]), {}, {}
     hide = (lambda b: past_items(prep, pos[b])) if masked else None
     for name, make in progress(makers.items(), "baselines"):
         t = time.perf_counter()
         lists[name] = baselines.recommend(make(), hist, now, depth, hide); seconds[name] = round(time.perf_counter() - t, 2)
     return lists, seconds
 
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-21
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-19
+def long_history(prep: Prepared, pos: np.ndarray, length: int) -> np.ndarray:  # item rows [B, length], newest last, -1 padded
+    "Gather longer histories than the models see, for the baselines that gain from them."
+    return history_at(prep.hist_items, prep.events["hist_first"][pos], prep.events["hist_cut"][pos], length)
+
+def tuned_knn(prep: Prepared, p: Params, masked: bool, cases: int = 2000) -> dict:  # settings of item_knn
+    "Choose item_knn's settings on validation cases, learned from training events."
+    e = prep.events
+    known = np.flatnonzero(e["case"] & (e["split"] == 0)); pos = prep.positions("valid")
+    if not len(pos): return {}
+    pos = np.sort(np.random.default_rng(p.SEED).choice(pos, min(cases, len(pos)), replace=False))
+    make = baselines.item_knn_maker(*(np.asarray(e[k][known]) for k in ("user", "item", "timestamp")), prep.n_items)
+    hide = (lambda b: past_items(prep, pos[b])) if masked else None
+    return baselines.tune(make, baselines.KNN_GRID, long_history(prep, pos, p.BASELINE_HISTORY), np.asarray(e["timestamp"][pos]), np.asarray(e["item"][pos]), np.asarray(e["user"][pos]), hide)[0]
+
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-22
 def oracle_lists(prep: Prepared, p: Params, pos: np.ndarray, masked: bool, depth: int = DEPTH, **blind) -> np.ndarray:  # item rows [B, depth]
     "Rank by the shop's true choice probabilities; `context=False` or `content=False` blinds the oracle."
     import pandas as pd
@@ -129,7 +152,6 @@ def source_parameters(p: Params) -> Params:
 
 def load_user_ids(prep: Prepared) -> np.ndarray:
     "Read the user ids in row order."
-    from recsys.features import load_arrays
     return load_arrays(prep.folder / "users.npz")["user_id"]
 
 def device_positions(prep: Prepared, names: list) -> np.ndarray:
@@ -139,7 +161,7 @@ def device_positions(prep: Prepared, names: list) -> np.ndarray:
     out[ids] = [names.index(v.decode()) for v in values]
     return out
 
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-24
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-25
 def segments(prep: Prepared, pos: np.ndarray) -> dict:  # name -> bool [B]
     "Cut the cases by what training knew of user and item."
     e = prep.events; user, item = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
@@ -147,7 +169,7 @@ def segments(prep: Prepared, pos: np.ndarray) -> dict:  # name -> bool [B]
     warm = trained[user]
     return dict(all=np.ones(len(pos), bool), warm_user=warm, new_user=~warm & (user >= 0), anonymous=user < 0, warm_item=prep.item_counts[item] > 0, new_item=prep.item_counts[item] == 0)
 
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-26
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-27
 def system_rows(lists: dict, prep: Prepared, pos: np.ndarray, draws: int, seed: int) -> list:  # rows of metrics.json
     "Measure every system on every segment."
     e, rows = prep.events, []
@@ -160,14 +182,14 @@ def system_rows(lists: dict, prep: Prepared, pos: np.ndarray, draws: int, seed: 
         rows.append(metric_row(system, "all", "coverage@10", coverage(top[:, :10], prep.n_items), n=len(pos)))
     return rows
 
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-27
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-28
 def compare_systems(lists: dict, prep: Prepared, pos: np.ndarray, draws: int, seed: int, system: str = "full", metric: str = "ndcg@10") -> list:
     "Estimate by how much one system exceeds each other, paired, with the interval over users."
     e = prep.events; users, relevant = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
     value = {n: case_metrics(rank_of_relevant(top, relevant))[metric] for n, top in lists.items()}
     return [dict(system=system, other=n, metric=metric, **dict(zip(("difference", "low", "high"), paired_bootstrap(value[system], v, users, draws, seed)))) for n, v in value.items() if n != system]
 
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-30
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-31
 def is_masked(prep: Prepared, wanted: str) -> bool:
     "Tell whether the history is hidden in evaluation."
     return wanted == "true" or wanted == "auto" and prep.meta["split"] == "leave_one_out"
@@ -179,7 +201,7 @@ def run_evaluate(p: Params) -> list:  # rows {system, segment, metric, value, lo
         pos, masked = test_cases(prep, p.EVAL_CASES, p.SEED), is_masked(prep, p.MASK_HISTORY)
         rec.rows["cases"], rec.rows["of"] = len(pos), len(prep.positions("test"))
         with rec.timing("models"): lists = model_lists(bundle, prep, pos, masked)
-        with rec.timing("baselines"): more, seconds = baseline_lists(prep, pos, masked, p.RECENT_DAYS)
+        with rec.timing("baselines"): more, seconds = baseline_lists(prep, pos, masked, p)
         lists |= more; rec.timings |= {f"baseline {k}": v for k, v in seconds.items()}
         if source_parameters(p).SOURCE == "shop":
             with rec.timing("oracle"): lists["oracle"] = oracle_lists(prep, p, pos, masked)
@@ -191,7 +213,7 @@ def run_evaluate(p: Params) -> list:  # rows {system, segment, metric, value, lo
         rec.figure(plot_segments(rows), "segments", "NDCG@10 by segment: what training knew of user and item")
     return rows
 
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-31
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-32
 def report_numbers(rec, rows: list, pairs: list, systems: set) -> None:
     "Put the headline figures into the stage's record and say who is ahead."
     value = {(r["system"], r["metric"]): r["value"] for r in rows if r["segment"] == "all"}
@@ -201,7 +223,7 @@ def report_numbers(rec, rows: list, pairs: list, systems: set) -> None:
         verdict = "above" if r["low"] > 0 else "below" if r["high"] < 0 else "not told apart from"
         rec.note(f"full is {verdict} {r['other']}: {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})")
 
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-32
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-33
 def plot_systems(rows: list, metric: str = "ndcg@10"):
     "Draw one metric of all systems with intervals."
     import matplotlib.pyplot as plt
@@ -213,7 +235,7 @@ def plot_systems(rows: list, metric: str = "ndcg@10"):
     ax.set(xlabel=f"{metric}, mean over users with 95 % interval", title=f"The full path reaches {full / max(popular, 1e-9):.1f} times popularity")
     return fig
 
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-33
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-34
 def plot_segments(rows: list, metric: str = "ndcg@10", systems: tuple = ("full", "retrieval", "item_knn", "popularity", "oracle")):
     "Draw one metric by segment."
     import matplotlib.pyplot as plt

@@ -146,15 +146,16 @@ def measure(
 def settings_of(index, k: int) -> list[dict]:
     "List the search settings worth trying on an index."
     if isinstance(index, faiss.IndexHNSW): return [dict(efSearch=int(k * f)) for f in (1, 1.5, 2, 4)]
-    if isinstance(index, faiss.IndexIVF): return [dict(nprobe=n) for n in (1, 2, 4, 8, 16, 32, 64) if n < index.nlist] + [dict(nprobe=index.nlist)]
+    if isinstance(index, faiss.IndexIVF): return [dict(nprobe=n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if n < index.nlist] + [dict(nprobe=index.nlist)]
     return [{}]
 
+# %% ../nbs/06_index.ipynb #06-index-32
 def apply_settings(index, setting: dict):  # the same index
     "Set how broadly an index searches; FAISS stores it with the index."
     for name, value in setting.items(): setattr(index.hnsw if name == "efSearch" else index, name, value)
     return index
 
-# %% ../nbs/06_index.ipynb #06-index-33
+# %% ../nbs/06_index.ipynb #06-index-34
 def compare(
     vectors: np.ndarray,  # [n, d]
     queries: np.ndarray,  # [B, d]
@@ -171,7 +172,7 @@ def compare(
         rows += [dict(kind=kind, setting=s, **measure(apply_settings(built[kind], s), queries, k, exact), build_s=seconds) for s in settings_of(built[kind], k)]
     return rows, built
 
-# %% ../nbs/06_index.ipynb #06-index-36
+# %% ../nbs/06_index.ipynb #06-index-37
 def choose(
     rows: list,             # as `compare` gives them
     recall: float = 0.99,   # that must be reached
@@ -184,7 +185,7 @@ def choose(
     close = [r for r in good if r["ms_p50"] <= fastest * margin]
     return min(close, key=lambda r: (KINDS.index(r["kind"]), r["ms_p50"]))
 
-# %% ../nbs/06_index.ipynb #06-index-38
+# %% ../nbs/06_index.ipynb #06-index-39
 def plot_index(rows: list, chosen: dict, k: int):
     "Draw recall against latency, one mark a setting."
     import matplotlib.pyplot as plt
@@ -197,19 +198,20 @@ def plot_index(rows: list, chosen: dict, k: int):
     ax.legend(); ax.grid(alpha=.3)
     return fig
 
-# %% ../nbs/06_index.ipynb #06-index-41
+# %% ../nbs/06_index.ipynb #06-index-42
 def save_index(index, path: str | Path) -> Path:
     "Write an index in FAISS's own format, atomically."
     with atomic_path(path) as tmp: faiss.write_index(index, str(tmp))
     return Path(path)
 
+# %% ../nbs/06_index.ipynb #06-index-43
 def load_index(path: str | Path):  # FAISS index with the settings it was saved with
     "Read an index; raise `RecsysError` with the file's name where it is missing or broken."
     if not Path(path).is_file(): raise RecsysError(f"{path}: no such index; run the index stage first")
     try: return faiss.read_index(str(path))
     except RuntimeError as e: raise RecsysError(f"{path}: not a FAISS index ({str(e).splitlines()[-1]}); run the index stage again") from None
 
-# %% ../nbs/06_index.ipynb #06-index-44
+# %% ../nbs/06_index.ipynb #06-index-46
 def stage_vectors(p) -> tuple[np.ndarray, np.ndarray]:  # item vectors [n, d] and query vectors [B, d]
     "Read the vectors that the two-tower stage wrote."
     folder = run_dir(p) / "two_tower"
@@ -219,7 +221,7 @@ def stage_vectors(p) -> tuple[np.ndarray, np.ndarray]:  # item vectors [n, d] an
     if not sample.is_file(): return items, items[np.random.default_rng(p.SEED).integers(0, len(items), 256)]
     with np.load(sample, allow_pickle=False) as z: return items, check_vectors(z["query"], "query_sample.npz: query", items.shape[1])
 
-# %% ../nbs/06_index.ipynb #06-index-45
+# %% ../nbs/06_index.ipynb #06-index-47
 def run_index(
     p,           # parameters: INDEX, INDEX_RECALL, CANDIDATES, SEED, RUN, OUTPUTS
 ) -> dict:       # the chosen row of `compare`
@@ -228,7 +230,7 @@ def run_index(
         vectors, queries = stage_vectors(p)
         kinds = KINDS if p.INDEX == "auto" else tuple(dict.fromkeys(("flat", p.INDEX)))
         if p.INDEX == "auto" and len(vectors) > 200_000: kinds = ("flat", "ivf")  # a graph over a million items takes minutes to build
-        with rec.timing("compare"): rows, built = compare(vectors, queries, p.CANDIDATES, kinds, p.SEED, getattr(p, "INDEX_GPU", False))
+        with rec.timing("compare"): rows, built = compare(vectors, queries, p.CANDIDATES, kinds, p.SEED, p.INDEX_GPU)
         row = choose([r for r in rows if p.INDEX in ("auto", r["kind"])], p.INDEX_RECALL)
         if row["recall"] < p.INDEX_RECALL: rec.note(f"index: {row['kind']} reaches recall {row['recall']:.3f} at best, INDEX_RECALL asks for {p.INDEX_RECALL}")
         save_index(apply_settings(built[row["kind"]], row["setting"]), rec.dir / "index.faiss")

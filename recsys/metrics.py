@@ -43,6 +43,7 @@ def hits_at(
     "Turn places into marks on a list of k."
     return np.asarray(ranks)[:, None] == np.arange(k)
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-11
 def mark_hits(
     topk: np.ndarray,      # item rows [B, K], -1 padded
     relevant: np.ndarray,  # relevant item rows [B, R], -1 padded
@@ -50,20 +51,22 @@ def mark_hits(
     "Mark the places of a list that hold a relevant item."
     return ((topk[:, :, None] == relevant[:, None, :]) & (topk >= 0)[:, :, None]).any(2)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-12
+# %% ../nbs/12_metrics.ipynb #12-metrics-13
 def recall(hits: np.ndarray, n_relevant=1) -> np.ndarray:
     "Compute the share of a case's relevant items that the list holds, [B]."
     return hits.sum(1) / np.maximum(n_relevant, 1)
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-15
 def precision(hits: np.ndarray) -> np.ndarray:
     "Compute the share of the list that is relevant, [B]."
     return hits.mean(1)
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-16
 def hit_rate(hits: np.ndarray) -> np.ndarray:
     "Tell whether the list holds any relevant item, [B] as 0 or 1."
     return hits.any(1).astype(float)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-14
+# %% ../nbs/12_metrics.ipynb #12-metrics-18
 def ndcg(
     hits: np.ndarray,  # bool [B, K]
     n_relevant=1,      # relevant items a case, [B] or one number
@@ -73,17 +76,18 @@ def ndcg(
     ideal = np.concatenate([[1.], np.cumsum(discount)])[np.clip(n_relevant, 0, hits.shape[1])]
     return hits @ discount / ideal
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-19
 def mrr(hits: np.ndarray) -> np.ndarray:
     "Compute the reciprocal of the first relevant place, 0 without one, [B]."
     return np.where(hits.any(1), 1 / (hits.argmax(1) + 1), 0)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-16
+# %% ../nbs/12_metrics.ipynb #12-metrics-21
 def average_precision(hits: np.ndarray, n_relevant=1) -> np.ndarray:
     "Average the precision at each relevant place, [B]; its mean over cases is MAP@K."
     at = np.cumsum(hits, 1) / np.arange(1, hits.shape[1] + 1)
     return (at * hits).sum(1) / np.clip(n_relevant, 1, hits.shape[1])
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-18
+# %% ../nbs/12_metrics.ipynb #12-metrics-23
 def case_metrics(
     ranks: np.ndarray,    # place [B] of the one relevant item, inf if absent
     ks: tuple = (10,),    # list lengths
@@ -95,7 +99,7 @@ def case_metrics(
         out |= {f"recall@{k}": inside * 1., f"ndcg@{k}": inside / np.log2(ranks + 2), f"mrr@{k}": inside / (ranks + 1), f"precision@{k}": inside / k}
     return out
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-21
+# %% ../nbs/12_metrics.ipynb #12-metrics-26
 def exposure(
     topk: np.ndarray,  # item rows [B, K], -1 padded
     n_items: int,      # size of the catalogue
@@ -103,11 +107,12 @@ def exposure(
     "Count how often each item is shown."
     return np.bincount(topk[topk >= 0], minlength=n_items)
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-27
 def coverage(topk: np.ndarray, n_items: int) -> float:
     "Compute the share of the catalogue that is shown at least once."
     return float((exposure(topk, n_items) > 0).mean())
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-23
+# %% ../nbs/12_metrics.ipynb #12-metrics-29
 def gini(
     counts: np.ndarray,  # times shown, [n_items]
 ) -> float:              # 0: all items alike, near 1: one item takes all
@@ -115,7 +120,7 @@ def gini(
     x, n = np.sort(np.asarray(counts, float)), len(counts)
     return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum())) if x.sum() else 0.
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-25
+# %% ../nbs/12_metrics.ipynb #12-metrics-31
 def novelty(
     topk: np.ndarray,    # item rows [B, K], -1 padded
     counts: np.ndarray,  # training events of each item
@@ -124,12 +129,13 @@ def novelty(
     bits = -np.log2(np.maximum(counts, 1) / max(np.sum(counts), 1))
     return mean_of_list(bits[topk], topk)
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-32
 def mean_of_list(values: np.ndarray, topk: np.ndarray) -> np.ndarray:
     "Average values over the filled places of each list, [B]."
     filled = topk >= 0
     return np.where(filled, values, 0).sum(1) / np.where(filled.any(1), filled.sum(1), np.nan)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-27
+# %% ../nbs/12_metrics.ipynb #12-metrics-34
 def popularity_bias(
     topk: np.ndarray,    # item rows [B, K], -1 padded
     counts: np.ndarray,  # training events of each item
@@ -137,7 +143,7 @@ def popularity_bias(
     "Average the popularity percentile of the shown items."
     return mean_of_list(((rankdata(counts) - .5) / len(counts))[topk], topk)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-29
+# %% ../nbs/12_metrics.ipynb #12-metrics-36
 def intra_list_diversity(
     topk: np.ndarray,     # item rows [B, K], -1 padded
     vectors: np.ndarray,  # item vectors [n_items, d]
@@ -148,7 +154,7 @@ def intra_list_diversity(
     alike = ((v.sum(1) ** 2).sum(1) - (v ** 2).sum((1, 2))) / 2  # sum over pairs, from the square of the sum
     return 1 - alike / np.where(n > 1, n * (n - 1) / 2, np.nan)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-32
+# %% ../nbs/12_metrics.ipynb #12-metrics-39
 def user_means(
     values: np.ndarray,  # [B] or [B, M], one row a case
     users: np.ndarray,   # user row [B], -1 anonymous
@@ -160,11 +166,12 @@ def user_means(
     columns = [np.bincount(unit, v) / n for v in values.reshape(len(values), -1).T]
     return np.stack(columns, 1).reshape(len(n), *values.shape[1:])
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-40
 def per_user_mean(values: np.ndarray, users: np.ndarray) -> float:
     "Average cases per user, then over users."
     return float(user_means(values, users).mean(0))
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-35
+# %% ../nbs/12_metrics.ipynb #12-metrics-43
 def bootstrap_means(
     means: np.ndarray,  # [U] or [U, M], one row a user
     draws: int = 1000,  # resamples
@@ -179,7 +186,7 @@ def bootstrap_means(
         out.append(np.bincount(drawn.ravel(), minlength=d * n).reshape(d, n) @ means / n)
     return np.concatenate(out)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-37
+# %% ../nbs/12_metrics.ipynb #12-metrics-45
 def bootstrap(
     values: np.ndarray,   # one value a case [B]
     users: np.ndarray,    # user row [B], -1 anonymous
@@ -193,16 +200,18 @@ def bootstrap(
     low, high = np.quantile(bootstrap_means(means, draws, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(means.mean()), float(low), float(high)
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-46
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, users: np.ndarray, draws: int = 1000, seed: int = 42, level: float = .95) -> tuple[float, float, float]:
     "Estimate by how much system `a` exceeds `b` on the same cases, with the interval over users."
     return bootstrap(np.asarray(a, float) - np.asarray(b, float), users, draws, seed, level)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-42
+# %% ../nbs/12_metrics.ipynb #12-metrics-50
 def metric_row(system: str, segment: str, metric: str, value: float, low=None, high=None, n: int = 0) -> dict:
     "Make one row of metrics.json; a metric of the whole list set has no interval."
     number = lambda x: None if x is None or not np.isfinite(x) else float(x)
     return dict(system=system, segment=segment, metric=metric, value=number(value), low=number(low), high=number(high), n=int(n))
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-51
 def metric_rows(
     system: str,          # full, popularity, ...
     segment: str,         # all, new_user, ...
@@ -217,7 +226,7 @@ def metric_rows(
     low, high = np.quantile(bootstrap_means(means, draws, seed), [.025, .975], axis=0)
     return [metric_row(system, segment, name, *row, n=len(users)) for name, row in zip(metrics, zip(means.mean(0), low, high))]
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-45
+# %% ../nbs/12_metrics.ipynb #12-metrics-54
 def auc(
     labels: np.ndarray,  # 0 or 1, [n]
     scores: np.ndarray,  # any scale, [n]
@@ -227,12 +236,13 @@ def auc(
     if not n1 or not n0: return float("nan")
     return float((rankdata(scores)[labels].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-55
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     "Average the negative log-likelihood of 0/1 labels, probabilities clipped to 1e-7."
     p = np.clip(np.asarray(probabilities, float), 1e-7, 1 - 1e-7)
     return float(-np.where(np.asarray(labels, bool), np.log(p), np.log1p(-p)).mean())
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-47
+# %% ../nbs/12_metrics.ipynb #12-metrics-57
 def calibration(
     labels: np.ndarray,         # 0 or 1, [n]
     probabilities: np.ndarray,  # [n]
@@ -244,6 +254,7 @@ def calibration(
     p, y = np.asarray(probabilities, float), np.asarray(labels, float)
     return np.array([(p[g].mean(), y[g].mean(), len(g)) for g in groups])
 
+# %% ../nbs/12_metrics.ipynb #12-metrics-58
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
     "Average the gap between prediction and outcome over groups of equal size.\n\nNaeini et al., 2015."
     table = calibration(labels, probabilities, bins)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COPIED', 'SERVING', 'UNLISTED', 'SHOWN', 'STAGES_MS', 'write_bundle', 'write_item_files', 'check_bundle', 'Bundle',
-           'onnx_session', 'run_session', 'UserMemory', 'read_request', 'score_candidates', 'popular_rows',
-           'fill_candidates', 'Recommender', 'attempt', 'Stopwatch', 'finite', 'nobody', 'load_run', 'one_answer',
-           'run_bundle', 'write_train_state']
+           'onnx_session', 'run_session', 'UserMemory', 'seen_since', 'read_request', 'score_candidates',
+           'popular_rows', 'fill_candidates', 'Recommender', 'attempt', 'Stopwatch', 'finite', 'nobody', 'load_run',
+           'one_answer', 'run_bundle', 'write_train_state']
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-02
 import hashlib, json, shutil, time
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
-from .bloom import SeenItems
+from .bloom import DAY, SeenItems, day_of, hash_ids
 from .cache import ItemColumns
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, record_stage, resolve, run_dir, sha256_file, stage_dir, write_json
 from .features import FIRST, NULL, PAD, Contract, Encoder, as_bytes, encode_context, history_length, load_arrays, load_encoder, save_arrays, top_category
@@ -79,7 +79,7 @@ class Bundle:
         arrays = load_arrays(self.folder / "items.npz")
         self.ids, self.in_stock = arrays.pop("item_ids"), arrays.pop("in_stock")
         self.columns = ItemColumns(arrays, self.ids)
-        self.row_of = {i: r for r, i in enumerate(self.columns.ids)}
+        self.row_of, self.hashes = {i: r for r, i in enumerate(self.columns.ids)}, hash_ids(self.columns.ids)
         self.encoded_ids = np.append(arrays["item_id"], PAD)   # row -1 pads
         self.categories = arrays.get("category_l1", np.zeros(len(self.ids), np.int64))
         self.popularity = load_arrays(self.folder / "popularity.npz")["popularity"]
@@ -155,16 +155,21 @@ def state(self: UserMemory,
     return dict(inputs=inputs | dict(hist_items=self.bundle.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=known >= 0)
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-18
+def seen_since(now, days: int):  # seconds, one or an array -> seconds
+    "Find the first moment whose items are still hidden: whole UTC dates, as the filter's buckets are named."
+    return (day_of(now) - days) * DAY
+
+# %% ../nbs/11_recommender.ipynb #11-recommender-20
 @patch
 def seen(self: UserMemory, user: str, rows: np.ndarray, now: int) -> np.ndarray:  # item rows -> bool
-    "Tell which items the user saw within SEEN_DAYS strictly before a moment."
+    "Tell which items the user saw on this date or the SEEN_DAYS before it, strictly before a moment."
     days = self.bundle.serving.SEEN_DAYS
     if not user or not days: return np.zeros(len(rows), bool)
     ts, items, _ = self.events(user, now)
-    mask = np.isin(rows, items[ts >= now - days * 86400])
-    return mask | self.seen_filter.seen(user, self.bundle.ids[rows], now) if user in self.new else mask
+    mask = np.isin(rows, items[ts >= seen_since(now, days)])
+    return mask | self.seen_filter.seen(user, self.bundle.hashes[rows], now) if user in self.new else mask
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-22
+# %% ../nbs/11_recommender.ipynb #11-recommender-24
 STAGES_MS = ("user_features", "query_tower", "retrieve", "seen_filter", "item_features", "dlrm", "rerank")
 
 def read_request(request: dict, serving: Params, clock) -> dict:  # fields of design's request, each [B]; clock: function -> seconds
@@ -183,13 +188,14 @@ def read_request(request: dict, serving: Params, clock) -> dict:  # fields of de
     exclude = request.get("exclude") or [[]] * B
     for name, v in (("device_type", devices), ("exclude", exclude)):
         if len(v) != B and not (name == "device_type" and len(v) == 1): raise RecsysError(f"{name}: expected {B} value(s), found {len(v)}")
+    if request.get("seed") is None: request = dict(request, seed=np.random.default_rng().integers(0, 2**53, B))  # no seed: another draw each time
     k = field("k", serving.K, np.int64, 1, 1000)
     if len(set(k.tolist())) > 1: raise RecsysError("k: expected one value for the whole batch")
     return dict(user_id=users, device_type=[d or "" for d in devices] * (B if len(devices) == 1 else 1), exclude=exclude, k=int(k[0]),
                 timestamp=field("timestamp", clock(), np.int64, 0, 2**40), temperature=field("temperature", serving.TEMPERATURE, float, 0, 1000),
                 diversity=field("diversity", serving.DIVERSITY, float, 0, 1), seed=field("seed", 0, np.int64, 0, 2**53))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-25
+# %% ../nbs/11_recommender.ipynb #11-recommender-27
 def score_candidates(
     bundle: Bundle,
     query: dict,         # query features [B]
@@ -199,13 +205,13 @@ def score_candidates(
     items = bundle.columns.gather(np.maximum(rows, 0), bundle.contract.item.names())
     return run_session(bundle.ranker, query | items | dict(mask=(rows >= 0).astype(np.float32)))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-26
+# %% ../nbs/11_recommender.ipynb #11-recommender-28
 def popular_rows(bundle: Bundle, top: np.ndarray, width: int) -> np.ndarray:  # encoded top category [B] -> rows [B, width]
     "Order the catalogue by popularity, the user's top category first."
     order = bundle.by_popularity
     return np.stack([order[np.argsort(bundle.categories[order] != (c if c >= FIRST else -1), kind="stable")][:width] for c in top])
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-27
+# %% ../nbs/11_recommender.ipynb #11-recommender-29
 def fill_candidates(
     found: np.ndarray,    # item rows [B, W], best first, -1 padded
     hidden: np.ndarray,   # bool [B, W]
@@ -216,7 +222,7 @@ def fill_candidates(
     order = np.argsort(hidden, axis=1, kind="stable")[:, :width]
     return np.where(np.take_along_axis(hidden, order, 1), -1, np.take_along_axis(found, order, 1))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-29
+# %% ../nbs/11_recommender.ipynb #11-recommender-31
 class Recommender:
     "Answer requests from a bundle and what is known of users."
     def __init__(self, bundle: Bundle, users):
@@ -227,14 +233,14 @@ class Recommender:
         if self.bundle.serving.CLOCK == "wall": return int(time.time())
         return int(self.bundle.manifest["data"]["train"][1] + 1 + time.time() - self.started)
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-31
+# %% ../nbs/11_recommender.ipynb #11-recommender-33
 def attempt(work, stage: str, instead: str, why: list):
     "Run a stage; on an error return None and note stage, fallback and reason."
     try: return work()
     except Exception as e:   # any failure of a dependency has a fallback, and its reason is shown to the client
         why.append(dict(stage=stage, fallback=instead, reason=f"{type(e).__name__}: {e}"[:200])); return None
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-33
+# %% ../nbs/11_recommender.ipynb #11-recommender-35
 @patch
 def find_candidates(self: Recommender, r: dict, state: dict, query, why: list, ms) -> tuple:  # rows [B, C], retrieval scores [B, C], retrieval rank [B, C]
     "Retrieve and filter, wider until every page can be filled."
@@ -256,7 +262,7 @@ def find_candidates(self: Recommender, r: dict, state: dict, query, why: list, m
     take = lambda x, fill: np.where(kept < 0, fill, np.take_along_axis(x, np.maximum(kept, 0), 1))
     return take(rows, -1), take(score, -np.inf), kept, hits is None
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-34
+# %% ../nbs/11_recommender.ipynb #11-recommender-36
 @patch
 def hide(self: Recommender, r: dict, i: int, rows: np.ndarray, banned: set, relaxed: bool, why: list) -> np.ndarray:  # bool [W]
     "Mark what must not be shown: excluded, out of stock, lately seen (unless relaxed)."
@@ -265,7 +271,7 @@ def hide(self: Recommender, r: dict, i: int, rows: np.ndarray, banned: set, rela
     seen = None if relaxed else attempt(lambda: self.users.seen(r["user_id"][i], np.maximum(rows, 0), int(r["timestamp"][i])), "seen_filter", "nothing hidden", why)
     return hidden if seen is None else hidden | seen
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-35
+# %% ../nbs/11_recommender.ipynb #11-recommender-37
 class Stopwatch:
     "Add up milliseconds by stage."
     def __init__(self): self.ms = dict.fromkeys(STAGES_MS, 0.0)
@@ -273,7 +279,7 @@ class Stopwatch:
     def __enter__(self): self.start = time.perf_counter()
     def __exit__(self, *_): self.ms[self.stage] += (time.perf_counter() - self.start) * 1e3
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-36
+# %% ../nbs/11_recommender.ipynb #11-recommender-38
 @patch
 def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, scores, propensities [B, k], bundle_version, reasons [B], stage_ms [stages]
     "Answer a batch of requests."
@@ -298,7 +304,7 @@ def recommend(self: Recommender, request: dict) -> dict:  # request's fields; it
     return dict(item_ids=np.char.decode(ids, "utf-8"), rows=chosen, scores=pick(scores, 0).astype(np.float32), propensities=propensity.astype(np.float32), sources=sources,
                 bundle_version=b.version, reasons=[dict(user=x, fallbacks=why) for x in kind], stage_ms=ms.ms, request=r)
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-37
+# %% ../nbs/11_recommender.ipynb #11-recommender-39
 def finite(x: np.ndarray) -> np.ndarray:
     "Pass an array on unless it holds NaN or infinity, which is an error."
     if not np.isfinite(x).all(): raise FloatingPointError("NaN or infinity in a model's output")
@@ -310,7 +316,7 @@ def nobody(b: Bundle, B: int) -> dict:
     raw = b.encoder.encode("user", {}, B)
     return dict(inputs=raw | dict(top_category=np.full(B, NULL), hist_items=b.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=np.zeros(B, bool))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-46
+# %% ../nbs/11_recommender.ipynb #11-recommender-48
 def load_run(run: str) -> Recommender:
     "Open a run by name or by its folder; raise `RecsysError` where it has no bundle."
     from recsys.data_prep import load_prepared
@@ -320,7 +326,7 @@ def load_run(run: str) -> Recommender:
     bundle = Bundle(folder / "bundle")
     return Recommender(bundle, UserMemory(prep, bundle))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-47
+# %% ../nbs/11_recommender.ipynb #11-recommender-49
 def one_answer(recommender: Recommender, **request) -> dict:  # fields of one request; title, items, reasons, stage_ms
     "Answer one request with what a person wants to read."
     from datetime import datetime, timezone
@@ -331,7 +337,7 @@ def one_answer(recommender: Recommender, **request) -> dict:  # fields of one re
     who = {"anonymous": "an anonymous visitor", "new": f"the new user {request.get('user_id')}", "known": f"user {request.get('user_id')}"}[a["reasons"][0]["user"]]
     return dict(title=f"For {who}, {request.get('device_type') or 'any device'}, {when}; bundle {b.version}", bundle_version=b.version, items=items, reasons=a["reasons"][0], stage_ms={k: round(v, 3) for k, v in a["stage_ms"].items()})
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-50
+# %% ../nbs/11_recommender.ipynb #11-recommender-52
 def run_bundle(p: Params) -> Bundle:
     "Write the bundle and, beside it, the training state that the daily fine-tune starts from."
     with record_stage(p, "bundle") as rec:
@@ -343,7 +349,7 @@ def run_bundle(p: Params) -> Bundle:
         rec.metrics["version"] = manifest["version"]; rec.metrics["bytes"] = sum(f.stat().st_size for f in rec.dir.iterdir())
     return Bundle(stage_dir(p, "bundle"))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-51
+# %% ../nbs/11_recommender.ipynb #11-recommender-53
 def write_train_state(p: Params) -> Path:
     "Copy weights, model configurations and id maps to train_state/; serving never reads it."
     state = run_dir(p) / "train_state"

@@ -159,8 +159,8 @@ def rerank(
     "Order candidates into pages with the propensity of each item at its place.\n\nKool, van Hoof and Welling, 2019 (Gumbel top-k)."
     if k < 1: raise RecsysError(f"rerank: k is {k}, expected at least 1")
     scores, rows = np.asarray(scores), np.asarray(rows)
-    allowed, plain = check_scores(scores, rows, mask), all(type(x) in (int, float) and x == 0 for x in (temperature, diversity, max_per_category))
-    if plain or not rows.size: return page(*greedy(scores, rows, allowed, k), k)
+    allowed = check_scores(scores, rows, mask)
+    if not rows.size or not (np.any(temperature) or np.any(diversity) or np.any(max_per_category)): return page(*greedy(scores, rows, allowed, k), k)
     t, d, cap = (per_request(v, len(rows), n) for v, n in ((temperature, "temperature"), (diversity, "diversity"), (max_per_category, "max_per_category")))
     if (cap.any() or d.any() and vectors is None) and categories is None: raise RecsysError("rerank: max_per_category, and diversity without vectors, need categories [B, C]")
     sampled = t > 1e-6                       # below that nothing is left to chance
