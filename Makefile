@@ -17,7 +17,7 @@ run: setup ## run every stage on the built-in shop, then recommend
 	@recsys recommend --run quickstart
 
 test: setup ## prove every behaviour, in small counts
-	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 prove: setup ## prove the big counts, which may take hours; writes outputs/prove.json
 	@$(PY) tests/prove.py $(ARGS)

@@ -80,8 +80,9 @@ def recommend(
 ):
     "Recommend from a run: what, with which score, from where."
     from recsys.recommender import load_run, one_answer
+    moment = parse_time(at) if at else None
     recommender = load_run(run)
-    answer = one_answer(recommender, user_id=user, device_type=device, timestamp=parse_time(at) if at else None, k=k, exclude=exclude, temperature=temperature, diversity=diversity, seed=seed)
+    answer = one_answer(recommender, user_id=user, device_type=device, timestamp=moment, k=k, exclude=exclude, temperature=temperature, diversity=diversity, seed=seed)
     if as_json: print_line(json.dumps(answer, ensure_ascii=False)); return
     from rich.console import Console
     from rich.table import Table
@@ -107,7 +108,7 @@ def catalog(
 ):
     "Turn the Retail Demo Store's products.yaml into a table for CATALOG."
     from recsys.core import atomic_path
-    from recsys.shop import catalog_from_yaml
+    from recsys.catalog import catalog_from_yaml
     table, out = catalog_from_yaml(file), out or file.with_suffix(".parquet")
     with atomic_path(out) as tmp: table.to_parquet(tmp, index=False)
     print_line(f"{len(table):,} products in {out}; sell them with --set CATALOG={out}")

@@ -344,7 +344,7 @@ def run_data_prep(p: Params) -> Prepared:
             if contract[name] is None: rec.note(f"no feature {name}: the source has no such column")
         with rec.timing("workflows"): encoder, _ = fit_features(contract, training_frames(e, users, items, ids, devices, contract, p), p.TIMEZONE, rec.dir / "workflows")
         save_encoder(encoder, rec.dir)
-        with rec.timing("features"): save_prepared(rec, e, encoder, users, items, ids, devices, p, [types[i] for i in positive])
+        with rec.timing("features"): save_prepared(rec, e, encoder, users, items, ids, devices, p, [types[i] for i in positive] if types else [])
     return load_prepared(p)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-42

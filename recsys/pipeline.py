@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FULL', 'STAGES', 'PACKAGES', 'PATHS', 'QUIET', 'CSS', 'Stage', 'notebook_parameters', 'module_file', 'imported',
            'sources_of', 'package_versions', 'input_files', 'notebook_code', 'stage_key', 'is_done', 'same_file',
-           'mark_done', 'ensure', 'run_here', 'LastLine', 'StageError', 'run_notebook', 'select_stages', 'run_pipeline',
-           'write_report', 'embed']
+           'mark_done', 'ensure', 'run_here', 'LastLine', 'StageError', 'run_notebook', 'select_stages', 'check_paths',
+           'run_pipeline', 'write_report', 'embed']
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-02
 import ast, hashlib, importlib, json, os, time
@@ -198,6 +198,14 @@ def select_stages(start: str = "", end: str = "") -> tuple:
     return cut
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-31
+def check_paths(p: Params) -> None:
+    "Refuse a run whose input files aren't there, before its first stage; raise `RecsysError` naming the key."
+    import glob
+    for key in dict(parquet=("INTERACTIONS", "ITEMS", "USERS"), shop=("CATALOG",)).get(p.SOURCE, ()):
+        if p[key] and not glob.glob(str(resolve(p[key])), recursive=True): raise RecsysError(f"{key} is {p[key]!r}: no such file; give it in the params file or with --set {key}=FILE")
+    if p.SOURCE == "parquet" and not p.INTERACTIONS: raise RecsysError("INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions")
+
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-33
 QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONHASHSEED="0", PYTHONWARNINGS="ignore:PyTorch dtype mappings did not load")  # for the kernels
 
 def run_pipeline(
@@ -209,6 +217,7 @@ def run_pipeline(
 ) -> dict:                           # stage -> seconds, 0.0 where skipped
     "Execute the stages in order, skipping those whose key and files are unchanged."
     from filelock import Timeout
+    check_paths(p)
     for name, value in QUIET.items(): os.environ.setdefault(name, value)
     stages, seconds = select_stages(start, end), {}
     run_dir(p).mkdir(parents=True, exist_ok=True)
@@ -226,7 +235,7 @@ def run_pipeline(
         write_report(p)
     return seconds
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-33
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-35
 def write_report(p: Params) -> Path:
     "Write report.html: each finished stage's pictures, rows, metrics, notes and times on one page without outside assets."
     import html
@@ -243,7 +252,7 @@ def write_report(p: Params) -> Path:
     with atomic_path(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return path
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-34
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-36
 CSS = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}img{max-width:100%}td{padding:.1rem 1.5rem .1rem 0;border-bottom:1px solid #ddd}figure{margin:1rem 0}figcaption{color:#555}h2{border-top:2px solid #222;margin-top:3rem}"
 
 def embed(path: Path) -> str:

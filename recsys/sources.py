@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EARLIEST', 'LATEST', 'INTERACTION_COLUMNS', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'as_seconds', 'as_ids',
-           'explain_failures', 'check_table', 'check_interactions', 'open_tables', 'read_frame', 'Source',
-           'parquet_source', 'completejourney_source', 'name_products', 'make_shop', 'shop_source', 'count_items',
-           'choose_items', 'run_ingest', 'write_interactions']
+           'explain_failures', 'check_table', 'check_columns', 'check_interactions', 'open_tables', 'read_frame',
+           'Source', 'parquet_source', 'completejourney_source', 'name_products', 'make_shop', 'shop_source',
+           'count_items', 'choose_items', 'run_ingest', 'write_interactions']
 
 # %% ../nbs/02_sources.ipynb #02-sources-02
 import glob
@@ -81,6 +81,11 @@ def check_table(
 # %% ../nbs/02_sources.ipynb #02-sources-14
 INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "event_type", "device_type")
 
+def check_columns(names: list, file: str) -> None:
+    "Raise `RecsysError` naming the required columns that the interactions lack."
+    lacking = [c for c in INTERACTION_COLUMNS[:3] if c not in names]
+    if lacking: raise RecsysError(f"{file}: no column {', '.join(lacking)}; found {', '.join(names)}")
+
 def check_interactions(
     table: pa.Table,
     file: str,
@@ -88,15 +93,14 @@ def check_interactions(
     dropped: Counter,  # counts by reason, added to
 ) -> pa.Table:         # user_id, item_id (text), timestamp (seconds), and event_type, device_type where given
     "Check a piece of the interactions; drop and count what has no item or time."
-    lacking = [c for c in INTERACTION_COLUMNS[:3] if c not in table.column_names]
-    if lacking: raise RecsysError(f"{file}: no column {', '.join(lacking)}; found {', '.join(table.column_names)}")
+    check_columns(table.column_names, file)
     t = pa.table({c: as_seconds(table[c], file) if c == "timestamp" else as_ids(table[c], c, file) for c in INTERACTION_COLUMNS if c in table.column_names})
     def keep(mask, why):
         dropped[why] += pc.sum(pc.invert(mask)).as_py() or 0
         return t.filter(mask)
     t = keep(pc.is_valid(t["item_id"]), "no item_id")
     t = keep(pc.is_valid(t["timestamp"]), "no timestamp")
-    if items is not None: t = keep(pc.is_in(t["item_id"], value_set=items), "item_id has no row in the items")
+    if items is not None: t = keep(pc.is_in(t["item_id"], value_set=items), "item_id has no row in the items, or too few interactions")
     dropped["(kept) anonymous"] += t["user_id"].null_count
     return t
 
@@ -127,6 +131,7 @@ def parquet_source(p: Params) -> Source:
     "Read INTERACTIONS, ITEMS and USERS."
     if not p.INTERACTIONS: raise RecsysError("INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions")
     data = open_tables(p.INTERACTIONS, "INTERACTIONS")
+    check_columns(data.schema.names, p.INTERACTIONS)
     columns = [c for c in INTERACTION_COLUMNS if c in data.schema.names]
     items = check_table(read_frame(p.ITEMS, "ITEMS"), p.ITEMS, "item_id") if p.ITEMS else None
     users = check_table(read_frame(p.USERS, "USERS"), p.USERS, "user_id") if p.USERS else pd.DataFrame(dict(user_id=pd.Series(dtype=str)))

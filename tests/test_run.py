@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("run")   # one worker, so that the run is made once
 SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\nBOOTSTRAP: 50\n"
 
 
@@ -101,6 +102,8 @@ def test_recommend_prints_what_it_says(done):
     (["run", "--params", "no.yaml"], "no.yaml: no such params file"),
     (["run", "--params", "params/quickstart.yaml", "--set", "K=0"], "--set K: K is 0, expected 1 to 1000"),
     (["run", "--params", "params/quickstart.yaml", "--set", "KK=1"], "unknown parameter KK; did you mean K"),
+    (["run", "--params", "params/retail.yaml"], "CATALOG is 'FILE': no such file; give it in the params file or with --set CATALOG=FILE"),
+    (["run", "--params", "params/quickstart.yaml", "--set", "SOURCE=parquet"], "INTERACTIONS is empty"),
     (["recommend", "--run", "never-ran"], "no bundle; make it with: recsys run"),
     (["recommend", "--run", "quickstart", "--at", "noon"], "--at noon: expected"),
     (["catalog", "no.yaml"], "no.yaml"),
@@ -113,11 +116,12 @@ def test_mistakes_end_with_one_message(args, message, tmp_path):
 
 def test_a_failing_cell_stops_the_run_and_keeps_its_notebook(tmp_path):
     params = tmp_path / "broken.yaml"
-    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/none.parquet\nOUTPUTS: {tmp_path}\n")
+    pd.DataFrame(dict(user_id=["u"], timestamp=[1_700_000_000])).to_parquet(tmp_path / "t.parquet")
+    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\n")
     run = recsys("run", "--params", params)
     notebook = tmp_path / "broken/notebooks/02_sources.ipynb"
     assert run.returncode == 1
-    assert "stage ingest failed" in run.stderr and "no parquet or CSV file there" in run.stderr and str(notebook) in run.stderr
+    assert "stage ingest failed" in run.stderr and "no column item_id" in run.stderr and str(notebook) in run.stderr
     assert "Traceback" not in run.stderr
     assert notebook.is_file() and not (tmp_path / "broken/ingest/stage.json").exists()
     assert not (tmp_path / "broken/data_prep").exists()
