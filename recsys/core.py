@@ -220,7 +220,7 @@ def atomic_path(path: str | Path):  # yields a temporary path in the same folder
     finally:
         with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
 
-# %% ../nbs/00_core.ipynb #00-core-33
+# %% ../nbs/00_core.ipynb #00-core-34
 def write_json(path: str | Path, obj) -> Path:
     "Write an object as sorted, indented JSON, atomically; NaN is refused."
     text = json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
@@ -233,14 +233,14 @@ def _plain(x):
     if hasattr(x, "tolist"): return x.tolist()
     raise TypeError(f"{type(x).__name__} does not go into JSON: {x!r}")
 
-# %% ../nbs/00_core.ipynb #00-core-34
+# %% ../nbs/00_core.ipynb #00-core-35
 def read_json(path: str | Path):
     "Read JSON; raise `RecsysError` with the file's name where it is missing or broken."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: raise RecsysError(f"{path}: no such file") from None
     except json.JSONDecodeError as e: raise RecsysError(f"{path}: not valid JSON ({e})") from None
 
-# %% ../nbs/00_core.ipynb #00-core-36
+# %% ../nbs/00_core.ipynb #00-core-37
 def sha256_file(path: str | Path) -> str:
     "Hash a file's bytes."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256_stream(f)
@@ -250,31 +250,31 @@ def _sha256_stream(f) -> str:
     while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
-# %% ../nbs/00_core.ipynb #00-core-38
+# %% ../nbs/00_core.ipynb #00-core-39
 def progress(iterable, desc: str, total: int | None = None):
     "Show a bar with rate and time left on stderr while iterating."
     return tqdm(iterable, desc=desc, total=total, mininterval=0.5, file=sys.stderr, dynamic_ncols=True)
 
-# %% ../nbs/00_core.ipynb #00-core-41
+# %% ../nbs/00_core.ipynb #00-core-42
 def run_dir(p: Params) -> Path:
     "Name the folder of a run, OUTPUTS/RUN; the variable RECSYS_OUTPUTS moves the default OUTPUTS elsewhere."
     moved = os.environ.get("RECSYS_OUTPUTS") if p.OUTPUTS == PARAMS["OUTPUTS"].default else None
     return resolve(moved or p.OUTPUTS) / p.RUN
 
-# %% ../nbs/00_core.ipynb #00-core-42
+# %% ../nbs/00_core.ipynb #00-core-44
 def stage_dir(p: Params, stage: str) -> Path:
     "Make the folder of a stage within its run and return it."
     d = run_dir(p) / stage
     d.mkdir(parents=True, exist_ok=True)
     return d
 
-# %% ../nbs/00_core.ipynb #00-core-43
+# %% ../nbs/00_core.ipynb #00-core-45
 def run_lock(p: Params) -> FileLock:
     "Give the lock of a run's folder; one process may take it again while it holds it."
     run_dir(p).mkdir(parents=True, exist_ok=True)
     return FileLock(run_dir(p) / ".lock", is_singleton=True)
 
-# %% ../nbs/00_core.ipynb #00-core-45
+# %% ../nbs/00_core.ipynb #00-core-47
 class StageRecord:
     "Collect what a stage has to say about itself."
     def __init__(self, p: Params, stage: str):
@@ -297,7 +297,7 @@ class StageRecord:
         fig.savefig(self.dir / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         self.figures.append({"file": f"{name}.png", "caption": caption})
 
-# %% ../nbs/00_core.ipynb #00-core-46
+# %% ../nbs/00_core.ipynb #00-core-49
 @contextlib.contextmanager
 def record_stage(p: Params, stage: str):  # yields a StageRecord
     "Run a stage's work and write its stage.json once it has succeeded; a failed stage has none."
@@ -307,7 +307,7 @@ def record_stage(p: Params, stage: str):  # yields a StageRecord
         yield rec
         save_record(rec, time.perf_counter() - t)
 
-# %% ../nbs/00_core.ipynb #00-core-47
+# %% ../nbs/00_core.ipynb #00-core-50
 def save_record(rec: StageRecord, seconds: float) -> Path:
     "Write stage.json: parameters, hashes of the files, rows, timings, peak memory, metrics, notes."
     files = sorted(f for f in rec.dir.rglob("*") if f.is_file() and f.name != "stage.json" and not f.name.startswith("."))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FUNNEL', 'MASKS', 'read_events', 'rows_of', 'device_names', 'mark_cases', 'split_edges', 'split_events',
-           'leave_one_out', 'top_categories', 'side_workflow', 'history_workflow', 'whole_workflow', 'transform',
+           'leave_one_out', 'top_categories', 'transform', 'side_workflow', 'history_workflow', 'whole_workflow',
            'export_encoder', 'read_vocabulary', 'fit_features', 'load_workflow', 'encoder_difference', 'Prepared',
-           'load_prepared', 'run_data_prep', 'sorted_events', 'positive_types', 'training_frames', 'save_prepared',
-           'decayed_counts', 'encode_devices', 'write_meta']
+           'load_prepared', 'sorted_events', 'positive_types', 'training_frames', 'save_prepared', 'decayed_counts',
+           'encode_devices', 'write_meta', 'run_data_prep']
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-02
 import tempfile
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from .core import Params, RecsysError, atomic_path, read_json, record_stage, resolve, stage_dir, write_json
-from .features import (FIRST, NULL, PAD, Contract, Encoder, as_bytes, encode_context, event_bounds, history_at, history_length,
+from .core import Params, RecsysError, atomic_path, read_json, record_stage, run_dir, stage_dir, write_json
+from .features import (FIRST, NULL, PAD, Contract, Encoder, Feature, as_bytes, encode_context, event_bounds, history_at, history_length,
                              load_encoder, load_arrays, local_time, make_contract, save_arrays, save_encoder)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-07
@@ -132,7 +132,13 @@ def top_categories(
     run(first, cut, timestamp, category, seconds, np.zeros(category.max(initial=0) + 1, np.int64), out)
     return out
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-22
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-23
+def transform(workflow, frame: pd.DataFrame) -> pd.DataFrame:
+    "Apply a workflow to a frame in memory."
+    from merlin.io import Dataset
+    return workflow.transform(Dataset(frame, cpu=_cpu(frame))).to_ddf().compute()
+
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-24
 def side_workflow(
     contract: Contract,
     side: str,            # user, item or context
@@ -157,7 +163,7 @@ def side_workflow(
 
 def _cpu(frame) -> bool: "Tell whether a frame is pandas, not cudf."; return isinstance(frame, pd.DataFrame)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-23
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-26
 def history_workflow(contract: Contract, vocabularies: dict, folder: Path):
     "Encode raw history columns with the items' own vocabularies."
     import nvtabular as nvt
@@ -172,7 +178,7 @@ def history_workflow(contract: Contract, vocabularies: dict, folder: Path):
         sample[f.name] = [[values[0]] if f.kind == "list" else values[0]]
     return nvt.Workflow(columns).fit(Dataset(pd.DataFrame(sample), cpu=True))
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-24
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-28
 def whole_workflow(workflows: dict, sample: pd.DataFrame):
     "Join fitted workflows into one without fitting anything again."
     import nvtabular as nvt
@@ -182,13 +188,7 @@ def whole_workflow(workflows: dict, sample: pd.DataFrame):
     whole.fit_schema(Dataset(sample, cpu=_cpu(sample)).schema)
     return whole
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-25
-def transform(workflow, frame: pd.DataFrame) -> pd.DataFrame:
-    "Apply a workflow to a frame in memory."
-    from merlin.io import Dataset
-    return workflow.transform(Dataset(frame, cpu=_cpu(frame))).to_ddf().compute()
-
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-27
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-31
 def export_encoder(workflows: dict, contract: Contract, timezone: str) -> Encoder:  # side -> fitted workflow
     "Read vocabularies and statistics out of fitted NVTabular workflows."
     from merlin.dag import postorder_iter_nodes
@@ -211,7 +211,7 @@ def read_vocabulary(name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(values[known], kind="stable")
     return values[known][order], ids[known][order]
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-28
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-33
 def fit_features(
     contract: Contract,
     frames: dict,      # side -> training rows: user, item, context
@@ -232,13 +232,13 @@ def fit_features(
         whole = whole_workflow(flows, sample); whole.save(str(folder / "whole"))
     return encoder, {k: load_workflow(folder / k) for k in [*flows, "whole"]}
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-29
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-34
 def load_workflow(folder: Path):
     "Load a workflow that this run saved. It holds a pickle: load only folders whose hashes stand in your own run's stage.json."
     import nvtabular as nvt
     return nvt.Workflow.load(str(folder))
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-32
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-37
 def encoder_difference(
     workflow,              # fitted, of one side
     encoder: Encoder,
@@ -261,7 +261,7 @@ def _encode_one(encoder: Encoder, name: str, values) -> np.ndarray:
     from recsys.features import look_up
     return look_up(values, *encoder.vocab[encoder.contract[name].vocabulary])
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-35
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-40
 MASKS = dict(user=0.05, user_and_history=0.05, context=0.05)  # shares of training rows that hide something
 
 class Prepared:
@@ -286,10 +286,10 @@ class Prepared:
         "Gather each event's history as item rows."
         return history_at(self.hist_items, self.events["hist_first"][pos], self.events["hist_cut"][pos], self.length)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-36
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-42
 from fastcore.basics import patch
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-37
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-43
 @patch
 def query_inputs(self: Prepared,
     pos: np.ndarray,   # positions into events
@@ -307,47 +307,27 @@ def query_inputs(self: Prepared,
     if self.contract["top_category"]: out["top_category"] = np.where(both, NULL, e["top_category"][pos]).astype(np.int64)
     return out | dict(hist_items=self._encoded[rows], hist_len=history_length(rows))
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-38
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-45
 @patch
 def item_inputs(self: Prepared, rows: np.ndarray) -> dict:  # item rows of any shape -> feature -> array of that shape (+ [dim])
     "Gather the item side's features."
     return {f.name: self.item_columns[f.name][rows] for f in self.contract.item}
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-39
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-47
 def load_prepared(p: Params) -> Prepared:
     "Load what `run_data_prep` wrote, with the embeddings where their stage has run."
-    folder = stage_dir(p, "data_prep")
+    folder = run_dir(p) / "data_prep"
     if not (folder / "meta.json").is_file(): raise RecsysError(f"{folder}: no prepared data; run the stage data_prep of run {p.RUN} first")
     encoder, meta = load_encoder(folder), read_json(folder / "meta.json")
     events = {f.stem: np.load(f, mmap_mode="r") for f in sorted((folder / "events").glob("*.npy"))}
     hist_items, items = events.pop("hist_items"), load_arrays(folder / "item_columns.npz")
     counts, popularity = items.pop("item_counts"), items.pop("popularity")
     for f in encoder.contract.kind("embedding"):
-        file = stage_dir(p, "embeddings") / f"{f.name}.npy"
+        file = run_dir(p) / "embeddings" / f"{f.name}.npy"
         items[f.name] = np.load(file) if file.is_file() else np.zeros((len(counts), f.dim), np.float32)
     return Prepared(encoder.contract, encoder, events, hist_items, load_arrays(folder / "user_columns.npz"), items, counts, popularity, meta, folder)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-41
-def run_data_prep(p: Params) -> Prepared:
-    "Turn the ingested tables into events, columns, workflows and the encoder."
-    with record_stage(p, "data_prep") as rec:
-        source = stage_dir(p, "ingest")
-        items, users = pd.read_parquet(source / "items.parquet"), pd.read_parquet(source / "users.parquet")
-        with rec.timing("events"): e, ids, types, devices = sorted_events(source, users, items)
-        positive = positive_types(types, p.POSITIVE_EVENTS)
-        e["case"] = mark_cases(e, positive)
-        e["split"] = split_events(e, e["case"], p)
-        contract, left = make_contract(users, items, len(devices) > 0, p.TEXT_ENCODER != "none" and any(c in items for c in ("title", "description")),
-                                       p.IMAGE_ENCODER != "none" and any(c in items and items[c].notna().any() for c in ("image", "image_bytes")), p)
-        for name in left: rec.note(f"column {name} is no feature: constant, or different in nearly every row")
-        for name in ("device_type", "top_category", "text", "image"):
-            if contract[name] is None: rec.note(f"no feature {name}: the source has no such column")
-        with rec.timing("workflows"): encoder, _ = fit_features(contract, training_frames(e, users, items, ids, devices, contract, p), p.TIMEZONE, rec.dir / "workflows")
-        save_encoder(encoder, rec.dir)
-        with rec.timing("features"): save_prepared(rec, e, encoder, users, items, ids, devices, p, [types[i] for i in positive] if types else [])
-    return load_prepared(p)
-
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-42
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-50
 def sorted_events(source: Path, users: pd.DataFrame, items: pd.DataFrame) -> tuple:  # events, user ids, types, devices
     "Read events and list what ids, event types and devices occur."
     t = pq.read_table(source / "interactions.parquet", columns=[c for c in ("user_id", "event_type", "device_type") if c in pq.read_schema(source / "interactions.parquet").names],
@@ -358,14 +338,14 @@ def sorted_events(source: Path, users: pd.DataFrame, items: pd.DataFrame) -> tup
     devices = device_names(t) if "device_type" in t.column_names else np.array([], dtype=object)
     return read_events(source, ids, items.item_id.to_numpy(), types), ids, types, devices
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-43
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-51
 def positive_types(types: list, wanted: str) -> list:  # numbers of the event types that count, in funnel order
     "Read POSITIVE_EVENTS; raise `RecsysError` for a type that does not occur."
     names = [x.strip() for x in wanted.split(",") if x.strip()] or [x for x in FUNNEL if x in types] or types or [""]
     if unknown := [x for x in names if x not in types and types]: raise RecsysError(f"POSITIVE_EVENTS names {', '.join(unknown)}; the interactions have {', '.join(types)}")
     return [types.index(x) for x in names] if types else [0]
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-45
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-53
 def training_frames(e: dict, users, items, ids, devices, contract, p) -> dict:  # side -> frame
     "Select what the workflows may learn from: users, items and contexts of training events."
     train = e["split"] == 0
@@ -378,7 +358,7 @@ def training_frames(e: dict, users, items, ids, devices, contract, p) -> dict:  
     frames = dict(user=user, context=context, item=items.iloc[seen("item", len(items))].reset_index(drop=True))
     return {s: f[[x.name for x in contract.side(s) if x.kind in ("categorical", "continuous")]] for s, f in frames.items()}
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-46
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-54
 def save_prepared(rec, e: dict, encoder: Encoder, users, items, ids, devices, p: Params, positive: list) -> None:
     "Encode the columns, compute the as-of features and write everything that the later stages read."
     contract = encoder.contract
@@ -403,7 +383,7 @@ def save_prepared(rec, e: dict, encoder: Encoder, users, items, ids, devices, p:
     save_arrays(rec.dir / "users.npz", dict(user_id=as_bytes(ids)))
     write_meta(rec, e, p, positive)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-47
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-55
 def decayed_counts(
     items: np.ndarray, timestamps: np.ndarray,  # item row and second of each event
     n: int,             # items
@@ -413,7 +393,7 @@ def decayed_counts(
     age = (timestamps.max(initial=0) - timestamps) / 86400
     return np.bincount(items, weights=0.5 ** (age / half_life), minlength=n)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-49
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-57
 def encode_devices(encoder: Encoder, names: np.ndarray, device: np.ndarray) -> dict:  # names end with '' for index -1
     "Encode the events' devices through the few names that occur."
     f = encoder.contract["device_type"]
@@ -428,3 +408,23 @@ def write_meta(rec, e: dict, p: Params, positive: list) -> None:
     for i, name in enumerate(("train", "valid", "test")):
         rec.rows[name] = int((split == i).sum()); rec.rows[f"{name} cases"] = int((e["case"] & (split == i)).sum())
     rec.rows["anonymous"] = int((e["user"] < 0).sum())
+
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-58
+def run_data_prep(p: Params) -> Prepared:
+    "Turn the ingested tables into events, columns, workflows and the encoder."
+    with record_stage(p, "data_prep") as rec:
+        source = stage_dir(p, "ingest")
+        items, users = pd.read_parquet(source / "items.parquet"), pd.read_parquet(source / "users.parquet")
+        with rec.timing("events"): e, ids, types, devices = sorted_events(source, users, items)
+        positive = positive_types(types, p.POSITIVE_EVENTS)
+        e["case"] = mark_cases(e, positive)
+        e["split"] = split_events(e, e["case"], p)
+        contract, left = make_contract(users, items, len(devices) > 0, p.TEXT_ENCODER != "none" and any(c in items for c in ("title", "description")),
+                                       p.IMAGE_ENCODER != "none" and any(c in items and items[c].notna().any() for c in ("image", "image_bytes")), p)
+        for name in left: rec.note(f"column {name} is no feature: constant, or different in nearly every row")
+        for name in ("device_type", "top_category", "text", "image"):
+            if contract[name] is None: rec.note(f"no feature {name}: the source has no such column")
+        with rec.timing("workflows"): encoder, _ = fit_features(contract, training_frames(e, users, items, ids, devices, contract, p), p.TIMEZONE, rec.dir / "workflows")
+        save_encoder(encoder, rec.dir)
+        with rec.timing("features"): save_prepared(rec, e, encoder, users, items, ids, devices, p, [types[i] for i in positive] if types else [])
+    return load_prepared(p)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KS', 'DEPTH', 'test_cases', 'past_items', 'model_lists', 'block_lists', 'take_rows', 'past_mask', 'baseline_lists',
            'long_history', 'tuned_knn', 'oracle_lists', 'source_parameters', 'load_user_ids', 'device_positions',
-           'segments', 'system_rows', 'compare_systems', 'is_masked', 'run_evaluate', 'report_numbers', 'plot_systems',
-           'plot_segments']
+           'segments', 'system_rows', 'compare_systems', 'is_masked', 'report_numbers', 'plot_systems', 'plot_segments',
+           'run_evaluate']
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-02
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +194,44 @@ def is_masked(prep: Prepared, wanted: str) -> bool:
     "Tell whether the history is hidden in evaluation."
     return wanted == "true" or wanted == "auto" and prep.meta["split"] == "leave_one_out"
 
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-33
+def report_numbers(rec, rows: list, pairs: list, systems: set) -> None:
+    "Put the headline figures into the stage's record and say who is ahead."
+    value = {(r["system"], r["metric"]): r["value"] for r in rows if r["segment"] == "all"}
+    rec.metrics |= {f"{s} {m}": value[s, m] for s in sorted(systems) for m in ("ndcg@10", "recall@10")}
+    if "oracle" in systems: rec.metrics["full, share of the oracle's ndcg@10"] = value["full", "ndcg@10"] / max(value["oracle", "ndcg@10"], 1e-12)
+    for r in pairs:
+        verdict = "above" if r["low"] > 0 else "below" if r["high"] < 0 else "not told apart from"
+        rec.note(f"full is {verdict} {r['other']}: {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})")
+
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-35
+def plot_systems(rows: list, metric: str = "ndcg@10"):
+    "Draw one metric of all systems with intervals."
+    import matplotlib.pyplot as plt
+    best = sorted((r for r in rows if r["segment"] == "all" and r["metric"] == metric), key=lambda r: r["value"])
+    fig, ax = plt.subplots(figsize=(7, 0.38 * len(best) + 1))
+    shade = ["0.25" if r["system"].startswith("full") or r["system"] == "retrieval" else "0.85" if r["system"] == "oracle" else "0.6" for r in best]
+    ax.barh([r["system"] for r in best], [r["value"] for r in best], xerr=[[r["value"] - r["low"] for r in best], [r["high"] - r["value"] for r in best]], color=shade, edgecolor="black", lw=0.5)
+    full = next(r["value"] for r in best if r["system"] == "full"); popular = next(r["value"] for r in best if r["system"] == "popularity")
+    ax.set(xlabel=f"{metric}, mean over users with 95 % interval", title=f"The full path reaches {full / max(popular, 1e-9):.1f} times popularity")
+    return fig
+
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-36
+def plot_segments(rows: list, metric: str = "ndcg@10", systems: tuple = ("full", "retrieval", "item_knn", "popularity", "oracle")):
+    "Draw one metric by segment."
+    import matplotlib.pyplot as plt
+    value = {(r["segment"], r["system"]): r for r in rows if r["metric"] == metric}
+    names = [s for s in dict.fromkeys(r["segment"] for r in rows) if (s, "full") in value]
+    there = [s for s in systems if ("all", s) in value]
+    fig, ax = plt.subplots(figsize=(8, 3))
+    for i, s in enumerate(there):
+        ax.bar(np.arange(len(names)) + (i - len(there) / 2 + 0.5) * 0.8 / len(there), [value[n, s]["value"] for n in names], 0.8 / len(there), label=s, color=str(0.2 + 0.7 * i / len(there)), edgecolor="black", lw=0.4)
+    ax.set_xticks(range(len(names)), [f"{n}\n{value[n, 'full']['n']:,} cases" for n in names]); ax.legend(fontsize=8, ncol=len(there), loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    best = max(names, key=lambda n: value[n, "full"]["value"])
+    ax.set(ylabel=metric, title=f"The full path is best on {best}, {value[best, 'full']['value']:.3f}")
+    return fig
+
+# %% ../nbs/14_evaluate.ipynb #14-evaluate-37
 def run_evaluate(p: Params) -> list:  # rows {system, segment, metric, value, low, high, n}
     "Evaluate all systems of a run and write metrics.json and comparisons.json."
     with record_stage(p, "evaluate") as rec:
@@ -212,40 +250,3 @@ def run_evaluate(p: Params) -> list:  # rows {system, segment, metric, value, lo
         rec.figure(plot_systems(rows), "systems", "NDCG@10 over the whole catalogue by system, with 95 % intervals over users")
         rec.figure(plot_segments(rows), "segments", "NDCG@10 by segment: what training knew of user and item")
     return rows
-
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-32
-def report_numbers(rec, rows: list, pairs: list, systems: set) -> None:
-    "Put the headline figures into the stage's record and say who is ahead."
-    value = {(r["system"], r["metric"]): r["value"] for r in rows if r["segment"] == "all"}
-    rec.metrics |= {f"{s} {m}": value[s, m] for s in sorted(systems) for m in ("ndcg@10", "recall@10")}
-    if "oracle" in systems: rec.metrics["full, share of the oracle's ndcg@10"] = value["full", "ndcg@10"] / max(value["oracle", "ndcg@10"], 1e-12)
-    for r in pairs:
-        verdict = "above" if r["low"] > 0 else "below" if r["high"] < 0 else "not told apart from"
-        rec.note(f"full is {verdict} {r['other']}: {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})")
-
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-33
-def plot_systems(rows: list, metric: str = "ndcg@10"):
-    "Draw one metric of all systems with intervals."
-    import matplotlib.pyplot as plt
-    best = sorted((r for r in rows if r["segment"] == "all" and r["metric"] == metric), key=lambda r: r["value"])
-    fig, ax = plt.subplots(figsize=(7, 0.38 * len(best) + 1))
-    shade = ["0.25" if r["system"].startswith("full") or r["system"] == "retrieval" else "0.85" if r["system"] == "oracle" else "0.6" for r in best]
-    ax.barh([r["system"] for r in best], [r["value"] for r in best], xerr=[[r["value"] - r["low"] for r in best], [r["high"] - r["value"] for r in best]], color=shade, edgecolor="black", lw=0.5)
-    full = next(r["value"] for r in best if r["system"] == "full"); popular = next(r["value"] for r in best if r["system"] == "popularity")
-    ax.set(xlabel=f"{metric}, mean over users with 95 % interval", title=f"The full path reaches {full / max(popular, 1e-9):.1f} times popularity")
-    return fig
-
-# %% ../nbs/14_evaluate.ipynb #14-evaluate-34
-def plot_segments(rows: list, metric: str = "ndcg@10", systems: tuple = ("full", "retrieval", "item_knn", "popularity", "oracle")):
-    "Draw one metric by segment."
-    import matplotlib.pyplot as plt
-    value = {(r["segment"], r["system"]): r for r in rows if r["metric"] == metric}
-    names = [s for s in dict.fromkeys(r["segment"] for r in rows) if (s, "full") in value]
-    there = [s for s in systems if ("all", s) in value]
-    fig, ax = plt.subplots(figsize=(8, 3))
-    for i, s in enumerate(there):
-        ax.bar(np.arange(len(names)) + (i - len(there) / 2 + 0.5) * 0.8 / len(there), [value[n, s]["value"] for n in names], 0.8 / len(there), label=s, color=str(0.2 + 0.7 * i / len(there)), edgecolor="black", lw=0.4)
-    ax.set_xticks(range(len(names)), [f"{n}\n{value[n, 'full']['n']:,} cases" for n in names]); ax.legend(fontsize=8, ncol=len(there), loc="upper center", bbox_to_anchor=(0.5, -0.22))
-    best = max(names, key=lambda n: value[n, "full"]["value"])
-    ax.set(ylabel=metric, title=f"The full path is best on {best}, {value[best, 'full']['value']:.3f}")
-    return fig

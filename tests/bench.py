@@ -25,10 +25,29 @@ def stage_figures(run):
     return rows
 
 
+def training_rates(run, rows=100_000):
+    "Rows a second of one epoch of the Two-Tower, with and without history, one after the other in this process."
+    import copy
+
+    from recsys.core import Params
+    from recsys.data_prep import load_prepared
+    from recsys.towers import build_towers, content_by_id
+    from recsys.two_tower import fit
+    p = Params({**read_json(run / "two_tower/stage.json")["parameters"], "TT_EPOCHS": 1, "RUN": run.name})
+    prep = load_prepared(p)
+    few = copy.copy(prep)
+    few.positions = lambda split, cases=True: prep.positions(split, cases)[-(rows if split == "train" else 500):]
+    rate = {}
+    for name, combiner in (("history", "decay"), ("no history", "none")) * 2:      # twice, interleaved: the first pass warms up
+        q = Params({**p, "TT_COMBINER": combiner})
+        rate[name] = fit(build_towers(prep.contract, q, content_by_id(prep)), few, q)[-1]["rows_per_s"]
+    return rate
+
+
 def request_figures(run, n=400):
     "One request at a time and batches of 32, alternating, known users at the end of training."
     rec = load_run(run)
-    rng, ids = np.random.default_rng(0), rec.users.ids
+    rng, ids = np.random.default_rng(0), rec.users.ids[:20_000]
     one, batch = [], []
     for i in range(n + 20):
         users = [u.decode() for u in rng.choice(ids, 32)]
@@ -62,10 +81,11 @@ def main():
     if not runs: sys.exit("bench: no finished run in outputs/; `make run` makes one")
     figures = dict(cores=os.cpu_count(), load=os.getloadavg()[0], runs={})
     for run in runs:
-        figures["runs"][run.name] = dict(stages=stage_figures(run), request=request_figures(str(run)))
+        figures["runs"][run.name] = dict(stages=stage_figures(run), request=request_figures(str(run)), two_tower_rows_a_second=training_rates(run))
         f = figures["runs"][run.name]
         print(f"{run.name}: {sum(r['seconds'] for r in f['stages'].values()):.0f} s, peak {max(r['peak_memory_mib'] for r in f['stages'].values()):,} MiB")
         for stage, r in f["stages"].items(): print(f"  {stage:<12}" + "  ".join(f"{k} {v:,.0f}" for k, v in r.items()))
+        print("  two-tower rows/s", {k: round(v) for k, v in f["two_tower_rows_a_second"].items()})
         print("  request", json.dumps({k: round(v, 2) for k, v in f["request"].items() if k != "stages_p50_ms"}))
     write_json(OUT / "bench.json", figures)
     plot(figures, OUT / "bench.png")
