@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMS', 'RecsysError', 'Param', 'check_value', 'Params', 'default_params', 'load_params', 'parse_set', 'find_root',
-           'resolve', 'atomic_path', 'write_json', 'read_json', 'sha256_file', 'progress', 'run_dir', 'stage_dir',
-           'run_lock', 'StageRecord', 'record_stage', 'save_record']
+           'resolve', 'atomic_path', 'write_json', 'read_json', 'sha256_file', 'progress', 'claim', 'run_dir',
+           'stage_dir', 'run_lock', 'StageRecord', 'record_stage', 'save_record']
 
 # %% ../nbs/00_core.ipynb #00-core-02
 import contextlib, difflib, hashlib, json, os, re, resource, sys, tempfile, time, warnings
@@ -93,6 +93,8 @@ _PARAMS = [
     Param("DLRM_LR", 0.002, "learning rate", 1e-6, 1.0),
     Param("DLRM_PATIENCE", 1, "epochs without a better validation before training stops", 0, 100),
     Param("DLRM_DROPOUT", 0.1, "share of embedding components dropped in training", 0.0, 0.9),
+    Param("DLRM_LOSS", "bce", "binary cross-entropy of each candidate, or softmax over a positive and its negatives", choices=("bce", "softmax")),
+    Param("DLRM_HALF_LIFE", 0.35, "share of the training span over which a case's chance to be drawn halves; 0: every case once an epoch", 0.0, 100.0),
     Param("DLRM_NEGATIVES", 5, "sampled negatives a positive", 1, 100),
     # a request
     Param("CANDIDATES", 300, "items that retrieval hands to the ranker", 10, 10000),
@@ -256,25 +258,31 @@ def progress(iterable, desc: str, total: int | None = None):
     return tqdm(iterable, desc=desc, total=total, mininterval=0.5, file=sys.stderr, dynamic_ncols=True)
 
 # %% ../nbs/00_core.ipynb #00-core-42
+def claim(p: Params, holds: bool, text: str) -> None:
+    "Assert something of the tiny run; on another run's data say where it does not hold."
+    if not holds and p.RUN == PARAMS["RUN"].default: raise AssertionError(text)
+    if not holds: print(f"not so on this run's data: {text}")
+
+# %% ../nbs/00_core.ipynb #00-core-45
 def run_dir(p: Params) -> Path:
     "Name the folder of a run, OUTPUTS/RUN; the variable RECSYS_OUTPUTS moves the default OUTPUTS elsewhere."
     moved = os.environ.get("RECSYS_OUTPUTS") if p.OUTPUTS == PARAMS["OUTPUTS"].default else None
     return resolve(moved or p.OUTPUTS) / p.RUN
 
-# %% ../nbs/00_core.ipynb #00-core-44
+# %% ../nbs/00_core.ipynb #00-core-47
 def stage_dir(p: Params, stage: str) -> Path:
     "Make the folder of a stage within its run and return it."
     d = run_dir(p) / stage
     d.mkdir(parents=True, exist_ok=True)
     return d
 
-# %% ../nbs/00_core.ipynb #00-core-45
+# %% ../nbs/00_core.ipynb #00-core-48
 def run_lock(p: Params) -> FileLock:
     "Give the lock of a run's folder; one process may take it again while it holds it."
     run_dir(p).mkdir(parents=True, exist_ok=True)
     return FileLock(run_dir(p) / ".lock", is_singleton=True)
 
-# %% ../nbs/00_core.ipynb #00-core-47
+# %% ../nbs/00_core.ipynb #00-core-50
 class StageRecord:
     "Collect what a stage has to say about itself."
     def __init__(self, p: Params, stage: str):
@@ -297,7 +305,7 @@ class StageRecord:
         fig.savefig(self.dir / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         self.figures.append({"file": f"{name}.png", "caption": caption})
 
-# %% ../nbs/00_core.ipynb #00-core-49
+# %% ../nbs/00_core.ipynb #00-core-52
 @contextlib.contextmanager
 def record_stage(p: Params, stage: str):  # yields a StageRecord
     "Run a stage's work and write its stage.json once it has succeeded; a failed stage has none."
@@ -307,7 +315,7 @@ def record_stage(p: Params, stage: str):  # yields a StageRecord
         yield rec
         save_record(rec, time.perf_counter() - t)
 
-# %% ../nbs/00_core.ipynb #00-core-50
+# %% ../nbs/00_core.ipynb #00-core-53
 def save_record(rec: StageRecord, seconds: float) -> Path:
     "Write stage.json: parameters, hashes of the files, rows, timings, peak memory, metrics, notes."
     files = sorted(f for f in rec.dir.rglob("*") if f.is_file() and f.name != "stage.json" and not f.name.startswith("."))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sampling_distribution', 'sample_negatives', 'batches', 'training_loss', 'make_step', 'content_of', 'make_scorer',
-           'auc', 'sampled_quality', 'catalogue_quality', 'make_judge', 'batch_size', 'run_epoch', 'fit_ranker',
-           'plot_curve', 'best_epoch', 'onnx_inputs', 'check_export', 'run_dlrm']
+           'auc', 'sampled_quality', 'catalogue_quality', 'make_judge', 'batch_size', 'run_epoch', 'draw_cases',
+           'fit_ranker', 'plot_curve', 'best_epoch', 'onnx_inputs', 'check_export', 'run_dlrm']
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-02
 import os, time
@@ -98,11 +98,13 @@ def make_step(
 def content_of(
     prep: Prepared,
     config: dict,      # of `ranker_config`
-) -> np.ndarray:       # float32 [cardinality of item_id, sum of embedding sizes]; zeros where the id is no one item
-    "Lay out the pretrained embeddings by encoded item id, so that a history can look them up."
-    sizes = config["item"]["embedding"]
-    table = np.zeros((config["tables"]["item_id"], sum(sizes.values())), np.float32)
-    if sizes: table[prep.item_columns["item_id"]] = np.concatenate([prep.item_columns[name] for name in sizes], axis=1)
+) -> np.ndarray:       # float32 [cardinality of item_id, sum of widths]; zeros where the id is no one item
+    "Lay out what is known of each item by its encoded id, so that a history can look it up; categories one-hot."
+    table, at, ids = np.zeros((config["tables"]["item_id"], sum(config["content"].values())), np.float32), 0, prep.item_columns["item_id"]
+    for name, width in config["content"].items():
+        column = prep.item_columns[name]
+        table[ids, at:at + width] = np.eye(width)[column] if column.dtype.kind == "i" else column.reshape(-1, width)
+        at += width
     table[:FIRST] = 0
     return table
 
@@ -204,7 +206,19 @@ def run_epoch(
     if not np.isfinite(loss): raise RecsysError(f"the ranker's training loss is {loss} in {desc}; lower DLRM_LR")
     return loss
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-34
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-35
+def draw_cases(
+    timestamps: np.ndarray,  # of the training cases, seconds
+    half_life: float,        # share of their span over which the weight halves; 0: every case once
+    rng: np.random.Generator,
+) -> np.ndarray:             # int64 [n], positions within the cases
+    "Draw one epoch's cases, newer ones more often."
+    n, age = len(timestamps), timestamps.max() - timestamps
+    if half_life <= 0 or age.max() == 0: return rng.permutation(n)
+    cumulative = np.cumsum(0.5 ** (age / (half_life * age.max())))
+    return np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
+
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-37
 def fit_ranker(
     prep: Prepared,
     p: Params,             # the DLRM parameters and SEED
@@ -216,12 +230,13 @@ def fit_ranker(
     tf.keras.utils.set_random_seed(p.SEED)
     if model is None: config = ranker_config(prep.contract, p); model = new_ranker(config, content_of(prep, config), prep.n_items)
     train = prep.positions("train") if train is None else train
+    ages, half_life = np.asarray(prep.events["timestamp"][train]), p.DLRM_HALF_LIFE
     q, n, size, rng = sampling_distribution(prep.item_counts), p.DLRM_NEGATIVES, batch_size(len(train), p.DLRM_BATCH), np.random.default_rng(p.SEED)
-    step = make_step(model, prep, np.log(n * q) * correct, mm.LazyAdam(p.DLRM_LR), getattr(p, "DLRM_LOSS", "bce"))
+    step = make_step(model, prep, np.log(n * q) * correct, mm.LazyAdam(p.DLRM_LR), p.DLRM_LOSS)
     judge, curve, best = make_judge(model, prep, p), [], (-1, 0, None)
     for epoch in range(p.DLRM_EPOCHS):
         start = time.perf_counter()
-        loss = run_epoch(step, batches(prep, rng.permutation(train), q, n, size, rng), model.config, f"ranker, epoch {epoch + 1}", -(-len(train) // size))
+        loss = run_epoch(step, batches(prep, train[draw_cases(ages, half_life, rng)], q, n, size, rng), model.config, f"ranker, epoch {epoch + 1}", -(-len(train) // size))
         curve.append(dict(epoch=epoch + 1, train_loss=loss, positives_a_second=len(train) / (time.perf_counter() - start)) | judge())
         value = curve[-1].get("ndcg@10", epoch)   # without validation the last epoch is the best
         if value > best[0]: best = value, epoch, model.get_weights()
@@ -229,7 +244,7 @@ def fit_ranker(
     model.set_weights(best[2])
     return model, curve
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-37
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-40
 def plot_curve(
     curve: list,   # of `fit_ranker`
 ):                 # matplotlib figure
@@ -246,7 +261,7 @@ def plot_curve(
 
 def best_epoch(curve: list) -> dict: "Choose the epoch whose weights were kept."; return max(curve, key=lambda c: c.get("ndcg@10", c["epoch"]))
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-40
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-43
 def onnx_inputs(
     prep: Prepared,
     positions: np.ndarray,  # events, [B]
@@ -269,7 +284,7 @@ def check_export(
     if apart > 1e-3: raise RecsysError(f"dlrm.onnx differs from the trained ranker by {apart:.2g} in logits, expected below 1e-3; check the versions of tf2onnx and onnxruntime")
     return dict(onnx_difference=apart) | {f"onnx_{k}": v for k, v in measure_latency(session, {name: x[:1] for name, x in feed.items()}).items()}
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-43
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-46
 def run_dlrm(p: Params) -> dict:  # metrics
     "Train the ranker, save its state, export it and check the export."
     with record_stage(p, "dlrm") as rec:
