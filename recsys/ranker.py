@@ -145,13 +145,13 @@ def pair_dots(
     return tf.gather(tf.reshape(tf.matmul(vectors, vectors, transpose_b=True), [-1, f * f]), upper, axis=1)
 
 def cross_dots(
-    query,  # [B, Fq, dim]
+    query,  # [B, dim, Fq]; this way round ONNX Runtime multiplies without a transposition
     items,  # [R, C, Fi, dim]; R is B, or 1 where all requests share the items
 ):          # [B, C, Fi * Fq]
     "Take the dot product of every query feature with every item feature."
     r, c, fi, dim = tf.shape(items)[0], tf.shape(items)[1], items.shape[2], items.shape[3]
-    dots = tf.matmul(tf.reshape(items, [r, c * fi, dim]), query, transpose_b=True)
-    return tf.reshape(dots, [-1, c, fi * query.shape[1]])
+    dots = tf.matmul(tf.reshape(items, [r, c * fi, dim]), query)
+    return tf.reshape(dots, [-1, c, fi * query.shape[2]])
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-26
 def repeats(
@@ -174,7 +174,7 @@ def call(self: Ranker,
     qs = self.query_vectors(query)
     xs = self.item_vectors({n: tf.reshape(x, [r * c, *x.shape[2:]]) for n, x in items.items()})
     q, x = tf.stack(qs, 1), tf.stack(xs, 1)
-    cross = cross_dots(q, tf.reshape(x, [r, c, len(xs), dim]))
+    cross = cross_dots(tf.stack(qs, 2), tf.reshape(x, [r, c, len(xs), dim]))
     pair = tf.concat([cross, repeats(query["hist_items"], item_id)], 2)
     hidden = tf.reshape(self.first["pair"](tf.reshape(pair, [-1, pair.shape[2]])), [-1, c, width])
     hidden += tf.reshape(self.first["item"](tf.concat([pair_dots(x), xs[-1]], 1)), [r, c, width])

@@ -134,16 +134,13 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     user = np.repeat(np.arange(300), n)
     item = taste[user] * 40 + rng.integers(0, 40, len(user)) ** 2 // 40
     pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_700_000_000 + rng.integers(0, 10**6, len(user)))).to_parquet(tmp_path / "t.parquet")
-    code = f"""
-from recsys.core import default_params
-from recsys.pipeline import FULL, run_here
-p = default_params(SOURCE="parquet", INTERACTIONS={str(tmp_path / 't.parquet')!r}, OUTPUTS={str(tmp_path)!r}, RUN="own", SPLIT="leave_one_out", TT_EPOCHS=4, DLRM_EPOCHS=2, BOOTSTRAP=50)
-for s in FULL: run_here(s, p)
-"""
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    params = tmp_path / "own.yaml"
+    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\n")
+    run = recsys("run", "--params", params)
+    assert run.returncode == 0, run.stdout + run.stderr
+    notes = " ".join(stages(tmp_path / "own")["data_prep"]["notes"])
     for name in ("device_type", "top_category", "text", "image"):
-        assert f"no feature {name}" in run.stdout
+        assert f"no feature {name}" in notes
     rows = json.loads((tmp_path / "own/evaluate/metrics.json").read_text())
     value = {r["system"]: r["value"] for r in rows if r["segment"] == "all" and r["metric"] == "recall@10"}
     assert value["full"] > value["popularity"] and "oracle" not in value
