@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDEST', 'MASKED', 'ranker_config', 'query_signature', 'item_signature', 'embedding_table', 'Ranker', 'decays',
            'history_weights', 'bottom', 'pair_dots', 'cross_dots', 'repeats', 'new_ranker', 'save_ranker',
-           'load_ranker', 'export_ranker', 'measure_latency']
+           'load_ranker', 'export_ranker', 'plain_names', 'measure_latency']
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-02
 import os, time
@@ -17,7 +17,7 @@ import tensorflow as tf
 from fastcore.basics import patch
 from merlin.schema import ColumnSchema, Tags
 from .core import Params, RecsysError, atomic_path, read_json, write_json
-from .features import FIRST, OOV, PAD, Contract, load_arrays, save_arrays
+from .features import FIRST, PAD, Contract, load_arrays, save_arrays
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-05
 WIDEST = 128  # a category with more values stays out of the history's content
@@ -145,13 +145,13 @@ def pair_dots(
     return tf.gather(tf.reshape(tf.matmul(vectors, vectors, transpose_b=True), [-1, f * f]), upper, axis=1)
 
 def cross_dots(
-    query,  # [B, dim, Fq]; this way round ONNX Runtime multiplies without a transposition
+    query,  # [B, Fq, dim]
     items,  # [R, C, Fi, dim]; R is B, or 1 where all requests share the items
 ):          # [B, C, Fi * Fq]
     "Take the dot product of every query feature with every item feature."
     r, c, fi, dim = tf.shape(items)[0], tf.shape(items)[1], items.shape[2], items.shape[3]
-    dots = tf.matmul(tf.reshape(items, [r, c * fi, dim]), query)
-    return tf.reshape(dots, [-1, c, fi * query.shape[2]])
+    dots = tf.matmul(tf.reshape(items, [r, c * fi, dim]), query, transpose_b=True)
+    return tf.reshape(dots, [-1, c, fi * query.shape[1]])
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-26
 def repeats(
@@ -174,7 +174,7 @@ def call(self: Ranker,
     qs = self.query_vectors(query)
     xs = self.item_vectors({n: tf.reshape(x, [r * c, *x.shape[2:]]) for n, x in items.items()})
     q, x = tf.stack(qs, 1), tf.stack(xs, 1)
-    cross = cross_dots(tf.stack(qs, 2), tf.reshape(x, [r, c, len(xs), dim]))
+    cross = cross_dots(q, tf.reshape(x, [r, c, len(xs), dim]))
     pair = tf.concat([cross, repeats(query["hist_items"], item_id)], 2)
     hidden = tf.reshape(self.first["pair"](tf.reshape(pair, [-1, pair.shape[2]])), [-1, c, width])
     hidden += tf.reshape(self.first["item"](tf.concat([pair_dots(x), xs[-1]], 1)), [r, c, width])
@@ -226,10 +226,38 @@ def export_ranker(
     import tf2onnx
     specs = (query_signature(model.config), item_signature(model.config), tf.TensorSpec([None, None], tf.float32, name="mask"))
     graph = tf.function(lambda q, i, mask: {"logits": tf.where(mask > 0, model(q, i), MASKED)}, input_signature=specs)
-    with atomic_path(path) as tmp: tf2onnx.convert.from_function(graph, input_signature=specs, opset=17, output_path=str(tmp))
+    with atomic_path(path) as tmp: tmp.write_bytes(plain_names(tf2onnx.convert.from_function(graph, input_signature=specs, opset=17)[0]).SerializeToString())
     return Path(path)
 
-# %% ../nbs/06_ranker.ipynb #06-ranker-44
+# %% ../nbs/06_ranker.ipynb #06-ranker-41
+def plain_names(
+    exported,  # onnx.ModelProto
+):             # the same, changed in place
+    "Order and number what is inside a graph by how it is reached from the output, so that its bytes don't depend on what the process did before."
+    graph, new, nodes, constants = exported.graph, {}, [], []
+    maker, constant = {o: x for x in graph.node for o in x.output}, {x.name: x for x in graph.initializer}
+    new |= {v.name: v.name for v in [*graph.input, *graph.output]} | {"": ""}
+    done, todo = set(), [v.name for v in reversed(graph.output)]
+    while todo:                                   # depth first, inputs before the node that reads them
+        name = todo[-1]; node = maker.get(name)
+        waiting = [] if node is None else [i for i in reversed(node.input) if i and i not in done]
+        if waiting and name not in done: todo += waiting; continue
+        todo.pop()
+        if name in done: continue
+        if name in constant: constants.append(constant[name]); new[name] = f"c{len(constants)}"
+        elif node: nodes.append(node); new |= {o: f"t{len(nodes)}.{k}" for k, o in enumerate(node.output) if o not in new}
+        done |= {name} if node is None else set(node.output)
+    nodes, constants = [type(x).FromString(x.SerializeToString()) for x in nodes], [type(x).FromString(x.SerializeToString()) for x in constants]
+    for x in constants: x.name = new[x.name]
+    for i, x in enumerate(nodes): x.name = f"{x.op_type}_{i}"; x.input[:], x.output[:] = [new[n] for n in x.input], [new[n] for n in x.output]
+    for field, values in (("node", nodes), ("initializer", constants), ("value_info", [])): del getattr(graph, field)[:]; getattr(graph, field).extend(values)
+    for v in [*graph.input, *graph.output]:
+        for letter, size in zip("BC", v.type.tensor_type.shape.dim):
+            if not size.dim_value: size.dim_param = letter
+    graph.name, graph.doc_string = "ranker", ""
+    return exported
+
+# %% ../nbs/06_ranker.ipynb #06-ranker-45
 def measure_latency(
     session,          # of `encoders.onnx_session`
     feed: dict,       # one request
