@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDEST', 'MASKED', 'ranker_config', 'query_signature', 'item_signature', 'embedding_table', 'Ranker', 'decays',
            'history_weights', 'bottom', 'pair_dots', 'cross_dots', 'repeats', 'new_ranker', 'save_ranker',
-           'load_ranker', 'export_ranker', 'plain_names', 'measure_latency']
+           'load_ranker', 'export_ranker', 'measure_latency']
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-02
 import os, time
@@ -17,6 +17,7 @@ import tensorflow as tf
 from fastcore.basics import patch
 from merlin.schema import ColumnSchema, Tags
 from .core import Params, RecsysError, atomic_path, read_json, write_json
+from .encoders import tidy_graph
 from .features import FIRST, PAD, Contract, load_arrays, save_arrays
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-05
@@ -226,36 +227,9 @@ def export_ranker(
     import tf2onnx
     specs = (query_signature(model.config), item_signature(model.config), tf.TensorSpec([None, None], tf.float32, name="mask"))
     graph = tf.function(lambda q, i, mask: {"logits": tf.where(mask > 0, model(q, i), MASKED)}, input_signature=specs)
-    with atomic_path(path) as tmp: tmp.write_bytes(plain_names(tf2onnx.convert.from_function(graph, input_signature=specs, opset=17)[0]).SerializeToString())
+    proto, _ = tf2onnx.convert.from_function(graph, input_signature=specs, opset=17)
+    with atomic_path(path) as tmp: tmp.write_bytes(tidy_graph(proto, "ranker").SerializeToString())
     return Path(path)
-
-# %% ../nbs/06_ranker.ipynb #06-ranker-41
-def plain_names(
-    exported,  # onnx.ModelProto
-):             # the same, changed in place
-    "Order and number what is inside a graph by how it is reached from the output, so that its bytes don't depend on what the process did before."
-    graph, new, nodes, constants = exported.graph, {}, [], []
-    maker, constant = {o: x for x in graph.node for o in x.output}, {x.name: x for x in graph.initializer}
-    new |= {v.name: v.name for v in [*graph.input, *graph.output]} | {"": ""}
-    done, todo = set(), [v.name for v in reversed(graph.output)]
-    while todo:                                   # depth first, inputs before the node that reads them
-        name = todo[-1]; node = maker.get(name)
-        waiting = [] if node is None else [i for i in reversed(node.input) if i and i not in done]
-        if waiting and name not in done: todo += waiting; continue
-        todo.pop()
-        if name in done: continue
-        if name in constant: constants.append(constant[name]); new[name] = f"c{len(constants)}"
-        elif node: nodes.append(node); new |= {o: f"t{len(nodes)}.{k}" for k, o in enumerate(node.output) if o not in new}
-        done |= {name} if node is None else set(node.output)
-    nodes, constants = [type(x).FromString(x.SerializeToString()) for x in nodes], [type(x).FromString(x.SerializeToString()) for x in constants]
-    for x in constants: x.name = new[x.name]
-    for i, x in enumerate(nodes): x.name = f"{x.op_type}_{i}"; x.input[:], x.output[:] = [new[n] for n in x.input], [new[n] for n in x.output]
-    for field, values in (("node", nodes), ("initializer", constants), ("value_info", [])): del getattr(graph, field)[:]; getattr(graph, field).extend(values)
-    for v in [*graph.input, *graph.output]:
-        for letter, size in zip("BC", v.type.tensor_type.shape.dim):
-            if not size.dim_value: size.dim_param = letter
-    graph.name, graph.doc_string = "ranker", ""
-    return exported
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-45
 def measure_latency(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMBINERS', 'STATE', 'column_schema', 'embedding_tables', 'ItemVector', 'content_by_id', 'content_scale', 'History',
            'TowerInputs', 'Head', 'signature', 'TwoTower', 'build_towers', 'query_variables', 'CandidateSampler',
-           'softmax_loss', 'make_step', 'save_state', 'load_state', 'baked_history', 'tidy_graph', 'export_onnx']
+           'softmax_loss', 'make_step', 'save_state', 'load_state', 'baked_history', 'export_onnx']
 
 # %% ../nbs/05_towers.ipynb #05-towers-02
 import contextlib, os
@@ -17,7 +17,7 @@ import tensorflow as tf
 import tf2onnx
 from merlin.schema import ColumnSchema, Schema, Tags
 from .core import Params, RecsysError, atomic_path, default_params, read_json, write_json
-from .encoders import onnx_session
+from .encoders import onnx_session, tidy_graph
 from .features import OOV, PAD, Contract, Feature, load_arrays, save_arrays
 
 # %% ../nbs/05_towers.ipynb #05-towers-05
@@ -287,31 +287,6 @@ def baked_history(model: TwoTower):
     try: yield
     finally: model.history.baked = None
 
-# %% ../nbs/05_towers.ipynb #05-towers-46
-def tidy_graph(
-    proto,        # ONNX model with one output
-    output: str,  # its new name
-):                # the same model
-    "Order and name the nodes by their use, so that equal towers give equal bytes."
-    g, done = proto.graph, {}
-    made, weights = {o: n for n in g.node for o in n.output}, {w.name: w for w in g.initializer}
-    names = {"": "", **{i.name: i.name for i in g.input}}
-    def visit(t):
-        if t in names: return
-        if t in weights: names[t] = f"w{len(names)}"; return
-        for i in made[t].input: visit(i)
-        for o in made[t].output: names[o] = output if o == g.output[0].name else f"t{len(names)}"
-        done[made[t].output[0]] = made[t]
-    visit(g.output[0].name)
-    kept = [weights[t] for t in names if t in weights]
-    for k, n in enumerate(done.values()): n.name, n.input[:], n.output[:] = f"n{k}", [names[i] for i in n.input], [names[o] for o in n.output]
-    for w in kept: w.name = names[w.name]
-    g.name, g.output[0].name, nodes = output, output, list(done.values())
-    for field, values in (("node", nodes), ("initializer", kept)): del getattr(g, field)[:]; getattr(g, field).extend(values)
-    for t in (*g.input, *g.output): t.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del g.value_info[:]; g.ClearField("doc_string")
-    return proto
-
 # %% ../nbs/05_towers.ipynb #05-towers-47
 def export_onnx(
     tower,            # mm.Encoder
@@ -321,7 +296,7 @@ def export_onnx(
 ) -> Path:
     "Write one tower as ONNX, opset 17; inputs are named like the features."
     spec = signature(features)
-    call = tf.function(lambda *xs: tower(dict(zip(spec, xs)), training=False), autograph=False)
+    call = tf.function(lambda *xs: {output: tower(dict(zip(spec, xs)), training=False)}, autograph=False)
     proto, _ = tf2onnx.convert.from_function(call, input_signature=list(spec.values()), opset=17)
-    with atomic_path(path) as tmp: tmp.write_bytes(tidy_graph(proto, output).SerializeToString(deterministic=True))
+    with atomic_path(path) as tmp: tmp.write_bytes(tidy_graph(proto, output).SerializeToString())
     return Path(path)

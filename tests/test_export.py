@@ -37,6 +37,7 @@ def test_exporting_again_changes_nothing(tmp_path):
     fresh, committed = modules(tmp_path), modules(ROOT)
     assert sorted(fresh) == sorted(committed), "recsys/ has modules without a notebook, or lacks some: run `make export`"
     assert [name for name in fresh if fresh[name] != committed[name]] == [], "differ from their notebooks: run `make export`"
+    assert (tmp_path / "pyproject.toml").read_text() == (ROOT / "pyproject.toml").read_text()
 
 
 def test_cleaning_again_changes_nothing(tmp_path):
