@@ -6,7 +6,7 @@
 __all__ = ['PAD', 'NULL', 'OOV', 'FIRST', 'SIDES', 'NOT_FEATURES', 'Feature', 'Contract', 'table_features', 'make_contract',
            'as_bytes', 'look_up', 'scale', 'Encoder', 'local_time', 'utc_offset', 'encode_context', 'save_arrays',
            'load_arrays', 'save_encoder', 'load_encoder', 'event_bounds', 'history_at', 'top_category',
-           'history_length']
+           'top_category_schedule', 'read_schedule', 'history_length', 'mark_cases']
 
 # %% ../nbs/01_features.ipynb #01-features-02
 import json
@@ -238,7 +238,50 @@ def top_category(
     values, where, counts = np.unique(newest_first, return_index=True, return_counts=True)
     return int(values[np.lexsort((where, -counts))[0]])
 
+# %% ../nbs/01_features.ipynb #01-features-43b
+def top_category_schedule(
+    timestamps: np.ndarray,  # of one user's events, seconds, oldest first
+    categories: np.ndarray,  # encoded category of each
+    now: int,                # first moment that the schedule is for, seconds
+    hours: float = 24,       # window
+) -> tuple[np.ndarray, np.ndarray]:  # encoded categories [s], second at which each ends [s]; after the last: 1 (missing)
+    "List the top categories from `now` on if nothing more happens, each with its valid-until."
+    span, values, until = int(hours * 3600), [], []
+    leaves = np.unique(np.asarray(timestamps)[np.asarray(timestamps) < now] + span + 1)   # the first second that no longer sees an event
+    starts = np.r_[now, leaves[leaves > now]]
+    for start, end in zip(starts, starts[1:]):
+        value = top_category(timestamps, categories, start, hours)
+        if values and values[-1] == value: until[-1] = end
+        else: values.append(value); until.append(end)
+    return np.array(values, np.int64), np.array(until, np.int64)
+
+def read_schedule(values: np.ndarray, until: np.ndarray, now: int) -> int:  # encoded category, 1 where the schedule has ended
+    "Read the top category of a moment."
+    at = np.searchsorted(until, now, side="right")
+    return int(values[at]) if at < len(values) else NULL
+
 # %% ../nbs/01_features.ipynb #01-features-44
 def history_length(rows: np.ndarray) -> np.ndarray:  # [B, L] with -1 as padding -> float32 [B], 0 to 1
     "Scale the number of known history items to 0..1 on a logarithm."
     return (np.log1p((rows >= 0).sum(-1)) / np.log1p(rows.shape[-1])).astype(np.float32)
+
+# %% ../nbs/01_features.ipynb #01-features-47
+def mark_cases(
+    e: dict,           # events
+    positive: list,    # event type numbers that count, in funnel order
+    window: int = 86400,  # seconds for which a later step of the funnel is the same choice
+) -> np.ndarray:       # bool [n]
+    "Mark the events that are cases: a positive event, unless the user took an earlier step with that item within the window."
+    case = np.isin(e["type"], positive)
+    if len(positive) < 2: return case
+    rank = np.full(128, -1); rank[positive] = np.arange(len(positive))
+    case &= (e["user"] >= 0) | (e["type"] == positive[0])  # an anonymous purchase can't be told from its own view
+    order = np.lexsort((e["timestamp"], e["item"], e["user"]))
+    user, item, ts, step = e["user"][order], e["item"][order], e["timestamp"][order], rank[e["type"][order]]
+    later = np.zeros(len(order), bool)
+    for s in range(len(positive) - 1):   # the newest earlier event of step s by the same user on the same item
+        at = np.where(step == s, np.arange(len(order)), -1); at = np.maximum.accumulate(at)
+        same = (at >= 0) & (user[at] == user) & (item[at] == item) & (ts - ts[at] <= window) & (user >= 0)
+        later |= same & (step > s)
+    case[order[later]] = False
+    return case
