@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['COPIED', 'SERVING', 'UNLISTED', 'SHOWN', 'STAGES_MS', 'write_bundle', 'write_item_files', 'check_bundle', 'Bundle',
-           'onnx_session', 'run_session', 'UserMemory', 'seen_since', 'read_request', 'score_candidates',
-           'popular_rows', 'fill_candidates', 'Recommender', 'attempt', 'Stopwatch', 'finite', 'nobody', 'load_run',
-           'one_answer', 'run_bundle', 'write_train_state']
+           'onnx_session', 'run_session', 'UserMemory', 'seen_since', 'read_request', 'candidate_features',
+           'score_candidates', 'popular_rows', 'fill_candidates', 'Recommender', 'Reasons', 'Stopwatch', 'finite',
+           'nobody', 'load_run', 'one_answer', 'run_bundle', 'write_train_state']
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-02
 import hashlib, json, shutil, time
+from functools import cached_property
 from pathlib import Path
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fastcore.basics import patch
 from .bloom import DAY, SeenItems, day_of, hash_ids
 from .cache import ItemColumns
@@ -50,6 +49,7 @@ SHOWN = ("item_id", "title", "category_l1", "category_l2", "price", "in_stock")
 
 def write_item_files(p: Params, folder: Path) -> None:
     "Write items.npz (encoded columns, embeddings), items.parquet (what people read) and popularity.npz."
+    import pyarrow.parquet as pq
     from recsys.data_prep import load_prepared
     prep, shown = load_prepared(p), pq.read_table(stage_dir(p, "data_prep") / "items.parquet")
     pq.write_table(shown.select([c for c in SHOWN if c in shown.column_names]), folder / "items.parquet", compression="zstd")
@@ -70,25 +70,33 @@ def check_bundle(folder: str | Path) -> dict:  # its manifest
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-12
 class Bundle:
-    "Load a bundle, verified, ready to answer: sessions, index, item columns."
+    "Load a bundle, verified; each part opens when it is first asked for, so that a member of a server holds what it needs and no more."
     def __init__(self, folder: str | Path):
         self.folder, self.manifest = Path(folder), check_bundle(folder)
         self.encoder = load_encoder(folder); self.contract = self.encoder.contract
-        self.query_tower, self.ranker = onnx_session(self.folder / "query_tower.onnx"), onnx_session(self.folder / "dlrm.onnx")
-        self.index = load_index(self.folder / "index.faiss")
-        arrays = load_arrays(self.folder / "items.npz")
-        self.ids, self.in_stock = arrays.pop("item_ids"), arrays.pop("in_stock")
-        self.columns = ItemColumns(arrays, self.ids)
-        self.row_of, self.hashes = {i: r for r, i in enumerate(self.columns.ids)}, hash_ids(self.columns.ids)
-        self.encoded_ids = np.append(arrays["item_id"], PAD)   # row -1 pads
-        self.categories = arrays.get("category_l1", np.zeros(len(self.ids), np.int64))
-        self.popularity = load_arrays(self.folder / "popularity.npz")["popularity"]
-        self.by_popularity = np.lexsort((np.arange(len(self.ids)), -self.popularity))
-        self.shown = pq.read_table(self.folder / "items.parquet")
         self.serving = Params(self.manifest["serving"], source="manifest.json")
 
     @property
     def version(self) -> str: return self.manifest["version"]
+
+    def _of_items(self, name: str):
+        "Read one array of items.npz, None where it isn't there."
+        with np.load(self.folder / "items.npz", allow_pickle=False) as z: return z[name] if name in z.files else None
+
+    def _columns(self) -> ItemColumns:
+        arrays = load_arrays(self.folder / "items.npz")
+        return ItemColumns({n: a for n, a in arrays.items() if n not in ("item_ids", "in_stock")}, arrays["item_ids"])
+
+    ids, in_stock = (cached_property(lambda self, n=n: self._of_items(n)) for n in ("item_ids", "in_stock"))
+    row_of = cached_property(lambda self: {i.decode(): r for r, i in enumerate(self.ids)})
+    hashes = cached_property(lambda self: hash_ids(self.ids.tolist()))
+    encoded_ids = cached_property(lambda self: np.append(self._of_items("item_id"), PAD))   # row -1 pads
+    categories = cached_property(lambda self: np.zeros(len(self.ids), np.int64) if (c := self._of_items("category_l1")) is None else c)
+    popularity = cached_property(lambda self: load_arrays(self.folder / "popularity.npz")["popularity"])
+    by_popularity = cached_property(lambda self: np.lexsort((np.arange(len(self.ids)), -self.popularity)))
+    index, columns = cached_property(lambda self: load_index(self.folder / "index.faiss")), cached_property(_columns)
+    query_tower, ranker = (cached_property(lambda self, n=n: onnx_session(self.folder / n)) for n in ("query_tower.onnx", "dlrm.onnx"))
+    shown = cached_property(lambda self: __import__("pyarrow.parquet", fromlist=["read_table"]).read_table(self.folder / "items.parquet"))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-13
 def onnx_session(path: str | Path):  # onnxruntime.InferenceSession
@@ -169,6 +177,16 @@ def seen(self: UserMemory, user: str, rows: np.ndarray, now: int) -> np.ndarray:
     mask = np.isin(rows, items[ts >= seen_since(now, days)])
     return mask | self.seen_filter.seen(user, self.bundle.hashes[rows], now) if user in self.new else mask
 
+@patch
+def seen_batch(self: UserMemory, users: list, rows: np.ndarray, now: np.ndarray) -> np.ndarray:  # item rows [B, W] -> bool [B, W]
+    "Tell for a batch of users which of their items they saw."
+    return np.stack([self.seen(u, r, int(t)) for u, r, t in zip(users, rows, now)])
+
+@patch
+def popular(self: UserMemory, top: np.ndarray, width: int) -> np.ndarray:  # encoded top category [B] -> rows [B, width]
+    "Order the catalogue by popularity, the user's top category first."
+    return popular_rows(self.bundle, top, width)
+
 # %% ../nbs/11_recommender.ipynb #11-recommender-28
 STAGES_MS = ("user_features", "query_tower", "retrieve", "seen_filter", "item_features", "dlrm", "rerank")
 
@@ -196,14 +214,20 @@ def read_request(request: dict, serving: Params, clock) -> dict:  # fields of de
                 diversity=field("diversity", serving.DIVERSITY, float, 0, 1), seed=field("seed", 0, np.int64, 0, 2**53))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-31
+def candidate_features(
+    bundle: Bundle,
+    rows: np.ndarray,    # item rows [B, C], -1 padded
+) -> dict:               # item features [B, C, ...] and mask [B, C]
+    "Gather the columns of the candidates; padding takes row 0 and is masked."
+    return bundle.columns.gather(np.maximum(rows, 0), bundle.contract.item.names()) | dict(mask=(rows >= 0).astype(np.float32))
+
 def score_candidates(
     bundle: Bundle,
     query: dict,         # query features [B]
     rows: np.ndarray,    # item rows [B, C], -1 padded
 ) -> np.ndarray:         # logits [B, C], float32; padding is very small
     "Rank: gather the item columns and run the DLRM."
-    items = bundle.columns.gather(np.maximum(rows, 0), bundle.contract.item.names())
-    return run_session(bundle.ranker, query | items | dict(mask=(rows >= 0).astype(np.float32)))
+    return run_session(bundle.ranker, query | candidate_features(bundle, rows))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-33
 def popular_rows(bundle: Bundle, top: np.ndarray, width: int) -> np.ndarray:  # encoded top category [B] -> rows [B, width]
@@ -234,11 +258,18 @@ class Recommender:
         return int(self.bundle.manifest["data"]["train"][1] + 1 + time.time() - self.started)
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-38
-def attempt(work, stage: str, instead: str, why: list):
-    "Run a stage; on an error return None and note stage, fallback and reason."
-    try: return work()
-    except Exception as e:   # any failure of a dependency has a fallback, and its reason is shown to the client
-        why.append(dict(stage=stage, fallback=instead, reason=f"{type(e).__name__}: {e}"[:200])); return None
+class Reasons(list):
+    "Collect for each request of a batch which stage was answered by what else, and why."
+    def __init__(self, B: int): super().__init__([] for _ in range(B))
+
+    def note(self, stage: str, fallback: str, reason: str, which=None):
+        "Note a fallback of all requests, or of some."
+        for i in range(len(self)) if which is None else which: self[i].append(dict(stage=stage, fallback=fallback, reason=reason[:200]))
+
+    def attempt(self, work, stage: str, instead: str):
+        "Run a stage; on an error return None and note it."
+        try: return work()
+        except Exception as e: self.note(stage, instead, f"{type(e).__name__}: {e}")   # any failure of a dependency has a fallback, and its reason is shown to the client
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-40
 class Stopwatch:
@@ -250,61 +281,95 @@ class Stopwatch:
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-42
 @patch
-def find_candidates(self: Recommender, r: dict, state: dict, query, why: list, ms) -> tuple:  # rows [B, C], retrieval scores [B, C], retrieval rank [B, C]
-    "Retrieve and filter, wider until every page can be filled."
-    b, B, C, n = self.bundle, len(r["user_id"]), self.bundle.serving.CANDIDATES, len(self.bundle.ids)
-    banned = [{b.row_of[i] for i in x if i in b.row_of} for x in r["exclude"]]
-    width, relaxed = min(n, int(C * (2 - b.in_stock.mean())) + max(map(len, banned)) + 64), False
-    while True:
-        with ms("retrieve"):
-            hits = attempt(lambda: search(b.index, query, width), "retrieve", "popularity", why) if query is not None else None
-            if hits is None: rows = popular_rows(b, state["inputs"].get("top_category", np.full(B, NULL)), width); score = -np.tile(np.arange(width, dtype=np.float32), (B, 1))
-            else: score, rows = hits
-        with ms("seen_filter"): hidden = np.stack([self.hide(r, i, rows[i], banned[i], relaxed, why) for i in range(B)])
-        enough = ((rows >= 0) & ~hidden).sum(1) >= min(r["k"] if width < n else 1, n)
-        if enough.all() and (width >= C or width == n): break
-        if width < n: width = min(n, width * 2); continue
-        if relaxed or not self.bundle.serving.SEEN_DAYS: break
-        relaxed = True; why.append(dict(stage="seen_filter", fallback="seen items shown again", reason="every item that may be shown was seen"))
-    kept = fill_candidates(np.tile(np.arange(rows.shape[1]), (B, 1)), hidden | (rows < 0), C)
-    take = lambda x, fill: np.where(kept < 0, fill, np.take_along_axis(x, np.maximum(kept, 0), 1))
-    return take(rows, -1), take(score, -np.inf), kept, hits is None
+def user_features(self: Recommender, r: dict, why: Reasons) -> tuple:  # query features {name: [B]}, known [B]
+    "First: what is known of the user and the moment."
+    b, B = self.bundle, len(r["user_id"])
+    state = why.attempt(lambda: self.users.state(r["user_id"], r["timestamp"]), "user_features", "anonymous")
+    state = nobody(b, B) if state is None else state
+    return {f.name: state["inputs"][f.name] for f in b.contract.side("user", "history")} | encode_context(b.encoder, r["timestamp"], r["device_type"]), state["known"]
+
+@patch
+def first_width(self: Recommender, r: dict) -> int:
+    "Estimate how many items retrieval must give so that `CANDIDATES` are left."
+    b = self.bundle
+    return min(len(b.ids), int(self.page_width(r) * (2 - b.in_stock.mean())) + max(map(len, r["exclude"]), default=0) + 64)
+
+@patch
+def page_width(self: Recommender, r: dict) -> int: "Count the candidates of a request."; return min(max(self.bundle.serving.CANDIDATES, r["k"]), len(self.bundle.ids))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-43
 @patch
-def hide(self: Recommender, r: dict, i: int, rows: np.ndarray, banned: set, relaxed: bool, why: list) -> np.ndarray:  # bool [W]
-    "Mark what must not be shown: excluded, out of stock, lately seen (unless relaxed)."
-    b = self.bundle
-    hidden = ~b.in_stock[rows] | (np.isin(rows, list(banned)) if banned else False)
-    seen = None if relaxed else attempt(lambda: self.users.seen(r["user_id"][i], np.maximum(rows, 0), int(r["timestamp"][i])), "seen_filter", "nothing hidden", why)
-    return hidden if seen is None else hidden | seen
+def retrieve(self: Recommender, query, features: dict, width: int, why: Reasons) -> tuple:  # query vectors [B, d] or None; scores, item rows [B, width]
+    "Second: the items nearest to the query; popular ones where there is no query vector or no index."
+    if query is not None:
+        hits = why.attempt(lambda: search(self.bundle.index, finite(query), width), "retrieve", "popularity")
+        if hits is not None: return hits
+    B = len(features["hist_len"]); top = features.get("top_category", np.full(B, NULL))
+    rows = why.attempt(lambda: self.users.popular(top, width), "popularity", "the bundle's popularity")
+    rows = popular_rows(self.bundle, top, width) if rows is None else rows
+    return -np.tile(np.arange(width, dtype=np.float32), (B, 1)), rows
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-44
 @patch
-def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, scores, propensities [B, k], bundle_version, reasons [B], stage_ms [stages]
-    "Answer a batch of requests."
-    b, why, ms = self.bundle, [], Stopwatch()
-    r = read_request(request, b.serving, self.clock)
-    B = len(r["user_id"])
-    with ms("user_features"):
-        state = attempt(lambda: self.users.state(r["user_id"], r["timestamp"]), "user_features", "anonymous", why) or nobody(b, B)
-        features = state["inputs"] | encode_context(b.encoder, r["timestamp"], r["device_type"])
-    with ms("query_tower"): query = attempt(lambda: finite(run_session(b.query_tower, features)), "query_tower", "popularity", why)
-    rows, retrieved, rank, fell_back = self.find_candidates(r, state, query, why, ms)
-    with ms("dlrm"): logits = attempt(lambda: finite(score_candidates(b, features, rows)), "dlrm", "the order of retrieval", why)
-    scores = retrieved if logits is None else logits
-    with ms("rerank"):
-        order, propensity = rerank(np.where(rows >= 0, scores, -1e9), rows, mask=rows >= 0, k=r["k"], temperature=r["temperature"], seed=r["seed"], diversity=r["diversity"],
-                                   categories=b.categories[np.maximum(rows, 0)], max_per_category=b.serving.MAX_PER_CATEGORY)
-    at = np.maximum(order, 0); pick = lambda x, fill: np.where(order < 0, fill, np.take_along_axis(x, at, 1))
-    chosen, place = pick(rows, -1), pick(rank, -1)
-    sources = np.where(chosen < 0, "", np.char.add("popularity #" if fell_back else "two-tower #", (place + 1).astype(str)))
-    kind = ["anonymous" if not u else "known" if k else "new" for u, k in zip(r["user_id"], state["known"])]
-    ids = np.where(chosen < 0, b"", b.ids[np.maximum(chosen, 0)])
-    return dict(item_ids=np.char.decode(ids, "utf-8"), rows=chosen, scores=pick(scores, 0).astype(np.float32), propensities=propensity.astype(np.float32), sources=sources,
-                bundle_version=b.version, reasons=[dict(user=x, fallbacks=why) for x in kind], stage_ms=ms.ms, request=r)
+def hide(self: Recommender, r: dict, rows: np.ndarray, why: Reasons) -> tuple:  # item rows [B, W] -> never [B, W], seen [B, W]
+    "Mark what must never be shown (excluded, out of stock, padding) and what was lately seen."
+    b, never = self.bundle, rows < 0
+    never |= ~b.in_stock[rows]
+    for i, x in enumerate(r["exclude"]):
+        if len(x): never[i] |= np.isin(rows[i], [b.row_of[e] for e in x if e in b.row_of])
+    if not b.serving.SEEN_DAYS: return never, np.zeros_like(never)
+    seen = why.attempt(lambda: self.users.seen_batch(r["user_id"], np.maximum(rows, 0), r["timestamp"]), "seen_filter", "nothing hidden")
+    return never, np.zeros_like(never) if seen is None else seen & ~never
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-45
+@patch
+def filter_candidates(self: Recommender, r: dict, query, features: dict, hits: tuple, why: Reasons) -> tuple:  # item rows, scores, ranks [B, C]
+    "Third: the first `CANDIDATES` items of each request that may be shown, whatever else is in its batch."
+    (score, rows), C, n = hits, self.page_width(r), len(self.bundle.ids)
+    while True:
+        asked = Reasons(len(why)); never, seen = self.hide(r, rows, asked)
+        left = (~never & ~seen).sum(1)
+        if rows.shape[1] >= n or (left >= C).all(): break
+        score, rows = self.retrieve(query, features, min(n, 2 * rows.shape[1]), Reasons(len(why)))
+    for i, notes in enumerate(asked): why[i] += notes
+    short = np.flatnonzero((left < r["k"]) & seen.any(1))
+    for i in short: seen[i, np.flatnonzero(seen[i])[:r["k"] - left[i]]] = False
+    if len(short): why.note("seen_filter", "seen items shown again", "too few items that may be shown were left", short)
+    kept = fill_candidates(np.tile(np.arange(rows.shape[1]), (len(rows), 1)), never | seen, C)
+    take = lambda x, fill: np.where(kept < 0, fill, np.take_along_axis(x, np.maximum(kept, 0), 1))
+    return take(rows, -1), take(score, -np.inf), kept
+
+# %% ../nbs/11_recommender.ipynb #11-recommender-46
+@patch
+def rerank_page(self: Recommender, r: dict, known, rows, retrieved, rank, logits, why: Reasons) -> dict:  # the response
+    "Fourth: order or sample the ranked candidates into a page."
+    b, scores = self.bundle, retrieved if logits is None else logits
+    order, propensity = rerank(np.where(rows >= 0, scores, -1e9), rows, mask=rows >= 0, k=r["k"], temperature=r["temperature"], seed=r["seed"], diversity=r["diversity"],
+                               categories=b.categories[np.maximum(rows, 0)], max_per_category=b.serving.MAX_PER_CATEGORY)
+    at = np.maximum(order, 0); pick = lambda x, fill: np.where(order < 0, fill, np.take_along_axis(x, at, 1))
+    chosen, place = pick(rows, -1), pick(rank, -1)
+    source = ["popularity" if any(f["fallback"] == "popularity" for f in w) else "two-tower" for w in why]
+    kind = ["anonymous" if not u else "known" if k else "new" for u, k in zip(r["user_id"], known)]
+    reasons = [dict(user=u, source=s, ranks=[int(x) + 1 for x in p if x >= 0], fallbacks=w) for u, s, p, w in zip(kind, source, place, why)]
+    return dict(item_ids=np.where(chosen < 0, b"", b.ids[np.maximum(chosen, 0)]), rows=chosen, scores=pick(scores, 0).astype(np.float32), propensities=propensity.astype(np.float32),
+                bundle_version=b.version, reasons=reasons)
+
+# %% ../nbs/11_recommender.ipynb #11-recommender-47
+@patch
+def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, rows, scores, propensities [B, k], bundle_version, reasons [B], stage_ms {stage: ms}
+    "Answer a batch of requests."
+    b, ms, r = self.bundle, Stopwatch(), read_request(request, self.bundle.serving, self.clock)
+    why = Reasons(len(r["user_id"]))
+    with ms("user_features"): features, known = self.user_features(r, why)
+    with ms("query_tower"): query = why.attempt(lambda: run_session(b.query_tower, features), "query_tower", "popularity")
+    with ms("retrieve"): hits = self.retrieve(query, features, self.first_width(r), why)
+    with ms("seen_filter"): rows, retrieved, rank = self.filter_candidates(r, query, features, hits, why)
+    with ms("item_features"): items = candidate_features(b, rows)
+    with ms("dlrm"): logits = why.attempt(lambda: finite(run_session(b.ranker, features | items)), "dlrm", "the order of retrieval")
+    with ms("rerank"): answer = self.rerank_page(r, known, rows, retrieved, rank, logits, why)
+    return answer | dict(item_ids=np.char.decode(answer["item_ids"], "utf-8"), stage_ms=ms.ms, request=r)
+
+# %% ../nbs/11_recommender.ipynb #11-recommender-48
 def finite(x: np.ndarray) -> np.ndarray:
     "Pass an array on unless it holds NaN or infinity, which is an error."
     if not np.isfinite(x).all(): raise FloatingPointError("NaN or infinity in a model's output")
@@ -316,7 +381,7 @@ def nobody(b: Bundle, B: int) -> dict:
     raw = b.encoder.encode("user", {}, B)
     return dict(inputs=raw | dict(top_category=np.full(B, NULL), hist_items=b.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=np.zeros(B, bool))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-54
+# %% ../nbs/11_recommender.ipynb #11-recommender-57
 def load_run(run: str) -> Recommender:
     "Open a run by name or by its folder; raise `RecsysError` where it has no bundle."
     from recsys.data_prep import load_prepared
@@ -326,18 +391,19 @@ def load_run(run: str) -> Recommender:
     bundle = Bundle(folder / "bundle")
     return Recommender(bundle, UserMemory(prep, bundle))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-55
+# %% ../nbs/11_recommender.ipynb #11-recommender-58
 def one_answer(recommender: Recommender, **request) -> dict:  # fields of one request; title, items, reasons, stage_ms
     "Answer one request with what a person wants to read."
     from datetime import datetime, timezone
+    import pyarrow as pa
     a, b = recommender.recommend({k: [v] for k, v in request.items()}), recommender.bundle
     shown = b.shown.take(pa.array(a["rows"][0][a["rows"][0] >= 0])).to_pylist()
-    items = [dict(item_id=s["item_id"], title=s.get("title"), category=s.get("category_l1"), price=s.get("price"), score=float(a["scores"][0][i]), propensity=float(a["propensities"][0][i]), source=str(a["sources"][0][i])) for i, s in enumerate(shown)]
+    items = [dict(item_id=s["item_id"], title=s.get("title"), category=s.get("category_l1"), price=s.get("price"), score=float(a["scores"][0][i]), propensity=float(a["propensities"][0][i]), source=f"{a['reasons'][0]['source']} #{a['reasons'][0]['ranks'][i]}") for i, s in enumerate(shown)]
     when = datetime.fromtimestamp(int(a["request"]["timestamp"][0]), timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     who = {"anonymous": "an anonymous visitor", "new": f"the new user {request.get('user_id')}", "known": f"user {request.get('user_id')}"}[a["reasons"][0]["user"]]
     return dict(title=f"For {who}, {request.get('device_type') or 'any device'}, {when}; bundle {b.version}", bundle_version=b.version, items=items, reasons=a["reasons"][0], stage_ms={k: round(v, 3) for k, v in a["stage_ms"].items()})
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-58
+# %% ../nbs/11_recommender.ipynb #11-recommender-61
 def run_bundle(p: Params) -> Bundle:
     "Write the bundle and, beside it, the training state that the daily fine-tune starts from."
     with record_stage(p, "bundle") as rec:
@@ -349,7 +415,7 @@ def run_bundle(p: Params) -> Bundle:
         rec.metrics["version"] = manifest["version"]; rec.metrics["bytes"] = sum(f.stat().st_size for f in rec.dir.iterdir())
     return Bundle(stage_dir(p, "bundle"))
 
-# %% ../nbs/11_recommender.ipynb #11-recommender-59
+# %% ../nbs/11_recommender.ipynb #11-recommender-62
 def write_train_state(p: Params) -> Path:
     "Copy weights, model configurations and id maps to train_state/; serving never reads it."
     state = run_dir(p) / "train_state"
