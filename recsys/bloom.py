@@ -22,17 +22,18 @@ def hash_ids(
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-07
+_STEPS = np.arange(1, 65, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2**64; no filter has more hashes
+
 def places(
     hashes: np.ndarray,  # uint64 [n]
     n_hashes: int,       # places an item
     n_bits: int,         # size of the filter
 ) -> np.ndarray:         # bit numbers [n, n_hashes] int64
     "Spread each hash over a filter, one SplitMix64 step a place."
-    with np.errstate(over="ignore"):
-        x = hashes[:, None] + np.arange(1, n_hashes + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) % np.uint64(n_bits)).astype(np.int64)
+    x = hashes[:, None] + _STEPS[:n_hashes]
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) % np.uint64(n_bits)).view(np.int64)
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-10
 def bloom_size(

@@ -32,21 +32,24 @@ def chain_links(
     return links
 
 # %% ../nbs/09_seen.ipynb #09-seen-09
+_BIT = (128 >> np.arange(8)).astype(np.uint8)  # bit 0 is the highest, as in Redis bitmaps
+
 def in_bitmaps(
     bitmaps,             # strings as the server gives them, None where a bucket isn't there
     hashes: np.ndarray,  # uint64 [n]
     links: list,         # Link, the layout of all of them
 ) -> np.ndarray:         # bool [n]
     "Tell which hashes any of the bitmaps may hold."
-    out = np.zeros(len(hashes), bool)
+    out, held = np.zeros(len(hashes), bool), [b for b in bitmaps if b]
     for link in links:
-        held = [np.frombuffer(b, np.uint8, link.n_bits // 8, link.start // 8) for b in bitmaps if b and len(b) * 8 > link.start]
+        held = [b for b in held if len(b) * 8 >= link.stop]
         if not held: break
-        bits, maybe = np.stack(held), np.flatnonzero(~out)
-        for n in (min(2, link.n_hashes), link.n_hashes):
-            at = places(hashes[maybe], n, link.n_bits)
-            maybe = maybe[(bits[:, at >> 3] & (128 >> (at & 7))).astype(bool).all(2).any(0)]
-        out[maybe] = True
+        bits = np.frombuffer(b"".join([b[link.start // 8:link.stop // 8] for b in held]), np.uint8).reshape(len(held), -1)
+        two = np.unpackbits(np.bitwise_or.reduce(bits))[places(hashes, min(2, link.n_hashes), link.n_bits)]
+        maybe = np.flatnonzero(two[:, 0] & two[:, -1])
+        if not len(maybe): continue
+        at = places(hashes[maybe], link.n_hashes, link.n_bits)
+        out[maybe[(bits[:, at >> 3] & _BIT[at & 7]).all(2).any(0)]] = True
     return out
 
 # %% ../nbs/09_seen.ipynb #09-seen-12
@@ -168,17 +171,21 @@ def has_bf(client) -> bool:
         raise
 
 # %% ../nbs/09_seen.ipynb #09-seen-27
+@patch(as_prop=True)
+def suffix(self: SeenStore) -> str: "Name the layout."; return "" if self.kind == "bf" else f":{self.links[0].n_bits}x{self.links[0].n_hashes}"
+
 @patch
 def bucket(self: SeenStore,
     user: str,
     ts: int,   # seconds UTC of an event
 ) -> str:
     "Name the key that `mark_seen` gets for an event."
-    name = bucket_name(user, int(day_of(ts)))
-    return name if self.kind == "bf" else f"{name}:{self.links[0].n_bits}x{self.links[0].n_hashes}"
+    return bucket_name(user, ts // DAY) + self.suffix
 
 @patch
-def buckets(self: SeenStore, user: str, now: int) -> list: "Name the buckets of the window."; return [self.bucket(user, d * DAY) for d in window(now, self.days)]
+def buckets(self: SeenStore, user: str, now: int) -> list:
+    "Name the buckets of the window."
+    return [bucket_name(user, d) + self.suffix for d in window(now, self.days)]
 
 def recent_name(user: str) -> str: "Name a user's recent list."; return f"{{u:{user}}}:recent"
 
@@ -305,7 +312,7 @@ def _read(self: SeenStore, asked: list) -> list:  # (user, hashes, ids, now) -> 
     "Ask for the candidates of several users in one round trip."
     if self.kind == "bf":
         answers = run_scripts(self.client, ASK_BF, [([recent_name(u), *self.buckets(u, t)], ids) for u, _, ids, t in asked])
-        return [(np.isin(np.arange(len(h)), hits), recent) for (_, h, _, _), (hits, recent) in zip(asked, answers)]
+        return [(np.bincount(hits, minlength=len(h)) > 0 if hits else np.zeros(len(h), bool), recent) for (_, h, _, _), (hits, recent) in zip(asked, answers)]
     pipe = self.client.pipeline(transaction=False)
     for u, _, _, t in asked: pipe.mget(self.buckets(u, t)); pipe.lrange(recent_name(u), 0, -1)
     answers = pipe.execute()
