@@ -92,6 +92,7 @@ class Bundle:
     hashes = cached_property(lambda self: hash_ids(self.ids.tolist()))
     encoded_ids = cached_property(lambda self: np.append(self._of_items("item_id"), PAD))   # row -1 pads
     categories = cached_property(lambda self: np.zeros(len(self.ids), np.int64) if (c := self._of_items("category_l1")) is None else c)
+    category_names = cached_property(lambda self: {int(i): v.decode() for v, i in zip(*self.encoder.vocab.get("category_l1", ((), ())))})
     popularity = cached_property(lambda self: load_arrays(self.folder / "popularity.npz")["popularity"])
     by_popularity = cached_property(lambda self: np.lexsort((np.arange(len(self.ids)), -self.popularity)))
     index, columns = cached_property(lambda self: load_index(self.folder / "index.faiss")), cached_property(_columns)
@@ -183,9 +184,10 @@ def seen_batch(self: UserMemory, users: list, rows: np.ndarray, now: np.ndarray)
     return np.stack([self.seen(u, r, int(t)) for u, r, t in zip(users, rows, now)])
 
 @patch
-def popular(self: UserMemory, top: np.ndarray, width: int) -> np.ndarray:  # encoded top category [B] -> rows [B, width]
-    "Order the catalogue by popularity, the user's top category first."
-    return popular_rows(self.bundle, top, width)
+def popular(self: UserMemory, category: str, n: int) -> np.ndarray:  # raw category, '' for all -> item rows [n]
+    "List popular items, those of a category first."
+    code = next((c for c, name in self.bundle.category_names.items() if name == category), NULL)
+    return popular_rows(self.bundle, np.array([code]), n)[0]
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-28
 STAGES_MS = ("user_features", "query_tower", "retrieve", "seen_filter", "item_features", "dlrm", "rerank")
@@ -304,8 +306,9 @@ def retrieve(self: Recommender, query, features: dict, width: int, why: Reasons)
     if query is not None:
         hits = why.attempt(lambda: search(self.bundle.index, finite(query), width), "retrieve", "popularity")
         if hits is not None: return hits
-    B = len(features["hist_len"]); top = features.get("top_category", np.full(B, NULL))
-    rows = why.attempt(lambda: self.users.popular(top, width), "popularity", "the bundle's popularity")
+    B = len(why); top = features.get("top_category", np.full(B, NULL))
+    ask = lambda c: self.users.popular(self.bundle.category_names.get(int(c), ""), width)
+    rows = why.attempt(lambda: np.stack([ask(c) for c in top]), "popularity", "the bundle's popularity")
     rows = popular_rows(self.bundle, top, width) if rows is None else rows
     return -np.tile(np.arange(width, dtype=np.float32), (B, 1)), rows
 
