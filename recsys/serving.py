@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'REQUEST', 'RESPONSE', 'ADMIN', 'Tensor', 'Member', 'Step', 'Ensemble', 'tensor_config', 'member_config',
-           'write_warmup', 'ensemble_config', 'check_ensemble', 'config_text', 'parse_config', 'read_config',
-           'link_file', 'new_folder', 'model_text', 'write_version', 'pinned_version', 'bundle_folder',
-           'write_repository', 'write_bundle_version', 'check_same_tensors', 'PythonMember', 'decode', 'OnnxMember',
-           'server_env', 'check_stub', 'backend_dir', 'TritonServer', 'distinct_ports', 'call_server',
-           'session_processes', 'Client']
+           'write_warmup', 'write_new', 'ensemble_config', 'check_ensemble', 'config_text', 'parse_config',
+           'read_config', 'link_file', 'new_folder', 'model_text', 'write_version', 'pinned_version', 'next_version',
+           'bundle_folder', 'write_repository', 'write_bundle_version', 'check_same_tensors', 'end_with_parent',
+           'PythonMember', 'decode', 'OnnxMember', 'server_env', 'check_stub', 'backend_dir', 'call_server', 'Control',
+           'TritonServer', 'distinct_ports', 'session_processes', 'running_server', 'Client', 'request_tensors',
+           'curl_line', 'dead_member', 'Canary']
 
 # %% ../nbs/18_serving.ipynb #18-serving-02
 import contextlib, filecmp, json, os, re, secrets, shlex, shutil, signal, subprocess, sys, sysconfig, tempfile, threading, time, urllib.error, urllib.request
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .core import RecsysError, atomic_path, write_json
+from .core import RecsysError, atomic_path, read_json
 from .servers import OwnedProcess, _package_path, check_port, free_port
 
 # %% ../nbs/18_serving.ipynb #18-serving-06
@@ -106,7 +107,12 @@ def write_warmup(m: Member, folder: Path) -> None:  # folder of the member
     "Write the arrays of a member's warm-up in Triton's raw form: strings with their length before them."
     for name, array in (m.warmup or {}).items():
         raw = b"".join(len(s).to_bytes(4, "little") + s for s in (x if isinstance(x, bytes) else str(x).encode() for x in array.ravel())) if array.dtype.kind in "OUS" else np.ascontiguousarray(array).tobytes()
-        with atomic_path(folder / "warmup" / name) as tmp: tmp.write_bytes(raw)
+        write_new(folder / "warmup" / name, raw)
+
+def write_new(file: Path, content: bytes) -> None:
+    "Write a file unless it has this content: Triton takes a newer file for a changed model."
+    if file.is_file() and file.read_bytes() == content: return
+    with atomic_path(file) as tmp: tmp.write_bytes(content)
 
 # %% ../nbs/18_serving.ipynb #18-serving-18
 def ensemble_config(
@@ -193,7 +199,7 @@ def write_version(m: Member, folder: Path) -> None:  # <repository>/<member>/<ve
         if not same(folder / file): raise RecsysError(f"{folder}: {file} is another one than {m.source}; a version never changes, choose a new number")
         return
     with new_folder(folder) as tmp:
-        if m.kind == "python": (tmp / file).write_text(model_text(m.source))
+        if m.kind == "python": (tmp / file).write_text(model_text(m.source)); (tmp / "__pycache__").touch()   # a file: Python can't write there, which Triton would take for a new model
         else: link_file(m.source, tmp / file)
 
 # %% ../nbs/18_serving.ipynb #18-serving-28
@@ -201,6 +207,10 @@ def pinned_version(folder: str | Path, ensemble: str = "recommender") -> int:
     "Read which version a repository's ensemble pins; 0 where there is none."
     if not (Path(folder) / ensemble / "config.pbtxt").is_file(): return 0
     return int(read_config(Path(folder) / ensemble)["version_policy"]["specific"]["versions"][0])
+
+def next_version(folder: str | Path, ensemble: str = "recommender") -> int:
+    "Find the number after the highest that a repository has."
+    return max([0, *(int(d.name) for d in (Path(folder) / ensemble).glob("[0-9]*"))]) + 1
 
 def bundle_folder(
     model: str | Path,    # <repository>/<member>, as Triton tells a Python member
@@ -229,8 +239,7 @@ def write_repository(
     for m in members: write_version(m, folder / m.name / str(version)); write_warmup(m, folder / m.name)
     (folder / ensemble.name / str(version)).mkdir(parents=True, exist_ok=True)
     texts[ensemble.name] = config_text(ensemble_config(ensemble, version))   # last: it is the switch
-    for name, text in texts.items():
-        with atomic_path(folder / name / "config.pbtxt") as tmp: tmp.write_text(text)
+    for name, text in texts.items(): write_new(folder / name / "config.pbtxt", text.encode())
     return folder
 
 # %% ../nbs/18_serving.ipynb #18-serving-30
@@ -254,6 +263,15 @@ def check_same_tensors(folder: Path, m: Member, others) -> None:
             raise RecsysError(f"{folder}: the {side}s of {m.name} differ from those of version {sorted(others)}, which stays loaded; write the new version into another repository, or with keep=False while no server runs on this one")
 
 # %% ../nbs/18_serving.ipynb #18-serving-34
+def end_with_parent(every: float = .5) -> None:  # seconds
+    "Watch the parent from a thread and end when it is gone: a killed server leaves its stubs behind."
+    parent = os.getppid()
+    def watch():
+        while os.getppid() == parent: time.sleep(every)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+# %% ../nbs/18_serving.ipynb #18-serving-36
 class PythonMember:
     "Serve a function on arrays as a Triton model: `setup` once, `answer` for each request."
     merge = False    # one call of `answer` gets the rows of several requests where their shapes allow
@@ -265,13 +283,14 @@ class PythonMember:
 
     def initialize(self, args: dict) -> None:
         "Start, as Triton asks."
+        end_with_parent()
         import triton_python_backend_utils as pb
         self.pb, self.config, self.name, self.version = pb, json.loads(args["model_config"]), args["model_name"], int(args["model_version"])
         self.model_folder = Path(args["model_repository"]); self.bundle = bundle_folder(self.model_folder, self.version)
         self.outputs = [o["name"] for o in self.config["output"]]
         self.setup()
 
-# %% ../nbs/18_serving.ipynb #18-serving-35
+# %% ../nbs/18_serving.ipynb #18-serving-37
 @patch
 def guard(self: PythonMember, work, *args):  # its result, or a TritonError
     "Turn errors into what a client may see."
@@ -282,7 +301,7 @@ def guard(self: PythonMember, work, *args):  # its result, or a TritonError
         self.pb.Logger.log_error(f"{self.name}: {traceback.format_exc()}")
         return self.pb.TritonError(f"{self.name}: internal error ({type(e).__name__}); the server's log says more", self.pb.TritonError.INTERNAL)
 
-# %% ../nbs/18_serving.ipynb #18-serving-36
+# %% ../nbs/18_serving.ipynb #18-serving-38
 @patch
 def read(self: PythonMember, request) -> dict:  # input -> array
     "Read one request's inputs."
@@ -299,7 +318,7 @@ def decode(array: np.ndarray, name: str) -> list:  # str, nested as the array
     except UnicodeDecodeError as e: raise RecsysError(f"{name}: not valid UTF-8 ({e.reason} at byte {e.start})") from None
     return np.array(flat, dtype=object).reshape(array.shape).tolist()
 
-# %% ../nbs/18_serving.ipynb #18-serving-38
+# %% ../nbs/18_serving.ipynb #18-serving-40
 @patch
 def execute(self: PythonMember, requests: list) -> list:  # of InferenceResponse
     "Answer requests, as Triton asks."
@@ -328,7 +347,7 @@ def respond(self: PythonMember, found, request):  # InferenceResponse
     wanted = request.requested_output_names()
     return self.pb.InferenceResponse(output_tensors=[self.pb.Tensor(n, np.ascontiguousarray(found[n])) for n in self.outputs if n in wanted])
 
-# %% ../nbs/18_serving.ipynb #18-serving-42
+# %% ../nbs/18_serving.ipynb #18-serving-44
 class OnnxMember(PythonMember):
     "Serve a model's own model.onnx with ONNX Runtime on one thread: the stand-in for Triton's onnxruntime backend."
     merge = True
@@ -343,7 +362,7 @@ class OnnxMember(PythonMember):
 
     def answer(self, inputs): return dict(zip(self.outputs, self.session.run(self.outputs, inputs)))
 
-# %% ../nbs/18_serving.ipynb #18-serving-44
+# %% ../nbs/18_serving.ipynb #18-serving-46
 def _triton() -> Path:
     "Find the tritonserver folder of the installed wheel."
     program = _package_path("pytriton", "tritonserver/bin/tritonserver")
@@ -361,7 +380,7 @@ def server_env(extra: dict | None = None) -> dict:  # environment
     env.pop("PYTHONHOME", None)
     return env
 
-# %% ../nbs/18_serving.ipynb #18-serving-47
+# %% ../nbs/18_serving.ipynb #18-serving-49
 def check_stub(
     stub: Path,   # triton_python_backend_stub
     env: dict,    # the environment it will run in
@@ -374,7 +393,7 @@ def check_stub(
     if said.returncode: raise RecsysError(f"{stub} can't start: {said.stderr.strip()[:200]}")
     if int(np.__version__.split(".")[0]) > 1: raise RecsysError(f"numpy is {np.__version__}, with which Triton's outputs are empty; install numpy below 2 (`make setup`)")
 
-# %% ../nbs/18_serving.ipynb #18-serving-48
+# %% ../nbs/18_serving.ipynb #18-serving-50
 def backend_dir(
     folder: str | Path,       # becomes the server's --backend-directory
     env: dict | None = None,  # of the server
@@ -390,13 +409,72 @@ def backend_dir(
     with atomic_path(folder / "onnxruntime" / "model.py") as tmp: tmp.write_text(model_text("recsys.serving:OnnxMember"))
     return folder
 
-# %% ../nbs/18_serving.ipynb #18-serving-51
+# %% ../nbs/18_serving.ipynb #18-serving-53
+def call_server(
+    url: str,                  # http://host:port/path
+    body: dict | None = None,  # POSTed as JSON; None: GET
+    key: str = "",             # of model control
+    seconds: float = 60,
+) -> bytes:
+    "Ask Triton over HTTP; raise `RecsysError` with its message where it refuses or doesn't answer."
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), {"admin-key": key} if key else {})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer: return answer.read()
+    except urllib.error.HTTPError as e:
+        text = e.read().decode(errors="replace")
+        with contextlib.suppress(ValueError, KeyError, TypeError): text = json.loads(text)["error"]
+        raise RecsysError(f"{url} answered {e.code}: {text[:800]}") from None
+    except OSError as e: raise RecsysError(f"{url} does not answer: {getattr(e, 'reason', e)}") from None
+
+class Control:
+    "Steer a running server's models."
+    def __init__(self, http: str, key: str, repository: Path, ensemble: str): self.http, self.key, self.repository, self.ensemble = http, key, Path(repository), ensemble
+
+# %% ../nbs/18_serving.ipynb #18-serving-55
+@patch
+def ready(self: Control, model: str = "", version: int | str = "") -> bool:
+    "Tell whether a model answers, by default the ensemble."
+    try: call_server(f"{self.http}/v2/models/{model or self.ensemble}{f'/versions/{version}' if version else ''}/ready", seconds=2); return True
+    except RecsysError: return False
+
+@patch
+def unload(self: Control, model: str, members: bool = False) -> None:
+    "Unload a model, an ensemble with its members on request."
+    call_server(f"{self.http}/v2/repository/models/{model}/unload", dict(parameters=dict(unload_dependents=members)), self.key)
+
+# %% ../nbs/18_serving.ipynb #18-serving-57
+@patch
+def load(self: Control,
+    model: str = "",             # '' is the ensemble, its pinned members before it
+    config: dict | None = None,  # instead of its config.pbtxt
+    seconds: float = 120,
+) -> None:
+    "Load a model, or load it again where its files have changed; raise `RecsysError` with Triton's message where that fails."
+    if not model and not config:
+        for step in read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]:
+            member, version = step["model_name"], step["model_version"]
+            self.load(member)
+            if not self.ready(member, version): raise RecsysError(f"{member}: version {version} is not loaded; the server's log says why")
+    body = dict(parameters=dict(config=json.dumps(config))) if config else {}
+    call_server(f"{self.http}/v2/repository/models/{model or self.ensemble}/load", body, self.key, seconds)
+
+@patch
+def deploy(self: Control, members, ensemble: Ensemble, version: int, bundle=None, keep: bool = True) -> None:
+    "Write a version as `write_repository` does and move the server to it; where it doesn't load, everything stays as it was and `RecsysError` says why."
+    old = pinned_version(self.repository, self.ensemble)
+    write_repository(self.repository, members, ensemble, version, bundle, keep)
+    try: self.load()
+    except RecsysError:
+        if old and old != version: write_repository(self.repository, members, ensemble, old, keep=False); self.load()
+        raise
+
+# %% ../nbs/18_serving.ipynb #18-serving-58
 ADMIN = "model-repository,shared-memory,trace,logging"   # what needs the key
 
-class TritonServer(OwnedProcess):
-    "Run tritonserver on a repository; it lives as long as the block, and leaves no process."
+class TritonServer(OwnedProcess, Control):
+    "Run tritonserver on a repository, on 127.0.0.1 only; it lives as long as the block and leaves no process."
     def __init__(self,
-        repository: str | Path,
+        repository: str | Path,   # backends/, triton.log and server.json stand beside it
         ensemble: str = "recommender",
         http_port: int = 0,       # 0: a free one
         grpc_port: int = 0,
@@ -405,17 +483,16 @@ class TritonServer(OwnedProcess):
         env: dict | None = None,  # more environment variables, for the members
         seconds: float = 120,     # until the ensemble must be ready
     ):
-        self.repository, self.ensemble, self.key = Path(repository).resolve(), ensemble, key or secrets.token_urlsafe(24)
-        read_config(self.repository / ensemble)
-        ports = dict(HTTP_PORT=http_port, GRPC_PORT=grpc_port, METRICS_PORT=metrics_port)
-        self.http_port, self.grpc_port, self.metrics_port = distinct_ports(ports)
-        self.shm, env = f"recsys_{os.getpid()}_{self.http_port}_", server_env(env)
-        backends = backend_dir(self.repository.parent / "backends", env)
-        super().__init__([_triton() / "bin" / "tritonserver", *self.options(backends)], self.repository.parent / "triton.log", "tritonserver", env)
-        try: self.wait_ready(self.ready, seconds)
+        self.home, env = Path(repository).resolve().parent, server_env(env)
+        read_config(Path(repository) / ensemble)
+        self.http_port, self.grpc_port, self.metrics_port = distinct_ports(dict(HTTP_PORT=http_port, GRPC_PORT=grpc_port, METRICS_PORT=metrics_port))
+        Control.__init__(self, f"http://127.0.0.1:{self.http_port}", key or secrets.token_urlsafe(24), Path(repository).resolve(), ensemble)
+        self.grpc, self.shm = f"127.0.0.1:{self.grpc_port}", f"recsys_{os.getpid()}_{self.http_port}_"
+        OwnedProcess.__init__(self, [_triton() / "bin" / "tritonserver", *self.options(backend_dir(self.home / "backends", env))], self.home / "triton.log", "tritonserver", env)
+        try: self.wait_ready(self.ready, seconds); self.announce()
         except BaseException: self.stop(); raise
 
-# %% ../nbs/18_serving.ipynb #18-serving-52
+# %% ../nbs/18_serving.ipynb #18-serving-59
 def distinct_ports(ports: dict) -> list:  # parameter -> port; ports
     "Check ports, and choose free ones where they are 0."
     taken = []
@@ -426,60 +503,14 @@ def distinct_ports(ports: dict) -> list:  # parameter -> port; ports
 
 @patch
 def options(self: TritonServer, backends: Path) -> list:
-    "List the command line: everything on 127.0.0.1, no GPU pools, no guessing of configurations."
-    where = {f"--{kind}-{x}": v for kind, port in (("http", self.http_port), ("grpc", self.grpc_port), ("metrics", self.metrics_port)) for x, v in (("address", "127.0.0.1"), ("port", port))}
-    named = where | {"--model-repository": self.repository, "--backend-directory": backends, "--model-control-mode": "explicit", "--load-model": self.ensemble,
-                     "--http-restricted-api": f"{ADMIN}:admin-key={self.key}", "--grpc-restricted-protocol": f"{ADMIN}:admin-key={self.key}", "--exit-timeout-secs": 5,
-                     "--backend-config": f"python,shm-region-prefix-name={self.shm}", "--allow-gpu-metrics": "false", "--allow-cpu-metrics": "false", "--pinned-memory-pool-byte-size": 0}
-    return [f"{n}={v}" for n, v in named.items()] + ["--disable-auto-complete-config"]
+    "List the command line: everything on 127.0.0.1, no GPU pools, no guessing of configurations, which would start every stub twice."
+    where = {f"{kind}-{x}": v for kind, port in (("http", self.http_port), ("grpc", self.grpc_port), ("metrics", self.metrics_port)) for x, v in (("address", "127.0.0.1"), ("port", port))}
+    named = where | {"model-repository": self.repository, "backend-directory": backends, "model-control-mode": "explicit", "load-model": self.ensemble, "exit-timeout-secs": 5,
+                     "http-restricted-api": f"{ADMIN}:admin-key={self.key}", "grpc-restricted-protocol": f"{ADMIN}:admin-key={self.key}",
+                     "backend-config": f"python,shm-region-prefix-name={self.shm}", "allow-gpu-metrics": "false", "allow-cpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
+    return [f"--{n}={v}" for n, v in named.items()] + ["--disable-auto-complete-config"]
 
-# %% ../nbs/18_serving.ipynb #18-serving-54
-def call_server(
-    url: str,              # http://host:port/path
-    body: dict | None = None,  # POSTed as JSON; None: GET
-    key: str = "",         # of model control
-    seconds: float = 60,
-) -> bytes:
-    "Ask Triton over HTTP; raise `RecsysError` with its message where it refuses or doesn't answer."
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), {"admin-key": key} if key else {})
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer: return answer.read()
-    except urllib.error.HTTPError as e:
-        text = e.read().decode(errors="replace")
-        with contextlib.suppress(ValueError, KeyError, TypeError): text = json.loads(text)["error"]
-        raise RecsysError(f"{url} answered {e.code}: {text[:500]}") from None
-    except OSError as e: raise RecsysError(f"{url} does not answer: {getattr(e, 'reason', e)}") from None
-
-# %% ../nbs/18_serving.ipynb #18-serving-55
-@patch(as_prop=True)
-def http(self: TritonServer) -> str: return f"http://127.0.0.1:{self.http_port}"
-
-@patch(as_prop=True)
-def grpc(self: TritonServer) -> str: return f"127.0.0.1:{self.grpc_port}"
-
-@patch
-def ready(self: TritonServer) -> bool:
-    "Tell whether the ensemble answers."
-    try: call_server(f"{self.http}/v2/models/{self.ensemble}/ready", seconds=2); return True
-    except RecsysError: return False
-
-# %% ../nbs/18_serving.ipynb #18-serving-56
-@patch
-def load(self: TritonServer,
-    name: str = "",              # a model; '' is the ensemble, whose pinned members come along
-    config: dict | None = None,  # instead of its config.pbtxt
-    seconds: float = 120,
-) -> None:
-    "Load a model, or load it again; raise `RecsysError` with Triton's message where that fails."
-    body = dict(parameters=dict(config=json.dumps(config))) if config else {}
-    call_server(f"{self.http}/v2/repository/models/{name or self.ensemble}/load", body, self.key, seconds)
-
-@patch
-def unload(self: TritonServer, name: str, members: bool = False) -> None:
-    "Unload a model, an ensemble with its members on request."
-    call_server(f"{self.http}/v2/repository/models/{name}/unload", dict(parameters=dict(unload_dependents=members)), self.key)
-
-# %% ../nbs/18_serving.ipynb #18-serving-57
+# %% ../nbs/18_serving.ipynb #18-serving-61
 def session_processes(leader: int) -> list:  # pids
     "List the living processes of a session, which a server and its stubs share.\n\nproc(5), stat."
     found = []
@@ -492,13 +523,34 @@ def session_processes(leader: int) -> list:  # pids
 @patch
 def stop(self: TritonServer, seconds: float = 10) -> int:  # exit code
     "Stop the server; what is left of its stubs and their shared memory goes too."
+    (self.home / "server.json").unlink(missing_ok=True)
     code = OwnedProcess.stop(self, seconds)
     for pid in session_processes(self.pid):
         with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
     for file in Path("/dev/shm").glob(f"{self.shm}*"): file.unlink(missing_ok=True)
     return code
 
-# %% ../nbs/18_serving.ipynb #18-serving-58
+# %% ../nbs/18_serving.ipynb #18-serving-62
+@patch
+def announce(self: TritonServer) -> None:
+    "Write server.json, which only this user may read, so that another command can steer this server."
+    with atomic_path(self.home / "server.json") as tmp: tmp.write_text(json.dumps(dict(pid=self.pid, http=self.http, grpc=self.grpc, metrics=f"http://127.0.0.1:{self.metrics_port}/metrics", key=self.key, ensemble=self.ensemble)))
+    (self.home / "server.json").chmod(0o600)
+
+def running_server(repository: str | Path) -> Control | None:
+    "Find the server that another command runs on a repository."
+    file = Path(repository).resolve().parent / "server.json"
+    if not file.is_file(): return None
+    told = read_json(file); found = Control(told["http"], told["key"], Path(repository).resolve(), told["ensemble"]); found.grpc, found.metrics = told["grpc"], told["metrics"]
+    return found if found.ready() else None
+
+@patch
+def tail(self: TritonServer, lines: int = 8) -> str:
+    "Read why models failed to load, else the last lines of the log."
+    why = re.findall(r'"(failed to load .+?)"$', OwnedProcess.tail(self, 2000), re.M)
+    return "\n".join(w.replace("\\n", "\n").split("\n\nAt:")[0] for w in why if "version" in w) or OwnedProcess.tail(self, lines)
+
+# %% ../nbs/18_serving.ipynb #18-serving-63
 @patch
 def memory(self: TritonServer) -> dict:  # processes; pss and rss in MiB
     "Add up the memory of the server and its stubs; pss counts a page that several share once."
@@ -509,7 +561,7 @@ def memory(self: TritonServer) -> dict:  # processes; pss and rss in MiB
                 if line.startswith(("Pss:", "Rss:")): kib[line[:3].lower()] += int(line.split()[1])
     return dict(processes=len(pids), **{k: round(v / 1024, 1) for k, v in kib.items()})
 
-# %% ../nbs/18_serving.ipynb #18-serving-61
+# %% ../nbs/18_serving.ipynb #18-serving-65
 class Client:
     "Ask an ensemble over gRPC; several threads may share it."
     def __init__(self,
@@ -526,7 +578,7 @@ class Client:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../nbs/18_serving.ipynb #18-serving-62
+# %% ../nbs/18_serving.ipynb #18-serving-66
 _NAMES = {np.dtype(t).str: n for n, t in TYPES.items()}
 
 @patch
@@ -543,3 +595,108 @@ def infer(self: Client,
     except InferenceServerException as e: raise RecsysError(f"{model or self.ensemble} at {self.url}: {str(e.status() or 'refused').removeprefix('StatusCode.')}: {e.message()}") from None
     arrays = {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
     return {n: np.array(decode(a, n), dtype=str).reshape(a.shape) if a.dtype == object else a for n, a in arrays.items()}
+
+# %% ../nbs/18_serving.ipynb #18-serving-74
+def _listed(v) -> bool: return isinstance(v, (list, tuple, np.ndarray))
+
+def request_tensors(**fields) -> dict:  # name -> array [B, 1], exclude [B, E]
+    "Make the ensemble's input tensors from a request's fields, each one value or a list of B; what is None is not sent."
+    tensors, fields = {t.name: t for t in REQUEST}, {n: v for n, v in fields.items() if v is not None}
+    if unknown := set(fields) - set(tensors): raise RecsysError(f"{sorted(unknown)[0]}: no such field; there are {', '.join(tensors)}")
+    if "exclude" in fields: fields["exclude"] = [list(x) for x in fields["exclude"]] if len(fields["exclude"]) and _listed(fields["exclude"][0]) else (list(fields["exclude"]),)
+    sizes = {n: len(v) for n, v in fields.items() if _listed(v) and not isinstance(v, tuple)}
+    B = max(sizes.values(), default=1)
+    if wrong := [n for n, size in sizes.items() if size != B]: raise RecsysError(f"{wrong[0]}: expected {B} values, found {sizes[wrong[0]]}")
+    rows = {n: list(v) if n in sizes else [v[0] if n == "exclude" else v] * B for n, v in fields.items()}
+    width = max(map(len, rows.get("exclude", [[]])), default=0)
+    if "exclude" in rows: rows["exclude"] = [x + [""] * (width - len(x)) for x in rows["exclude"]]
+    return {n: _column(tensors[n], v, B, width if n == "exclude" else 1) for n, v in rows.items() if n != "exclude" or width}
+
+# %% ../nbs/18_serving.ipynb #18-serving-75
+def _column(t: Tensor, values: list, B: int, width: int) -> np.ndarray:
+    "Make one input tensor; raise `RecsysError` where a value is of another type or doesn't fit."
+    if t.dtype == "STRING": return np.array(["" if x is None else x if isinstance(x, bytes) else str(x) for x in np.array(values, dtype=object).ravel()], dtype=object).reshape(B, width)
+    a = np.array(values); exact = a.astype(TYPES[t.dtype]) if a.dtype.kind in "iu" or (a.dtype.kind == "f" and t.dtype == "FP32") else None
+    if exact is None or (t.dtype != "FP32" and (exact != a).any()): raise RecsysError(f"{t.name}: expected {t.dtype} numbers, found {values[:3]!r:.80}")
+    return exact.reshape(B, 1)
+
+# %% ../nbs/18_serving.ipynb #18-serving-77
+@patch
+def recommend(self: Client,
+    user_id=None,       # str, or a list of B; None or '': anonymous
+    device_type=None,
+    timestamp=None,     # seconds since 1970 UTC
+    k=10,               # items a user
+    exclude=None,       # item ids, or a list of B such lists
+    temperature=None,   # 0 orders by score
+    diversity=None,     # 0 to 1
+    seed=None,
+    request_id=None,
+) -> dict:              # item_ids, scores, propensities [B, k]; bundle_version [B]; reasons, B dicts; stage_ms [B, stages]; without B for one user
+    "Ask for one user, or for several in one call; a field that is None is left to the server."
+    fields = dict(user_id=user_id, device_type=device_type, timestamp=timestamp, k=k, exclude=exclude, temperature=temperature, diversity=diversity, seed=seed, request_id=request_id)
+    a = self.infer(request_tensors(**fields))
+    a |= dict(bundle_version=a["bundle_version"][:, 0], reasons=[json.loads(x) for x in a["reasons"][:, 0]])
+    many = any(_listed(v) for n, v in fields.items() if n != "exclude") or (_listed(exclude) and len(exclude) and _listed(exclude[0]))
+    return a if many else {n: v[0] for n, v in a.items()}
+
+# %% ../nbs/18_serving.ipynb #18-serving-79
+def curl_line(
+    http: str,                     # http://host:port
+    ensemble: str = "recommender",
+    **fields,                      # of one request
+) -> str:
+    "Write a shell command that asks the ensemble over HTTP."
+    kinds = {t.name: t.dtype.replace("STRING", "BYTES") for t in REQUEST}
+    inputs = [dict(name=n, datatype=kinds[n], shape=list(a.shape), data=a.ravel().tolist()) for n, a in request_tensors(**fields).items()]
+    return f"curl -s {http}/v2/models/{ensemble}/infer -d {shlex.quote(json.dumps(dict(inputs=inputs)))}"
+
+# %% ../nbs/18_serving.ipynb #18-serving-86
+def dead_member(message: str) -> str:  # '' where the message is another one
+    "Read from an error which member's process has died."
+    found = re.search(r"[Ss]tub process '(.+?)_\d+_\d+' is not healthy", message)
+    return found[1] if found else ""
+
+@patch
+def revive(self: Control, member: str) -> None:
+    "Start a member's processes anew, of all its loaded versions."
+    for version in read_config(self.repository / member)["version_policy"]["specific"]["versions"]:
+        for file in (self.repository / member / version).glob("model.*"): os.utime(file)
+    self.load(member)
+
+# %% ../nbs/18_serving.ipynb #18-serving-87
+class Canary(threading.Thread):
+    "Probe an ensemble again and again, and bring back the member whose process died."
+    def __init__(self,
+        control: Control,
+        probe,                    # function that asks the ensemble, and raises where it can't
+        every: float = 1,         # seconds between probes
+        log: Path | None = None,  # gets a line for each failure; None: canary.log beside the repository
+    ):
+        super().__init__(daemon=True, name="canary")
+        self.control, self.probe, self.every, self.log = control, probe, every, Path(log or control.repository.parent / "canary.log")
+        self.probes, self.failures, self.revived, self.ended = 0, 0, Counter(), threading.Event()
+
+    def run(self):
+        while not self.ended.wait(self.every): self.once()
+    def stop(self): self.ended.set(); self.join()
+    def __enter__(self): self.start(); return self
+    def __exit__(self, *_): self.stop()
+
+# %% ../nbs/18_serving.ipynb #18-serving-88
+@patch
+def once(self: Canary) -> None:
+    "Probe once and mend what the error tells."
+    self.probes += 1
+    try: return self.probe()
+    except Exception as e: said = str(e)   # whatever it is, the next probe comes
+    self.failures += 1; self.note(said)
+    member = dead_member(said)
+    if not member: return
+    try: self.control.revive(member); self.revived[member] += 1; self.note(f"{member} is back")
+    except Exception as e: self.note(f"{member} can't be brought back: {e}")
+
+@patch
+def note(self: Canary, text: str) -> None:
+    "Write a line to the canary's log."
+    with open(self.log, "a") as f: f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(text.split())[:500]}\n")
