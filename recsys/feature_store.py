@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PROJECT', 'SERVICE', 'ENTITY', 'HistoryRules', 'history_rules', 'history_state', 'event_types', 'log_rows',
            'schedules', 'history_table', 'raw_columns', 'view_fields', 'raw_table', 'make_sources', 'log_folder',
-           'write_log', 'write_sources', 'table_source', 'definitions', 'connection_string', 'store_config',
-           'write_store_config', 'open_store', 'apply', 'push', 'push_table', 'fill_recent', 'fill_seen',
-           'popularity_scores', 'category_key', 'fill_popularity', 'historical', 'glue_table', 'publish',
-           'materialise_until', 'online_layout', 'materialise', 'run_feature_store']
+           'store_folder', 'write_log', 'write_sources', 'table_source', 'definitions', 'connection_string',
+           'store_config', 'write_store_config', 'open_store', 'apply', 'push', 'push_table', 'fill_recent',
+           'fill_seen', 'popularity_scores', 'raw_categories', 'category_key', 'fill_popularity', 'historical',
+           'glue_table', 'publish', 'materialise_until', 'online_layout', 'fill_features', 'materialise',
+           'run_feature_store']
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-02
-import io, os, re
-from collections import Counter
+import contextlib, os, re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -177,7 +177,9 @@ def make_sources(
     return dict(user_profile=profile, user_history=history_table(e, first, cut, ids, history_rules(bundle)), item_features=items), final
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-29
-def log_folder(p: Params) -> Path: "Name the folder of the feature log, in partitions `dt=YYYY-MM-DD`; the worker adds files of its own."; return stage_dir(p, "feature_store") / "features"
+def log_folder(p: Params) -> Path: "Name the folder of the feature log, in partitions `dt=YYYY-MM-DD`; the worker adds files of its own."; return store_folder(p) / "features"
+
+def store_folder(p: Params) -> Path: "Name the folder of the feature store."; return run_dir(p) / "feature_store"
 
 def write_log(
     folder: Path,
@@ -194,39 +196,39 @@ def write_log(
     return files
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-30
-def write_sources(p: Params, tables: dict) -> dict:  # view -> files
-    "Write the offline tables below the stage's folder."
+def write_sources(folder: Path, tables: dict) -> dict:  # view -> files
+    "Write the offline tables below a folder."
     import pyarrow.parquet as pq
-    folder, files = stage_dir(p, "feature_store"), {}
+    files = {}
     for view in ("user_profile", "item_features"):
         files[view] = [folder / view / "data.parquet"]
         with atomic_path(files[view][0]) as tmp: pq.write_table(tables[view], tmp, compression="zstd")
-    for old in log_folder(p).glob("dt=*/data.parquet"): old.unlink()
-    return files | dict(user_history=write_log(log_folder(p), tables["user_history"], "data"))
+    for old in (folder / "features").glob("dt=*/data.parquet"): old.unlink()
+    return files | dict(user_history=write_log(folder / "features", tables["user_history"], "data"))
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-33
-def table_source(p: Params, view: str):  # feast.DataSource
+def table_source(p: Params, view: str, folder: Path):  # feast.DataSource
     "Say where a view's table lies: parquet files, or an Athena table."
     if p.STORE == "aws":
         from feast.infra.offline_stores.contrib.athena_offline_store.athena_source import AthenaSource
         return AthenaSource(name=view, table=view, database=p.GLUE_DATABASE, data_source="AwsDataCatalog", timestamp_field="event_timestamp", date_partition_column="dt" if view == "user_history" else "")
     from feast import FileSource
     from feast.data_format import ParquetFormat
-    path = log_folder(p) / "*" / "*.parquet" if view == "user_history" else stage_dir(p, "feature_store") / view / "*.parquet"
-    return FileSource(name=view, path=str(path), file_format=ParquetFormat(), timestamp_field="event_timestamp")
+    path = Path("features/*" if view == "user_history" else view) / "*.parquet"   # a pattern: for a mere folder duckdb wants to download an extension
+    return FileSource(name=view, path=str(Path(folder).resolve() / path), file_format=ParquetFormat(), timestamp_field="event_timestamp")
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-34
 PROJECT, SERVICE = "recsys", "recommend"   # Feast's names; the project is part of every online key
 ENTITY = dict(user_profile="user_id", user_history="user_id", item_features="item_id")
 
-def definitions(contract: Contract, p: Params) -> list:  # feast objects
+def definitions(contract: Contract, p: Params, folder: Path | None = None) -> list:  # feast objects
     "Make entities, views and the service from the feature contract."
     from datetime import timedelta
     from feast import Entity, FeatureService, FeatureView, Field, ValueType
     from feast.types import Array, Float64, Int64, String
-    types = dict(String=String, Float64=Float64, Int64=Int64, Strings=Array(String), Int64s=Array(Int64))
+    folder, types = folder or store_folder(p), dict(String=String, Float64=Float64, Int64=Int64, Strings=Array(String), Int64s=Array(Int64))
     entities = {n: Entity(name=n, join_keys=[n], value_type=ValueType.STRING) for n in ("user_id", "item_id")}
-    views = {v: FeatureView(name=v, entities=[entities[ENTITY[v]]], ttl=timedelta(0), source=table_source(p, v),
+    views = {v: FeatureView(name=v, entities=[entities[ENTITY[v]]], ttl=timedelta(0), source=table_source(p, v, folder),
                             schema=[Field(name=ENTITY[v], dtype=String), *(Field(name=n, dtype=types[k]) for n, k in fields.items())]) for v, fields in view_fields(contract).items()}
     return [*entities.values(), *views.values(), FeatureService(name=SERVICE, features=[views["user_profile"], views["user_history"]])]
 
@@ -269,19 +271,21 @@ def write_store_config(p: Params, url: str, folder: Path) -> Path:
 def open_store(
     p: Params,
     url: str,   # server that answers, as `valkey_for` yields it
+    folder: Path | None = None,  # with feature_store.yaml; the run's own where missing
 ):              # feast.FeatureStore
     "Open the run's feature store on a server; raise `RecsysError` where the stage has not run."
     from feast import FeatureStore, RepoConfig
-    file = stage_dir(p, "feature_store") / "feature_store.yaml"
+    file = Path(folder or store_folder(p)).resolve() / "feature_store.yaml"
     if not file.is_file(): raise RecsysError(f"{file}: no such file; run the stage feature_store of run {p.RUN} first")
     config = yaml.safe_load(os.path.expandvars(file.read_text()))
     config["online_store"]["connection_string"] = connection_string(url)   # an embedded server changes its port
+    if config["registry"] == "registry.db": config["registry"] = str(file.parent / "registry.db")   # Feast would look in the working folder
     return FeatureStore(config=RepoConfig(**config, repo_path=file.parent))
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-41
-def apply(p: Params, store, contract: Contract) -> None:
+def apply(p: Params, store, contract: Contract, folder: Path | None = None) -> None:
     "Register the definitions."
-    store.apply(definitions(contract, p))
+    store.apply(definitions(contract, p, folder))
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-45
 def _online(store):  # Feast's redis client
@@ -379,6 +383,8 @@ def popularity_scores(
     "Add up what each item's events weigh."
     return np.bincount(items, weights=2. ** ((ts - landmark) / (half_life * DAY)), minlength=n)
 
+def raw_categories(bundle) -> list: "List each item's raw category; '' where it has none or the encoder doesn't know it."; return [n if n != "?" else "" for n in (history_rules(bundle).names[c] for c in bundle.categories)]
+
 def category_key(category: str) -> str: "Name the sorted set of a category; '' is the set of all items."; return f"{{pop}}:c:{category}" if category else "{pop}:all"
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-57
@@ -391,7 +397,7 @@ def fill_popularity(
     if client.exists("{pop}:position"): return False
     sets = {}
     for score, i, c in zip(scores.tolist(), ids, categories):
-        for key in {category_key(""), category_key(c or "")} if score > 0 else (): sets.setdefault(key, {})[i] = score
+        for key in {category_key(""), category_key(c)} if score > 0 else (): sets.setdefault(key, {})[i] = score
     pipe = client.pipeline(transaction=True)
     for old in ["{pop}:all", *client.scan_iter(match="{pop}:c:*", count=1000)]: pipe.delete(old)
     for key, members in sets.items(): pipe.zadd(key, members)
@@ -453,38 +459,49 @@ def online_layout(contract: Contract) -> dict:
     return dict(project=PROJECT, fields=[dict(view=v, name=n, type=k, field=_mmh3(f"{v}:{n}").hex()) for v in ("user_profile", "user_history") for n, k in fields[v].items()])
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-71
+def fill_features(
+    p: Params, bundle, url: str,
+    until: int,     # second before which events count
+    folder: Path,   # gets tables, configuration, registry and online.json
+) -> dict:          # rows written, by name
+    "Write the offline tables, register the definitions and push every user's and item's newest row."
+    tables, final = make_sources(p, bundle, until); files = write_sources(folder, tables)
+    if p.STORE == "aws": publish(p, bundle.contract, files)
+    write_store_config(p, url, folder); write_json(folder / "online.json", online_layout(bundle.contract))
+    store = open_store(p, url, folder); apply(p, store, bundle.contract, folder)
+    older = sum(push_table(store, v, t.filter(final) if v == "user_history" else t) for v, t in tables.items())
+    return dict(users=len(tables["user_profile"]), histories=int(final.sum()), log=len(final), items=len(tables["item_features"]), older=older)
+
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-72
 def materialise(
     p: Params,
-    url: str,            # of the server
-    bundle=None,         # the run's own where missing
-    until: int | None = None,  # second before which events count; where missing the start of the bundle's clock
-    rec=None,            # StageRecord that gets counts and seconds
-) -> dict:               # what was written, by name
+    url: str,               # of the server
+    bundle=None,            # the run's own where missing
+    until: int | None = None,   # second before which events count; where missing the start of the bundle's clock
+    folder: Path | None = None, # of the offline tables; the run's own where missing
+    timing=None,            # function name -> context, such as StageRecord.timing
+) -> dict:                  # what was written, by name
     "Fill offline tables and online store from a run's data: features, recent events, seen items, popularity."
-    from contextlib import nullcontext
     from recsys.data_prep import load_prepared
     from recsys.recommender import Bundle
     from recsys.seen import SeenStore
-    bundle = bundle or Bundle(stage_dir(p, "bundle")); until = until or materialise_until(bundle)
-    timing, client, folder = rec.timing if rec else (lambda name: nullcontext()), connect(url, 30_000), stage_dir(p, "feature_store")
-    with timing("sources"):
-        tables, final = make_sources(p, bundle, until); files = write_sources(p, tables)
-        if p.STORE == "aws": publish(p, bundle.contract, files)
-    write_store_config(p, url, folder); write_json(folder / "online.json", online_layout(bundle.contract))
-    store = open_store(p, url); apply(p, store, bundle.contract)
-    with timing("features"): older = sum(push_table(store, v, t.filter(final) if v == "user_history" else t) for v, t in tables.items())
-    e, users, s = {k: np.asarray(load_prepared(p).events[k]) for k in ("user", "item", "timestamp", "type")}, load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"], bundle.serving
-    with timing("recent"): recent = fill_recent(client, e, users, bundle.columns.ids, event_types(p), until, p.RECENT_EVENTS)
-    with timing("seen"): seen = fill_seen(SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), e, users, bundle.columns.ids, until)
-    past = e["timestamp"] < until; scores = popularity_scores(e["item"][past], e["timestamp"][past], until - 1, p.POPULARITY_HALF_LIFE, len(bundle.ids))
-    counted = fill_popularity(client, scores, bundle.columns.ids, tables["item_features"].to_pydict().get("category_l1", [None] * len(scores)), until - 1)
-    return dict(users=len(users), histories=int(final.sum()), log=len(final), items=len(scores), recent=recent, seen=seen, older=older, popularity=counted)
+    bundle, timing = bundle or Bundle(stage_dir(p, "bundle")), timing or (lambda name: contextlib.nullcontext())
+    until, s, client, ids = until or materialise_until(bundle), bundle.serving, connect(url, 30_000), bundle.columns.ids
+    with timing("features"): done = fill_features(p, bundle, url, until, folder or stage_dir(p, "feature_store"))
+    events = load_prepared(p).events; e = {k: np.asarray(events[k]) for k in ("user", "item", "timestamp", "type")}
+    users, past = load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"], e["timestamp"] < until
+    with timing("recent events"): done["recent"] = fill_recent(client, e, users, ids, event_types(p), until, p.RECENT_EVENTS)
+    with timing("seen items"): done["seen"] = fill_seen(SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), e, users, ids, until)
+    with timing("popularity"):
+        scores = popularity_scores(e["item"][past], e["timestamp"][past], until - 1, p.POPULARITY_HALF_LIFE, len(ids))
+        done["popularity"] = fill_popularity(client, scores, ids, raw_categories(bundle), until - 1)
+    return done
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-72
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-74
 def run_feature_store(p: Params) -> dict:  # what was written
     "Fill the feature store of a run, on the server that `valkey_for` finds."
     with record_stage(p, "feature_store") as rec, valkey_for(p) as url:
-        done = materialise(p, url, rec=rec)
+        done = materialise(p, url, timing=rec.timing)
         rec.rows |= {k: v for k, v in done.items() if k not in ("older", "popularity")}
         rec.metrics["ms per 1,000 users"] = round(1e6 * sum(rec.timings.values()) / max(1, done["users"]))
         if done["older"]: rec.note(f"{done['older']:,} users have newer features online than these data; they were left alone")

@@ -76,7 +76,7 @@ class OnlineUsers:
     ):
         self.bundle, self.client, self.filter, self.breaker, self.project = bundle, client, seen, breaker, settings["project"]
         self.names, self.fields = [f["name"] for f in settings["fields"]], [bytes.fromhex(f["field"]) for f in settings["fields"]]
-        self.ids = np.array([i.encode() for i in bundle.columns.ids], object); self.row_of = {i: r for r, i in enumerate(self.ids)}
+        self.ids = np.array(bundle.ids.tolist(), object); self.row_of = {i: r for r, i in enumerate(self.ids)}
         values, codes = bundle.encoder.vocab.get("category_l1", ([], []))
         self.category = {b"": NULL, b"?": OOV} | dict(zip(map(bytes, values), map(int, codes)))
         self.kinds = {f.source: f.kind for f in bundle.contract.side("user") if f.source != "user_id"}

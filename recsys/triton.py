@@ -18,7 +18,8 @@ from .online_store import OnlineUsers
 from .recommender import STAGES_MS, Bundle, Reasons, Recommender, candidate_features, check_bundle, finite, read_request
 from .seen import SeenStore
 from .servers import Breaker, Unavailable, connect
-from .serving import REQUEST, RESPONSE, Ensemble, Member, PythonMember, Step, Tensor, decode, pinned_version, write_repository
+from .repository import REQUEST, RESPONSE, Ensemble, Member, Step, Tensor, write_repository
+from .serving import PythonMember, decode
 
 # %% ../nbs/18_triton.ipynb #18-triton-07
 FIELDS = ("user_id", "device_type", "timestamp", "k", "exclude", "temperature", "diversity", "seed")
