@@ -56,28 +56,24 @@ def in_bitmaps(
 MARK_BITMAP = """
 local function mark_seen(key, ttl, token)  -- 1 new, 0 there already, -1 no room, -2 too old
   if tonumber(ttl) <= 0 then return -2 end
-  local bits, last, at, taken = redis.call('STRLEN', key) * 8, 0, nil, 0
-  local function ask(i, verb, value)
-    local out, p = {}, {struct.unpack(links[i].format, token, links[i].from)}
+  local size, last = redis.call('STRLEN', key) * 8, 0
+  while last < #links and size >= links[last + 1].stop do last = last + 1 end
+  local room = last > 0 and redis.call('BITFIELD', key, 'GET', 'u32', 0)[1] < links[last].room
+  local function all_set(i, set)  -- were all of the item's bits in link i set?
+    local ask, n, p = {}, 0, {struct.unpack(links[i].format, token, links[i].from)}
     for j = 1, links[i].k do
-      out[#out + 1] = verb; out[#out + 1] = 'u1'; out[#out + 1] = string.format('%.0f', p[j])
-      if value then out[#out + 1] = value end
+      ask[n + 1], ask[n + 2], ask[n + 3] = set and 'SET' or 'GET', 'u1', p[j]; n = n + 3
+      if set then n = n + 1; ask[n] = 1 end
     end
-    return out
+    for _, b in ipairs(redis.call('BITFIELD', key, unpack(ask))) do if b == 0 then return false end end
+    return true
   end
-  while last < #links and bits > links[last + 1].start do
-    last = last + 1
-    local all = true
-    for _, b in ipairs(redis.call('BITFIELD', key, unpack(ask(last, 'GET')))) do all = all and b == 1 end
-    if all then return 0 end
-  end
-  if last > 0 then taken = redis.call('BITFIELD', key, 'GET', 'u32', 0)[1] end
-  if last == 0 or taken >= links[last].room then
+  for i = 1, last do if all_set(i, room and i == last) then return 0 end end
+  if not room then
     if last == #links then redis.call('BITFIELD', key, 'INCRBY', 'u32', 32, 1); return -1 end
-    last = last + 1; redis.call('SETBIT', key, links[last].stop - 1, 0)
+    redis.call('SETBIT', key, links[last + 1].stop - 1, 0); all_set(last + 1, true)
   end
-  redis.call('BITFIELD', key, 'INCRBY', 'u32', 0, 1, unpack(ask(last, 'SET', 1)))
-  redis.call('EXPIRE', key, ttl)
+  redis.call('BITFIELD', key, 'INCRBY', 'u32', 0, 1); redis.call('EXPIRE', key, ttl)
   return 1
 end
 """
