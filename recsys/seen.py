@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Link', 'HEADER', 'MARK_BITMAP', 'MARK_BF', 'BF_LEAST', 'BF_SHARE', 'PUSH_RECENT', 'KINDS', 'LIMIT', 'ADD', 'ASK_BF',
-           'chain_links', 'in_bitmaps', 'lua_links', 'recent_items', 'SeenStore', 'has_bf', 'recent_name',
+           'chain_links', 'in_bitmaps', 'lua_links', 'recent_name', 'recent_items', 'SeenStore', 'has_bf',
            'run_scripts', 'recent_entry']
 
 # %% ../nbs/09_seen.ipynb #09-seen-02
@@ -122,6 +122,8 @@ end
 """
 
 # %% ../nbs/09_seen.ipynb #09-seen-20
+def recent_name(user: str) -> str: "Name a user's recent list."; return f"{{u:{user}}}:recent"
+
 def recent_items(
     entries: list,  # the exact list, newest first, bytes
     first: int,     # second from which on
@@ -158,6 +160,7 @@ def kind(self: SeenStore) -> str:
     if self._kind == "bitmap" and self.links[-1].stop > 2**32: raise RecsysError(f"SEEN_CAPACITY {self.capacity}: a bitmap of {self.links[-1].stop / 2**33:.1f} GiB a user and day, a server's string ends at 0.5 GiB; lower it or set SEEN_STORE: bf")
     return self._kind
 
+# %% ../nbs/09_seen.ipynb #09-seen-25
 def has_bf(client) -> bool:
     "Tell whether a server has the BF.* commands."
     from redis.exceptions import ResponseError
@@ -166,7 +169,7 @@ def has_bf(client) -> bool:
         if "unknown command" in str(e).lower(): return False
         raise
 
-# %% ../nbs/09_seen.ipynb #09-seen-27
+# %% ../nbs/09_seen.ipynb #09-seen-28
 @patch(as_prop=True)
 def suffix(self: SeenStore) -> str: "Name the layout."; return "" if self.kind == "bf" else f":{self.links[0].n_bits}x{self.links[0].n_hashes}"
 
@@ -183,14 +186,13 @@ def buckets(self: SeenStore, user: str, now: int) -> list:
     "Name the buckets of the window."
     return [bucket_name(user, d) + self.suffix for d in window(now, self.days)]
 
-def recent_name(user: str) -> str: "Name a user's recent list."; return f"{{u:{user}}}:recent"
-
-# %% ../nbs/09_seen.ipynb #09-seen-29
+# %% ../nbs/09_seen.ipynb #09-seen-30
 @patch(as_prop=True)
 def lua(self: SeenStore) -> str:
     "Give the Lua source of `mark_seen(key, ttl, token)`, to be put in front of a script."
     return lua_links(self.links, self.capacity, self.error) + (MARK_BF if self.kind == "bf" else MARK_BITMAP)
 
+# %% ../nbs/09_seen.ipynb #09-seen-31
 @patch
 def tokens(self: SeenStore,
     items,      # ids
@@ -200,7 +202,7 @@ def tokens(self: SeenStore,
     hashes = as_hashes(items)
     return [row.tobytes() for row in np.hstack([places(hashes, l.n_hashes, l.n_bits) + l.start for l in self.links]).astype(">u4")]
 
-# %% ../nbs/09_seen.ipynb #09-seen-30
+# %% ../nbs/09_seen.ipynb #09-seen-32
 @patch
 def ttls(self: SeenStore,
     user: str,  # for the message
@@ -213,12 +215,13 @@ def ttls(self: SeenStore,
     if days.max() > kept[-1] + 1: raise RecsysError(f"seen items of user {user}: event of {np.datetime64(int(days.max()), 'D')}, more than a day after the clock, {np.datetime64(kept[-1], 'D')}; check the unit and zone of its timestamp")
     return np.where(days >= kept[0], bucket_expiry(days, self.days) - int(now), 0).tolist()
 
+# %% ../nbs/09_seen.ipynb #09-seen-33
 @patch
 def lua_args(self: SeenStore, item, ts: int, now=None) -> list:  # [ttl, token]; key is `bucket(user, ts)`
     "Give the arguments of `mark_seen` for one event; the clock is the event's own where it is missing."
     return [*self.ttls("", [ts], ts if now is None else now), *self.tokens([item])]
 
-# %% ../nbs/09_seen.ipynb #09-seen-33
+# %% ../nbs/09_seen.ipynb #09-seen-36
 def run_scripts(
     client,         # redis.Redis
     source: str,    # Lua
@@ -238,7 +241,7 @@ def run_scripts(
         if isinstance(a, Exception): raise a
     return answers
 
-# %% ../nbs/09_seen.ipynb #09-seen-35
+# %% ../nbs/09_seen.ipynb #09-seen-38
 ADD = """
 for i = 2, #ARGV, 4 do
   mark_seen(KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2])
@@ -258,7 +261,7 @@ def add(self: SeenStore,
     items = [items] if isinstance(items, (str, bytes, int)) else list(items)
     return self.add_many([user] * len(items), items, ts, now, event_type)
 
-# %% ../nbs/09_seen.ipynb #09-seen-36
+# %% ../nbs/09_seen.ipynb #09-seen-39
 @patch
 def add_many(self: SeenStore,
     users: list, items: list,    # ids, one an event
@@ -278,6 +281,7 @@ def add_many(self: SeenStore,
         run_scripts(self.client, self.lua + PUSH_RECENT + ADD, [self._call(u, events) for u, events in by_user.items()])
     return int(sum(bool(u) and t <= 0 for u, t in zip(users, ttl)))
 
+# %% ../nbs/09_seen.ipynb #09-seen-40
 def recent_entry(ts: int, event_type: str, item) -> bytes: "Write an entry of the recent list."; return f"{int(ts)}|{event_type}|".encode() + (item if isinstance(item, bytes) else str(item).encode())
 
 @patch
@@ -287,7 +291,7 @@ def _call(self: SeenStore, user: str, events: list) -> tuple:
     number = {k: n for n, k in enumerate(keys, 1)}
     return keys, [self.recent, *(x for e in events for x in (number[self.bucket(user, e[0])], *e[1:]))]
 
-# %% ../nbs/09_seen.ipynb #09-seen-39
+# %% ../nbs/09_seen.ipynb #09-seen-43
 ASK_BF = """
 local seen, out, n = {}, {}, #ARGV
 for b = 2, #KEYS do
@@ -303,6 +307,7 @@ for j = 1, n do if seen[j] then out[#out + 1] = j - 1 end end
 return {out, redis.call('LRANGE', KEYS[1], 0, -1)}
 """
 
+# %% ../nbs/09_seen.ipynb #09-seen-44
 @patch
 def _read(self: SeenStore, asked: list) -> list:  # (user, hashes, ids, now) -> (bool [C], recent list)
     "Ask for the candidates of several users in one round trip."
@@ -314,7 +319,7 @@ def _read(self: SeenStore, asked: list) -> list:  # (user, hashes, ids, now) -> 
     answers = pipe.execute()
     return [(in_bitmaps(strings, h, self.links), recent) for (_, h, _, _), strings, recent in zip(asked, answers[::2], answers[1::2])]
 
-# %% ../nbs/09_seen.ipynb #09-seen-40
+# %% ../nbs/09_seen.ipynb #09-seen-45
 @patch
 def seen(self: SeenStore,
     users: list,   # user ids [B]; '' is anonymous
@@ -334,7 +339,7 @@ def seen(self: SeenStore,
         out[i] = mask | np.fromiter(map(exact.__contains__, ids[i]), bool, len(ids[i])) if exact else mask
     return out
 
-# %% ../nbs/09_seen.ipynb #09-seen-45
+# %% ../nbs/09_seen.ipynb #09-seen-48
 @patch
 def forget_keys(self: SeenStore, user: str) -> list:  # bytes
     "List the keys of a user's filters and the recent list beside them."
