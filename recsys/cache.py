@@ -104,7 +104,23 @@ def swap(self: ItemColumns, new: ItemColumns) -> None:
     if old != other: raise RecsysError(f"swap: columns differ in {', '.join(sorted({n for n, _ in set(old.items()) ^ set(other.items())}))}; refresh with a table of the same features")
     self._table = new._table
 
-# %% ../nbs/09_cache.ipynb #09-cache-26
+# %% ../nbs/09_cache.ipynb #09-cache-24
+@patch
+def refresh(self: ItemColumns,
+    ids,            # items with new values, strings [m]
+    columns: dict,  # name -> array [m] or [m, d], some or all of the columns
+) -> None:
+    "Replace the values of some items, in a copy of the table that is then swapped in whole."
+    held = self.snapshot(); new, rows = dict(held.columns), held.rows(ids)
+    for name, values in columns.items():
+        if name not in new: raise RecsysError(f"refresh: no column {name!r}, expected some of {', '.join(new)}")
+        old, values = new[name], check_column(name, values, len(rows))
+        if (values.dtype.kind, values.shape[1:]) != (old.dtype.kind, old.shape[1:]): raise RecsysError(f"refresh: column {name} is {values.dtype} of shape {values.shape}, expected {old.dtype} of shape {(len(rows), *old.shape[1:])}")
+        new[name] = old.astype(np.promote_types(old.dtype, values.dtype) if old.dtype.kind == "S" else old.dtype)
+        new[name][rows] = values
+    self.swap(ItemColumns(new, held.ids))
+
+# %% ../nbs/09_cache.ipynb #09-cache-29
 @patch
 def save(self: ItemColumns, path: str | Path) -> Path:
     "Write ids and columns as npz, atomically."
@@ -112,7 +128,7 @@ def save(self: ItemColumns, path: str | Path) -> Path:
     with atomic_path(path) as tmp, open(tmp, "wb") as f: np.savez(f, **{"ids": utf8(t.ids, "ids")}, **{f"column.{n}": v for n, v in t.columns.items()})
     return Path(path)
 
-# %% ../nbs/09_cache.ipynb #09-cache-27
+# %% ../nbs/09_cache.ipynb #09-cache-30
 @patch(cls_method=True)
 def load(cls: ItemColumns, path: str | Path) -> ItemColumns:
     "Read what `save` wrote; pickled content is refused."
