@@ -9,7 +9,7 @@ __all__ = ['COPIED', 'SERVING', 'UNLISTED', 'SHOWN', 'STAGES_MS', 'write_bundle'
            'nobody', 'load_run', 'one_answer', 'run_bundle', 'write_train_state']
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-02
-import hashlib, json, shutil, time
+import hashlib, json, os, shutil, time
 from functools import cached_property
 from pathlib import Path
 import numpy as np
@@ -198,6 +198,7 @@ def read_request(request: dict, serving: Params, clock) -> dict:  # fields of de
     B = len(users)
     def field(name, default, dtype, low, high):
         v = request.get(name)
+        if v is None: return np.full(B, default, dtype)
         try: v = np.array([default if x is None else x for x in (v if isinstance(v, (list, tuple, np.ndarray)) else [v] * B)], dtype=float)
         except (TypeError, ValueError): raise RecsysError(f"{name}: expected numbers, found {v!r:.80}") from None
         if v.shape != (B,): raise RecsysError(f"{name}: expected {B} value(s), found shape {v.shape}")
@@ -208,7 +209,7 @@ def read_request(request: dict, serving: Params, clock) -> dict:  # fields of de
     exclude = request.get("exclude") or [[]] * B
     for name, v in (("device_type", devices), ("exclude", exclude)):
         if len(v) != B and not (name == "device_type" and len(v) == 1): raise RecsysError(f"{name}: expected {B} value(s), found {len(v)}")
-    if request.get("seed") is None: request = dict(request, seed=np.random.default_rng().integers(0, 2**53, B))  # no seed: another draw each time
+    if request.get("seed") is None: request = dict(request, seed=np.frombuffer(os.urandom(8 * B), np.uint64) >> np.uint64(11))  # no seed: another draw each time
     k = field("k", serving.K, np.int64, 1, 1000)
     if len(set(k.tolist())) > 1: raise RecsysError("k: expected one value for the whole batch")
     return dict(user_id=users, device_type=[d or "" for d in devices] * (B if len(devices) == 1 else 1), exclude=exclude, k=int(k[0]),
