@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROJECT', 'SERVICE', 'ENTITY', 'HistoryRules', 'history_rules', 'history_state', 'event_types', 'log_rows',
-           'schedules', 'history_table', 'raw_columns', 'view_fields', 'raw_table', 'make_sources', 'log_folder',
-           'store_folder', 'write_log', 'write_sources', 'table_source', 'definitions', 'connection_string',
-           'store_config', 'write_store_config', 'open_store', 'apply', 'push', 'push_table', 'fill_recent',
-           'fill_seen', 'popularity_scores', 'raw_categories', 'category_key', 'fill_popularity', 'historical',
-           'glue_table', 'publish', 'materialise_until', 'online_layout', 'fill_features', 'materialise',
+           'schedules', 'history_table', 'state_table', 'raw_columns', 'view_fields', 'raw_table', 'make_sources',
+           'log_folder', 'store_folder', 'write_log', 'write_sources', 'table_source', 'definitions',
+           'connection_string', 'store_config', 'write_store_config', 'open_store', 'apply', 'push', 'push_table',
+           'fill_recent', 'fill_seen', 'popularity_scores', 'raw_categories', 'category_key', 'fill_popularity',
+           'historical', 'glue_table', 'publish', 'materialise_until', 'online_layout', 'fill_features', 'materialise',
            'run_feature_store']
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-02
@@ -136,7 +136,17 @@ def _moments(seconds):  # int64 [n] -> pyarrow timestamps in UTC
     import pyarrow as pa
     return pa.array(np.asarray(seconds, np.int64) * 1_000_000, pa.timestamp("us", "UTC"))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-24
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-23
+def state_table(
+    users: list,    # user ids
+    states: list,   # what `history_state` gave for each
+):                  # pyarrow.Table: columns of user_history
+    "Put single states into a table, for `push_table` and `write_log`."
+    import pyarrow as pa
+    types = dict(hist_items=pa.list_(pa.string()), top_category=pa.list_(pa.string()), top_category_until=pa.list_(pa.int64()), last_event=pa.int64())
+    return pa.table(dict(user_id=pa.array(users, pa.string())) | {n: pa.array([s[n] for s in states], k) for n, k in types.items()} | dict(event_timestamp=_moments([s["last_event"] + 1 for s in states])))
+
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-26
 def raw_columns(contract: Contract, side: str) -> dict:  # source column -> String or Float64
     "List the raw columns behind the user's or the item's features."
     kinds = dict(categorical="String", continuous="Float64")
@@ -148,7 +158,7 @@ def view_fields(contract: Contract) -> dict:  # view -> {field: type}
     return dict(user_profile=raw_columns(contract, "user") | dict(known_id="Int64"), user_history=dict(hist_items="Strings", last_event="Int64") | top,
                 item_features=raw_columns(contract, "item") | dict(known_id="Int64"))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-26
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-28
 def raw_table(
     frame,               # pandas frame with the side's id
     ids: list,           # ids wanted; one that the frame lacks gets empty columns
@@ -161,7 +171,7 @@ def raw_table(
     column = lambda name, kind: pa.array(frame[name].to_numpy().astype(float), from_pandas=True) if kind == "Float64" else pa.array([v.decode() or None for v in as_bytes(frame[name].to_numpy()).tolist()], pa.string())
     return pa.table({f"{side}_id": pa.array(ids, pa.string())} | {n: column(n, k) for n, k in raw_columns(contract, side).items()} | dict(known_id=np.ones(len(ids), np.int64), event_timestamp=_moments(np.zeros(len(ids)))))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-27
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-29
 def make_sources(
     p: Params, bundle,
     until: int,        # second before which events count
@@ -176,7 +186,7 @@ def make_sources(
     items = raw_table(pd.read_parquet(stage_dir(p, "data_prep") / "items.parquet"), bundle.columns.ids, bundle.contract, "item")
     return dict(user_profile=profile, user_history=history_table(e, first, cut, ids, history_rules(bundle)), item_features=items), final
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-29
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-31
 def log_folder(p: Params) -> Path: "Name the folder of the feature log, in partitions `dt=YYYY-MM-DD`; the worker adds files of its own."; return store_folder(p) / "features"
 
 def store_folder(p: Params) -> Path: "Name the folder of the feature store."; return run_dir(p) / "feature_store"
@@ -195,7 +205,7 @@ def write_log(
         with atomic_path(files[-1]) as tmp: pq.write_table(table.filter(pa.array(day_of(seconds) == day)), tmp, compression="zstd")
     return files
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-30
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-32
 def write_sources(folder: Path, tables: dict) -> dict:  # view -> files
     "Write the offline tables below a folder."
     import pyarrow.parquet as pq
@@ -206,7 +216,7 @@ def write_sources(folder: Path, tables: dict) -> dict:  # view -> files
     for old in (folder / "features").glob("dt=*/data.parquet"): old.unlink()
     return files | dict(user_history=write_log(folder / "features", tables["user_history"], "data"))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-33
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-35
 def table_source(p: Params, view: str, folder: Path):  # feast.DataSource
     "Say where a view's table lies: parquet files, or an Athena table."
     if p.STORE == "aws":
@@ -217,7 +227,7 @@ def table_source(p: Params, view: str, folder: Path):  # feast.DataSource
     path = Path("features/*" if view == "user_history" else view) / "*.parquet"   # a pattern: for a mere folder duckdb wants to download an extension
     return FileSource(name=view, path=str(Path(folder).resolve() / path), file_format=ParquetFormat(), timestamp_field="event_timestamp")
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-34
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-36
 PROJECT, SERVICE = "recsys", "recommend"   # Feast's names; the project is part of every online key
 ENTITY = dict(user_profile="user_id", user_history="user_id", item_features="item_id")
 
@@ -232,7 +242,7 @@ def definitions(contract: Contract, p: Params, folder: Path | None = None) -> li
                             schema=[Field(name=ENTITY[v], dtype=String), *(Field(name=n, dtype=types[k]) for n, k in fields.items())]) for v, fields in view_fields(contract).items()}
     return [*entities.values(), *views.values(), FeatureService(name=SERVICE, features=[views["user_profile"], views["user_history"]])]
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-37
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-39
 _URL = re.compile(r"^(?:valkey|redis)(?P<tls>s?)://(?:(?P<user>[^:@/]*)(?::(?P<password>[^@/]*))?@)?(?P<host>[^:@/]+)(?::(?P<port>\d+))?(?:/(?P<db>\d+))?/?$")
 
 def connection_string(
@@ -246,7 +256,7 @@ def connection_string(
         if "," in options[name]: raise RecsysError(f"VALKEY_URL: the {name} has a comma, which Feast's connection string can't hold; choose one without")
     return ",".join([f"{m['host']}:{m['port'] or 6379}", *(f"{k}={v}" for k, v in options.items() if v)])
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-39
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-41
 def store_config(
     p: Params,   # STORE and what it needs, VALKEY_URL
     url: str,    # of the server that answers; used where VALKEY_URL names none
@@ -262,7 +272,7 @@ def store_config(
     return common | dict(provider="aws", registry=f"{where}/registry.db", offline_store=dict(type="athena", region=p.AWS_REGION, database=p.GLUE_DATABASE,
         data_source="AwsDataCatalog", workgroup=p.ATHENA_WORKGROUP, s3_staging_location=f"{where}/staging"))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-40
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-42
 def write_store_config(p: Params, url: str, folder: Path) -> Path:
     "Write feature_store.yaml."
     with atomic_path(Path(folder) / "feature_store.yaml") as tmp: tmp.write_text(yaml.safe_dump(store_config(p, url), sort_keys=False))
@@ -282,12 +292,12 @@ def open_store(
     if config["registry"] == "registry.db": config["registry"] = str(file.parent / "registry.db")   # Feast would look in the working folder
     return FeatureStore(config=RepoConfig(**config, repo_path=file.parent))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-41
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-43
 def apply(p: Params, store, contract: Contract, folder: Path | None = None) -> None:
     "Register the definitions."
     store.apply(definitions(contract, p, folder))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-45
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-47
 def _online(store):  # Feast's redis client
     return store._get_provider().online_store._get_client(store.config.online_store)
 
@@ -304,7 +314,7 @@ def _same_second(store, view: str, frame) -> tuple[list, int]:  # keys whose sec
     mine = (frame["event_timestamp"].astype("int64") // 1_000_000_000).to_numpy()
     return [k for k, same in zip(keys, (there == mine) & (there > 0)) if same], int((there > mine).sum())
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-46
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-48
 def push(
     store,        # feast.FeatureStore
     view: str,    # user_profile, user_history or item_features
@@ -324,7 +334,7 @@ def push_table(store, view: str, table, chunk: int = 1000) -> int:  # pyarrow.Ta
     "Push a whole table in chunks."
     return sum(push(store, view, table.slice(a, chunk).to_pandas()) for a in progress(range(0, len(table), chunk), f"{view} to Valkey, {chunk} rows a step"))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-50
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-52
 _RECENT = """
 local live, before, limit = {}, tonumber(ARGV[1]), tonumber(ARGV[2])
 for _, e in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
@@ -356,7 +366,7 @@ def fill_recent(
         run_scripts(client, _RECENT, calls)
     return n
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-53
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-55
 def fill_seen(
     seen,           # SeenStore
     e: dict,        # events with user, item, timestamp, sorted by user
@@ -373,7 +383,7 @@ def fill_seen(
         seen.add_many([users[u].decode() for u in e["user"][part]], [items[i] for i in e["item"][part]], e["timestamp"][part], now=until, event_type="", batch=chunk)
     return len(at)
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-56
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-58
 def popularity_scores(
     items: np.ndarray, ts: np.ndarray,  # item row and second of each event
     landmark: int,      # L, second
@@ -387,7 +397,7 @@ def raw_categories(bundle) -> list: "List each item's raw category; '' where it 
 
 def category_key(category: str) -> str: "Name the sorted set of a category; '' is the set of all items."; return f"{{pop}}:c:{category}" if category else "{pop}:all"
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-57
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-59
 def fill_popularity(
     client,
     scores: np.ndarray, ids: list, categories: list,  # score, id and raw category of each item
@@ -404,7 +414,7 @@ def fill_popularity(
     pipe.set("{pop}:landmark", int(landmark)).execute()
     return True
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-60
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-62
 def historical(
     store,
     entities,   # pandas frame with user_id and event_timestamp (UTC); other columns are kept
@@ -419,7 +429,7 @@ def historical(
     found["event_timestamp"] = found["event_timestamp"].dt.tz_convert("UTC").astype(entities["event_timestamp"].dtype)
     return entities.merge(found, how="left", on=keys, validate="many_to_one").set_axis(entities.index)
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-64
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-66
 _GLUE = dict(String="string", Float64="double", Int64="bigint", Strings="array<string>", Int64s="array<bigint>")
 
 def glue_table(contract: Contract, view: str, location: str) -> dict:  # TableInput of Glue's API
@@ -430,10 +440,11 @@ def glue_table(contract: Contract, view: str, location: str) -> dict:  # TableIn
     return dict(Name=view, TableType="EXTERNAL_TABLE", Parameters=dict(classification="parquet") | days, PartitionKeys=[dict(Name="dt", Type="string")] if days else [],
                 StorageDescriptor=dict(Columns=[dict(Name=n, Type=k) for n, k in columns.items()], Location=location, InputFormat=f"{parquet}.MapredParquetInputFormat", OutputFormat=f"{parquet}.MapredParquetOutputFormat", SerdeInfo=dict(SerializationLibrary=serde)))
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-65
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-68
 def publish(p: Params, contract: Contract, files: dict) -> list:  # view -> local files; keys written
     "Copy the offline tables to S3 and make or renew their Glue tables."
-    import boto3
+    try: from feast.infra.utils.aws_utils import boto3   # comes with Feast's extra for AWS
+    except ImportError: raise RecsysError("STORE is aws, but boto3 is not installed; install this project with its extra aws") from None
     bucket, _, prefix = p.S3_LOCATION.removeprefix("s3://").strip("/").partition("/")
     s3, glue, written = boto3.client("s3", region_name=p.AWS_REGION), boto3.client("glue", region_name=p.AWS_REGION), []
     try: glue.create_database(DatabaseInput=dict(Name=p.GLUE_DATABASE))
@@ -446,7 +457,7 @@ def publish(p: Params, contract: Contract, files: dict) -> list:  # view -> loca
         except glue.exceptions.AlreadyExistsException: glue.update_table(DatabaseName=p.GLUE_DATABASE, TableInput=table)
     return written
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-69
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-72
 def materialise_until(bundle) -> int:  # second before which events count
     "Say up to when a bundle's store is filled: its clock's start."
     data = bundle.manifest["data"]
@@ -458,7 +469,7 @@ def online_layout(contract: Contract) -> dict:
     fields = view_fields(contract)
     return dict(project=PROJECT, fields=[dict(view=v, name=n, type=k, field=_mmh3(f"{v}:{n}").hex()) for v in ("user_profile", "user_history") for n, k in fields[v].items()])
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-71
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-74
 def fill_features(
     p: Params, bundle, url: str,
     until: int,     # second before which events count
@@ -472,7 +483,7 @@ def fill_features(
     older = sum(push_table(store, v, t.filter(final) if v == "user_history" else t) for v, t in tables.items())
     return dict(users=len(tables["user_profile"]), histories=int(final.sum()), log=len(final), items=len(tables["item_features"]), older=older)
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-72
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-75
 def materialise(
     p: Params,
     url: str,               # of the server
@@ -497,7 +508,7 @@ def materialise(
         done["popularity"] = fill_popularity(client, scores, ids, raw_categories(bundle), until - 1)
     return done
 
-# %% ../nbs/16_feature_store.ipynb #16-feature-store-74
+# %% ../nbs/16_feature_store.ipynb #16-feature-store-77
 def run_feature_store(p: Params) -> dict:  # what was written
     "Fill the feature store of a run, on the server that `valkey_for` finds."
     with record_stage(p, "feature_store") as rec, valkey_for(p) as url:

@@ -165,8 +165,8 @@ def popular(self: OnlineUsers,
         pipe = self.client.pipeline(transaction=False)
         for k in keys: pipe.zrevrange(k, 0, n - 1)
         return pipe.execute()
-    found = [self.row_of[i] for ids in self.breaker.call(ask) for i in ids if i in self.row_of]
-    return np.array(list(dict.fromkeys([*found, *self.bundle.by_popularity.tolist()]))[:n], np.int64)
+    found = list(dict.fromkeys(self.row_of[i] for ids in self.breaker.call(ask) for i in ids if i in self.row_of))
+    return np.array((found if len(found) >= n else list(dict.fromkeys([*found, *self.bundle.by_popularity.tolist()])))[:n], np.int64)
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-28
 def forget_features(
