@@ -6,7 +6,8 @@
 __all__ = ['FIELDS', 'RECORD', 'IMPRESSION', 'COUNT', 'GROUP', 'GRACE', 'as_text', 'check_event', 'user_keys', 'as_json',
            'Recorder', 'append_events', 'impression_salt', 'hash_user', 'ImpressionLog', 'plain', 'as_impression',
            'read_entry', 'Past', 'history_writer', 'log_folders', 'log_schema', 'day_name', 'write_part', 'Replaced',
-           'stamp', 'done_key', 'Worker', 'read_event', 'named', 'read_impression']
+           'stamp', 'done_key', 'Worker', 'read_event', 'named', 'read_impression', 'open_recorder', 'open_worker',
+           'run_worker']
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-02
 import functools, hashlib, json, math, numbers, os, queue, secrets, signal, sys, threading, time
@@ -28,7 +29,7 @@ def as_text(name: str, value, least: int = 0) -> str:
     if not isinstance(value, str): raise RecsysError(f"{name}: found {value!r:.60}, expected a text")
     try: n = len(value.encode())
     except UnicodeEncodeError: raise RecsysError(f"{name}: found {value!r:.60}, which is not valid Unicode") from None
-    if not least <= n <= 256 or "\0" in value: raise RecsysError(f"{name}: found {value!r:.60}, expected {least} to 256 bytes of UTF-8 without NUL")
+    if not least <= n <= 256 or "\0" in value: raise RecsysError(f"{name}: found {value!r:.60}, expected {int(least)} to 256 bytes of UTF-8 without NUL")
     return value
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-08
@@ -585,9 +586,12 @@ def step(self: Worker, block_ms: int = 100) -> bool:  # there was something to d
     return bool(entries or shown)
 
 @patch
+def _look_everywhere(self: Worker) -> int: "Repair from all outboxes."; self.cursor = 0; return self.repair(math.inf)
+
+@patch
 def drain(self: Worker) -> dict:  # stats
     "Work until nothing waits, and write all files."
-    while self.step(0) or self.repair(): pass
+    while self.step(0) or self._look_everywhere(): pass
     for stream in self.segments: self.flush(stream)
     return self.stats
 
@@ -615,3 +619,36 @@ def lag(self: Worker) -> dict:  # entries not read, entries not acknowledged, ag
     "Measure how far the worker is behind."
     groups = {s: next((g for g in self.client.xinfo_groups(s) if g["name"] == GROUP.encode()), {}) for s in ("events", "impressions")}
     return {s: dict(unread=g.get("lag"), unacknowledged=g.get("pending")) for s, g in groups.items()} | dict(ms=self.stats["lag_ms"])
+
+# %% ../nbs/17_realtime.ipynb #17-realtime-76
+def open_recorder(
+    p: Params,
+    url: str,          # of the server
+    bundle,            # of the run: the items that can be seen, defaults of the seen filter
+    clock=time.time,   # the recommender's, which may be the replay clock
+) -> Recorder:
+    "Open the recorder of a run."
+    from recsys.seen import SeenStore
+    s, client = bundle.serving, connect(url, 1000)
+    return Recorder(client, SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), bundle.row_of, p, clock)
+
+def open_worker(p: Params, url: str, bundle=None, store=None, **settings) -> Worker:  # settings of Worker
+    "Open the worker of a run; raise `RecsysError` where the stage feature_store has not run."
+    from recsys.feature_store import history_rules, materialise_until, open_store, raw_categories
+    from recsys.recommender import Bundle
+    bundle = bundle or Bundle(stage_dir(p, "bundle"))
+    return Worker(connect(url, 10_000), history_rules(bundle), history_writer(store or open_store(p, url)), log_folders(p), p,
+                  **dict(categories=raw_categories(bundle), landmark=materialise_until(bundle) - 1) | settings)
+
+# %% ../nbs/17_realtime.ipynb #17-realtime-77
+def run_worker(
+    p: Params,
+    stop=None,   # threading.Event; SIGTERM and SIGINT set it
+) -> dict:       # what was done
+    "Work for a run until told to stop."
+    stop = stop or threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
+    with valkey_for(p) as url:
+        worker = open_worker(p, url); worker.run(stop)
+    return worker.stats

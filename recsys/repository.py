@@ -6,7 +6,7 @@
 __all__ = ['TYPES', 'REQUEST', 'RESPONSE', 'Tensor', 'Member', 'Step', 'Ensemble', 'tensor_config', 'member_config',
            'write_warmup', 'write_new', 'ensemble_config', 'check_ensemble', 'config_text', 'parse_config',
            'read_config', 'link_file', 'new_folder', 'model_text', 'write_version', 'pinned_version', 'next_version',
-           'bundle_folder', 'write_repository', 'write_bundle_version', 'check_same_tensors']
+           'write_repository', 'write_bundle_version', 'check_same_tensors']
 
 # %% ../nbs/18_repository.ipynb #18-repository-02
 import contextlib, filecmp, os, re, shutil, tempfile
@@ -27,7 +27,14 @@ class Tensor:
     optional: bool = False   # a request may leave it out
     scalar: bool = False     # the model itself takes or gives [B], not [B, 1]
 
-# %% ../nbs/18_repository.ipynb #18-repository-07
+# %% ../nbs/18_repository.ipynb #18-repository-09
+REQUEST = (Tensor("user_id", "STRING", optional=True), Tensor("device_type", "STRING", optional=True), Tensor("timestamp", "INT64", optional=True), Tensor("k", "INT32"),
+           Tensor("exclude", "STRING", (-1,), optional=True), Tensor("temperature", "FP32", optional=True), Tensor("diversity", "FP32", optional=True),
+           Tensor("seed", "INT64", optional=True), Tensor("request_id", "STRING", optional=True))      # what the ensemble takes, for B users
+RESPONSE = (Tensor("item_ids", "STRING", (-1,)), Tensor("scores", "FP32", (-1,)), Tensor("propensities", "FP32", (-1,)),
+            Tensor("bundle_version", "STRING"), Tensor("reasons", "STRING"), Tensor("stage_ms", "FP32", (-1,)))   # what it gives
+
+# %% ../nbs/18_repository.ipynb #18-repository-11
 @dataclass(frozen=True)
 class Member:
     "Describe one model of the repository."
@@ -43,7 +50,7 @@ class Member:
     warmup: dict | None = None        # input -> array with a batch of one, zeros where missing; None: no warm-up
     parameters: dict = field(default_factory=dict)   # strings for the model
 
-# %% ../nbs/18_repository.ipynb #18-repository-08
+# %% ../nbs/18_repository.ipynb #18-repository-13
 @dataclass(frozen=True)
 class Step:
     "Wire one member into an ensemble."
@@ -60,21 +67,14 @@ class Ensemble:
     steps: tuple
     max_batch: int = 64
 
-# %% ../nbs/18_repository.ipynb #18-repository-10
-REQUEST = (Tensor("user_id", "STRING", optional=True), Tensor("device_type", "STRING", optional=True), Tensor("timestamp", "INT64", optional=True), Tensor("k", "INT32"),
-           Tensor("exclude", "STRING", (-1,), optional=True), Tensor("temperature", "FP32", optional=True), Tensor("diversity", "FP32", optional=True),
-           Tensor("seed", "INT64", optional=True), Tensor("request_id", "STRING", optional=True))      # what the ensemble takes, for B users
-RESPONSE = (Tensor("item_ids", "STRING", (-1,)), Tensor("scores", "FP32", (-1,)), Tensor("propensities", "FP32", (-1,)),
-            Tensor("bundle_version", "STRING"), Tensor("reasons", "STRING"), Tensor("stage_ms", "FP32", (-1,)))   # what it gives
-
-# %% ../nbs/18_repository.ipynb #18-repository-13
+# %% ../nbs/18_repository.ipynb #18-repository-17
 def tensor_config(t: Tensor) -> dict:
     "Describe a tensor as Triton's configuration does."
     if t.dtype not in TYPES: raise RecsysError(f"tensor {t.name}: type {t.dtype!r} is unknown; expected one of {', '.join(TYPES)}")
     if t.scalar and tuple(t.dims) != (1,): raise RecsysError(f"tensor {t.name}: a scalar has dims (1,), found {t.dims}")
     return dict(name=t.name, data_type=f"TYPE_{t.dtype}", dims=list(t.dims)) | (dict(optional=True) if t.optional else {}) | (dict(reshape=dict(shape=[])) if t.scalar else {})
 
-# %% ../nbs/18_repository.ipynb #18-repository-15
+# %% ../nbs/18_repository.ipynb #18-repository-19
 def member_config(
     m: Member,
     versions,   # that are loaded
@@ -89,7 +89,7 @@ def member_config(
 
 def _batching(m): return {} if m.batching is None else dict(dynamic_batching=dict(max_queue_delay_microseconds=m.batching))
 
-# %% ../nbs/18_repository.ipynb #18-repository-16
+# %% ../nbs/18_repository.ipynb #18-repository-20
 def _warmup(m: Member) -> dict:
     "Describe the request that a member answers before it is ready: zeros, or files of warmup/ that `write_warmup` fills."
     if m.warmup is None: return {}
@@ -108,7 +108,7 @@ def write_new(file: Path, content: bytes) -> None:
     if file.is_file() and file.read_bytes() == content: return
     with atomic_path(file) as tmp: tmp.write_bytes(content)
 
-# %% ../nbs/18_repository.ipynb #18-repository-18
+# %% ../nbs/18_repository.ipynb #18-repository-22
 def ensemble_config(
     e: Ensemble,
     version: int,    # of the ensemble and of every member
@@ -130,7 +130,7 @@ def check_ensemble(e: Ensemble, members) -> None:
         made |= {v: outputs[k] for k, v in s.outputs.items()}
     if missing := [t.name for t in e.outputs if t.name not in made]: raise RecsysError(f"ensemble {e.name}: no step makes its output {missing[0]}")
 
-# %% ../nbs/18_repository.ipynb #18-repository-19
+# %% ../nbs/18_repository.ipynb #18-repository-23
 def _check_wires(e, step, wires, own, made) -> None:
     "Compare the tensors at both ends of a step's wires."
     for mine, theirs in wires.items():
@@ -141,7 +141,7 @@ def _check_wires(e, step, wires, own, made) -> None:
         if not fits: raise RecsysError(f"ensemble {e.name}: {step.member}.{mine} is {a.dtype}{list(a.dims)}, but {theirs} is {b.dtype}{list(b.dims)}")
         if b.optional and not a.optional: raise RecsysError(f"ensemble {e.name}: {theirs} is optional, but {step.member} needs it as {mine}")
 
-# %% ../nbs/18_repository.ipynb #18-repository-21
+# %% ../nbs/18_repository.ipynb #18-repository-25
 def config_text(config: dict) -> str:
     "Write a configuration as config.pbtxt; raise `RecsysError` on a field that Triton doesn't know.\n\nhttps://github.com/triton-inference-server/common: protobuf/model_config.proto"
     from google.protobuf import json_format, text_format
@@ -162,7 +162,7 @@ def read_config(folder: str | Path) -> dict:  # as `parse_config`
     if not file.is_file(): raise RecsysError(f"{file}: no such file; export the run first")
     return parse_config(file.read_text(), file)
 
-# %% ../nbs/18_repository.ipynb #18-repository-24
+# %% ../nbs/18_repository.ipynb #18-repository-28
 def link_file(source: str | Path, target: Path) -> None:
     "Make the same file appear at a second place: as a hard link, or as a copy where the file system has none."
     if not Path(source).is_file(): raise RecsysError(f"{source}: no such file; make the bundle first")
@@ -178,7 +178,7 @@ def new_folder(path: Path):  # yields a temporary folder beside it
     try: yield tmp; os.rename(tmp, path)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/18_repository.ipynb #18-repository-26
+# %% ../nbs/18_repository.ipynb #18-repository-30
 def model_text(source: str) -> str:
     "Write a Python member's model.py."
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source): raise RecsysError(f"source {source!r}: expected 'module:Class'")
@@ -196,7 +196,7 @@ def write_version(m: Member, folder: Path) -> None:  # <repository>/<member>/<ve
         if m.kind == "python": (tmp / file).write_text(model_text(m.source)); (tmp / "__pycache__").touch()   # a file: Python can't write there, which Triton would take for a new model
         else: link_file(m.source, tmp / file)
 
-# %% ../nbs/18_repository.ipynb #18-repository-28
+# %% ../nbs/18_repository.ipynb #18-repository-32
 def pinned_version(folder: str | Path, ensemble: str = "recommender") -> int:
     "Read which version a repository's ensemble pins; 0 where there is none."
     if not (Path(folder) / ensemble / "config.pbtxt").is_file(): return 0
@@ -206,15 +206,7 @@ def next_version(folder: str | Path, ensemble: str = "recommender") -> int:
     "Find the number after the highest that a repository has."
     return max([0, *(int(d.name) for d in (Path(folder) / ensemble).glob("[0-9]*"))]) + 1
 
-def bundle_folder(
-    model: str | Path,    # <repository>/<member>, as Triton tells a Python member
-    version: int | str,
-) -> Path:                # RECSYS_BUNDLES/<version>, or bundles/<version> beside the repository
-    "Find the bundle of a member's version."
-    base = os.environ.get("RECSYS_BUNDLES") or Path(model).resolve().parent.parent / "bundles"
-    return Path(base) / str(version)
-
-# %% ../nbs/18_repository.ipynb #18-repository-29
+# %% ../nbs/18_repository.ipynb #18-repository-34
 def write_repository(
     folder: str | Path,               # the repository; bundles/ stands beside it
     members,                          # of Member
@@ -236,7 +228,7 @@ def write_repository(
     for name, text in texts.items(): write_new(folder / name / "config.pbtxt", text.encode())
     return folder
 
-# %% ../nbs/18_repository.ipynb #18-repository-30
+# %% ../nbs/18_repository.ipynb #18-repository-35
 def write_bundle_version(bundle, folder: Path) -> None:
     "Link a bundle's files into the folder of its version; one that is there already must be the same."
     if bundle is None: return

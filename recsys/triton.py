@@ -20,9 +20,10 @@ from .online_store import OnlineUsers, user_key
 from .recommender import STAGES_MS, Bundle, Reasons, Recommender, candidate_features, check_bundle, finite, read_request
 from .seen import SeenStore
 from .servers import Breaker, OwnedProcess, Unavailable, connect, hide_password, valkey_for
+from .member import PythonMember, decode
 from .repository import REQUEST, RESPONSE, Ensemble, Member, Step, Tensor, write_repository
 from .realtime import ImpressionLog, Recorder, Worker, history_writer, impression_salt, log_folders, user_keys
-from .serving import Canary, Client, PythonMember, TritonServer, decode
+from .serving import Canary, Client, TritonServer
 
 # %% ../nbs/18_triton.ipynb #18-triton-07
 FIELDS = ("user_id", "device_type", "timestamp", "k", "exclude", "temperature", "diversity", "seed")
