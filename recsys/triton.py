@@ -20,8 +20,8 @@ from .online_store import OnlineUsers, user_key
 from .recommender import STAGES_MS, Bundle, Reasons, Recommender, candidate_features, check_bundle, finite, read_request
 from .seen import SeenStore
 from .servers import Breaker, OwnedProcess, Unavailable, connect, hide_password, valkey_for
-from .member import PythonMember, decode
-from .repository import REQUEST, RESPONSE, Ensemble, Member, Step, Tensor, write_repository
+from .member import PythonMember, bundle_folder, decode
+from .repository import REQUEST, RESPONSE, Ensemble, Member, Step, Tensor, pinned_version, write_repository
 from .realtime import ImpressionLog, Recorder, Worker, history_writer, impression_salt, log_folders, user_keys
 from .serving import Canary, Client, TritonServer
 
@@ -311,11 +311,13 @@ def served(
     key: str = "",         # of model control; '' makes one
 ):                         # yields (TritonServer, Valkey's URL, Canary)
     "Serve a run for as long as the block lasts."
+    repository = stage_dir(p, "triton") / "repository"
+    check_bundle(bundle_folder(repository / "user_features", pinned_version(repository)))
     with valkey_for(p) as url, contextlib.ExitStack() as stack:
         say(f"Valkey answers at {hide_password(url)}")
         if fill_store(p, url): say("the online store is filled")
         env = dict(RECSYS_VALKEY_URL=url, RECSYS_RUN=str(run_dir(p)), RECSYS_CLOCK=str(clock_start(connect(url, 5000))))
-        server = stack.enter_context(TritonServer(stage_dir(p, "triton") / "repository", http_port=p.HTTP_PORT, grpc_port=p.GRPC_PORT, metrics_port=p.METRICS_PORT, key=key, env=env))
+        server = stack.enter_context(TritonServer(repository, http_port=p.HTTP_PORT, grpc_port=p.GRPC_PORT, metrics_port=p.METRICS_PORT, key=key, env=env))
         client = stack.enter_context(Client(server.grpc, timeout=5))
         for _ in range(20): client.recommend(k=10, request_id=CANARY)   # the first answers are slow
         if worker: stack.enter_context(OwnedProcess([sys.executable, "-c", "from recsys.triton import main; main()", run_dir(p)], server.home / "worker.log", "worker", os.environ | env))

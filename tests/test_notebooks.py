@@ -1,27 +1,13 @@
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from tiny import tiny_run
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-
-
-def tiny_run(folder):
-    "Give a notebook a copy of the tiny run of its own, so that notebooks under test don't meet in one folder."
-    source = ROOT / "outputs/.tests"
-    source.mkdir(parents=True, exist_ok=True)
-    code = "from recsys.core import default_params\nfrom recsys.pipeline import FULL, run_here\nfor s in FULL: run_here(s, default_params())"
-    with FileLock(source / ".building"):
-        run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True,
-                             env={**os.environ, "RECSYS_OUTPUTS": str(source), "MPLBACKEND": "agg"})
-        assert run.returncode == 0, f"the tiny run failed:\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}"
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".building", "*.lock"))
-    return folder
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,0 +1,59 @@
+"""Generated requests answered three ways: the notebook's function, a batch in process with Valkey, and Triton."""
+import numpy as np
+
+from recsys.core import stage_dir
+from recsys.data_prep import load_prepared
+from recsys.feature_store import materialise_until
+from recsys.recommender import Bundle, Recommender, UserMemory
+from recsys.triton import online_parts
+
+
+def offline(p):
+    "The function on users in memory, who know nothing after the moment up to which the online store is filled."
+    bundle, prep = Bundle(stage_dir(p, "bundle")), load_prepared(p)
+    past = np.asarray(prep.events["timestamp"]) < materialise_until(bundle)
+    prep.events = {n: np.asarray(prep.events[n])[past] for n in ("user", "timestamp", "item", "case")}
+    return Recommender(bundle, UserMemory(prep, bundle))
+
+
+def requests(rec, n, seed=0):
+    "Known, new and anonymous users, idle for up to three days; every field at odd values."
+    rng, ids, items = np.random.default_rng(seed), rec.users.ids, [i.decode() for i in rec.bundle.ids]
+    start = materialise_until(rec.bundle)
+    for _ in range(n):
+        user = rng.choice([str(rng.choice(ids).decode()), str(rng.choice(ids).decode()), "", f"new {rng.integers(9)}", "ünknown"])
+        yield dict(user_id=str(user), device_type=str(rng.choice(["mobile", "desktop", "tv set", ""])), timestamp=int(start + rng.integers(0, 3 * 86400) * (rng.random() < 2 / 3)),
+                   k=int(rng.choice([1, 5, 10, 24])), exclude=[str(x) for x in rng.choice([*items, "no such item"], rng.integers(0, 6))],
+                   temperature=float(np.float32(rng.choice([0, 0, 0.5, 2]))), diversity=float(np.float32(rng.choice([0, 0, 0, 0.3]))), seed=int(rng.integers(2**53)))
+
+
+def same(a, b, where):
+    "Ids are the same; they may differ only where scores differ by less than 1e-5."
+    wrong = np.flatnonzero(np.asarray(a["item_ids"]) != np.asarray(b["item_ids"]))
+    close = np.abs(np.asarray(a["scores"], float) - np.asarray(b["scores"], float)) < 1e-5
+    assert close[wrong].all(), f"{where}: {list(a['item_ids'])} {list(b['item_ids'])}, scores {list(a['scores'])} {list(b['scores'])}"
+    assert len(wrong) or np.allclose(a["propensities"], b["propensities"], rtol=1e-3, atol=1e-6), f"{where}: propensities {a['propensities']} {b['propensities']}"
+    return len(wrong)
+
+
+def compare(p, url, client, n, seed=0, progress=lambda x: x):
+    "Answer n requests three ways; raise where they differ, return how many places differed by a tie."
+    rec, online, ties = offline(p), online_parts(p, url)[0], 0
+    asked = list(requests(rec, n, seed))
+    one = lambda r, q: {f: v[0] for f, v in r.recommend({f: v if f == "k" else [v] for f, v in q.items()}).items() if f in ("item_ids", "scores", "propensities", "reasons")}
+    for q in progress(asked):
+        a, t = one(rec, q), client.recommend(**q, request_id="canary")
+        ties += same(a, t, f"Triton, {q}")
+        assert a["reasons"] == t["reasons"], f"{q}: {a['reasons']} {t['reasons']}"
+        ties += same(a, one(online, q), f"in process with Valkey, {q}")
+    for k in sorted({q["k"] for q in asked}):      # batches: requests of one page size together, as they come
+        group = [q for q in asked if q["k"] == k]
+        for i in range(0, len(group), 32):
+            part = group[i:i + 32]
+            together = client.recommend(k=k, request_id=["canary"] * len(part), **{f: [q[f] for q in part] for f in part[0] if f != "k"})
+            batch = rec.recommend(dict(k=k, **{f: [q[f] for q in part] for f in part[0] if f != "k"}))
+            for j, q in enumerate(part):
+                a = one(rec, q)
+                ties += same(a, {f: together[f][j] for f in ("item_ids", "scores", "propensities")}, f"Triton's batch, {q}")
+                ties += same(a, {f: batch[f][j] for f in ("item_ids", "scores", "propensities")}, f"batch, {q}")
+    return ties

@@ -1,0 +1,259 @@
+"""A run behind a real tritonserver with a real Valkey: what clients see, in good and in bad times."""
+import base64
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sameness import compare
+from tiny import ROOT, tiny_run
+
+from recsys.core import RecsysError, read_json, run_dir, stage_dir, write_json
+from recsys.recommender import Bundle
+from recsys.servers import EmbeddedValkey, connect, free_port
+from recsys.serving import Client, call_server, session_processes
+from recsys.triton import ensemble_from, forget_user, online_parts, run_params, served
+
+pytestmark = pytest.mark.xdist_group("serving")   # one server for all
+
+
+@pytest.fixture(scope="module")
+def p(tmp_path_factory):
+    folder = tiny_run(tmp_path_factory.mktemp("serving") / "outputs")
+    return run_params(folder / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
+
+
+@pytest.fixture(scope="module")
+def stack(p):
+    with served(p) as (server, url, canary), Client(server.grpc, timeout=10) as client:
+        yield server, url, canary, client
+
+
+@pytest.fixture
+def parts(p, stack):
+    return online_parts(p, stack[1])
+
+
+def until(check, seconds=20.0):
+    "Wait for something to become true and give what it gave."
+    end = time.monotonic() + seconds
+    while not (found := check()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def test_notebook_batch_and_server_answer_alike(p, stack):
+    assert compare(p, stack[1], stack[3], 300) <= 3      # ties
+
+
+def infer(server, **inputs):
+    "POST raw tensors: name -> (datatype, shape, data)."
+    body = dict(inputs=[dict(name=n, datatype=d, shape=s, data=x) for n, (d, s, x) in inputs.items()])
+    return json.loads(call_server(f"{server.http}/v2/models/recommender/infer", body))
+
+
+ONE = ("INT32", [1, 1], [3])
+
+
+@pytest.mark.parametrize("inputs, words", [
+    (dict(k=("INT32", [1, 1], [0])), "k: expected 1 to 1000"),
+    (dict(k=("INT32", [1, 1], [10**6])), "k: expected 1 to 1000"),
+    (dict(k=("INT32", [2, 1], [3, 4])), "k: expected one value for the whole batch"),
+    (dict(k=("INT32", [1, 2], [3, 4])), "unexpected shape"),
+    (dict(k=("FP32", [1, 1], [3.0])), "data-type"),
+    (dict(), "expected"),
+    (dict(k=ONE, nonsense=ONE), "nonsense"),
+    (dict(k=ONE, temperature=("FP32", [1, 1], [-1])), "temperature: expected 0 to 1000"),
+    (dict(k=ONE, diversity=("FP32", [1, 1], [7])), "diversity: expected 0 to 1"),
+    (dict(k=ONE, timestamp=("INT64", [1, 1], [-5])), "timestamp: expected"),
+    (dict(k=ONE, seed=("INT64", [1, 1], [-1])), "seed: expected"),
+    (dict(k=ONE, user_id=("BYTES", [1, 1], ["u" * 2000])), "user_id: expected at most 1000 bytes"),
+    (dict(k=ONE, exclude=("BYTES", [1, 20_000], ["i"] * 20_000)), "exclude: expected at most 10000 ids"),
+])
+def test_bad_input_is_refused_and_the_server_goes_on(stack, inputs, words):
+    with pytest.raises(RecsysError) as error:
+        infer(stack[0], **inputs)
+    assert " answered 4" in str(error.value) and words in str(error.value) and "Traceback" not in str(error.value), error.value
+    assert len(infer(stack[0], k=ONE)["outputs"]) == 6
+
+
+@pytest.mark.parametrize("field, array, words", [
+    ("user_id", np.array([[b"\xff\xfe"]], object), "not valid UTF-8"),
+    ("temperature", np.array([[np.nan]], np.float32), "NaN"),
+    ("diversity", np.array([[np.inf]], np.float32), "infinity"),
+])
+def test_bytes_and_numbers_that_json_cannot_hold(stack, field, array, words):
+    with pytest.raises(RecsysError, match="INVALID_ARGUMENT") as error:
+        stack[3].infer({"k": np.array([[3]], np.int32), field: array})
+    assert field in str(error.value) and words in str(error.value) and "Traceback" not in str(error.value)
+    assert len(stack[3].recommend(k=3)["item_ids"]) == 3
+
+
+def test_model_control_needs_the_key(stack):
+    server = stack[0]
+    for verb in ("load", "unload"):
+        with pytest.raises(RecsysError, match="answered 4"):
+            call_server(f"{server.http}/v2/repository/models/retrieve/{verb}", {})
+    assert oct((server.home / "server.json").stat().st_mode & 0o777) == "0o600"
+    assert server.ready()
+
+
+def test_an_event_changes_the_next_page(p, stack, parts):
+    "Filter and exact list at once, history and top category through the worker; erased again on request."
+    client, recorder = stack[3], parts[1]
+    ask = lambda **more: client.recommend(user_id="a cookie", k=5, **more)
+    before = ask()
+    assert before["reasons"]["user"] == "new"
+    shown = [str(i) for i in before["item_ids"][:2]]
+    for n, item in enumerate(shown):
+        event = dict(event_id=f"event {n}", user_id="a cookie", item_id=item, timestamp=int(recorder.clock()), event_type="view")
+        assert [recorder.record_event(event) for _ in range(2)] == ["new", "duplicate"]
+    assert not set(shown) & set(ask()["item_ids"])                                # hidden by the time the call has returned
+    state = lambda: parts[0].users.state(["a cookie"], np.array([int(recorder.clock()) + 1]))
+    rows = [parts[0].bundle.row_of[i] for i in shown]
+    assert until(lambda: state()["rows"][0, -2:].tolist() == rows), state()["rows"]
+    assert state()["inputs"]["top_category"][0] >= 3
+    assert forget_user(recorder.client, recorder.seen, "a cookie") >= 3
+    assert ask()["item_ids"].tolist() == before["item_ids"].tolist() and (state()["rows"] == -1).all()
+
+
+def test_impressions_become_parquet(p, stack):
+    import pyarrow.parquet as pq
+    answer = stack[3].recommend(user_id=["u00001", ""], k=4, temperature=1.0, seed=[1, 2], request_id=["first", "second"])
+    read = lambda: [r for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet") for r in pq.read_table(f).to_pylist() if r["request_id"] in ("first", "second")]
+    rows = {r["request_id"]: r for r in until(lambda: found if len(found := read()) == 2 else None)}
+    for i, name in enumerate(("first", "second")):
+        r = rows[name]
+        assert r["item_ids"] == answer["item_ids"][i].tolist() and np.allclose(r["propensities"], answer["propensities"][i])
+        assert len(r["candidates"]) == 300 and set(r["item_ids"]) <= set(r["candidates"]) and r["bundle_version"] == answer["bundle_version"][i]
+    assert rows["second"]["user"] == "" and len(rows["first"]["user"]) == 24 and "u00001" not in json.dumps(rows["first"])
+
+
+def test_a_new_version_under_traffic(p, stack, tmp_path):
+    "No request fails, every answer is of one bundle, the old version can be pinned again."
+    server, _, _, client = stack
+    other = tmp_path / "bundle"
+    shutil.copytree(stage_dir(p, "bundle"), other)
+    manifest = read_json(other / "manifest.json")
+    write_json(other / "manifest.json", manifest | dict(version="another", serving=manifest["serving"] | dict(MAX_PER_CATEGORY=1)))
+    answers, failures, done = [], [], threading.Event()
+
+    def traffic():
+        with Client(server.grpc, timeout=10) as mine:
+            while not done.is_set():
+                try:
+                    answers.append(mine.recommend(k=5, request_id="canary")["bundle_version"])
+                except RecsysError as e:
+                    failures.append(e)
+    threads = [threading.Thread(target=traffic) for _ in range(4)]
+    for t in threads:
+        t.start()
+    try:
+        for version, folder in ((2, other), (1, stage_dir(p, "bundle")), (2, other)):
+            members, ensemble = ensemble_from(Bundle(folder))
+            members = [m if m.kind == "python" else type(m)(**{**vars(m), "source": str(folder / m.source)}) for m in members]
+            server.deploy(members, ensemble, version, folder)
+            assert client.recommend(k=1)["bundle_version"] == read_json(folder / "manifest.json")["version"]
+    finally:
+        done.set()
+        for t in threads:
+            t.join()
+    assert failures == [] and len(answers) > 50 and set(answers) == {manifest["version"], "another"}
+
+
+def test_a_dead_member_is_brought_back(stack):
+    server, _, canary, client = stack
+    stubs = {n: pid for pid in session_processes(server.pid) if pid != server.pid
+             for n in ("retrieve", "item_features", "rerank") if n in Path(f"/proc/{pid}/cmdline").read_text()}
+    assert set(stubs) == {"retrieve", "item_features", "rerank"}
+    before = canary.revived["retrieve"]
+    os.kill(stubs["retrieve"], signal.SIGKILL)
+    assert until(lambda: canary.revived["retrieve"] > before, 30), canary.log.read_text()
+    assert len(client.recommend(k=3)["item_ids"]) == 3
+
+
+def fallbacks(client):
+    return {f["stage"]: f["reason"] for f in client.recommend(user_id="u00001", k=3)["reasons"]["fallbacks"]}
+
+
+def test_valkey_hangs_and_dies(p, stack):
+    "Every answer comes, with its reason; all is normal again once Valkey is back."
+    url, client = stack[1], stack[3]
+    pid = read_json(run_dir(p) / "valkey/valkey.json")["pid"]
+    assert fallbacks(client) == {}
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for _ in range(20):
+            found = fallbacks(client)
+            assert set(found) == {"user_features", "seen_filter"} and all("valkey" in r or "Timeout" in r for r in found.values())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert until(lambda: fallbacks(client) == {}, 5) is True
+    with EmbeddedValkey(run_dir(p) / "another valkey") as second:
+        assert second.url != url
+    os.kill(pid, signal.SIGKILL)
+    assert until(lambda: set(fallbacks(client)) == {"user_features", "seen_filter"}, 5)
+    again = subprocess.Popen(["true"])
+    again.wait()
+    shutil.copytree(run_dir(p) / "valkey/appendonlydir", run_dir(p) / "copy/appendonlydir")
+    with EmbeddedValkey(run_dir(p) / "copy", int(url.rsplit(":", 1)[1])):
+        assert until(lambda: fallbacks(client) == {}, 10) is True          # the same data at the same address
+        assert client.recommend(user_id="u00001", k=3)["reasons"]["user"] == "known"
+
+
+def cli(*args, **env):
+    code = "import sys; sys.argv[0] = 'recsys'; from recsys.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-u", "-c", code, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), **env}, start_new_session=True)
+
+
+def test_recsys_serve(tmp_path):
+    "From start to Ctrl-C as a user does it: the curl line works, nothing is left behind."
+    run = tiny_run(tmp_path / "outputs") / "tiny"
+    http = free_port()
+    sets = ["--set", f"HTTP_PORT={http}", "--set", "GRPC_PORT=0", "--set", "METRICS_PORT=0"]
+    process = cli("serve", "--run", run, *sets)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("and:"):
+            break
+    assert lines and lines[-1].startswith("and:"), process.stderr.read()
+    curl = next(shlex.split(x.split("try:", 1)[1]) for x in lines if x.startswith("try:"))
+    assert curl[:2] == ["curl", "-s"] and curl[3] == "-d"
+    with urllib.request.urlopen(urllib.request.Request(curl[2], curl[4].encode())) as answer:
+        found = {o["name"]: o["data"] for o in json.load(answer)["outputs"]}
+    assert len(set(found["item_ids"])) == 5 and json.loads(found["reasons"][0])["fallbacks"] == []
+    second = cli("serve", "--run", run, *sets)
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 2 and f"HTTP_PORT is {http}, but another program listens" in err and "Traceback" not in err, err
+    event = cli("event", "--run", run, "--user", "u00007", "--item", found["item_ids"][0])
+    assert "new: u00007" in event.communicate(timeout=60)[0]
+    erased = cli("forget", "--run", run, "--user", "u00007")
+    assert "keys of user u00007 erased" in erased.communicate(timeout=60)[0]
+    pids = [read_json(run / "valkey/valkey.json")["pid"], read_json(run / "triton/server.json")["pid"]]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0, process.stderr.read()
+    assert not any(session_processes(pid) for pid in pids)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", http))          # free again
+
+
+def test_a_changed_file_is_named_before_the_start(p, tmp_path):
+    run = tiny_run(tmp_path / "outputs") / "tiny"
+    file = run / "triton/bundles/1/popularity.npz"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RecsysError, match="popularity.npz differs from its sha256"), served(run_params(run, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)):
+        pass
