@@ -34,6 +34,7 @@ def read_varint(raw: bytes, at: int) -> tuple[int, int]:  # value as signed 64 b
         if b < 128: return (value if value < 1 << 63 else value - (1 << 64)), at
         shift += 7
 
+# %% ../nbs/16_online_store.ipynb #16-online-store-11
 def read_strings(raw: bytes, at: int) -> list:  # bytes each
     "Read a message of repeated strings."
     out, end = [], len(raw)
@@ -42,7 +43,7 @@ def read_strings(raw: bytes, at: int) -> list:  # bytes each
         out.append(raw[at:at + n]); at += n
     return out
 
-# %% ../nbs/16_online_store.ipynb #16-online-store-11
+# %% ../nbs/16_online_store.ipynb #16-online-store-12
 def read_integers(raw: bytes, at: int) -> list:
     "Read a message of repeated, packed integers."
     out, end = [], len(raw)
@@ -50,6 +51,7 @@ def read_integers(raw: bytes, at: int) -> list:
     while at < end: value, at = read_varint(raw, at); out.append(value)
     return out
 
+# %% ../nbs/16_online_store.ipynb #16-online-store-13
 def decode_value(
     raw,   # bytes of a field of Feast's hash; None or empty is missing
 ):         # bytes, int, float, list of bytes, list of int, or None
@@ -64,7 +66,7 @@ def decode_value(
     except (IndexError, struct.error): pass
     raise RecsysError(f"Valkey: {raw[:20]!r} is no string, number or list of them as Feast writes it; was the store filled by another version? Run the stage feature_store again")
 
-# %% ../nbs/16_online_store.ipynb #16-online-store-14
+# %% ../nbs/16_online_store.ipynb #16-online-store-16
 class OnlineUsers:
     "Answer what the online store knows of users."
     def __init__(self,
@@ -82,13 +84,14 @@ class OnlineUsers:
         self.kinds = {f.source: f.kind for f in bundle.contract.side("user") if f.source != "user_id"}
         self.length = bundle.contract["hist_items"].dim
 
+# %% ../nbs/16_online_store.ipynb #16-online-store-17
 def load_settings(folder: str | Path) -> dict:
     "Read online.json, which says how Feast's hash of a user looks."
     file = Path(folder) / "online.json"
     if not file.is_file(): raise RecsysError(f"{file}: no such file; run the stage feature_store first")
     return read_json(file)
 
-# %% ../nbs/16_online_store.ipynb #16-online-store-16
+# %% ../nbs/16_online_store.ipynb #16-online-store-19
 @patch
 def read(self: OnlineUsers,
     users: list,   # ids, '' is anonymous
@@ -99,6 +102,7 @@ def read(self: OnlineUsers,
     for i, values in zip(asked, self.breaker.call(lambda: self._hashes([users[i] for i in asked])) if asked else ()): rows[i] = [decode_value(v) for v in values]
     return dict(zip(self.names, zip(*rows)))
 
+# %% ../nbs/16_online_store.ipynb #16-online-store-20
 @patch
 def _hashes(self: OnlineUsers, users: list) -> list:
     "Fetch the fields of each user's hash."
@@ -107,7 +111,7 @@ def _hashes(self: OnlineUsers, users: list) -> list:
     for u in users: pipe.execute_command("HMGET", user_key(u, self.project), *self.fields)
     return pipe.execute()
 
-# %% ../nbs/16_online_store.ipynb #16-online-store-19
+# %% ../nbs/16_online_store.ipynb #16-online-store-23
 @patch
 def state(self: OnlineUsers,
     users: list,       # ids, '' is anonymous
@@ -124,7 +128,7 @@ def state(self: OnlineUsers,
     if b.contract["top_category"]: inputs["top_category"] = np.array([self._top(*x) for x in zip(got["top_category"], got["top_category_until"], np.asarray(now).tolist())], np.int64)
     return dict(inputs=inputs | dict(hist_items=b.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=known)
 
-# %% ../nbs/16_online_store.ipynb #16-online-store-20
+# %% ../nbs/16_online_store.ipynb #16-online-store-24
 @patch
 def _column(self: OnlineUsers, values, kind: str) -> np.ndarray:
     "Turn a raw column into what the encoder takes."
@@ -136,7 +140,7 @@ def _top(self: OnlineUsers, values, until, now: int) -> int:
     at = bisect_right(until or (), now)
     return self.category.get(values[at], OOV) if at < len(until or ()) else NULL
 
-# %% ../nbs/16_online_store.ipynb #16-online-store-24
+# %% ../nbs/16_online_store.ipynb #16-online-store-28
 @patch
 def seen_batch(self: OnlineUsers,
     users: list,        # ids, '' is anonymous
@@ -148,12 +152,13 @@ def seen_batch(self: OnlineUsers,
     at = np.maximum(rows, 0)
     return np.stack(self.breaker.call(lambda: self.filter.seen(users, list(self.bundle.hashes[at]), list(self.ids[at]), now))) & (rows >= 0)
 
+# %% ../nbs/16_online_store.ipynb #16-online-store-29
 @patch
 def seen(self: OnlineUsers, user: str, rows: np.ndarray, now: int) -> np.ndarray:
     "Tell which items one user lately saw."
     return self.seen_batch([user], np.asarray(rows)[None], np.array([now]))[0]
 
-# %% ../nbs/16_online_store.ipynb #16-online-store-26
+# %% ../nbs/16_online_store.ipynb #16-online-store-31
 @patch
 def popular(self: OnlineUsers,
     category: str,   # raw; '' for all
@@ -168,7 +173,7 @@ def popular(self: OnlineUsers,
     found = list(dict.fromkeys(self.row_of[i] for ids in self.breaker.call(ask) for i in ids if i in self.row_of))
     return np.array((found if len(found) >= n else list(dict.fromkeys([*found, *self.bundle.by_popularity.tolist()])))[:n], np.int64)
 
-# %% ../nbs/16_online_store.ipynb #16-online-store-28
+# %% ../nbs/16_online_store.ipynb #16-online-store-33
 def forget_features(
     client,                   # redis.Redis
     user: str,
