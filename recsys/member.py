@@ -6,7 +6,7 @@
 __all__ = ['end_with_parent', 'bundle_folder', 'PythonMember', 'decode', 'OnnxMember']
 
 # %% ../nbs/18_member.ipynb #18-member-02
-import json, os, threading, time
+import importlib, json, os, threading, time
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -43,7 +43,7 @@ class PythonMember:
     def initialize(self, args: dict) -> None:
         "Start, as Triton asks."
         end_with_parent()
-        import triton_python_backend_utils as pb
+        pb = importlib.import_module("triton_python_backend_utils")   # which no package provides: the stub brings it
         self.pb, self.config, self.name, self.version = pb, json.loads(args["model_config"]), args["model_name"], int(args["model_version"])
         self.model_folder = Path(args["model_repository"]); self.bundle = bundle_folder(self.model_folder, self.version)
         self.outputs = [o["name"] for o in self.config["output"]]

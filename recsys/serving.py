@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADMIN', 'server_env', 'check_stub', 'backend_dir', 'call_server', 'Control', 'TritonServer', 'distinct_ports',
-           'session_processes', 'running_server', 'Client', 'request_tensors', 'curl_line', 'dead_member', 'Canary']
+           'session_processes', 'sweep_memory', 'running_server', 'Client', 'request_tensors', 'curl_line',
+           'dead_member', 'Canary']
 
 # %% ../nbs/18_serving.ipynb #18-serving-02
 import contextlib, json, os, re, secrets, shlex, signal, subprocess, sys, sysconfig, threading, time, urllib.error, urllib.request
@@ -83,18 +84,28 @@ def call_server(
 
 class Control:
     "Steer a running server's models."
-    def __init__(self, http: str, key: str, repository: Path, ensemble: str): self.http, self.key, self.repository, self.ensemble = http, key, Path(repository), ensemble
+    def __init__(self,
+        http: str,          # http://host:port
+        key: str,           # of model control
+        repository: Path,   # that the server reads
+        ensemble: str = "recommender",
+    ): self.http, self.key, self.repository, self.ensemble = http, key, Path(repository), ensemble
 
 # %% ../nbs/18_serving.ipynb #18-serving-15
 @patch
-def ready(self: Control, model: str = "", version: int | str = "") -> bool:
+def ready(self: Control,
+    model: str = "",           # '' is the ensemble
+    version: int | str = "",   # '' is any
+) -> bool:
     "Tell whether a model answers, by default the ensemble."
     try: call_server(f"{self.http}/v2/models/{model or self.ensemble}{f'/versions/{version}' if version else ''}/ready", seconds=2); return True
     except RecsysError: return False
 
 @patch
-def unload(self: Control, model: str = "") -> None:
-    "Unload a model; by default the ensemble, then its members: Triton keeps those that were loaded by name."
+def unload(self: Control,
+    model: str = "",   # '' is the ensemble and its members, of which Triton keeps those that were loaded by name
+) -> None:
+    "Unload a model."
     steps = [] if model else read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]
     for name in [model or self.ensemble, *(s["model_name"] for s in steps)]: call_server(f"{self.http}/v2/repository/models/{name}/unload", {}, self.key)
 
@@ -114,18 +125,28 @@ def load(self: Control,
     body = dict(parameters=dict(config=json.dumps(config))) if config else {}
     call_server(f"{self.http}/v2/repository/models/{model or self.ensemble}/load", body, self.key, seconds)
 
+# %% ../nbs/18_serving.ipynb #18-serving-20
 @patch
-def deploy(self: Control, members, ensemble: Ensemble, version: int, bundle=None, keep: bool = True) -> None:
+def deploy(self: Control,
+    members,             # of Member
+    ensemble: Ensemble,
+    version: int,        # of ensemble and members
+    bundle=None,         # folder, as `write_repository`
+    keep: bool = True,   # the version that served until now stays loaded
+) -> None:
     "Write a version as `write_repository` does and move the server to it; where it doesn't load, everything stays as it was and `RecsysError` says why."
     old = pinned_version(self.repository, self.ensemble)
     write_repository(self.repository, members, ensemble, version, bundle, keep)
     try: self.load()
     except RecsysError:
-        if old and old != version: write_repository(self.repository, members, ensemble, old, keep=False); self.load()
+        if old and old != version:
+            write_repository(self.repository, members, ensemble, old, keep=False)
+            with contextlib.suppress(RecsysError): self.load()
         raise
 
-# %% ../nbs/18_serving.ipynb #18-serving-20
+# %% ../nbs/18_serving.ipynb #18-serving-22
 ADMIN = "model-repository,shared-memory,trace,logging"   # what needs the key
+_DEEP = ["sh", "-c", 'ulimit -s 1048576 2>/dev/null; exec "$0" "$@"']   # KiB of stack a thread, used as needed: with the usual 8192 a body of 200 kB of '[' ends Triton 24.10
 
 class TritonServer(OwnedProcess, Control):
     "Run tritonserver on a repository, on 127.0.0.1 only; it lives as long as the block and leaves no process."
@@ -143,12 +164,12 @@ class TritonServer(OwnedProcess, Control):
         read_config(Path(repository) / ensemble)
         self.http_port, self.grpc_port, self.metrics_port = distinct_ports(dict(HTTP_PORT=http_port, GRPC_PORT=grpc_port, METRICS_PORT=metrics_port))
         Control.__init__(self, f"http://127.0.0.1:{self.http_port}", key or secrets.token_urlsafe(24), Path(repository).resolve(), ensemble)
-        self.grpc, self.shm = f"127.0.0.1:{self.grpc_port}", f"recsys_{os.getpid()}_{self.http_port}_"
-        OwnedProcess.__init__(self, [_triton() / "bin" / "tritonserver", *self.options(backend_dir(self.home / "backends", env))], self.home / "triton.log", "tritonserver", env)
+        sweep_memory(); self.grpc, self.shm = f"127.0.0.1:{self.grpc_port}", f"recsys_{os.getpid()}_{self.http_port}_"
+        OwnedProcess.__init__(self, [*_DEEP, _triton() / "bin" / "tritonserver", *self.options(backend_dir(self.home / "backends", env))], self.home / "triton.log", "tritonserver", env)
         try: self.wait_ready(self.ready, seconds); self.announce()
         except BaseException: self.stop(); raise
 
-# %% ../nbs/18_serving.ipynb #18-serving-21
+# %% ../nbs/18_serving.ipynb #18-serving-23
 def distinct_ports(ports: dict) -> list:  # parameter -> port; ports
     "Check ports, and choose free ones where they are 0."
     taken = []
@@ -166,7 +187,7 @@ def options(self: TritonServer, backends: Path) -> list:
                      "backend-config": f"python,shm-region-prefix-name={self.shm}", "allow-gpu-metrics": "false", "allow-cpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
     return [f"--{n}={v}" for n, v in named.items()] + ["--disable-auto-complete-config"]
 
-# %% ../nbs/18_serving.ipynb #18-serving-23
+# %% ../nbs/18_serving.ipynb #18-serving-25
 def session_processes(leader: int) -> list:  # pids
     "List the living processes of a session, which a server and its stubs share.\n\nproc(5), stat."
     found = []
@@ -183,10 +204,16 @@ def stop(self: TritonServer, seconds: float = 10) -> int:  # exit code
     code = OwnedProcess.stop(self, seconds)
     for pid in session_processes(self.pid):
         with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
-    for file in Path("/dev/shm").glob(f"{self.shm}*"): file.unlink(missing_ok=True)
+    sweep_memory(self.shm)
     return code
 
-# %% ../nbs/18_serving.ipynb #18-serving-24
+def sweep_memory(mine: str = "") -> None:  # prefix of a server that has stopped
+    "Remove shared memory of stubs whose server can't do it any more: its own, and what owners that are gone have left."
+    for file in Path("/dev/shm").glob("recsys_*_*_*"):
+        with contextlib.suppress(OSError, ValueError):
+            if (mine and file.name.startswith(mine)) or (not Path(f"/proc/{int(file.name.split('_')[1])}").exists() and time.time() - file.stat().st_mtime > 60): file.unlink()
+
+# %% ../nbs/18_serving.ipynb #18-serving-26
 @patch
 def memory(self: TritonServer) -> dict:  # processes; pss and rss in MiB
     "Add up the memory of the server and its stubs; pss counts a page that several share once."
@@ -197,7 +224,7 @@ def memory(self: TritonServer) -> dict:  # processes; pss and rss in MiB
                 if line.startswith(("Pss:", "Rss:")): kib[line[:3].lower()] += int(line.split()[1])
     return dict(processes=len(pids), **{k: round(v / 1024, 1) for k, v in kib.items()})
 
-# %% ../nbs/18_serving.ipynb #18-serving-26
+# %% ../nbs/18_serving.ipynb #18-serving-28
 @patch
 def announce(self: TritonServer) -> None:
     "Write server.json, which only this user may read, so that another command can steer this server."
@@ -217,7 +244,7 @@ def tail(self: TritonServer, lines: int = 8) -> str:
     why = re.findall(r'"(failed to load .+?)"$', OwnedProcess.tail(self, 2000), re.M)
     return "\n".join(w.replace("\\n", "\n").split("\n\nAt:")[0] for w in why if "version" in w) or OwnedProcess.tail(self, lines)
 
-# %% ../nbs/18_serving.ipynb #18-serving-29
+# %% ../nbs/18_serving.ipynb #18-serving-31
 class Client:
     "Ask an ensemble over gRPC; several threads may share it."
     def __init__(self,
@@ -234,7 +261,7 @@ class Client:
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
 
-# %% ../nbs/18_serving.ipynb #18-serving-30
+# %% ../nbs/18_serving.ipynb #18-serving-32
 @patch
 def infer(self: Client,
     inputs: dict,        # name -> array [B, ...]; strings as an object array
@@ -250,7 +277,7 @@ def infer(self: Client,
     arrays = {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
     return {n: np.array(decode(a, n), dtype=str).reshape(a.shape) if a.dtype == object else a for n, a in arrays.items()}
 
-# %% ../nbs/18_serving.ipynb #18-serving-39
+# %% ../nbs/18_serving.ipynb #18-serving-41
 def _listed(v) -> bool: return isinstance(v, (list, tuple, np.ndarray))
 
 def request_tensors(**fields) -> dict:  # name -> array [B, 1], exclude [B, E]
@@ -267,7 +294,7 @@ def request_tensors(**fields) -> dict:  # name -> array [B, 1], exclude [B, E]
     lists = lists or [exclude] * B; width = max(map(len, lists))
     return made | (dict(exclude=_column(tensors["exclude"], [y for x in lists for y in x + [""] * (width - len(x))], B)) if width else {})
 
-# %% ../nbs/18_serving.ipynb #18-serving-40
+# %% ../nbs/18_serving.ipynb #18-serving-42
 def _column(t: Tensor, values: list, B: int) -> np.ndarray:
     "Make one input tensor; raise `RecsysError` where a value is of another type or doesn't fit."
     if t.dtype == "STRING": return np.array(["" if x is None else x if isinstance(x, bytes) else str(x) for x in values], dtype=object).reshape(B, -1)
@@ -275,7 +302,7 @@ def _column(t: Tensor, values: list, B: int) -> np.ndarray:
     if exact is None or (t.dtype != "FP32" and (exact != a).any()): raise RecsysError(f"{t.name}: expected {t.dtype} numbers, found {values[:3]!r:.80}")
     return exact.reshape(B, 1)
 
-# %% ../nbs/18_serving.ipynb #18-serving-42
+# %% ../nbs/18_serving.ipynb #18-serving-44
 @patch
 def recommend(self: Client,
     user_id=None,       # str, or a list of B; None or '': anonymous
@@ -295,7 +322,7 @@ def recommend(self: Client,
     many = any(_listed(v) for n, v in fields.items() if n != "exclude") or (_listed(exclude) and len(exclude) and _listed(exclude[0]))
     return a if many else {n: v[0] for n, v in a.items()}
 
-# %% ../nbs/18_serving.ipynb #18-serving-44
+# %% ../nbs/18_serving.ipynb #18-serving-46
 def curl_line(
     http: str,                     # http://host:port
     ensemble: str = "recommender",
@@ -306,20 +333,22 @@ def curl_line(
     inputs = [dict(name=n, datatype=kinds[n], shape=list(a.shape), data=a.ravel().tolist()) for n, a in request_tensors(**fields).items()]
     return f"curl -s {http}/v2/models/{ensemble}/infer -d {shlex.quote(json.dumps(dict(inputs=inputs)))}"
 
-# %% ../nbs/18_serving.ipynb #18-serving-51
+# %% ../nbs/18_serving.ipynb #18-serving-53
 def dead_member(message: str) -> str:  # '' where the message is another one
     "Read from an error which member's process has died."
     found = re.search(r"[Ss]tub process '(.+?)_\d+_\d+' is not healthy", message)
     return found[1] if found else ""
 
 @patch
-def revive(self: Control, member: str) -> None:
+def revive(self: Control,
+    member: str,   # its name
+) -> None:
     "Start a member's processes anew, of all its loaded versions."
     for version in read_config(self.repository / member)["version_policy"]["specific"]["versions"]:
         for file in (self.repository / member / version).glob("model.*"): os.utime(file)
     self.load(member)
 
-# %% ../nbs/18_serving.ipynb #18-serving-53
+# %% ../nbs/18_serving.ipynb #18-serving-55
 class Canary(threading.Thread):
     "Probe an ensemble again and again, and bring back the member whose process died."
     def __init__(self,
@@ -338,7 +367,7 @@ class Canary(threading.Thread):
     def __enter__(self): self.start(); return self
     def __exit__(self, *_): self.stop()
 
-# %% ../nbs/18_serving.ipynb #18-serving-54
+# %% ../nbs/18_serving.ipynb #18-serving-56
 @patch
 def once(self: Canary) -> None:
     "Probe once and mend what the error tells."

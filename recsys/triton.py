@@ -66,7 +66,7 @@ def request_of(
     if "exclude" in inputs and inputs["exclude"].shape[1] > MOST_EXCLUDED: raise RecsysError(f"exclude: expected at most {MOST_EXCLUDED} ids a request, found {inputs['exclude'].shape[1]}")
     request = {n: decode(x, n) if x.dtype == object else x for n, x in inputs.items()}
     request = {n: x if n == "exclude" else [v for v, in x] if isinstance(x, list) else x[:, 0] for n, x in request.items()}
-    ids = request.pop("request_id", None) or [""] * B
+    ids, request = request.pop("request_id", None) or [""] * B, dict(user_id=[""] * B) | request
     if "exclude" in request: request["exclude"] = [[e for e in row if e] for row in request["exclude"]]
     return request, ids
 

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-SERVING = "core features index bloom cache rerank recommender metrics".split()
-TRAINING = {"tensorflow", "merlin", "nvtabular"}
+SERVING = "core features index bloom servers seen cache rerank recommender metrics online_store realtime member repository serving triton".split()
+TRAINING = {"tensorflow", "merlin", "nvtabular", "feast", "pandas", "pyarrow"}
 
 
 def copy_of_tree(to):
