@@ -6,23 +6,23 @@
 __all__ = ['FIELDS', 'MOST_EXCLUDED', 'LONGEST', 'CANARY', 'TYPES', 'ONLINE', 'pack', 'unpack', 'request_of', 'StageMember',
            'NoUsers', 'served_users', 'online_users', 'UserFeatures', 'Retrieve', 'query_side', 'SeenFilter',
            'ItemFeatures', 'Rerank', 'onnx_tensors', 'query_tensors', 'item_tensors', 'ensemble_of', 'steps_of',
-           'ensemble_from', 'export_bundle', 'run_triton', 'fill_store', 'clock_start', 'online_parts', 'forget_user',
-           'served', 'work', 'run_params', 'main']
+           'ensemble_from', 'export_bundle', 'run_triton', 'fill_store', 'run_params', 'clock_start', 'online_parts',
+           'forget_user', 'served']
 
 # %% ../nbs/18_triton.ipynb #18-triton-02
-import contextlib, json, os, signal, sys, threading, time
+import contextlib, json, os, sys, time
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .core import Params, RecsysError, read_json, record_stage, run_dir, stage_dir, write_json
 from .features import FIRST
-from .online_store import OnlineUsers, user_key
+from .online_store import OnlineUsers, forget_features
 from .recommender import STAGES_MS, Bundle, Reasons, Recommender, candidate_features, check_bundle, finite, read_request
 from .seen import SeenStore
 from .servers import Breaker, OwnedProcess, Unavailable, connect, hide_password, valkey_for
 from .member import PythonMember, bundle_folder, decode
 from .repository import REQUEST, RESPONSE, Ensemble, Member, Step, Tensor, pinned_version, write_repository
-from .realtime import ImpressionLog, Recorder, Worker, history_writer, impression_salt, log_folders, user_keys
+from .realtime import ImpressionLog, forget_events, impression_salt, open_recorder
 from .serving import Canary, Client, TritonServer
 
 # %% ../nbs/18_triton.ipynb #18-triton-07
@@ -285,6 +285,12 @@ def fill_store(p: Params, url: str) -> bool:  # it had to be filled
     return True
 
 # %% ../nbs/18_triton.ipynb #18-triton-40
+def run_params(folder: str | Path, **over) -> Params:
+    "Collect the parameters that a run's stages were made with."
+    folder, given = Path(folder).resolve(), {}
+    for f in sorted(folder.glob("*/stage.json")): given |= read_json(f)["parameters"]
+    return Params(given | dict(RUN=folder.name, OUTPUTS=str(folder.parent)) | over, source=str(folder))
+
 def clock_start(client) -> float:  # wall clock, seconds
     "Find when the replay clock of this Valkey began; it goes on through restarts."
     client.set("{recsys}:clock", time.time(), nx=True)
@@ -292,15 +298,14 @@ def clock_start(client) -> float:  # wall clock, seconds
 
 def online_parts(p: Params, url: str) -> tuple:  # Recommender, Recorder
     "Open a run's online side in this process: answers, and a recorder of events."
-    bundle, client = Bundle(stage_dir(p, "bundle")), connect(url, 5000)
-    recommender = Recommender(bundle, online_users(bundle, url, read_json(stage_dir(p, "triton") / "online.json"))); recommender.started = clock_start(client)
-    return recommender, Recorder(client, recommender.users.filter, bundle.row_of, p, recommender.clock)
+    bundle = Bundle(stage_dir(p, "bundle"))
+    recommender = Recommender(bundle, online_users(bundle, url, read_json(stage_dir(p, "triton") / "online.json"))); recommender.started = clock_start(connect(url, 1000))
+    return recommender, open_recorder(p, url, bundle, recommender.clock)
 
 def forget_user(client, seen: SeenStore, user: str) -> int:  # keys erased
     "Erase a user's filters, history, features and what waits to be processed."
     if not user: raise RecsysError("forget: the user id is empty; anonymous visitors leave no trace")
-    keys = {*seen.forget_keys(user), *(k.encode() for k in user_keys(user)), user_key(user)}
-    return client.unlink(*keys)
+    return forget_events(client, user) + forget_features(client, user) + sum(client.unlink(k) for k in seen.forget_keys(user))
 
 # %% ../nbs/18_triton.ipynb #18-triton-41
 @contextlib.contextmanager
@@ -320,26 +325,5 @@ def served(
         server = stack.enter_context(TritonServer(repository, http_port=p.HTTP_PORT, grpc_port=p.GRPC_PORT, metrics_port=p.METRICS_PORT, key=key, env=env))
         client = stack.enter_context(Client(server.grpc, timeout=5))
         for _ in range(20): client.recommend(k=10, request_id=CANARY)   # the first answers are slow
-        if worker: stack.enter_context(OwnedProcess([sys.executable, "-c", "from recsys.triton import main; main()", run_dir(p)], server.home / "worker.log", "worker", os.environ | env))
+        if worker: stack.enter_context(OwnedProcess([sys.executable, "-c", "from recsys.cli import main; main()", "worker", "--run", run_dir(p), "--set", "VALKEY_URL=${RECSYS_VALKEY_URL}"], server.home / "worker.log", "worker", os.environ | env))
         yield server, url, stack.enter_context(Canary(server, lambda: client.recommend(k=1, request_id=CANARY)))
-
-# %% ../nbs/18_triton.ipynb #18-triton-43
-def work(p: Params, url: str, stop: threading.Event) -> Worker:
-    "Run the worker of a run until it is told to stop."
-    from recsys.feature_store import history_rules, materialise_until, open_store
-    bundle = Bundle(stage_dir(p, "bundle")); names = bundle.category_names
-    worker = Worker(connect(url, 5000), history_rules(bundle), history_writer(open_store(p, url)), log_folders(p), p, [names.get(int(c), "") for c in bundle.categories], materialise_until(bundle) - 1)
-    worker.run(stop)
-    return worker
-
-def run_params(folder: str | Path, **over) -> Params:
-    "Collect the parameters that a run's stages were made with."
-    folder, given = Path(folder).resolve(), {}
-    for f in sorted(folder.glob("*/stage.json")): given |= read_json(f)["parameters"]
-    return Params(given | dict(RUN=folder.name, OUTPUTS=str(folder.parent)) | over, source=str(folder))
-
-def main() -> None:
-    "Run the worker process: the run's folder is the one argument, Valkey's URL stands in RECSYS_VALKEY_URL."
-    stop = threading.Event()
-    for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
-    work(run_params(sys.argv[1]), os.environ["RECSYS_VALKEY_URL"], stop)
