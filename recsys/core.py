@@ -85,7 +85,7 @@ _PARAMS = [
     Param("INDEX_GPU", False, "build the index on the first GPU; it is stored in its CPU form"),
     Param("INDEX_RECALL", 0.99, "recall against exact search that an index must reach", 0.5, 1.0),
     # ranker
-    Param("DLRM_DIM", 64, "dimensions of the ranker's embeddings", 4, 512),
+    Param("DLRM_DIM", 32, "dimensions of the ranker's embeddings", 4, 512),
     Param("DLRM_BOTTOM", "64", "bottom MLP on continuous features, widths separated by commas"),
     Param("DLRM_TOP", "128,64", "top MLP on the interactions, widths separated by commas"),
     Param("DLRM_BATCH", 2048, "positives a step", 16, 65536),
@@ -110,7 +110,7 @@ _PARAMS = [
     Param("VALKEY_URL", "", "Valkey or Redis of the online side, valkey://host:port or valkeys:// with TLS, ${NAME} taken from the environment; empty: an embedded server"),
     Param("VALKEY_PORT", 0, "port of the embedded Valkey; 0: any free one", 0, 65535),
     Param("VALKEY_TIMEOUT_MS", 30.0, "longest wait of a request for Valkey, milliseconds", 1.0, 10000.0),
-    Param("SEEN_STORE", "auto", "seen filter on the server: its BF.* commands, bitmaps, or the first where it has them", choices=("auto", "bf", "bitmap")),
+    Param("SEEN_STORE", "auto", "seen filter on the server: bitmaps, its BF.* commands, or auto: bitmaps unless they are large and the server has BF.*", choices=("auto", "bf", "bitmap")),
     Param("RECENT_EVENTS", 200, "newest events of a user kept online, for history, top category and the exact part of the seen filter", 20, 10000),
     Param("EVENT_DAYS", 2, "days for which an event's id is remembered, so that it counts once", 1, 30),
     Param("POPULARITY_HALF_LIFE", 7.0, "half-life of online popularity, days", 0.05, 400),

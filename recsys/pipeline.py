@@ -159,7 +159,7 @@ def run_here(stage: Stage, p: Params) -> bool:  # it had to run
     "Run one stage in this process unless it is done."
     if is_done(stage, p): return False
     key, (module, function) = stage_key(stage, p), stage.function.split(":")
-    getattr(importlib.import_module(module), function)(p)
+    getattr(importlib.import_module(module), function)(Params({n: p[n] for n in notebook_parameters(stage.notebook)}, source=stage.notebook))   # what papermill would give it
     mark_done(stage, p, key)
     return True
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COPIED', 'SERVING', 'UNLISTED', 'SHOWN', 'STAGES_MS', 'write_bundle', 'write_item_files', 'check_bundle', 'Bundle',
            'onnx_session', 'run_session', 'UserMemory', 'seen_since', 'read_request', 'candidate_features',
-           'score_candidates', 'popular_rows', 'fill_candidates', 'Recommender', 'Reasons', 'Stopwatch', 'finite',
-           'nobody', 'load_run', 'one_answer', 'run_bundle', 'write_train_state']
+           'score_candidates', 'popular_rows', 'first_places', 'fill_candidates', 'Recommender', 'Reasons', 'Stopwatch',
+           'finite', 'nobody', 'load_run', 'one_answer', 'run_bundle', 'write_train_state']
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-02
 import hashlib, json, os, shutil, time
@@ -18,7 +18,7 @@ from .bloom import DAY, SeenItems, day_of, hash_ids
 from .cache import ItemColumns
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, record_stage, resolve, run_dir, sha256_file, stage_dir, write_json
 from .features import FIRST, NULL, PAD, Contract, Encoder, as_bytes, encode_context, history_length, load_arrays, load_encoder, save_arrays, top_category
-from .index import load_index, search
+from .index import load_index, plain_index, search
 from .rerank import rerank
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-07
@@ -95,7 +95,7 @@ class Bundle:
     category_names = cached_property(lambda self: {int(i): v.decode() for v, i in zip(*self.encoder.vocab.get("category_l1", ((), ())))})
     popularity = cached_property(lambda self: load_arrays(self.folder / "popularity.npz")["popularity"])
     by_popularity = cached_property(lambda self: np.lexsort((np.arange(len(self.ids)), -self.popularity)))
-    index, columns = cached_property(lambda self: load_index(self.folder / "index.faiss")), cached_property(_columns)
+    index, columns = cached_property(lambda self: plain_index(load_index(self.folder / "index.faiss"))), cached_property(_columns)
     query_tower, ranker = (cached_property(lambda self, n=n: onnx_session(self.folder / n)) for n in ("query_tower.onnx", "dlrm.onnx"))
     shown = cached_property(lambda self: __import__("pyarrow.parquet", fromlist=["read_table"]).read_table(self.folder / "items.parquet"))
 
@@ -210,9 +210,7 @@ def read_request(request: dict, serving: Params, clock) -> dict:  # fields of de
     for name, v in (("device_type", devices), ("exclude", exclude)):
         if len(v) != B and not (name == "device_type" and len(v) == 1): raise RecsysError(f"{name}: expected {B} value(s), found {len(v)}")
     if request.get("seed") is None: request = dict(request, seed=np.frombuffer(os.urandom(8 * B), np.uint64) >> np.uint64(11))  # no seed: another draw each time
-    k = field("k", serving.K, np.int64, 1, 1000)
-    if len(set(k.tolist())) > 1: raise RecsysError("k: expected one value for the whole batch")
-    return dict(user_id=users, device_type=[d or "" for d in devices] * (B if len(devices) == 1 else 1), exclude=exclude, k=int(k[0]),
+    return dict(user_id=users, device_type=[d or "" for d in devices] * (B if len(devices) == 1 else 1), exclude=exclude, k=field("k", serving.K, np.int64, 1, 1000),
                 timestamp=field("timestamp", clock(), np.int64, 0, 2**40), temperature=field("temperature", serving.TEMPERATURE, float, 0, 1000),
                 diversity=field("diversity", serving.DIVERSITY, float, 0, 1), seed=field("seed", 0, np.int64, 0, 2**53))
 
@@ -239,21 +237,31 @@ def popular_rows(bundle: Bundle, top: np.ndarray, width: int) -> np.ndarray:  # 
     return np.stack([order[np.argsort(bundle.categories[order] != (c if c >= FIRST else -1), kind="stable")][:width] for c in top])
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-34
+def first_places(
+    shown: np.ndarray,    # bool [B, W]
+    widths,               # how many of each row, [B]
+) -> np.ndarray:          # int64 [B, max(widths)], -1 padded
+    "Find the first places of each row that may be shown."
+    out = np.full((len(shown), max(widths)), -1)
+    for i, n in enumerate(widths): at = np.flatnonzero(shown[i])[:n]; out[i, :len(at)] = at
+    return out
+
 def fill_candidates(
     found: np.ndarray,    # item rows [B, W], best first, -1 padded
     hidden: np.ndarray,   # bool [B, W]
     width: int,
 ) -> np.ndarray:          # item rows [B, width]: the best that aren't hidden, -1 padded
     "Close the gaps that the filter left."
-    hidden = hidden | (found < 0)
-    order = np.argsort(hidden, axis=1, kind="stable")[:, :width]
-    return np.where(np.take_along_axis(hidden, order, 1), -1, np.take_along_axis(found, order, 1))
+    at = first_places(~hidden & (found >= 0), np.full(len(found), width))
+    return np.where(at < 0, -1, found[np.arange(len(found))[:, None], at])
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-36
 class Recommender:
     "Answer requests from a bundle and what is known of users."
     def __init__(self, bundle: Bundle, users):
         self.bundle, self.users, self.started = bundle, users, time.time()
+
+    stocked = cached_property(lambda self: float(self.bundle.in_stock.mean()))   # share of the catalogue
 
     def clock(self) -> int:
         "Tell the time of a request that names none: the last training moment moving with real seconds, or the wall clock."
@@ -295,10 +303,10 @@ def user_features(self: Recommender, r: dict, why: Reasons) -> tuple:  # query f
 def first_width(self: Recommender, r: dict) -> int:
     "Estimate how many items retrieval must give so that `CANDIDATES` are left."
     b = self.bundle
-    return min(len(b.ids), int(self.page_width(r) * (2 - b.in_stock.mean())) + max(map(len, r["exclude"]), default=0) + 64)
+    return min(len(b.ids), int(self.page_width(r).max() * (2 - self.stocked)) + max(map(len, r["exclude"]), default=0) + 64)
 
 @patch
-def page_width(self: Recommender, r: dict) -> int: "Count the candidates of a request."; return min(max(self.bundle.serving.CANDIDATES, r["k"]), len(self.bundle.ids))
+def page_width(self: Recommender, r: dict) -> np.ndarray: "Count the candidates of each request."; return np.minimum(np.maximum(self.bundle.serving.CANDIDATES, r["k"]), len(self.bundle.ids))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-43
 @patch
@@ -337,26 +345,24 @@ def filter_candidates(self: Recommender, r: dict, query, features: dict, hits: t
         score, rows = self.retrieve(query, features, min(n, 2 * rows.shape[1]), Reasons(len(why)))
     for i, notes in enumerate(asked): why[i] += notes
     short = np.flatnonzero((left < r["k"]) & seen.any(1))
-    for i in short: seen[i, np.flatnonzero(seen[i])[:r["k"] - left[i]]] = False
+    for i in short: seen[i, np.flatnonzero(seen[i])[:r["k"][i] - left[i]]] = False
     if len(short): why.note("seen_filter", "seen items shown again", "too few items that may be shown were left", short)
-    kept = fill_candidates(np.tile(np.arange(rows.shape[1]), (len(rows), 1)), never | seen, C)
-    take = lambda x, fill: np.where(kept < 0, fill, np.take_along_axis(x, np.maximum(kept, 0), 1))
+    kept = first_places(~(never | seen), C)
+    take = lambda x, fill: np.where(kept < 0, fill, x[np.arange(len(x))[:, None], kept])
     return take(rows, -1), take(score, -np.inf), kept
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-46
 @patch
 def rerank_page(self: Recommender, r: dict, known, rows, retrieved, rank, logits, why: Reasons) -> dict:  # the response
     "Fourth: order or sample the ranked candidates into a page."
-    b, scores = self.bundle, retrieved if logits is None else logits
-    order, propensity = rerank(np.where(rows >= 0, scores, -1e9), rows, mask=rows >= 0, k=r["k"], temperature=r["temperature"], seed=r["seed"], diversity=r["diversity"],
-                               categories=b.categories[np.maximum(rows, 0)], max_per_category=b.serving.MAX_PER_CATEGORY)
-    at = np.maximum(order, 0); pick = lambda x, fill: np.where(order < 0, fill, np.take_along_axis(x, at, 1))
-    chosen, place = pick(rows, -1), pick(rank, -1)
-    source = ["popularity" if any(f["fallback"] == "popularity" for f in w) else "two-tower" for w in why]
-    kind = ["anonymous" if not u else "known" if k else "new" for u, k in zip(r["user_id"], known)]
-    reasons = [dict(user=u, source=s, ranks=[int(x) + 1 for x in p if x >= 0], fallbacks=w) for u, s, p, w in zip(kind, source, place, why)]
-    return dict(item_ids=np.where(chosen < 0, b"", b.ids[np.maximum(chosen, 0)]), rows=chosen, scores=pick(scores, 0).astype(np.float32), propensities=propensity.astype(np.float32),
-                bundle_version=b.version, reasons=reasons)
+    b, scores, k = self.bundle, retrieved if logits is None else logits, r["k"]
+    order, propensity = rerank(np.where(rows >= 0, scores, -1e9), rows, mask=rows >= 0, k=int(k.max()), temperature=r["temperature"], seed=r["seed"], diversity=r["diversity"],
+                               categories=b.categories[rows], max_per_category=b.serving.MAX_PER_CATEGORY)
+    if (k != k[0]).any(): off = np.arange(order.shape[1]) >= k[:, None]; order, propensity = np.where(off, -1, order), np.where(off, 0, propensity)
+    each = np.arange(len(rows))[:, None]; none = order < 0; chosen, place, score = (np.where(none, fill, x[each, order]) for x, fill in ((rows, -1), (rank, -1), (scores, 0)))
+    kind = ["anonymous" if not u else "known" if kn else "new" for u, kn in zip(r["user_id"], known)]
+    reasons = [dict(user=u, source="popularity" if any(f["fallback"] == "popularity" for f in w) else "two-tower", ranks=[x + 1 for x in p if x >= 0], fallbacks=w) for u, p, w in zip(kind, place.tolist(), why)]
+    return dict(item_ids=np.where(none, b"", b.ids[chosen]), rows=chosen, scores=score.astype(np.float32), propensities=propensity.astype(np.float32), bundle_version=b.version, reasons=reasons)
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-47
 @patch
