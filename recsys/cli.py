@@ -205,7 +205,7 @@ def check_environment() -> list:  # (ok or None where it is only a hint, what, d
     free = shutil.disk_usage(resolve(".")).free / 2**30
     found += [(memory >= 4, "memory", f"{memory:.1f} GiB, quickstart wants 4"), (free >= 5, "disk", f"{free:.0f} GiB free, wanted 5"), (os.access(resolve("."), os.W_OK), "project folder", "writable" if os.access(resolve("."), os.W_OK) else "not writable")]
     found += [(None, "cores", str(os.cpu_count())), (None, "GPU", "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU")]
-    return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs of later parts use it") for t in ("chromium", "promtool", "kubectl", "node")]
+    return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs use it") for t in ("chromium", "promtool", "kubectl", "node")]
 
 # %% ../nbs/25_cli.ipynb #25-cli-18
 @app.command()

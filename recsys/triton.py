@@ -167,11 +167,14 @@ class ItemFeatures(StageMember):
 # %% ../nbs/18_triton.ipynb #18-triton-22
 class Rerank(StageMember):
     "Last member: order the page, explain it, hand it to the impression log."
-    parts, log = ("categories", "ids"), None
+    parts, log, counters = ("categories", "ids"), None, None
 
     def setup(self):
         super().setup(); url, run = os.environ.get("RECSYS_VALKEY_URL", ""), os.environ.get("RECSYS_RUN", "")
         online = read_json(self.model_folder.parent.parent / "online.json")
+        self.counters, self.families, made = {}, {}, self.pb.MetricFamily   # a family must outlive its counters
+        for name, text in (("recsys_fallbacks_total", "requests for which a stage was answered by something else"), ("recsys_impressions_lost_total", "impressions that could not be logged")):
+            self.families[name] = made(name=name, description=text, kind=made.COUNTER)
         if url and run: self.log = ImpressionLog(connect(url, online["VALKEY_TIMEOUT_MS"]), impression_salt(Params(dict(RUN=Path(run).name, OUTPUTS=str(Path(run).parent)))), online["STREAM_LENGTH"])
 
     def answer(self, x: dict) -> dict:  # candidates, retrieved, ranks, logits [B, C], request, notes -> the response
@@ -181,12 +184,21 @@ class Rerank(StageMember):
         a = self.recommender.rerank_page(r, known, x["candidates"], x["retrieved"], x["ranks"], logits, why)
         moments = [t for pair in zip([*starts, began], [*ends, time.monotonic()]) for t in pair]   # user_features .. rerank: began, ended; an ONNX member stands between two
         spent = [1e3 * (moments[b] - moments[a]) for a, b in ((0, 1), (1, 2), (2, 3), (4, 5), (6, 7), (7, 8), (8, 9))]
-        if self.log: self.log_page(r, x["candidates"], a, ids, spent)
+        if self.log: lost = self.log.lost; self.log_page(r, x["candidates"], a, ids, spent); self.count("recsys_impressions_lost_total", self.log.lost - lost)
+        for stage in {f["stage"] for w in why for f in w}: self.count("recsys_fallbacks_total", sum(any(f["stage"] == stage for f in w) for w in why), stage=stage)
         column = lambda values: np.array([[v] for v in values], dtype=object)
         return dict(item_ids=a["item_ids"].astype(object), scores=a["scores"], propensities=a["propensities"], bundle_version=column([a["bundle_version"].encode()] * len(why)),
                     reasons=lines_of(a["reasons"]), stage_ms=np.tile(np.float32(spent), (len(why), 1)))
 
 # %% ../nbs/18_triton.ipynb #18-triton-23
+@patch
+def count(self: Rerank, name: str, n: int, **labels) -> None:
+    "Add to a counter of Triton's metrics page."
+    if not n or self.counters is None: return
+    key = (name, *labels.values())
+    if key not in self.counters: self.counters[key] = self.families[name].Metric(labels=labels)
+    self.counters[key].increment(n)
+
 @patch
 def answer_merged(self: Rerank, inputs: list) -> list:  # of dicts, one a request
     "Answer requests as one batch; each page is as long as its own request asks."

@@ -87,6 +87,10 @@ def main():
         for stage, r in f["stages"].items(): print(f"  {stage:<12}" + "  ".join(f"{k} {v:,.0f}" for k, v in r.items()))
         print("  two-tower rows/s", {k: round(v) for k, v in f["two_tower_rows_a_second"].items()})
         print("  request", json.dumps({k: round(v, 2) for k, v in f["request"].items() if k != "stages_p50_ms"}))
+    if (OUT / "quickstart").is_dir() and "offline" not in sys.argv:
+        import bench_serving
+        sys.argv[1:] = []
+        figures["serving"] = bench_serving.main()
     write_json(OUT / "bench.json", figures)
     plot(figures, OUT / "bench.png")
     print(f"load {figures['load']:.1f} on {figures['cores']} cores; outputs/bench.json, outputs/bench.png")

@@ -43,12 +43,56 @@ def bloom_keeps_its_bound(n=1_000_000):
     return max(share.values()) <= 1.05, dict(tests=n, share_of_the_bound=share)
 
 
-PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound]
+def seen_stores_behave_alike(n=10_000, tests=200_000):
+    "Random events over days, late ones too: memory, bitmap and BF.* hide the window, nothing else, within the stated error."
+    from recsys.bloom import DAY, SeenItems, day_of, hash_ids, window
+    from recsys.seen import SeenStore
+    from recsys.servers import EmbeddedValkey, connect
+    rng, start, wrong, share = np.random.default_rng(0), 20_000 * DAY, 0, {}
+    with tempfile.TemporaryDirectory() as d, EmbeddedValkey(Path(d) / "bf") as server:
+        client = connect(server.url, 20_000)
+        for u in progress(range(n // 40), "seen stores"):
+            days, capacity, clock, taken = int(rng.integers(1, 6)), int(rng.integers(10, 60)), start, {}
+            memory, *stores = SeenItems(days, capacity, 0.01, last=5), *(SeenStore(client, days, capacity, 0.01, kind, recent=5) for kind in ("bitmap", "bf"))
+            for i, step, late in zip(rng.integers(0, 60, 40), rng.integers(0, DAY // 2, 40), rng.integers(0, 3 * DAY, 40)):
+                clock += int(step)
+                old = {s.add(f"u{u}.{k}", f"i{i}", clock - int(late), clock) for k, s in (("m", memory), ("bitmap", stores[0]), ("bf", stores[1]))}
+                if old == {0}: taken.setdefault(f"i{i}", []).append(clock - int(late))
+                wrong += len(old) != 1
+            ids = [f"i{i}" for i in range(60)]; h = hash_ids(ids)
+            for at in (clock, clock + DAY, clock + (days + 1) * DAY):
+                exact = np.array([any(day_of(t) in window(at, days) for t in taken.get(i, ())) for i in ids])
+                got = [memory.seen(f"u{u}.m", h, at), *(s.seen([f"u{u}.{s.kind}"], [h], [ids], at)[0] for s in stores)]
+                wrong += int((got[0] != got[1]).sum()) + sum(int((exact & ~g).sum()) + max(0, int((g & ~exact).sum()) - 2) for g in got)
+        unseen = [f"n{i}" for i in range(tests)]; h = hash_ids(unseen); now = start + 40 * DAY
+        for kind in ("bitmap", "bf"):
+            for days, capacity, error, fill in ((3, 1000, 0.01, 1), (7, 1000, 0.01, 3), (3, 100, 0.001, 15)):
+                s, user = SeenStore(client, days, capacity, error, kind), f"{kind}.{days}.{capacity}"
+                for d in range(days + 1): s.add(user, [f"seen {d} {i}" for i in range(capacity * fill)], now - d * DAY, now, event_type="")
+                share[f"{kind}, {days} days, {capacity} items filled {fill} times, error {error}"] = float(np.mean(s.seen([user], [h], [unseen], now)[0])) / error
+    return wrong == 0 and max(share.values()) <= 1.05, dict(events=n, wrong=wrong, tests=tests, share_of_the_bound=share)
+
+
+def served_alike(n=10_000):
+    "Notebook function, batches and Triton give the same ids, propensities and reasons for generated requests."
+    from sameness import compare
+    from tiny import tiny_run
+
+    from recsys.serving import Client
+    from recsys.triton import run_params, served
+    with tempfile.TemporaryDirectory() as d:
+        p = run_params(tiny_run(Path(d) / "outputs") / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
+        with served(p, worker=False) as (server, url, _), Client(server.grpc, timeout=10) as client:
+            ties = compare(p, url, client, n, progress=lambda x: progress(x, "requests, three ways"))
+    return True, dict(requests=n, places_that_differ_by_a_tie=ties)      # a difference is an error
+
+
+PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike]
 
 
 def main():
-    results = {}
-    for proof in PROOFS:
+    results, wanted = {}, sys.argv[1:]
+    for proof in (f for f in PROOFS if not wanted or f.__name__ in wanted):
         t = time.perf_counter()
         ok, figures = proof()
         results[proof.__name__] = dict(ok=bool(ok), seconds=round(time.perf_counter() - t, 1), **figures)

@@ -1,7 +1,7 @@
 """A run behind a real tritonserver with a real Valkey: what clients see, in good and in bad times."""
-import base64
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,6 +20,7 @@ from tiny import ROOT, tiny_run
 from recsys.core import RecsysError, read_json, run_dir, stage_dir, write_json
 from recsys.features import load_arrays
 from recsys.recommender import Bundle
+from recsys.repository import next_version, pinned_version
 from recsys.servers import EmbeddedValkey, check_port, free_port
 from recsys.serving import Client, call_server, session_processes
 from recsys.triton import ensemble_from, forget_user, online_parts, run_params, served
@@ -160,7 +161,8 @@ def test_a_new_version_under_traffic(p, stack, tmp_path):
     for t in threads:
         t.start()
     try:
-        for version, folder in ((2, other), (1, stage_dir(p, "bundle")), (2, other)):
+        old, new = pinned_version(server.repository), next_version(server.repository)
+        for version, folder in ((new, other), (old, stage_dir(p, "bundle")), (new, other)):
             members, ensemble = ensemble_from(Bundle(folder))
             members = [m if m.kind == "python" else type(m)(**{**vars(m), "source": str(folder / m.source)}) for m in members]
             server.deploy(members, ensemble, version, folder)
@@ -201,6 +203,8 @@ def test_valkey_hangs_and_dies(p, stack):
     finally:
         os.kill(pid, signal.SIGCONT)
     assert until(lambda: fallbacks(client) == {}, 5) is True
+    counted = dict(re.findall(r'recsys_fallbacks_total{stage="(\w+)"} (\d+)', urllib.request.urlopen(f"http://127.0.0.1:{stack[0].metrics_port}/metrics").read().decode()))
+    assert int(counted["user_features"]) >= 20 and int(counted["seen_filter"]) >= 20
     with EmbeddedValkey(run_dir(p) / "another valkey") as second:
         assert second.url != url
     os.kill(pid, signal.SIGKILL)
@@ -250,7 +254,7 @@ def test_recsys_serve(tmp_path):
 
 def test_a_changed_file_is_named_before_the_start(p, tmp_path):
     run = tiny_run(tmp_path / "outputs") / "tiny"
-    file = run / "triton/bundles/1/popularity.npz"
+    file = run / "triton/bundles" / str(pinned_version(run / "triton/repository")) / "popularity.npz"
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
