@@ -298,6 +298,9 @@ def run_triton(p: Params) -> int:  # version
     with record_stage(p, "triton") as rec:
         layout = read_json(stage_dir(p, "feature_store") / "online.json")
         version = export_bundle(stage_dir(p, "bundle"), rec.dir, {n: p[n] for n in ONLINE} | dict(layout=layout), p.ONNX_DEVICE, keep=running_server(rec.dir / "repository") is not None)
+        if p.LAYOUT == "reference":
+            from recsys.triton_reference import export_reference
+            export_reference(p, p.ITEM_CACHE)
         rec.rows["members"] = len(list((rec.dir / "repository").iterdir())) - 1
         rec.metrics |= dict(version=version, bundle=read_json(rec.dir / "bundles" / str(version) / "manifest.json")["version"])
     return version

@@ -69,7 +69,7 @@ ONE = ("INT32", [1, 1], [3])
 @pytest.mark.parametrize("inputs, words", [
     (dict(k=("INT32", [1, 1], [0])), "k: expected 1 to 1000"),
     (dict(k=("INT32", [1, 1], [10**6])), "k: expected 1 to 1000"),
-    (dict(k=("INT32", [2, 1], [3, 4])), "k: expected one value for the whole batch"),
+    (dict(k=("INT32", [2, 1], [3, 4])), "k: expected one value for all users"),
     (dict(k=("INT32", [1, 2], [3, 4])), "unexpected shape"),
     (dict(k=("FP32", [1, 1], [3.0])), "data-type"),
     (dict(), "expected"),
