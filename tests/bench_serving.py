@@ -15,7 +15,7 @@ from recsys.features import load_arrays
 from recsys.pipeline import STAGES, run_here
 from recsys.recommender import STAGES_MS, Bundle
 from recsys.repository import next_version, pinned_version
-from recsys.servers import EmbeddedValkey
+from recsys.servers import EmbeddedValkey, connect
 from recsys.serving import Client, session_processes
 from recsys.triton import ensemble_from, online_parts, run_params, served
 
@@ -138,6 +138,23 @@ def valkey_fails(p, server, url, kind, seconds=3.0):
     return found, second
 
 
+def newest(rec, user, recorder):
+    "The newest item of a user's history; a read that times out tells nothing yet."
+    from redis.exceptions import RedisError
+    try:
+        return rec.users.state([user], np.array([int(recorder.clock()) + 1]))["rows"][0, -1]
+    except (RedisError, OSError):
+        return -1
+
+
+def worker_idle(url, seconds=120):
+    "Wait until the worker has read all events; returns how long that took."
+    client, start = connect(url, 5000), time.perf_counter()
+    while time.perf_counter() - start < seconds and any(g["lag"] for g in client.xinfo_groups("events")):
+        time.sleep(0.05)
+    return round(time.perf_counter() - start, 2)
+
+
 def event_to_page(p, url, server, n=60):
     "From the event to the first answer that no longer shows the item, and to features that know it."
     rec, recorder = online_parts(p, url)
@@ -151,7 +168,7 @@ def event_to_page(p, url, server, n=60):
             while item in client.recommend(user_id=user, k=3, **QUIET)["item_ids"]:
                 pass
             hidden.append(time.perf_counter() - start)
-            while rec.users.state([user], np.array([int(recorder.clock()) + 1]))["rows"][0, -1] != row and time.perf_counter() - start < 10:
+            while newest(rec, user, recorder) != row and time.perf_counter() - start < 10:
                 time.sleep(0.002)
             known.append(time.perf_counter() - start)
     assert len(ids)
@@ -195,6 +212,13 @@ def memory(p, server):
     return {k: round(v) for k, v in parts.items()} | dict(total_mib=round(sum(parts.values())))
 
 
+class Shown(dict):
+    "A dict that prints what it is given: the measurement takes minutes."
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        print(f"{key}: {value}", flush=True)
+
+
 def measure(folder, tmp):
     "Measure a run; returns the figures."
     p = run_params(folder, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
@@ -202,7 +226,7 @@ def measure(folder, tmp):
         run_here(STAGES[stage], p)
     from recsys.triton_reference import export_reference
     users = [u.decode() for u in load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"]]
-    found, again = dict(load=[os.getloadavg()[0]]), None
+    found, again = Shown(load=[os.getloadavg()[0]]), None
     with served(p, lambda text: None) as (server, url, canary):
         rec = online_parts(p, url)[0]
         with Client(server.grpc, timeout=10) as client:
@@ -213,7 +237,7 @@ def measure(folder, tmp):
                                              (("in process", lambda: rec.recommend(dict(user_id=batch, k=10))), ("triton", lambda: client.recommend(user_id=batch, k=10, **QUIET)))}
             found["eight clients"] = eight_clients(server, users)
             found["events, four writers"] = four_writers(p, url)
-            time.sleep(3)
+            found["events, four writers"]["worker_done_after_s"] = worker_idle(url)
             found["event to page"] = event_to_page(p, url, server)
             found["memory, MiB"] = memory(p, server)
             for cache in (False, True):
