@@ -339,8 +339,8 @@ def record_stage(p: Params, stage: str):  # yields a StageRecord
 
 # %% ../nbs/00_core.ipynb #00-core-53
 def save_record(rec: StageRecord, seconds: float) -> Path:
-    "Write stage.json: parameters, hashes of the files, rows, timings, peak memory, metrics, notes."
-    files = sorted(f for f in rec.dir.rglob("*") if f.is_file() and f.name != "stage.json" and not f.name.startswith("."))
+    "Write stage.json: parameters, hashes of the files but logs, rows, timings, peak memory, metrics, notes."
+    files = sorted(f for f in rec.dir.rglob("*") if f.is_file() and f.name not in ("stage.json", "server.json") and not f.name.startswith(".") and f.suffix != ".log")
     return write_json(rec.dir / "stage.json", dict(
         stage=rec.stage, parameters={n: rec.p[n] for n in rec.p.given}, rows=rec.rows, metrics=rec.metrics, notes=rec.notes, figures=rec.figures,
         timings={**rec.timings, "total": round(seconds, 3)},

@@ -311,10 +311,10 @@ def run_triton(p: Params) -> int:  # version
 # %% ../nbs/18_triton.ipynb #18-triton-41
 def fill_store(p: Params, url: str) -> bool:  # it had to be filled
     "Fill the online store from the run's data unless this Valkey holds them already."
-    from recsys.feature_store import materialise
-    client, version = connect(url, 5000), read_json(stage_dir(p, "bundle") / "manifest.json")["version"]
-    if client.get("{recsys}:filled") == version.encode(): return False
-    materialise(p, url); client.set("{recsys}:filled", version)
+    from recsys.feature_store import FILLED, materialise
+    version = read_json(stage_dir(p, "bundle") / "manifest.json")["version"]
+    if connect(url, 5000).get(FILLED) == version.encode(): return False
+    materialise(p, url)
     return True
 
 # %% ../nbs/18_triton.ipynb #18-triton-42
