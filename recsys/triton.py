@@ -292,7 +292,7 @@ def export_bundle(
     members, ensemble = ensemble_from(b)
     members = [Member(**{**vars(m), "source": str(Path(bundle) / m.source), "device": device}) if m.kind == "onnx" else m for m in members]
     write_json(folder / "online.json", online)
-    write_repository(folder / "repository", members, ensemble, version, bundle, keep)
+    write_repository(folder / "repository", members, ensemble, version, None if version in known else bundle, keep)   # the manifest's metrics hold speeds, which differ between equal bundles
     return version
 
 # %% ../nbs/18_triton.ipynb #18-triton-37

@@ -9,7 +9,7 @@ __all__ = ['NAMES', 'checked_workflow', 'Nvt', 'transform', 'ContextPreprocessor
            'batched', 'reference_wires', 'reference_steps', 'export_reference']
 
 # %% ../nbs/18_triton_reference.ipynb #18-triton-reference-02
-import os, time
+import os
 from pathlib import Path
 import numpy as np
 from .core import Params, RecsysError, read_json, run_dir, sha256_file, stage_dir
@@ -23,15 +23,15 @@ from .triton import StageMember, column_of, lines_of, onnx_tensors, pack, reques
 def checked_workflow(run: Path, side: str):  # nvtabular.Workflow
     "Load a fitted workflow of a run; raise `RecsysError` where a file isn't the one that the run wrote."
     folder, known = run / "data_prep" / "workflows" / side, read_json(run / "data_prep" / "stage.json")["outputs"]
-    for f in sorted(x for x in folder.rglob("*") if x.is_file()):
-        name = str(f.relative_to(run / "data_prep"))
-        if name not in known or sha256_file(f) != known[name]["sha256"]: raise RecsysError(f"{f}: differs from its sha256 in the run's data_prep/stage.json, and it may hold a pickle; run data_prep again")
+    there = {str(f.relative_to(run / "data_prep")) for f in folder.rglob("*") if f.is_file()} | {n for n in known if n.startswith(f"workflows/{side}/")}
+    for name, f in ((n, run / "data_prep" / n) for n in sorted(there)):
+        if name not in known or not f.is_file() or sha256_file(f) != known[name]["sha256"]: raise RecsysError(f"{f}: differs from its sha256 in the run's data_prep/stage.json, and it may hold a pickle; run data_prep again")
     from recsys.data_prep import load_workflow
     return load_workflow(folder)
 
 class Nvt(PythonMember):
     "Encode one side's raw features with its workflow."
-    side, kept = "", ()
+    side = ""
 
     def setup(self): self.open(Path(os.environ["RECSYS_RUN"]), Bundle(self.bundle))
 
@@ -182,7 +182,7 @@ class MultimodalEmbeddingLookup(StageMember):
         return self.recommender.bundle.columns.gather(np.maximum(x["candidates"], 0), [f.name for f in self.recommender.bundle.contract.item.kind("embedding")])
 
 class UnrollFeatures(PythonMember):
-    "11: one row a candidate, the user repeated."
+    "11: one row a candidate, the user repeated: the ranker's same file gets B * C users with one candidate each."
     def answer(self, x: dict) -> dict:
         B, C = x["candidates"].shape
         def unroll(n, a): return np.repeat(a, C, axis=0) if n.startswith("q_") else a.reshape(B * C, 1, *a.shape[2:])
@@ -253,7 +253,6 @@ def export_reference(
     version: int | None = None,  # that of the main ensemble where missing
 ) -> int:                      # version
     "Write the reference's ensemble beside the project's own."
-    from recsys.serving import running_server
     repository = stage_dir(p, "triton") / "repository"; version = version or pinned_version(repository)
     b = Bundle(repository.parent / "bundles" / str(version)); wires = reference_wires(b)
     files = dict(query_tower="query_tower.onnx", dlrm_ranking="dlrm.onnx")
