@@ -116,7 +116,7 @@ def serve(
     from recsys.serving import curl_line
     from recsys.triton import served
     p = open_run(run, set, ("feature_store", "triton"))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.default_int_handler)   # also where a shell started it in the background, deaf to Ctrl-C
     with served(p, print_line) as (server, url, canary):
         print_line(f"ready: HTTP {server.http}, gRPC {server.grpc}, metrics http://127.0.0.1:{server.metrics_port}/metrics; model control needs the key in {show_path(server.home / 'server.json')}")
         print_line(f"try:   {curl_line(server.http, user_id='u00042', device_type='mobile', k=5)}")

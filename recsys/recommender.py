@@ -250,9 +250,9 @@ def fill_candidates(
     found: np.ndarray,    # item rows [B, W], best first, -1 padded
     hidden: np.ndarray,   # bool [B, W]
     width: int,
-) -> np.ndarray:          # item rows [B, width]: the best that aren't hidden, -1 padded
+) -> np.ndarray:          # item rows [B, min(width, W)]: the best that aren't hidden, -1 padded
     "Close the gaps that the filter left."
-    at = first_places(~hidden & (found >= 0), np.full(len(found), width))
+    at = first_places(~hidden & (found >= 0), np.full(len(found), min(width, found.shape[1])))
     return np.where(at < 0, -1, found[np.arange(len(found))[:, None], at])
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-36
