@@ -57,11 +57,11 @@ def note(why: Reasons, began: float) -> np.ndarray:  # bytes objects [B, 1]
     end = time.monotonic()
     return lines_of([[began, end, w] for w in why])
 
-def read_notes(notes: list) -> tuple:  # of each Python member in order, [B, 1] -> Reasons, began [members], ended [members]
+def read_notes(notes: list) -> tuple:  # of each Python member in order, [B, 1] -> Reasons, moments [B, 2 members]: began, ended, began ...
     "Put the members' notes together."
-    rows = [[json.loads(x) for x in lines[:, 0]] for lines in notes]
-    why = Reasons(len(notes[0])); why[:] = [[f for n in one for f in n[2]] for one in zip(*rows)]
-    return why, [n[0][0] for n in rows], [n[0][1] for n in rows]
+    rows = list(zip(*[[json.loads(x) for x in lines[:, 0]] for lines in notes]))
+    why = Reasons(len(rows)); why[:] = [[f for n in one for f in n[2]] for one in rows]
+    return why, np.array([[t for n in one for t in n[:2]] for one in rows])
 
 # %% ../nbs/18_triton.ipynb #18-triton-12
 MOST_EXCLUDED, LONGEST = 10_000, 1000   # ids a request, bytes an id
@@ -183,15 +183,15 @@ class Rerank(StageMember):
 
     def answer(self, x: dict) -> dict:  # candidates, retrieved, ranks, logits [B, C], request, notes -> the response
         "Give the response's tensors."
-        began = time.monotonic(); (r, known, ids), (why, starts, ends) = unpack(x["request"]), read_notes([x[n] for n in NOTES])
+        began = time.monotonic(); (r, known, ids), (why, moments) = unpack(x["request"]), read_notes([x[n] for n in NOTES])
         logits = why.attempt(lambda: finite(x["logits"]), "dlrm", "the order of retrieval")
         a = self.recommender.rerank_page(r, known, x["candidates"], x["retrieved"], x["ranks"], logits, why)
-        moments = [t for pair in zip([*starts, began], [*ends, time.monotonic()]) for t in pair]   # user_features .. rerank: began, ended; an ONNX member stands between two
-        spent = [1e3 * (moments[b] - moments[a]) for a, b in ((0, 1), (1, 2), (2, 3), (4, 5), (6, 7), (7, 8), (8, 9))]
+        moments = np.hstack([moments, np.tile([began, time.monotonic()], (len(why), 1))])   # user_features .. rerank: began, ended; an ONNX member stands between two
+        spent = (1e3 * (moments[:, [1, 2, 3, 5, 7, 8, 9]] - moments[:, [0, 1, 2, 4, 6, 7, 8]])).astype(np.float32)
         if self.log: lost = self.log.lost; self.log_page(r, x["candidates"], a, ids, spent); self.count("recsys_impressions_lost_total", self.log.lost - lost)
         for stage in {f["stage"] for w in why for f in w}: self.count("recsys_fallbacks_total", sum(any(f["stage"] == stage for f in w) for w in why), stage=stage)
         return dict(item_ids=a["item_ids"].astype(object), scores=a["scores"], propensities=a["propensities"], bundle_version=column_of([a["bundle_version"]] * len(why)),
-                    reasons=lines_of(a["reasons"]), stage_ms=np.tile(np.float32(spent), (len(why), 1)))
+                    reasons=lines_of(a["reasons"]), stage_ms=spent)
 
 # %% ../nbs/18_triton.ipynb #18-triton-23
 @patch
@@ -212,14 +212,15 @@ def answer_merged(self: Rerank, inputs: list) -> list:  # of dicts, one a reques
 
 # %% ../nbs/18_triton.ipynb #18-triton-24
 @patch
-def log_page(self: Rerank, r: dict, candidates: np.ndarray, a: dict, ids: list, spent: list) -> None:
+def log_page(self: Rerank, r: dict, candidates: np.ndarray, a: dict, ids: list, spent: np.ndarray) -> None:
     "Hand what was shown to the impression log; what the canary asks is no impression."
-    names, policy = self.recommender.bundle.ids, dict(k=r["k"], max_per_category=self.recommender.bundle.serving.MAX_PER_CATEGORY)
+    names, most = self.recommender.bundle.ids, self.recommender.bundle.serving.MAX_PER_CATEGORY
     for i, request_id in enumerate(ids):
         if request_id == CANARY: continue
+        page = {n: a[n][i, :r["k"][i]] for n in ("item_ids", "scores", "propensities")}   # its own page, not the longest of those that met
         self.log.log_impression(r["user_id"][i], request_id=request_id, device_type=r["device_type"][i], timestamp=int(r["timestamp"][i]), bundle_version=a["bundle_version"],
-                                policy=policy | {n: r[n][i] for n in ("temperature", "diversity", "seed")}, candidates=names[candidates[i][candidates[i] >= 0]], item_ids=a["item_ids"][i],
-                                scores=a["scores"][i], propensities=a["propensities"][i], reasons=a["reasons"][i], stage_ms=dict(zip(STAGES_MS, np.round(spent, 3))))
+                                policy=dict(max_per_category=most) | {n: r[n][i].item() for n in ("k", "temperature", "diversity", "seed")}, candidates=names[candidates[i][candidates[i] >= 0]], 
+                                **page, reasons=a["reasons"][i], stage_ms=dict(zip(STAGES_MS, spent[i].round(3).tolist())))
 
 CANARY = "canary"   # request id of the canary's probes
 

@@ -95,7 +95,7 @@ def new_version(p, server, tmp, seconds=4):
     time.sleep(seconds / 2)
     for version, folder in ((next_version(server.repository), other), (pinned_version(server.repository), stage_dir(p, "bundle"))):
         members, ensemble = ensemble_from(Bundle(folder))
-        server.deploy([type(m)(**{**vars(m), "source": str(folder / m.source)}) if m.kind == "onnx" else m for m in members], ensemble, version, folder)
+        server.deploy([type(m)(**{**vars(m), "source": str(folder / m.source)}) if m.kind == "onnx" else m for m in members], ensemble, version, folder if folder == other else None)
         time.sleep(seconds / 2)
     done.set()
     for t in threads:

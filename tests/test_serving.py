@@ -19,7 +19,7 @@ from tiny import ROOT, tiny_run
 
 from recsys.core import RecsysError, read_json, run_dir, stage_dir, write_json
 from recsys.features import load_arrays
-from recsys.recommender import Bundle
+from recsys.recommender import STAGES_MS, Bundle
 from recsys.repository import next_version, pinned_version
 from recsys.servers import EmbeddedValkey, check_port, free_port
 from recsys.serving import Client, call_server, session_processes
@@ -55,6 +55,42 @@ def until(check, seconds=20.0):
 
 def test_notebook_batch_and_server_answer_alike(p, stack):
     assert compare(p, stack[1], stack[3], 300) <= 3      # ties
+
+
+def test_requests_that_meet_are_answered_as_if_alone(p, stack):
+    "Twelve clients with pages of other sizes at once: members merge what waits, and nobody gets a neighbour's page, times or impression."
+    import pyarrow.parquet as pq
+    server, client = stack[0], stack[3]
+    asked = [dict(user_id=f"u{i:05d}", k=1 + i % 7, timestamp=1_790_000_000 + i, seed=i, temperature=float(i % 3), request_id=f"met {i}") for i in range(120)]
+    alone = [client.recommend(**dict(q, request_id="canary")) for q in asked]
+    met = [None] * len(asked)
+
+    def ask(mine):
+        with Client(server.grpc, timeout=20) as own:
+            for i in mine:
+                met[i] = own.recommend(**asked[i])
+    before = executions(server)
+    threads = [threading.Thread(target=ask, args=(range(t, len(asked), 12),)) for t in range(12)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert executions(server) - before < len(asked)        # some did meet, else this proves nothing
+    for q, a, b in zip(asked, alone, met):
+        assert len(b["item_ids"]) == q["k"] and a["item_ids"].tolist() == b["item_ids"].tolist() and np.allclose(a["propensities"], b["propensities"], rtol=1e-3), q
+        assert (b["stage_ms"] >= 0).all()
+    read = lambda: {r["request_id"]: r for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet") for r in pq.read_table(f).to_pylist() if r["request_id"].startswith("met ")}
+    assert until(lambda: len(read()) == len(asked)), len(read())
+    rows = read()
+    for q, b in zip(asked, met):
+        r = rows[q["request_id"]]
+        assert r["item_ids"] == b["item_ids"].tolist() and json.loads(r["policy"])["k"] == q["k"] and json.loads(r["policy"])["seed"] == q["seed"], r
+        assert np.allclose([json.loads(r["stage_ms"])[n] for n in STAGES_MS], b["stage_ms"], atol=0.01)
+
+
+def executions(server):
+    page = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics").read().decode()
+    return sum(float(x) for x in re.findall(r'nv_inference_exec_count{model="rerank",version="\d+"} (\S+)', page))
 
 
 def infer(server, **inputs):
@@ -165,7 +201,7 @@ def test_a_new_version_under_traffic(p, stack, tmp_path):
         for version, folder in ((new, other), (old, stage_dir(p, "bundle")), (new, other)):
             members, ensemble = ensemble_from(Bundle(folder))
             members = [m if m.kind == "python" else type(m)(**{**vars(m), "source": str(folder / m.source)}) for m in members]
-            server.deploy(members, ensemble, version, folder)
+            server.deploy(members, ensemble, version, None if (server.repository.parent / "bundles" / str(version)).is_dir() else folder)
             assert client.recommend(k=1)["bundle_version"] == read_json(folder / "manifest.json")["version"]
     finally:
         done.set()
