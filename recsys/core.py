@@ -61,7 +61,7 @@ _PARAMS = [
     Param("SPLIT", "time", "how cases are held out", choices=("time", "leave_one_out")),
     Param("VALID", 0.1, "validation before the test: below 1 a share of the span, else days", 0.0, 400),
     Param("TEST", 0.1, "test at the end: below 1 a share of the span, else days", 0.001, 400),
-    Param("HISTORY", 20, "most recent items that the query tower and the ranker see", 1, 500),
+    Param("HISTORY", 20, "most recent items of a user that the models see, the networks the newest 32 of them", 1, 500),
     Param("TOP_CATEGORY_HOURS", 24, "window of a user's top category, hours", 1, 24 * 365),
     # embeddings
     Param("TEXT_ENCODER", "minilm", "minilm, none, or a sentence-transformers ONNX folder or hub id"),
@@ -82,6 +82,8 @@ _PARAMS = [
     Param("USER_ID", False, "give the towers and the ranker an embedding of the user's id"),
     # index
     Param("INDEX", "auto", "candidate index; auto measures and takes the fastest that is good enough", choices=("auto", "flat", "ivf", "hnsw")),
+    Param("NEIGHBOURS", 100, "nearest neighbours kept of an item, for candidates and votes beside the towers'; 0: no table", 0, 1000),
+    Param("RELATED", -1, "candidates that the table of neighbours adds; -1: chosen on validation, none where it doesn't help", -1, 10_000),
     Param("INDEX_GPU", False, "build the index on the first GPU; it is stored in its CPU form"),
     Param("INDEX_RECALL", 0.99, "recall against exact search that an index must reach", 0.5, 1.0),
     # ranker

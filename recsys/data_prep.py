@@ -6,8 +6,8 @@
 __all__ = ['FUNNEL', 'MASKS', 'read_events', 'rows_of', 'device_names', 'split_edges', 'split_events', 'leave_one_out',
            'top_categories', 'transform', 'side_workflow', 'history_workflow', 'whole_workflow', 'export_encoder',
            'read_vocabulary', 'fit_features', 'load_workflow', 'encoder_difference', 'Prepared', 'load_prepared',
-           'sorted_events', 'positive_types', 'training_frames', 'save_prepared', 'decayed_counts', 'encode_devices',
-           'write_meta', 'run_data_prep']
+           'sorted_events', 'positive_types', 'training_frames', 'save_prepared', 'decayed_counts', 'first_events',
+           'encode_devices', 'write_meta', 'run_data_prep']
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-02
 import tempfile
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from .core import Params, RecsysError, atomic_path, read_json, record_stage, run_dir, stage_dir, write_json
-from .features import (FIRST, NULL, PAD, Contract, Encoder, Feature, as_bytes, encode_context, event_bounds, history_at, history_length,
+from .features import (FIRST, NULL, PAD, Contract, Encoder, Feature, as_bytes, encode_context, event_bounds, history_at, history_length, UNSEEN,
                              load_encoder, load_arrays, local_time, make_contract, mark_cases, save_arrays, save_encoder)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-07
@@ -52,7 +52,7 @@ def device_names(table) -> np.ndarray:
     "List the device types that occur, sorted."
     return np.array(sorted({v for c in table["device_type"].chunks for v in c.dictionary.to_pylist() if v is not None}), dtype=object)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-13
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-11
 def split_edges(
     ts: np.ndarray,             # seconds
     valid: float, test: float,  # below 1 a share of the span, else days
@@ -63,7 +63,7 @@ def split_edges(
     test_from = hi - length(test) + 1
     return test_from - length(valid), test_from
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-15
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-13
 def split_events(
     e: dict,             # events with user, timestamp
     case: np.ndarray,    # bool [n]
@@ -79,7 +79,7 @@ def split_events(
             raise RecsysError(f"the {name} split is empty: {len(case):,} interactions, SPLIT {p.SPLIT}, VALID {p.VALID}, TEST {p.TEST}; change {key}")
     return split
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-16
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-14
 def leave_one_out(user: np.ndarray, case: np.ndarray) -> np.ndarray:  # int8 [n]
     "Give each user's last case to test and the one before to validation; a user with fewer than three stays in train."
     split = np.zeros(len(user), np.int8)
@@ -91,7 +91,7 @@ def leave_one_out(user: np.ndarray, case: np.ndarray) -> np.ndarray:  # int8 [n]
     follows = (last_train >= 0) & (user[last_train] == user) & (split == 0) & (user >= 0)
     return np.where(follows, split[last_train], split)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-19
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-17
 def top_categories(
     first: np.ndarray, cut: np.ndarray,        # visible past of each event
     timestamp: np.ndarray, category: np.ndarray,  # of each event; category encoded
@@ -111,13 +111,13 @@ def top_categories(
     run(first, cut, timestamp, category, seconds, np.zeros(category.max(initial=0) + 1, np.int64), out)
     return out
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-23
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-21
 def transform(workflow, frame: pd.DataFrame) -> pd.DataFrame:
     "Apply a workflow to a frame in memory."
     from merlin.io import Dataset
     return workflow.transform(Dataset(frame, cpu=_cpu(frame))).to_ddf().compute()
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-24
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-22
 def side_workflow(
     contract: Contract,
     side: str,            # user, item or context
@@ -142,7 +142,7 @@ def side_workflow(
 
 def _cpu(frame) -> bool: "Tell whether a frame is pandas, not cudf."; return isinstance(frame, pd.DataFrame)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-26
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-24
 def history_workflow(contract: Contract, vocabularies: dict, folder: Path):
     "Encode raw history columns with the items' own vocabularies."
     import nvtabular as nvt
@@ -157,7 +157,7 @@ def history_workflow(contract: Contract, vocabularies: dict, folder: Path):
         sample[f.name] = [[values[0]] if f.kind == "list" else values[0]]
     return nvt.Workflow(columns).fit(Dataset(pd.DataFrame(sample), cpu=True))
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-28
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-26
 def whole_workflow(workflows: dict, sample: pd.DataFrame):
     "Join fitted workflows into one without fitting anything again."
     import nvtabular as nvt
@@ -167,7 +167,7 @@ def whole_workflow(workflows: dict, sample: pd.DataFrame):
     whole.fit_schema(Dataset(sample, cpu=_cpu(sample)).schema)
     return whole
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-31
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-29
 def export_encoder(workflows: dict, contract: Contract, timezone: str) -> Encoder:  # side -> fitted workflow
     "Read vocabularies and statistics out of fitted NVTabular workflows."
     from merlin.dag import postorder_iter_nodes
@@ -190,7 +190,7 @@ def read_vocabulary(name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(values[known], kind="stable")
     return values[known][order], ids[known][order]
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-33
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-31
 def fit_features(
     contract: Contract,
     frames: dict,      # side -> training rows: user, item, context
@@ -211,13 +211,13 @@ def fit_features(
         whole = whole_workflow(flows, sample); whole.save(str(folder / "whole"))
     return encoder, {k: load_workflow(folder / k) for k in [*flows, "whole"]}
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-34
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-32
 def load_workflow(folder: Path):
     "Load a workflow that this run saved. It holds a pickle: load only folders whose hashes stand in your own run's stage.json."
     import nvtabular as nvt
     return nvt.Workflow.load(str(folder))
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-37
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-35
 def encoder_difference(
     workflow,              # fitted, of one side
     encoder: Encoder,
@@ -240,7 +240,7 @@ def _encode_one(encoder: Encoder, name: str, values) -> np.ndarray:
     from recsys.features import look_up
     return look_up(values, *encoder.vocab[encoder.contract[name].vocabulary])
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-40
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-38
 MASKS = dict(user=0.05, user_and_history=0.05, context=0.05)  # shares of training rows that hide something
 
 class Prepared:
@@ -265,10 +265,10 @@ class Prepared:
         "Gather each event's history as item rows."
         return history_at(self.hist_items, self.events["hist_first"][pos], self.events["hist_cut"][pos], self.length)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-42
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-40
 from fastcore.basics import patch
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-43
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-41
 @patch
 def query_inputs(self: Prepared,
     pos: np.ndarray,   # positions into events
@@ -286,13 +286,13 @@ def query_inputs(self: Prepared,
     if self.contract["top_category"]: out["top_category"] = np.where(both, NULL, e["top_category"][pos]).astype(np.int64)
     return out | dict(hist_items=self._encoded[rows], hist_len=history_length(rows))
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-45
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-43
 @patch
 def item_inputs(self: Prepared, rows: np.ndarray) -> dict:  # item rows of any shape -> feature -> array of that shape (+ [dim])
     "Gather the item side's features."
     return {f.name: self.item_columns[f.name][rows] for f in self.contract.item}
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-47
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-45
 def load_prepared(p: Params) -> Prepared:
     "Load what `run_data_prep` wrote, with the embeddings where their stage has run."
     folder = run_dir(p) / "data_prep"
@@ -306,7 +306,7 @@ def load_prepared(p: Params) -> Prepared:
         items[f.name] = np.load(file) if file.is_file() else np.zeros((len(counts), f.dim), np.float32)
     return Prepared(encoder.contract, encoder, events, hist_items, load_arrays(folder / "user_columns.npz"), items, counts, popularity, meta, folder)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-50
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-48
 def sorted_events(source: Path, users: pd.DataFrame, items: pd.DataFrame) -> tuple:  # events, user ids, types, devices
     "Read events and list what ids, event types and devices occur."
     t = pq.read_table(source / "interactions.parquet", columns=[c for c in ("user_id", "event_type", "device_type") if c in pq.read_schema(source / "interactions.parquet").names],
@@ -317,14 +317,14 @@ def sorted_events(source: Path, users: pd.DataFrame, items: pd.DataFrame) -> tup
     devices = device_names(t) if "device_type" in t.column_names else np.array([], dtype=object)
     return read_events(source, ids, items.item_id.to_numpy(), types), ids, types, devices
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-51
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-49
 def positive_types(types: list, wanted: str) -> list:  # numbers of the event types that count, in funnel order
     "Read POSITIVE_EVENTS; raise `RecsysError` for a type that does not occur."
     names = [x.strip() for x in wanted.split(",") if x.strip()] or [x for x in FUNNEL if x in types] or types or [""]
     if unknown := [x for x in names if x not in types and types]: raise RecsysError(f"POSITIVE_EVENTS names {', '.join(unknown)}; the interactions have {', '.join(types)}")
     return [types.index(x) for x in names] if types else [0]
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-53
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-51
 def training_frames(e: dict, users, items, ids, devices, contract, p) -> dict:  # side -> frame
     "Select what the workflows may learn from: users, items and contexts of training events."
     train = e["split"] == 0
@@ -337,7 +337,7 @@ def training_frames(e: dict, users, items, ids, devices, contract, p) -> dict:  
     frames = dict(user=user, context=context, item=items.iloc[seen("item", len(items))].reset_index(drop=True))
     return {s: f[[x.name for x in contract.side(s) if x.kind in ("categorical", "continuous")]] for s, f in frames.items()}
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-54
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-52
 def save_prepared(rec, e: dict, encoder: Encoder, users, items, ids, devices, p: Params, positive: list) -> None:
     "Encode the columns, compute the as-of features and write everything that the later stages read."
     contract = encoder.contract
@@ -346,7 +346,7 @@ def save_prepared(rec, e: dict, encoder: Encoder, users, items, ids, devices, p:
     columns = encoder.encode("item", {c: items[c].to_numpy() for c in items}, len(items))
     train = e["case"] & (e["split"] == 0)
     save_arrays(rec.dir / "item_columns.npz", columns | dict(item_counts=np.bincount(e["item"][train], minlength=len(items)),
-        popularity=decayed_counts(e["item"][train], e["timestamp"][train], len(items), p.RECENT_DAYS)))
+        first_event=first_events(e["item"][e["split"] == 0], e["timestamp"][e["split"] == 0], len(items)), popularity=decayed_counts(e["item"][train], e["timestamp"][train], len(items), p.RECENT_DAYS)))
     out, names = dict(e), np.append(devices, "")
     del out["device"]
     context = {f.name: v for f, v in zip(contract.side("context"), encode_context(encoder, e["timestamp"], None).values())}
@@ -362,7 +362,7 @@ def save_prepared(rec, e: dict, encoder: Encoder, users, items, ids, devices, p:
     save_arrays(rec.dir / "users.npz", dict(user_id=as_bytes(ids)))
     write_meta(rec, e, p, positive)
 
-# %% ../nbs/03_data_prep.ipynb #03-data-prep-55
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-53
 def decayed_counts(
     items: np.ndarray, timestamps: np.ndarray,  # item row and second of each event
     n: int,             # items
@@ -371,6 +371,16 @@ def decayed_counts(
     "Count events, those of the newest moment fully, older ones by half each half-life."
     age = (timestamps.max(initial=0) - timestamps) / 86400
     return np.bincount(items, weights=0.5 ** (age / half_life), minlength=n)
+
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-55
+def first_events(
+    items: np.ndarray, timestamps: np.ndarray,  # item row and second of each training event
+    n: int,         # items
+) -> np.ndarray:    # int64 [n], seconds; `UNSEEN` without an event
+    "Find when each item was first heard of."
+    out = np.full(n, UNSEEN)
+    np.minimum.at(out, items, timestamps)
+    return out
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-57
 def encode_devices(encoder: Encoder, names: np.ndarray, device: np.ndarray) -> dict:  # names end with '' for index -1

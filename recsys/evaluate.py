@@ -15,9 +15,8 @@ from . import baselines
 from .core import Params, progress, read_json, record_stage, stage_dir, write_json
 from .data_prep import Prepared, load_prepared
 from .features import history_at, load_arrays
-from .index import search
 from .metrics import case_metrics, coverage, metric_row, metric_rows, paired_bootstrap, rank_of_relevant
-from .recommender import Bundle, fill_candidates, run_session, score_candidates, seen_since
+from .recommender import Bundle, fill_candidates, find_candidates, query_arrays, run_session, score_candidates, seen_since
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-07
 KS, DEPTH = (10, 20, 50), 100   # list lengths reported, and how long the lists are
@@ -60,14 +59,14 @@ def model_lists(
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-13
 def block_lists(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, depth: int) -> dict:
     "Do the work of `model_lists` for one block."
-    x, C, n = prep.query_inputs(pos), bundle.serving.CANDIDATES, len(bundle.ids)
+    x, C, n = query_arrays(bundle, prep.query_inputs(pos)), bundle.serving.CANDIDATES, len(bundle.ids)
     nothing, days = np.zeros((len(pos), n), bool), bundle.serving.SEEN_DAYS
     seen = past_mask(prep, pos, seen_since(prep.events["timestamp"][pos], days), n) if days else nothing
     always = past_mask(prep, pos, None, n) if masked else nothing
     extra = int((seen | always).sum(1).max(initial=0))
-    _, found = search(bundle.index, run_session(bundle.query_tower, x), min(n, C + extra))
+    scores, found = find_candidates(bundle, run_session(bundle.query_tower, x), x["q_ints"], min(n, C + extra))
     hidden = lambda mask: np.take_along_axis(mask, np.maximum(found, 0), 1)
-    logits = score_candidates(bundle, x, found)
+    logits = score_candidates(bundle, x, found, scores, prep.events["timestamp"][pos])
     numbers = np.where(found < 0, -1, np.arange(found.shape[1]))
     out = dict(retrieval=take_rows(found, fill_candidates(numbers, hidden(always), C)))
     for name, mask in (("full", seen | always), ("full_unfiltered", always)):

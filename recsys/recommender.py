@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COPIED', 'SERVING', 'UNLISTED', 'SHOWN', 'STAGES_MS', 'write_bundle', 'write_item_files', 'check_bundle', 'Bundle',
-           'onnx_session', 'run_session', 'UserMemory', 'seen_since', 'read_request', 'candidate_features',
-           'score_candidates', 'popular_rows', 'first_places', 'fill_candidates', 'Recommender', 'Reasons', 'Stopwatch',
-           'finite', 'nobody', 'load_run', 'one_answer', 'run_bundle', 'write_train_state']
+           'onnx_session', 'run_session', 'UserMemory', 'seen_since', 'read_request', 'candidate_features', 'past_rows',
+           'find_candidates', 'query_arrays', 'score_candidates', 'popular_rows', 'first_places', 'fill_candidates',
+           'Recommender', 'Reasons', 'Stopwatch', 'finite', 'nobody', 'load_run', 'one_answer', 'run_bundle',
+           'write_train_state']
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-02
 import hashlib, json, os, shutil, time
@@ -17,13 +18,14 @@ from fastcore.basics import patch
 from .bloom import DAY, SeenItems, day_of, hash_ids
 from .cache import ItemColumns
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, record_stage, resolve, run_dir, sha256_file, stage_dir, write_json
-from .features import FIRST, NULL, PAD, Contract, Encoder, as_bytes, encode_context, history_length, load_arrays, load_encoder, save_arrays, top_category
+from .features import FIRST, NULL, PAD, Contract, Encoder, as_bytes, columns_of, encode_context, history_length, load_arrays, load_encoder, pack, pair_features, save_arrays, top_category
 from .index import load_index, plain_index, search
+from .neighbours import add_related, load_table, votes
 from .rerank import rerank
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-07
 COPIED = dict(data_prep=("encoder.json", "encoder.npz"), two_tower=("query_tower.onnx", "candidate_tower.onnx", "item_vectors.npy"),
-              index=("index.faiss", "index.json"), dlrm=("dlrm.onnx",), embeddings=("text_pca.npz", "image_pca.npz"))
+              index=("index.faiss", "index.json"), neighbours=("neighbours.npz",), dlrm=("dlrm.onnx",), embeddings=("text_pca.npz", "image_pca.npz"))
 SERVING = ("CANDIDATES", "SEEN_DAYS", "SEEN_CAPACITY", "SEEN_ERROR", "K", "TEMPERATURE", "DIVERSITY", "MAX_PER_CATEGORY", "CLOCK", "TOP_CATEGORY_HOURS")  # defaults of a request
 
 UNLISTED = ("manifest.json", "stage.json")  # the stage's own record may lie beside the bundle; nothing loads it
@@ -83,9 +85,16 @@ class Bundle:
         "Read one array of items.npz, None where it isn't there."
         with np.load(self.folder / "items.npz", allow_pickle=False) as z: return z[name] if name in z.files else None
 
+    def _row_of_code(self) -> np.ndarray:
+        codes, out = self._of_items("item_id"), np.full(self.contract["item_id"].cardinality, -1)
+        out[codes] = np.where(codes >= FIRST, np.arange(len(codes)), -1)
+        return out
+
+    places = cached_property(lambda self: (columns_of(self.contract.query, "ints")["hist_items"], columns_of(self.contract.item, "ints")["item_id"].start))   # of the history in q_ints, of the id in i_ints
+
     def _columns(self) -> ItemColumns:
         arrays = load_arrays(self.folder / "items.npz")
-        return ItemColumns({n: a for n, a in arrays.items() if n not in ("item_ids", "in_stock")}, arrays["item_ids"])
+        return ItemColumns(pack(self.contract.item, arrays, "i_") | dict(first_event=arrays["first_event"]), arrays["item_ids"])
 
     ids, in_stock = (cached_property(lambda self, n=n: self._of_items(n)) for n in ("item_ids", "in_stock"))
     row_of = cached_property(lambda self: {i.decode(): r for r, i in enumerate(self.ids)})
@@ -95,6 +104,8 @@ class Bundle:
     category_names = cached_property(lambda self: {int(i): v.decode() for v, i in zip(*self.encoder.vocab.get("category_l1", ((), ())))})
     popularity = cached_property(lambda self: load_arrays(self.folder / "popularity.npz")["popularity"])
     by_popularity = cached_property(lambda self: np.lexsort((np.arange(len(self.ids)), -self.popularity)))
+    vectors, neighbours = cached_property(lambda self: np.load(self.folder / "item_vectors.npy", mmap_mode="r")), cached_property(lambda self: load_table(self.folder))
+    row_of_code = cached_property(_row_of_code)   # encoded id -> item row, -1 where the id is no one item
     index, columns = cached_property(lambda self: plain_index(load_index(self.folder / "index.faiss"))), cached_property(_columns)
     query_tower, ranker = (cached_property(lambda self, n=n: onnx_session(self.folder / n)) for n in ("query_tower.onnx", "dlrm.onnx"))
     shown = cached_property(lambda self: __import__("pyarrow.parquet", fromlist=["read_table"]).read_table(self.folder / "items.parquet"))
@@ -217,18 +228,41 @@ def read_request(request: dict, serving: Params, clock) -> dict:  # fields of de
 # %% ../nbs/11_recommender.ipynb #11-recommender-31
 def candidate_features(
     bundle: Bundle,
+    q_ints: np.ndarray,  # of `query_arrays`
     rows: np.ndarray,    # item rows [B, C], -1 padded
-) -> dict:               # item features [B, C, ...] and mask [B, C]
-    "Gather the columns of the candidates; padding takes row 0 and is masked."
-    return bundle.columns.gather(np.maximum(rows, 0), bundle.contract.item.names()) | dict(mask=(rows >= 0).astype(np.float32))
+    scores: np.ndarray,  # retrieval's [B, C]
+    now: np.ndarray,     # seconds [B]
+) -> dict:               # i_ints, i_floats, pair, each [B, C, n]
+    "Gather the columns of the candidates and what the moment says of them; padding takes row 0 and is masked."
+    at = np.maximum(rows, 0); found, history, own = bundle.columns.gather(at), *bundle.places
+    heard = 0.0 if bundle.neighbours is None else np.take_along_axis(votes(bundle.neighbours, past_rows(bundle, q_ints)), at, 1)
+    return found | dict(pair=pair_features(rows >= 0, scores, now, found.pop("first_event"), q_ints[:, history], found["i_ints"][:, :, own], heard))
+
+def past_rows(bundle: Bundle, q_ints: np.ndarray) -> np.ndarray: "Read histories as item rows [B, L], -1 where unknown or padded."; return bundle.row_of_code[q_ints[:, bundle.places[0]]]
+
+def find_candidates(
+    bundle: Bundle,
+    query: np.ndarray,   # query vectors [B, d]
+    q_ints: np.ndarray,  # of `query_arrays`
+    width: int,          # items wanted
+) -> tuple:              # scores, item rows [B, width]
+    "Search the index, and let the history's neighbours in where the bundle has a table of them."
+    hits, table = search(bundle.index, query, width), bundle.neighbours
+    if table is None: return hits
+    C, extra = min(bundle.serving.CANDIDATES, len(bundle.ids)), int(table["related"])
+    return add_related(*hits, votes(table, past_rows(bundle, q_ints)), bundle.vectors, query, C - extra, extra)
+
+def query_arrays(bundle: Bundle, features: dict) -> dict: "Lay out query features as the models take them: q_ints, q_floats [B, n]."; return pack(bundle.contract.query, features, "q_")
 
 def score_candidates(
     bundle: Bundle,
-    query: dict,         # query features [B]
+    query: dict,         # of `query_arrays`
     rows: np.ndarray,    # item rows [B, C], -1 padded
+    scores: np.ndarray,  # retrieval's [B, C]
+    now: np.ndarray,     # seconds [B]
 ) -> np.ndarray:         # logits [B, C], float32; padding is very small
     "Rank: gather the item columns and run the DLRM."
-    return run_session(bundle.ranker, query | candidate_features(bundle, rows))
+    return run_session(bundle.ranker, query | candidate_features(bundle, query["q_ints"], rows, scores, now))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-33
 def popular_rows(bundle: Bundle, top: np.ndarray, width: int) -> np.ndarray:  # encoded top category [B] -> rows [B, width]
@@ -310,16 +344,16 @@ def page_width(self: Recommender, r: dict) -> np.ndarray: "Count the candidates 
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-43
 @patch
-def retrieve(self: Recommender, query, features: dict, width: int, why: Reasons) -> tuple:  # query vectors [B, d] or None; scores, item rows [B, width]
-    "Second: the items nearest to the query; popular ones where there is no query vector or no index."
+def retrieve(self: Recommender, query, q_ints, width: int, why: Reasons) -> tuple:  # query vectors [B, d] or None, of `query_arrays`; scores, item rows [B, width]
+    "Second: the items nearest to the query and to the history; popular ones where there is no query vector or no index."
     if query is not None:
-        hits = why.attempt(lambda: search(self.bundle.index, finite(query), width), "retrieve", "popularity")
+        hits = why.attempt(lambda: find_candidates(self.bundle, finite(query), q_ints, width), "retrieve", "popularity")
         if hits is not None: return hits
-    B = len(why); top = features.get("top_category", np.full(B, NULL))
+    B, at = len(why), columns_of(self.bundle.contract.query, "ints").get("top_category"); top = np.full(B, NULL) if at is None else q_ints[:, at.start]
     ask = lambda c: self.users.popular(self.bundle.category_names.get(int(c), ""), width)
     rows = why.attempt(lambda: np.stack([ask(c) for c in top]), "popularity", "the bundle's popularity")
     rows = popular_rows(self.bundle, top, width) if rows is None else rows
-    return -np.tile(np.arange(width, dtype=np.float32), (B, 1)), rows
+    return np.tile(-np.arange(width, dtype=np.float32) / width, (B, 1)), rows   # an order, and next to nothing in the ranker's sum
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-44
 @patch
@@ -335,14 +369,14 @@ def hide(self: Recommender, r: dict, rows: np.ndarray, why: Reasons) -> tuple:  
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-45
 @patch
-def filter_candidates(self: Recommender, r: dict, query, features: dict, hits: tuple, why: Reasons) -> tuple:  # item rows, scores, ranks [B, C]
+def filter_candidates(self: Recommender, r: dict, query, q_ints, hits: tuple, why: Reasons) -> tuple:  # item rows, scores, ranks [B, C]
     "Third: the first `CANDIDATES` items of each request that may be shown, whatever else is in its batch."
     (score, rows), C, n = hits, self.page_width(r), len(self.bundle.ids)
     while True:
         asked = Reasons(len(why)); never, seen = self.hide(r, rows, asked)
         left = (~never & ~seen).sum(1)
         if rows.shape[1] >= n or (left >= C).all(): break
-        score, rows = self.retrieve(query, features, min(n, 2 * rows.shape[1]), Reasons(len(why)))
+        score, rows = self.retrieve(query, q_ints, min(n, 2 * rows.shape[1]), Reasons(len(why)))
     for i, notes in enumerate(asked): why[i] += notes
     short = np.flatnonzero((left < r["k"]) & seen.any(1))
     for i in short: seen[i, np.flatnonzero(seen[i])[:r["k"][i] - left[i]]] = False
@@ -370,12 +404,12 @@ def recommend(self: Recommender, request: dict) -> dict:  # request's fields; it
     "Answer a batch of requests."
     b, ms, r = self.bundle, Stopwatch(), read_request(request, self.bundle.serving, self.clock)
     why = Reasons(len(r["user_id"]))
-    with ms("user_features"): features, known = self.user_features(r, why)
-    with ms("query_tower"): query = why.attempt(lambda: run_session(b.query_tower, features), "query_tower", "popularity")
-    with ms("retrieve"): hits = self.retrieve(query, features, self.first_width(r), why)
-    with ms("seen_filter"): rows, retrieved, rank = self.filter_candidates(r, query, features, hits, why)
-    with ms("item_features"): items = candidate_features(b, rows)
-    with ms("dlrm"): logits = why.attempt(lambda: finite(run_session(b.ranker, features | items)), "dlrm", "the order of retrieval")
+    with ms("user_features"): features, known = self.user_features(r, why); packed = query_arrays(b, features)
+    with ms("query_tower"): query = why.attempt(lambda: run_session(b.query_tower, packed), "query_tower", "popularity")
+    with ms("retrieve"): hits = self.retrieve(query, packed["q_ints"], self.first_width(r), why)
+    with ms("seen_filter"): rows, retrieved, rank = self.filter_candidates(r, query, packed["q_ints"], hits, why)
+    with ms("item_features"): items = candidate_features(b, packed["q_ints"], rows, retrieved, r["timestamp"])
+    with ms("dlrm"): logits = why.attempt(lambda: finite(run_session(b.ranker, packed | items)), "dlrm", "the order of retrieval")
     with ms("rerank"): answer = self.rerank_page(r, known, rows, retrieved, rank, logits, why)
     return answer | dict(item_ids=np.char.decode(answer["item_ids"], "utf-8"), stage_ms=ms.ms, request=r)
 

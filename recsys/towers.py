@@ -18,7 +18,7 @@ import tf2onnx
 from merlin.schema import ColumnSchema, Schema, Tags
 from .core import Params, RecsysError, atomic_path, default_params, read_json, write_json
 from .encoders import onnx_session, tidy_graph
-from .features import OOV, PAD, Contract, Feature, load_arrays, save_arrays
+from .features import OOV, PAD, RECENT, Contract, Feature, columns_of, load_arrays, pack, save_arrays, unpack
 
 # %% ../nbs/05_towers.ipynb #05-towers-05
 def column_schema(
@@ -99,7 +99,8 @@ class History(tf.keras.layers.Layer):
         unique, at = tf.unique(ids)
         return tf.gather(self.items(unique, tf.gather(self.content, unique)), at)
 
-    def call(self, ids):     # [B, length], newest last, 0 pads -> [B, heads * dim]
+    def call(self, ids):     # [B, length or more], newest last, 0 pads -> [B, heads * dim]
+        ids = ids[:, -self.length:]
         weight = tf.exp(self.log_weight) * tf.expand_dims(tf.cast(ids != PAD, tf.float32), 1)
         weight = weight / (tf.reduce_sum(weight, -1, keepdims=True) + 1e-9)
         vectors = tf.reshape(self.vectors(tf.reshape(ids, [-1])), [-1, self.length, self.items.dim])
@@ -159,7 +160,7 @@ class TwoTower(tf.keras.Model):
         super().__init__()
         self.contract, self.p, tables = contract, p, embedding_tables(contract, p.TT_DIM)
         items, heads = ItemVector(tables["item_id"], p.TT_DIM, content_scale(contract, content)), len(COMBINERS[p.TT_COMBINER])
-        self.history = History(items, content, contract["hist_items"].dim, p.TT_COMBINER) if heads else None
+        self.history = History(items, content, min(contract["hist_items"].dim, RECENT), p.TT_COMBINER) if heads else None
         self.query_features = Contract(f for f in contract.query if heads or f.kind != "list")
         tower = lambda features, first, names, n: mm.Encoder(
             TowerInputs(features, tables, first, names, n * p.TT_DIM, p.TT_DROPOUT), Head(p.TT_HIDDEN, p.TT_DIM, n), prep_features=False)
@@ -287,16 +288,20 @@ def baked_history(model: TwoTower):
     try: yield
     finally: model.history.baked = None
 
-# %% ../nbs/05_towers.ipynb #05-towers-47
+# %% ../nbs/05_towers.ipynb #05-towers-46
 def export_onnx(
     tower,            # mm.Encoder
-    features: list,   # what it takes
+    takes: list,      # its features
+    side: list,       # all features of its side of the contract, which the arrays hold
     path: str | Path,
     output: str,      # name of the output, [B, dim]
+    prefix: str,      # of the inputs: q_ or i_
 ) -> Path:
-    "Write one tower as ONNX, opset 17; inputs are named like the features."
-    spec = signature(features)
-    call = tf.function(lambda *xs: {output: tower(dict(zip(spec, xs)), training=False)}, autograph=False)
-    proto, _ = tf2onnx.convert.from_function(call, input_signature=list(spec.values()), opset=17)
+    "Write one tower as ONNX, opset 17; its inputs are a side's ids and numbers as `pack` lays them out."
+    spec = [tf.TensorSpec([None, max(s.stop for s in columns.values())], dtype, name=prefix + part)
+            for part, dtype in (("ints", tf.int64), ("floats", tf.float32)) if (columns := columns_of(side, part))]
+    def given(*xs): x = unpack(side, {s.name: a for s, a in zip(spec, xs)}, prefix); return {f.name: x[f.name] for f in takes}
+    call = tf.function(lambda *xs: {output: tower(given(*xs), training=False)}, autograph=False)
+    proto, _ = tf2onnx.convert.from_function(call, input_signature=spec, opset=17)
     with atomic_path(path) as tmp: tmp.write_bytes(tidy_graph(proto, output).SerializeToString())
     return Path(path)

@@ -13,9 +13,11 @@ import os
 from pathlib import Path
 import numpy as np
 from .core import Params, RecsysError, read_json, run_dir, sha256_file, stage_dir
-from .features import NULL, history_length, local_time
+from .features import NULL, columns_of, history_length, local_time
+from .features import pack as side_by_side
 from .member import PythonMember
-from .recommender import STAGES_MS, Bundle, Reasons, Recommender, finite, read_request
+from .recommender import STAGES_MS, Bundle, Reasons, Recommender, finite, pair_features, past_rows, query_arrays, read_request
+from .neighbours import votes
 from .repository import REQUEST, RESPONSE, Ensemble, Member, Step, Tensor, pinned_version, write_repository
 from .triton import StageMember, column_of, lines_of, onnx_tensors, pack, request_of, unpack
 
@@ -109,13 +111,13 @@ def top_at(b: Bundle, user: dict, now: int) -> int:  # encoded
     return next((names.get(v, 2) for v, until in zip(user.get("top_category") or (), user.get("top_category_until") or ()) if now < until), NULL)
 
 class NvtContextTransform(Nvt):
-    "4: encode hour, weekday and device."
+    "4: encode hour, weekday and device; lay out the query side."
     side = "context"
 
     def answer(self, x: dict) -> dict:
         text = lambda a: np.array([v.decode() if isinstance(v, bytes) else v for v in a[:, 0]], object)
         raw = dict(hour=text(x["hour"]), weekday=text(x["weekday"]), device_type=text(x["device"]))
-        return self.transform({n: raw[n] for n in self.known})
+        return query_arrays(self.b, x | self.transform({n: raw[n] for n in self.known}))
 
 # %% ../nbs/18_triton_reference.ipynb #18-triton-reference-13
 class FaissRetrieval(StageMember):
@@ -124,7 +126,7 @@ class FaissRetrieval(StageMember):
 
     def answer(self, x: dict) -> dict:
         r = unpack(x["request"])[0]
-        scores, rows = self.recommender.retrieve(x["query"], {}, self.recommender.first_width(r), Reasons(len(x["query"])))
+        scores, rows = self.recommender.retrieve(x["query"], x["q_ints"], self.recommender.first_width(r), Reasons(len(x["query"])))
         return dict(rows=rows, row_scores=scores)
 
 class FilterSeenItems(StageMember):
@@ -133,7 +135,7 @@ class FilterSeenItems(StageMember):
 
     def answer(self, x: dict) -> dict:
         r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
-        rows, retrieved, ranks = self.recommender.filter_candidates(r, x["query"], {}, (x["row_scores"], x["rows"]), why)
+        rows, retrieved, ranks = self.recommender.filter_candidates(r, x["query"], x["q_ints"], (x["row_scores"], x["rows"]), why)
         return dict(candidates=rows, retrieved=retrieved, ranks=ranks, why=lines_of(list(why)))
 
 # %% ../nbs/18_triton_reference.ipynb #18-triton-reference-14
@@ -179,14 +181,21 @@ class MultimodalEmbeddingLookup(StageMember):
     merge, parts = False, ("columns",)
 
     def answer(self, x: dict) -> dict:
-        return self.recommender.bundle.columns.gather(np.maximum(x["candidates"], 0), [f.name for f in self.recommender.bundle.contract.item.kind("embedding")])
+        b = self.recommender.bundle; at = columns_of(b.contract.item, "floats")
+        found = b.columns.gather(np.maximum(x["candidates"], 0), ["i_floats"])["i_floats"] if at else None
+        return {f.name: found[..., at[f.name]] for f in b.contract.item.kind("embedding")}
 
-class UnrollFeatures(PythonMember):
+class UnrollFeatures(StageMember):
     "11: one row a candidate, the user repeated: the ranker's same file gets B * C users with one candidate each."
+    merge, parts = False, ("columns",)
+
     def answer(self, x: dict) -> dict:
-        B, C = x["candidates"].shape
-        def unroll(n, a): return np.repeat(a, C, axis=0) if n.startswith("q_") else a.reshape(B * C, 1, *a.shape[2:])
-        return {f"u_{n[2:]}": unroll(n, a) for n, a in x.items() if n != "candidates"} | dict(u_mask=(x["candidates"] >= 0).astype(np.float32).reshape(-1, 1))
+        b, rows, (B, C) = self.recommender.bundle, x["candidates"], x["candidates"].shape
+        now, launch = unpack(x["request"])[0]["timestamp"], b.columns.gather(np.maximum(rows, 0), ["first_event"])["first_event"]
+        items = side_by_side(b.contract.item, {n[2:]: a for n, a in x.items() if n.startswith("i_")}, "i_")
+        heard = 0.0 if b.neighbours is None else np.take_along_axis(votes(b.neighbours, past_rows(b, x["q_ints"])), np.maximum(rows, 0), 1)
+        items |= dict(pair=pair_features(rows >= 0, x["retrieved"], now, launch, x["q_ints"][:, b.places[0]], x["i_item_id"], heard))
+        return {f"u_{n}": np.repeat(x[n], C, axis=0) for n in ("q_ints", "q_floats")} | {f"u_{n}": a.reshape(B * C, 1, -1) for n, a in items.items()}
 
 # %% ../nbs/18_triton_reference.ipynb #18-triton-reference-16
 class SoftmaxSampling(StageMember):
@@ -219,27 +228,27 @@ def reference_wires(b: Bundle) -> dict:  # member -> (inputs, outputs), names ->
     "Say what each member reads and gives."
     text, floats, ints = (lambda n, t=t: Tensor(n, t, (-1, -1)) for t in ("STRING", "FP32", "INT64"))
     kind = lambda f, n: Tensor(n, "FP32" if f.kind in ("continuous", "embedding") else "INT64", {"embedding": (-1, -1, f.dim), "list": (-1, f.dim)}.get(f.kind, (-1, -1) if f.side == "item" else (-1,)))
-    user, context, item = ({f.name: kind(f, f.name) for f in b.contract.side(*s)} for s in (("user", "history"), ("context",), ("item",)))
+    user, item = ({f.name: kind(f, f.name) for f in b.contract.side(*s)} for s in (("user", "history"), ("item",)))
     raw = {f.name: floats(f.name) if f.kind == "continuous" else text(f.name) for f in b.contract.item if f.kind != "embedding"}
     coded, dense = ({n: t for n, t in item.items() if (b.contract[n].kind == "embedding") == e} for e in (False, True))
     tower, ranker = (tuple(batched(onnx_tensors(x)) for x in (s.get_inputs(), s.get_outputs())) for s in (b.query_tower, b.ranker))
     request, found = text("request"), [ints("candidates"), floats("retrieved"), ints("ranks")]
-    q, i = [Tensor(f"q_{n}", t.dtype, t.dims) for n, t in (user | context).items()], [Tensor(f"i_{n}", t.dtype, t.dims) for n, t in item.items()]
+    i = [Tensor(f"i_{n}", t.dtype, t.dims) for n, t in item.items()]
     page = [ints("page"), floats("scores"), floats("propensities"), text("reasons")]
     return dict(context_preprocessor=(batched(REQUEST), [request, text("hour"), text("weekday"), text("device")]), feast_user_lookup=([request], [text("user")]),
-                nvt_user_transform=([request, text("user")], [*user.values(), request]), nvt_context_transform=([text("hour"), text("weekday"), text("device")], [*context.values()]), query_tower=tower,
-                faiss_retrieval=([floats("query"), request], [ints("rows"), floats("row_scores")]), filter_seen_items=([floats("query"), request, ints("rows"), floats("row_scores")], [*found, text("why")]),
+                nvt_user_transform=([request, text("user")], [*user.values(), request]), nvt_context_transform=([text("hour"), text("weekday"), text("device"), *user.values()], tower[0]), query_tower=tower,
+                faiss_retrieval=([floats("query"), tower[0][0], request], [ints("rows"), floats("row_scores")]), filter_seen_items=([floats("query"), tower[0][0], request, ints("rows"), floats("row_scores")], [*found, text("why")]),
                 feast_item_lookup=([found[0]], [*raw.values()]), nvt_item_transform=([*raw.values()], [*coded.values()]), multimodal_embedding_lookup=([found[0]], [*dense.values()]),
-                unroll_features=([*q, *i, found[0]], [Tensor(f"u_{t.name}", t.dtype, t.dims) for t in ranker[0]]), dlrm_ranking=ranker,
+                unroll_features=([*tower[0], *i, *found[:2], request], [Tensor(f"u_{t.name}", t.dtype, t.dims) for t in ranker[0]]), dlrm_ranking=ranker,
                 softmax_sampling=([*found, floats("logits"), request, text("why")], page), item_id_decoder=([page[0]], [text("item_ids"), text("bundle_version"), floats("stage_ms")]))
 
 # %% ../nbs/18_triton_reference.ipynb #18-triton-reference-22
 def reference_steps(b: Bundle, wires: dict) -> tuple:  # of Step
     "Connect the members."
-    query, item = set(b.contract.names("user", "history", "context")), set(b.contract.item.names())
+    user, item = set(b.contract.names("user", "history")), set(b.contract.item.names())
     def wire(member, n, out):
         if n == "request": return "request_0" if member in ("context_preprocessor", "feast_user_lookup") or member == "nvt_user_transform" and not out else "request_1"
-        if n in query and (member == "query_tower" or out and member in ("nvt_user_transform", "nvt_context_transform")): return f"q_{n}"
+        if n in user and member == ("nvt_user_transform" if out else "nvt_context_transform"): return f"user_{n}"
         if member == "feast_item_lookup" or member == "nvt_item_transform" and not out: return f"raw_{n}" if n in item else n
         if member in ("nvt_item_transform", "multimodal_embedding_lookup") and n in item: return f"i_{n}"
         if member == "dlrm_ranking" and not out: return f"u_{n}"

@@ -18,7 +18,7 @@ import tensorflow as tf
 from .core import Params, RecsysError, atomic_path, default_params, progress, record_stage, stage_dir
 from .data_prep import load_prepared
 from .encoders import onnx_session
-from .features import save_arrays
+from .features import pack, save_arrays
 from .towers import (CandidateSampler, TwoTower, baked_history, build_towers, content_by_id, export_onnx, load_state,
                            make_step, query_variables, save_state, signature)
 
@@ -227,11 +227,11 @@ def export_towers(
 ) -> dict:                 # tower -> largest difference between ONNX and TensorFlow
     "Write both towers, the vectors of all items and a sample of queries; refuse a file that computes something else."
     folder, scorer = Path(folder), Scorer(model)
-    with baked_history(model): export_onnx(model.query, model.query_features, folder / "query_tower.onnx", "query")
-    export_onnx(model.candidate, model.contract.item, folder / "candidate_tower.onnx", "item_vector")
+    with baked_history(model): export_onnx(model.query, model.query_features, model.contract.query, folder / "query_tower.onnx", "query", "q_")
+    export_onnx(model.candidate, model.contract.item, model.contract.item, folder / "candidate_tower.onnx", "item_vector", "i_")
     pos, sample, items = prep.positions("train")[-rows:], np.arange(len(prep.item_counts))[:rows], scorer.items(prep)
     x, y = prep.query_inputs(pos), prep.item_inputs(sample)
-    x, y, queries = {n: x[n] for n in scorer.q}, {n: y[n] for n in scorer.i}, scorer.queries(x)
+    x, y, queries = pack(model.contract.query, x, "q_"), pack(model.contract.item, y, "i_"), scorer.queries(x)
     run = lambda file, inputs: onnx_session(folder / file, 1).run(None, inputs)[0]
     gap = {"query": float(np.abs(run("query_tower.onnx", x) - queries).max()), "candidate": float(np.abs(run("candidate_tower.onnx", y) - items[sample]).max())}
     if max(gap.values()) > 1e-3: raise RecsysError(f"{folder}: ONNX and TensorFlow differ by {gap}, expected below 0.001")

@@ -37,13 +37,13 @@ def stages(folder):
 
 def test_a_run_leaves_its_record(done):
     folder, _, out = done
-    names = ["ingest", "data_prep", "embeddings", "two_tower", "index", "dlrm", "bundle", "evaluate"]
+    names = ["ingest", "data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm", "bundle", "evaluate"]
     assert set(names) <= set(stages(folder))
     assert [line.split()[1] for line in out.splitlines() if line.startswith("[")] == names
     for record in stages(folder).values():
         assert {"parameters", "rows", "timings", "outputs", "key", "peak_memory_mib"} <= set(record)
     notebooks = {f.name for f in (folder / "notebooks").glob("*.ipynb")}
-    assert notebooks >= {"02_sources.ipynb", "03_data_prep.ipynb", "04_embeddings.ipynb", "05_two_tower.ipynb", "06_index.ipynb",
+    assert notebooks >= {"02_sources.ipynb", "03_data_prep.ipynb", "04_embeddings.ipynb", "05_two_tower.ipynb", "06_index.ipynb", "06_neighbours.ipynb",
                          "07_dlrm.ipynb", "11_recommender.ipynb", "14_evaluate.ipynb"}
     page = (folder / "report.html").read_text()
     assert page.count("<figure>") >= 5 and "report.html" in out
