@@ -146,7 +146,7 @@ def forget_events(client, user: str) -> int:  # keys that were there
     return client.unlink(*user_keys(user)) if user else 0
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-39
-IMPRESSION = ("request_id", "user", "device_type", "timestamp", "bundle_version", "policy", "candidates", "item_ids", "scores", "propensities", "reasons", "stage_ms")
+IMPRESSION = ("request_id", "user", "device_type", "timestamp", "bundle_version", "policy", "candidates", "candidate_scores", "item_ids", "scores", "propensities", "reasons", "stage_ms")
 
 def impression_salt(p: Params) -> bytes:
     "Give the salt of user ids in impressions: RECSYS_SALT of the environment, else one that is kept with the run."

@@ -396,11 +396,11 @@ def rerank_page(self: Recommender, r: dict, known, rows, retrieved, rank, logits
     each = np.arange(len(rows))[:, None]; none = order < 0; chosen, place, score = (np.where(none, fill, x[each, order]) for x, fill in ((rows, -1), (rank, -1), (scores, 0)))
     kind = ["anonymous" if not u else "known" if kn else "new" for u, kn in zip(r["user_id"], known)]
     reasons = [dict(user=u, source="popularity" if any(f["fallback"] == "popularity" for f in w) else "two-tower", ranks=[x + 1 for x in p if x >= 0], fallbacks=w) for u, p, w in zip(kind, place.tolist(), why)]
-    return dict(item_ids=np.where(none, b"", b.ids[chosen]), rows=chosen, scores=score.astype(np.float32), propensities=propensity.astype(np.float32), bundle_version=b.version, reasons=reasons)
+    return dict(item_ids=np.where(none, b"", b.ids[chosen]), rows=chosen, scores=score.astype(np.float32), propensities=propensity.astype(np.float32), candidate_scores=scores, bundle_version=b.version, reasons=reasons)
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-47
 @patch
-def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, rows, scores, propensities [B, k], bundle_version, reasons [B], stage_ms {stage: ms}
+def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, rows, scores, propensities [B, k], candidate_scores [B, C], bundle_version, reasons [B], stage_ms {stage: ms}
     "Answer a batch of requests."
     b, ms, r = self.bundle, Stopwatch(), read_request(request, self.bundle.serving, self.clock)
     why = Reasons(len(r["user_id"]))

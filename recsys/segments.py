@@ -27,7 +27,7 @@ def read_impression(fields: dict) -> dict:
     r = json.loads(fields[b"impression"]); json.dumps(r, ensure_ascii=False).encode()   # parquet takes no broken Unicode
     if not isinstance(r, dict) or not isinstance(r.get("timestamp"), int) or not 0 <= r["timestamp"] < 2**40: raise RecsysError(f"impression: expected fields and a timestamp in seconds, found {r!r:.60}")
     text = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, sort_keys=True)
-    lists = {n: [kind(x) for x in r.get(n) or ()] for n, kind in dict(candidates=str, item_ids=str, scores=float, propensities=float).items()}
+    lists = {n: [kind(x) for x in r.get(n) or ()] for n, kind in dict(candidates=str, candidate_scores=float, item_ids=str, scores=float, propensities=float).items()}
     return {n: text(r.get(n, "")) for n in IMPRESSION} | lists | dict(timestamp=r["timestamp"], at=r["timestamp"])
 
 # %% ../nbs/17_segments.ipynb #17-segments-11
@@ -65,7 +65,7 @@ def log_schema(kind: str):  # features, events or impressions -> pyarrow.Schema
     import pyarrow as pa
     strings, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
     types = dict(timestamp=pa.int64(), last_event=pa.int64(), event_timestamp=pa.timestamp("us", "UTC"), hist_items=strings, top_category=strings, top_category_until=pa.list_(pa.int64()),
-                 candidates=strings, item_ids=strings, scores=numbers, propensities=numbers)
+                 candidates=strings, candidate_scores=numbers, item_ids=strings, scores=numbers, propensities=numbers)
     columns = dict(features=("user_id", "hist_items", "top_category", "top_category_until", "last_event", "event_timestamp"), events=FIELDS, impressions=IMPRESSION)[kind]
     return pa.schema([(n, types.get(n, pa.string())) for n in columns])
 

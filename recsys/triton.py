@@ -218,10 +218,12 @@ def log_page(self: Rerank, r: dict, candidates: np.ndarray, a: dict, ids: list, 
     names, most = self.recommender.bundle.ids, self.recommender.bundle.serving.MAX_PER_CATEGORY
     for i, request_id in enumerate(ids):
         if request_id == CANARY: continue
+        there = candidates[i] >= 0
         page = {n: a[n][i, :r["k"][i]] for n in ("item_ids", "scores", "propensities")}   # its own page, not the longest of those that met
         self.log.log_impression(r["user_id"][i], request_id=request_id, device_type=r["device_type"][i], timestamp=int(r["timestamp"][i]), bundle_version=a["bundle_version"],
-                                policy=dict(max_per_category=most) | {n: r[n][i].item() for n in ("k", "temperature", "diversity", "seed")}, candidates=names[candidates[i][candidates[i] >= 0]], 
-                                **page, reasons=a["reasons"][i], stage_ms=dict(zip(STAGES_MS, spent[i].round(3).tolist())))
+                                policy=dict(max_per_category=most) | {n: r[n][i].item() for n in ("k", "temperature", "diversity", "seed")}, candidates=names[candidates[i][there]],
+                                **page, candidate_scores=a["candidate_scores"][i][there] if r["temperature"][i] > 0 else [],   # a page without chance tells nothing of another policy
+                                reasons=a["reasons"][i], stage_ms=dict(zip(STAGES_MS, spent[i].round(3).tolist())))
 
 CANARY = "canary"   # request id of the canary's probes
 
