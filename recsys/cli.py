@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'open_run', 'serve', 'worker', 'event',
-           'forget', 'params', 'catalog', 'check_environment', 'doctor', 'main']
+           'forget', 'offpolicy', 'show_estimates', 'params', 'catalog', 'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
 import json, sys, time
@@ -171,6 +171,42 @@ def forget(
     p = open_run(run, set)
     with valkey_for(p) as url: recorder = online_parts(p, url)[1]; n = forget_user(recorder.client, recorder.seen, user)
     print_line(f"{n} keys of user {user} erased")
+
+# %% ../nbs/25_cli.ipynb #25-cli-14h
+@app.command()
+def offpolicy(
+    temperature: List[float] = typer.Option(..., help="temperature of the policy in question; may stand several times"),
+    diversity: Optional[float] = typer.Option(None, help="its diversity; left out: as each page was drawn"),
+    max_per_category: Optional[int] = typer.Option(None, help="its most items of one category; left out: as each page was drawn"),
+    weights: str = typer.Option("prefix", help="what a click may depend on: page, prefix (item, place, what stands above) or place (item and place)"),
+    clip: float = typer.Option(0.0, help="largest weight; 0: none"),
+    since: str = typer.Option("", help="only pages from this moment on, seconds since 1970 or ISO 8601"),
+    sampled_only: bool = typer.Option(False, help="leave pages at temperature 0 out instead of refusing them"),
+    run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as BOOTSTRAP=2000; may stand several times"),
+):
+    "Estimate from logged pages what other policies would have earned, in clicks a page."
+    import warnings
+    from recsys.offpolicy import off_policy, policy_on, read_log
+    from recsys.recommender import Bundle
+    from recsys.segments import log_folders
+    p = open_run(run, set); folders, b = log_folders(p), Bundle(run_dir(p) / "bundle")
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    log = read_log(folders["impressions"], folders["events"], dict(zip((i.decode() for i in b.ids), b.categories.tolist())), parse_time(since) if since else 0, sampled_only)
+    show_estimates({f"temperature {t:g}": off_policy(log, policy_on(log, t, diversity, max_per_category), weights, clip, p.BOOTSTRAP, p.SEED) for t in temperature})
+
+# %% ../nbs/25_cli.ipynb #25-cli-14i
+def show_estimates(found: dict) -> None:  # policy -> rows of `off_policy`
+    "Print estimates as a table; the log's own policy comes first."
+    from rich.console import Console
+    from rich.table import Table
+    rows = [("logged", r) for r in next(iter(found.values()))[:1]] + [(name, r) for name, table in found.items() for r in table[1:]]
+    table = Table(title=f"{rows[0][1]['requests']:,} pages of {rows[0][1]['users']:,} users, 95 % intervals over users", title_justify="left")
+    for name in ("policy", "estimator", "clicks a page", "interval", "gain", "interval", "worth pages"): table.add_column(name, justify="left" if name in ("policy", "estimator") else "right")
+    for name, r in rows:
+        gain = ("", "") if name == "logged" else (f"{r['gain']:+.4f}", f"{r['gain_low']:+.4f} to {r['gain_high']:+.4f}")
+        table.add_row(name, "mean" if name == "logged" else r["estimator"].upper(), f"{r['value']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", *gain, f"{r['ess']:,.0f}")
+    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
 
 # %% ../nbs/25_cli.ipynb #25-cli-15
 @app.command()

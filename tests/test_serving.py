@@ -177,6 +177,37 @@ def test_impressions_become_parquet(p, stack):
     assert rows["second"]["user"] == "" and len(rows["first"]["user"]) == 24 and "u00001" not in json.dumps(rows["first"])
 
 
+@pytest.mark.filterwarnings("ignore:offpolicy")        # few pages
+def test_logged_pages_judge_another_policy(p, stack, parts):
+    "Pages at a temperature, clicks that name their page, the worker's files, the command: propensities are found again from what was logged."
+    from recsys.offpolicy import check_log, off_policy, policy_on, read_log
+    client, recorder, rng, clicked = stack[3], parts[1], np.random.default_rng(0), 0
+    for i in range(60):
+        page = client.recommend(user_id=f"u{i % 20:05d}", k=3 + i % 2, temperature=1.0, diversity=0.3 * (i % 3 == 0), seed=i, request_id=f"judged {i}")
+        for j, item in enumerate(page["item_ids"]):
+            if rng.random() < 0.4:
+                event = dict(event_id=f"judged {i} {j}", user_id=f"u{i % 20:05d}", item_id=str(item), timestamp=int(recorder.clock()), event_type="view", request_id=f"judged {i}")
+                clicked += recorder.record_event(event) == "new"
+    names = lambda b: dict(zip((i.decode() for i in b.ids), b.categories.tolist()))
+
+    def written():
+        try:
+            log = read_log(run_dir(p) / "impressions", run_dir(p) / "events", names(parts[0].bundle), sampled_only=True)
+        except RecsysError:
+            return None
+        mine = np.array([str(i).startswith("judged ") for i in log["request_id"]])
+        return log if mine.sum() == 60 and log["clicks"][mine].sum() == clicked else None
+    log = until(written)
+    assert log, "not all pages and clicks became parquet"
+    check_log(log)
+    rows = {r["estimator"]: r for r in off_policy(log, policy_on(log, temperature=0.9))}
+    assert all(r["low"] <= r["value"] <= r["high"] for r in rows.values()) and abs(rows["dr"]["value"] / rows["logged"]["value"] - 1) < 0.3
+    done = subprocess.run([Path(sys.executable).with_name("recsys"), "offpolicy", "--run", str(run_dir(p)), "--temperature", "0.9", "--temperature", "1.1", "--sampled-only"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and f"{len(log['page']):,} pages of" in done.stdout and done.stdout.count("SNIPS") == 2 and f"{rows['dr']['value']:.4f}" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([Path(sys.executable).with_name("recsys"), "offpolicy", "--run", str(run_dir(p)), "--temperature", "0.9"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "temperature 0, where only one page could be shown" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_new_version_under_traffic(p, stack, tmp_path):
     "No request fails, every answer is of one bundle, the old version can be pinned again."
     server, _, _, client = stack
