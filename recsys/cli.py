@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'open_run', 'serve', 'worker', 'event',
-           'forget', 'offpolicy', 'show_estimates', 'params', 'catalog', 'check_environment', 'doctor', 'main']
+           'forget', 'offpolicy', 'show_estimates', 'tune', 'params', 'catalog', 'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
 import json, sys, time
@@ -92,7 +92,7 @@ def recommend(
         table.add_row(str(i), r["item_id"], r.get("title") or "", r.get("category") or "", f"{r['price']:.2f}" if r.get("price") is not None else "", f"{r['score']:.3f}", r["source"])
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
 
-# %% ../nbs/25_cli.ipynb #25-cli-14b
+# %% ../nbs/25_cli.ipynb #25-cli-15
 def open_run(run: str, sets: list, stages: tuple = ()) -> Params:
     "Collect a run's parameters; run the stages that serving needs and that are missing or out of date."
     from recsys.triton import run_params
@@ -105,7 +105,7 @@ def open_run(run: str, sets: list, stages: tuple = ()) -> Params:
             if run_here(STAGES[name], p): print_line(f"stage {name} is done")
     return p
 
-# %% ../nbs/25_cli.ipynb #25-cli-14c
+# %% ../nbs/25_cli.ipynb #25-cli-16
 @app.command()
 def serve(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
@@ -126,7 +126,7 @@ def serve(
         except KeyboardInterrupt: print_line("stopping"); return
         raise RecsysError(f"tritonserver ended by itself; {server.log} says:\n{server.tail()}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-14f
+# %% ../nbs/25_cli.ipynb #25-cli-17
 @app.command()
 def worker(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
@@ -136,8 +136,7 @@ def worker(
     from recsys.worker import run_worker
     print_line(json.dumps(run_worker(open_run(run, set))))
 
-
-# %% ../nbs/25_cli.ipynb #25-cli-14d
+# %% ../nbs/25_cli.ipynb #25-cli-18
 @app.command()
 def event(
     item: str = typer.Option(..., help="item id"),
@@ -158,7 +157,7 @@ def event(
         done = recorder.record_event(dict(event_id=event_id or secrets.token_hex(8), user_id=user, item_id=item, timestamp=parse_time(at) if at else int(recorder.clock()), event_type=kind))
     print_line(f"{done}: {user or 'an anonymous visitor'}, {kind} of {item}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-14e
+# %% ../nbs/25_cli.ipynb #25-cli-19
 @app.command()
 def forget(
     user: str = typer.Option(..., help="user id"),
@@ -172,7 +171,7 @@ def forget(
     with valkey_for(p) as url: recorder = online_parts(p, url)[1]; n = forget_user(recorder.client, recorder.seen, user)
     print_line(f"{n} keys of user {user} erased")
 
-# %% ../nbs/25_cli.ipynb #25-cli-14h
+# %% ../nbs/25_cli.ipynb #25-cli-21
 @app.command()
 def offpolicy(
     temperature: List[float] = typer.Option(..., help="temperature of the policy in question; may stand several times"),
@@ -195,7 +194,7 @@ def offpolicy(
     log = read_log(folders["impressions"], folders["events"], dict(zip((i.decode() for i in b.ids), b.categories.tolist())), parse_time(since) if since else 0, sampled_only)
     show_estimates({f"temperature {t:g}": off_policy(log, policy_on(log, t, diversity, max_per_category), weights, clip, p.BOOTSTRAP, p.SEED) for t in temperature})
 
-# %% ../nbs/25_cli.ipynb #25-cli-14i
+# %% ../nbs/25_cli.ipynb #25-cli-22
 def show_estimates(found: dict) -> None:  # policy -> rows of `off_policy`
     "Print estimates as a table; the log's own policy comes first."
     from rich.console import Console
@@ -208,7 +207,25 @@ def show_estimates(found: dict) -> None:  # policy -> rows of `off_policy`
         table.add_row(name, "mean" if name == "logged" else r["estimator"].upper(), f"{r['value']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", *gain, f"{r['ess']:,.0f}")
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
 
-# %% ../nbs/25_cli.ipynb #25-cli-15
+# %% ../nbs/25_cli.ipynb #25-cli-25
+@app.command()
+def tune(
+    stage: str = typer.Argument(..., help="two_tower or dlrm"),
+    params: Path = typer.Option(..., help="parameters of the run, a YAML file; its stages before this one must have run"),
+    trials: int = typer.Option(20, help="trials more, at most"),
+    minutes: float = typer.Option(30, help="no trial begins later"),
+    out: Optional[Path] = typer.Option(None, help="params file to write; left out: <run>/tune/<stage>.yaml"),
+    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file; may stand several times"),
+):
+    "Search a stage's parameters on validation and write the winner as a params file; called again, it goes on."
+    from recsys.tune import plot_trials, tune as search, write_params
+    p = load_params(params, tuple(set))
+    best, tried = search(p, stage, trials, minutes, say=print_line)
+    folder = run_dir(p) / "tune"; target = write_params(params, best, out or folder / f"{stage}.yaml")
+    plot_trials(tried).savefig(folder / f"{stage}.png", bbox_inches="tight")
+    print_line(f"best of {len(tried)} on validation: {max(v for v, _ in tried):.4f}, as it was {tried[0][0]:.4f}; {show_path(target)}, {show_path(folder / f'{stage}.png')}")
+
+# %% ../nbs/25_cli.ipynb #25-cli-28
 @app.command()
 def params():
     "List every parameter: default, range, meaning."
@@ -216,7 +233,7 @@ def params():
         limit = "|".join(q.choices) if q.choices else f"{q.low:g} to {q.high:g}" if q.low is not None else ""
         print_line(f"{q.name:<20} {q.default!r:<14} {limit:<22} {q.doc}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-16
+# %% ../nbs/25_cli.ipynb #25-cli-29
 @app.command()
 def catalog(
     file: Path = typer.Argument(..., help="products.yaml of the Retail Demo Store"),
@@ -229,7 +246,7 @@ def catalog(
     with atomic_path(out) as tmp: table.to_parquet(tmp, index=False)
     print_line(f"{len(table):,} products in {out}; sell them with --set CATALOG={out}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-17
+# %% ../nbs/25_cli.ipynb #25-cli-30
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
     "Check Python, packages, memory, disk, GPU and system tools."
     import importlib.metadata as md, os, platform, shutil
@@ -243,7 +260,7 @@ def check_environment() -> list:  # (ok or None where it is only a hint, what, d
     found += [(None, "cores", str(os.cpu_count())), (None, "GPU", "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU")]
     return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs use it") for t in ("chromium", "promtool", "kubectl", "node")]
 
-# %% ../nbs/25_cli.ipynb #25-cli-18
+# %% ../nbs/25_cli.ipynb #25-cli-31
 @app.command()
 def doctor():
     "Check the environment; the exit code is 1 where something needed is missing."
@@ -251,7 +268,7 @@ def doctor():
     for ok, what, detail in found: print_line(f"{'  ok ' if ok else '  -- ' if ok is None else ' BAD '} {what:<16} {detail}")
     if any(ok is False for ok, _, _ in found): raise typer.Exit(1)
 
-# %% ../nbs/25_cli.ipynb #25-cli-20
+# %% ../nbs/25_cli.ipynb #25-cli-33
 def main() -> None:
     "Run the command line; a mistake in the input ends with one message and exit code 2, a failed stage with 1."
     from recsys.core import RecsysError

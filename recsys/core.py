@@ -76,7 +76,8 @@ _PARAMS = [
     Param("TT_LR", 0.002, "learning rate", 1e-6, 1.0),
     Param("TT_PATIENCE", 2, "epochs without a better validation before training stops", 0, 100),
     Param("TT_DROPOUT", 0.1, "share of embedding components dropped in training", 0.0, 0.9),
-    Param("TT_LOSS", "sampled", "softmax over what: shared samples, the batch, or the whole catalogue", choices=("sampled", "in_batch", "full")),
+    Param("TT_LOSS", "auto", "softmax over what: shared samples, the batch, or the whole catalogue; auto: the whole one where it is as small as a sample, or the data are", choices=("auto", "sampled", "in_batch", "full")),
+    Param("REFIT", False, "fit towers and ranker once more, on training and validation together, for the epochs that were best"),
     Param("TT_NEGATIVES", 2048, "TT_LOSS sampled: negatives shared by a batch", 16, 65536),
     Param("TT_COMBINER", "decay", "how a history becomes one vector", choices=("decay", "mean", "none")),
     Param("USER_ID", False, "give the towers and the ranker an embedding of the user's id"),
@@ -98,6 +99,7 @@ _PARAMS = [
     Param("DLRM_LOSS", "bce", "binary cross-entropy of each candidate, or softmax over a positive and its negatives", choices=("bce", "softmax")),
     Param("DLRM_HALF_LIFE", 0.35, "share of the training span over which a case's chance to be drawn halves; 0: every case once an epoch", 0.0, 100.0),
     Param("DLRM_NEGATIVES", 5, "sampled negatives a positive", 1, 100),
+    Param("DLRM_OWN_NEGATIVES", 1, "negatives more from the user's own history, so that the ranker tells what is chosen again from what was chosen once", 0, 100),
     # a request
     Param("CANDIDATES", 300, "items that retrieval hands to the ranker", 10, 10000),
     Param("SEEN_DAYS", 3, "days for which a seen item stays hidden; 0 switches the filter off", 0, 365),

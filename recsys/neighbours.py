@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DAY', 'OWN', 'LARGEST', 'PERIODS', 'DECAYS', 'interactions_matrix', 'slots', 'neighbours', 'make_table', 'votes',
-           'training_votes', 'add_related', 'retrieval_recall', 'vote_recall', 'tuned_table', 'run_neighbours',
-           'load_table', 'plot_recalls']
+           'training_votes', 'add_related', 'held_out', 'retrieval_recall', 'vote_recall', 'tuned_table',
+           'run_neighbours', 'load_table', 'plot_recalls']
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-02
+import shutil
 from pathlib import Path
 import numpy as np
 from .core import Params, progress, record_stage, stage_dir
@@ -132,6 +133,10 @@ LARGEST = 20_000   # items up to which a table is made: the ranker trains on a s
 
 PERIODS, DECAYS = (0., 1., 7.), (.8, .9, .97)
 
+def held_out(folder) -> Path:
+    "Find the files of a stage that haven't seen validation: its own, or those of held_out/ after a refit."
+    return Path(folder) / "held_out" if (Path(folder) / "held_out").is_dir() else Path(folder)
+
 def retrieval_recall(
     prep, p: Params,
     table: dict,
@@ -140,7 +145,7 @@ def retrieval_recall(
 ) -> dict:                      # extra -> recall@CANDIDATES
     "Measure what share of cases finds its item among the candidates."
     from recsys.encoders import onnx_session
-    folder = stage_dir(p, "two_tower"); tower, vectors = onnx_session(folder / "query_tower.onnx", threads=1), np.load(folder / "item_vectors.npy")
+    folder = held_out(stage_dir(p, "two_tower")); tower, vectors = onnx_session(folder / "query_tower.onnx", threads=1), np.load(folder / "item_vectors.npy")
     item, C, found = np.asarray(prep.events["item"][pos]), min(p.CANDIDATES, prep.n_items), {e: 0 for e in extras}
     for a in range(0, len(pos), 256):
         part = pos[a:a + 256]; query = tower.run(None, pack(prep.contract.query, prep.query_inputs(part), "q_"))[0]
@@ -178,7 +183,7 @@ def run_neighbours(p: Params) -> dict:  # metrics
     from recsys.data_prep import load_prepared
     with record_stage(p, "neighbours") as rec:
         prep, file, C = load_prepared(p), rec.dir / "neighbours.npz", p.CANDIDATES
-        file.unlink(missing_ok=True)
+        file.unlink(missing_ok=True); shutil.rmtree(rec.dir / "held_out", ignore_errors=True)
         pos = np.sort(np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:2000])
         why = "NEIGHBOURS is 0" if not p.NEIGHBOURS else f"the catalogue has {prep.n_items:,} items, more than {LARGEST:,}" if prep.n_items > LARGEST else "there are no validation cases" if not len(pos) else ""
         if why or not p.RELATED: rec.note(f"no table of neighbours: {why or 'RELATED is 0'}"); return rec.metrics
@@ -189,6 +194,11 @@ def run_neighbours(p: Params) -> dict:  # metrics
         rec.figure(plot_recalls(recalls, C), "recall", "Recall of candidates by how many of them the neighbours add")
         if p.RELATED < 0 and recalls[best] < 1.01 * recalls[0]: rec.metrics["related"] = 0; rec.note("no table of neighbours: it adds less than a hundredth to the recall of candidates"); return rec.metrics
         save_arrays(file, table | dict(related=np.int64(best)))
+        if p.REFIT:
+            (rec.dir / "held_out").mkdir(); file.rename(rec.dir / "held_out" / file.name)
+            known = np.flatnonzero(prep.events["case"] & (prep.events["split"] < 2))
+            save_arrays(file, make_table(prep, known, p.NEIGHBOURS, float(table["period"])) | dict(weight=table["weight"], related=np.int64(best)))
+            rec.note("neighbours: the table was made once more of training and validation")
     return rec.metrics
 
 def load_table(folder) -> dict | None:  # of `make_table`, and related: candidates that it adds

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMBINERS', 'STATE', 'column_schema', 'embedding_tables', 'ItemVector', 'content_by_id', 'content_scale', 'History',
-           'TowerInputs', 'Head', 'signature', 'TwoTower', 'build_towers', 'query_variables', 'CandidateSampler',
-           'softmax_loss', 'make_step', 'save_state', 'load_state', 'baked_history', 'export_onnx']
+           'TowerInputs', 'Head', 'signature', 'TwoTower', 'build_towers', 'query_variables', 'choose_loss',
+           'CandidateSampler', 'softmax_loss', 'make_step', 'save_state', 'load_state', 'baked_history', 'export_onnx']
 
 # %% ../nbs/05_towers.ipynb #05-towers-02
 import contextlib, os
@@ -190,6 +190,14 @@ def query_variables(model: TwoTower) -> list:  # of tf.Variable
     return [v for v in model.query.trainable_variables if id(v) not in shared]
 
 # %% ../nbs/05_towers.ipynb #05-towers-31
+def choose_loss(
+    items: int,        # that training saw
+    cases: int,        # of training
+    drawn: int,        # candidates of a step with sampling
+) -> str:              # full or sampled
+    "Choose the whole catalogue where it costs no more than a sample, or where the data are small enough to pay for it."
+    return "full" if items <= 1.5 * drawn or (items <= 20_000 and items * cases <= 3e9) else "sampled"
+
 class CandidateSampler:
     "Choose the candidates of each step and the logarithm of their chance to be there."
     def __init__(self, counts: np.ndarray, loss: str, negatives: int, power: float = 0.75):

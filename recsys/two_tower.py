@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['time_order', 'seen_lately', 'place_seen', 'train_batches', 'prefetch', 'positive_ranks', 'rank_metrics', 'Scorer',
            'validation_cases', 'validate', 'popularity_metrics', 'check_start', 'train_epoch', 'fit', 'export_towers',
-           'learning_curve', 'run_two_tower']
+           'learning_curve', 'refit', 'run_two_tower']
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-02
-import contextlib, os, queue, threading, time
+import contextlib, os, queue, shutil, threading, time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from .core import Params, RecsysError, atomic_path, default_params, progress, re
 from .data_prep import load_prepared
 from .encoders import onnx_session
 from .features import pack, save_arrays
-from .towers import (CandidateSampler, TwoTower, baked_history, build_towers, content_by_id, export_onnx, load_state,
+from .towers import (choose_loss, CandidateSampler, TwoTower, baked_history, build_towers, content_by_id, export_onnx, load_state,
                            make_step, query_variables, save_state, signature)
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-07
@@ -204,7 +204,9 @@ def fit(
     "Train with early stopping on validation and keep the best epoch's weights."
     train, valid = prep.positions("train") if train is None else train, validation_cases(prep, p.SEED) if valid is None else valid
     if len(train) == 0: raise RecsysError("two-tower: no training cases; lower VALID or TEST, or check POSITIVE_EVENTS")
-    sampler, scorer, seen, rng = CandidateSampler(prep.item_counts, p.TT_LOSS, p.TT_NEGATIVES), Scorer(model), seen_lately(prep, p.SEEN_DAYS), np.random.default_rng(p.SEED)
+    counts = np.bincount(prep.events["item"][train], minlength=len(prep.item_counts))
+    loss = choose_loss((counts > 0).sum(), len(train), p.TT_BATCH + p.TT_NEGATIVES) if p.TT_LOSS == "auto" else p.TT_LOSS
+    sampler, scorer, seen, rng = CandidateSampler(counts, loss, p.TT_NEGATIVES), Scorer(model), seen_lately(prep, p.SEEN_DAYS), np.random.default_rng(p.SEED)
     step = make_step(model, prep.item_inputs(np.arange(len(prep.item_counts))), mm.LazyAdam(p.TT_LR), variables=variables)
     names, curve, best = model.query_features.names(), [], None
     for epoch in range(1, p.TT_EPOCHS + 1):
@@ -257,12 +259,23 @@ def learning_curve(
     return fig
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-40
+def refit(model: TwoTower, prep, p, curve: list, rec) -> TwoTower:  # new towers
+    "Fit towers on training and validation for the epochs that were best; what is chosen on validation later gets those of held_out/, which haven't seen it."
+    with rec.timing("held out"): export_towers(model, prep, rec.dir / "held_out")
+    again, epochs = build_towers(prep.contract, p, content_by_id(prep)), max(curve, key=lambda c: c.get("ndcg", c["epoch"]))["epoch"]
+    both = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")]))
+    with rec.timing("refit"): fit(again, prep, Params({**p, "TT_EPOCHS": epochs}), both, both[:0])
+    rec.note(f"towers: fitted once more on training and validation, {epochs} epochs")
+    return again
+
 def run_two_tower(p: Params) -> dict:  # the learning curve and what was measured
     "Train both towers on prepared data and write ONNX, item vectors and training state."
     with record_stage(p, "two_tower") as rec:
         prep = load_prepared(p)
         with rec.timing("build"): model = build_towers(prep.contract, p, content_by_id(prep))
         with rec.timing("fit"): curve = fit(model, prep, p)
+        shutil.rmtree(rec.dir / "held_out", ignore_errors=True)
+        if p.REFIT and len(prep.positions("valid")): model = refit(model, prep, p, curve, rec)
         with rec.timing("export"): gap = export_towers(model, prep, rec.dir)
         save_state(model, rec.dir / "train_state")
         best, popular = max(curve, key=lambda c: c.get("ndcg", c["epoch"])), popularity_metrics(prep, validation_cases(prep, p.SEED), p.CANDIDATES)
