@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KS', 'DEPTH', 'test_cases', 'past_items', 'model_lists', 'block_lists', 'take_rows', 'past_mask', 'baseline_lists',
            'long_history', 'tuned_knn', 'oracle_lists', 'source_parameters', 'load_user_ids', 'device_positions',
-           'segments', 'system_rows', 'compare_systems', 'is_masked', 'report_numbers', 'plot_systems', 'plot_segments',
-           'run_evaluate']
+           'segments', 'fine_segments', 'system_rows', 'compare_systems', 'is_masked', 'report_numbers', 'plot_systems',
+           'plot_segments', 'run_evaluate']
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-02
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ import numpy as np
 from . import baselines
 from .core import Params, progress, read_json, record_stage, stage_dir, write_json
 from .data_prep import Prepared, load_prepared
-from .features import history_at, load_arrays
+from .features import history_at, load_arrays, local_time
 from .metrics import case_metrics, coverage, metric_row, metric_rows, paired_bootstrap, rank_of_relevant
 from .recommender import Bundle, fill_candidates, find_candidates, query_arrays, run_session, score_candidates, seen_since
 
@@ -168,25 +168,36 @@ def segments(prep: Prepared, pos: np.ndarray) -> dict:  # name -> bool [B]
     warm = trained[user]
     return dict(all=np.ones(len(pos), bool), warm_user=warm, new_user=~warm & (user >= 0), anonymous=user < 0, warm_item=prep.item_counts[item] > 0, new_item=prep.item_counts[item] == 0)
 
+def fine_segments(prep: Prepared, pos: np.ndarray) -> dict:  # name -> bool [B]
+    "Cut the cases by device, part of the day, weekend and length of the history."
+    e, out = prep.events, {}; now, known = np.asarray(e["timestamp"][pos]), np.asarray(e["hist_cut"][pos] - e["hist_first"][pos])
+    if prep.contract["device_type"]: out |= {f"device {v.decode()}": np.asarray(e["device_type"][pos]) == i for v, i in zip(*prep.encoder.vocab["device_type"])}
+    hour, weekday = local_time(now, prep.meta["timezone"])
+    out |= {f"hour {a} to {a + 5}": hour // 6 == a // 6 for a in (0, 6, 12, 18)} | {"weekend": weekday > 4, "working day": weekday < 5}
+    return out | {f"history {name}": (known >= a) & (known <= b) for name, a, b in (("none", 0, 0), ("1 to 5", 1, 5), ("6 to 20", 6, 20), ("over 20", 21, 2**31))}
+
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-27
 def system_rows(lists: dict, prep: Prepared, pos: np.ndarray, draws: int, seed: int) -> list:  # rows of metrics.json
-    "Measure every system on every segment."
-    e, rows = prep.events, []
+    "Measure every system on every segment; the fine ones by recall@10 and NDCG@10."
+    e, rows, cuts, fine = prep.events, [], segments(prep, pos), fine_segments(prep, pos)
     users, relevant = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
     for system, top in lists.items():
         ranks = rank_of_relevant(top, relevant)
         metrics = case_metrics(ranks, KS) | ({f"recall@{top.shape[1]}": (ranks < top.shape[1]) * 1.0} if top.shape[1] > DEPTH else {})
         metrics = {k: v for k, v in metrics.items() if not k.startswith("precision")}
-        for name, mask in segments(prep, pos).items(): rows += metric_rows(system, name, {k: v[mask] for k, v in metrics.items()}, users[mask], draws, seed)
+        for name, mask in cuts.items(): rows += metric_rows(system, name, {k: v[mask] for k, v in metrics.items()}, users[mask], draws, seed)
+        for name, mask in fine.items(): rows += metric_rows(system, name, {k: metrics[k][mask] for k in ("recall@10", "ndcg@10")}, users[mask], draws, seed)
         rows.append(metric_row(system, "all", "coverage@10", coverage(top[:, :10], prep.n_items), n=len(pos)))
     return rows
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-28
 def compare_systems(lists: dict, prep: Prepared, pos: np.ndarray, draws: int, seed: int, system: str = "full", metric: str = "ndcg@10") -> list:
-    "Estimate by how much one system exceeds each other, paired, with the interval over users."
+    "Estimate by how much one system exceeds each other, paired, with the interval over users: all, warm, new and anonymous ones."
     e = prep.events; users, relevant = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
     value = {n: case_metrics(rank_of_relevant(top, relevant))[metric] for n, top in lists.items()}
-    return [dict(system=system, other=n, metric=metric, **dict(zip(("difference", "low", "high"), paired_bootstrap(value[system], v, users, draws, seed)))) for n, v in value.items() if n != system]
+    cuts = {s: m for s, m in segments(prep, pos).items() if m.any() and s in ("all", "warm_user", "new_user", "anonymous")}
+    gap = lambda v, m: dict(zip(("difference", "low", "high"), paired_bootstrap(value[system][m], v[m], users[m], draws, seed)))
+    return [dict(system=system, other=n, segment=s, metric=metric, **gap(v, m)) for s, m in cuts.items() for n, v in value.items() if n != system]
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-31
 def is_masked(prep: Prepared, wanted: str) -> bool:
@@ -201,7 +212,7 @@ def report_numbers(rec, rows: list, pairs: list, systems: set) -> None:
     if "oracle" in systems: rec.metrics["full, share of the oracle's ndcg@10"] = value["full", "ndcg@10"] / max(value["oracle", "ndcg@10"], 1e-12)
     for r in pairs:
         verdict = "above" if r["low"] > 0 else "below" if r["high"] < 0 else "not told apart from"
-        rec.note(f"full is {verdict} {r['other']}: {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})")
+        if r["segment"] == "all" or verdict != "above": rec.note(f"{r['segment'].replace('_', ' ')}: full is {verdict} {r['other']}, {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})")
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-35
 def plot_systems(rows: list, metric: str = "ndcg@10"):
@@ -220,7 +231,7 @@ def plot_segments(rows: list, metric: str = "ndcg@10", systems: tuple = ("full",
     "Draw one metric by segment."
     import matplotlib.pyplot as plt
     value = {(r["segment"], r["system"]): r for r in rows if r["metric"] == metric}
-    names = [s for s in dict.fromkeys(r["segment"] for r in rows) if (s, "full") in value]
+    names = [s for s in ("all", "warm_user", "new_user", "anonymous", "warm_item", "new_item") if (s, "full") in value]
     there = [s for s in systems if ("all", s) in value]
     fig, ax = plt.subplots(figsize=(8, 3))
     for i, s in enumerate(there):
