@@ -1,6 +1,7 @@
 """The command line and the runner as a user meets them: real notebooks, real papermill, real exit codes."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,24 @@ def test_recommend_prints_what_it_says(done):
     assert one["items"][0]["item_id"] not in [i["item_id"] for i in without["items"]]
 
 
+def test_leaks_is_green_on_a_run_and_red_on_a_planted_one(done, tmp_path):
+    few = ("--events", "90", "--cases", "300")
+    clean = recsys("leaks", "--run", done[0], *few)
+    assert clean.returncode == 0 and "no leak found" in clean.stdout, clean.stdout + clean.stderr
+    told = json.loads((done[0] / "leaks/leaks.json").read_text())
+    assert told["leaks"] == [] and (done[0] / "leaks/decay.png").is_file()
+    assert {"top_category", "hist_items", "vocabulary of item_id", "popularity", "shuffled labels", "its own event"} <= {r["check"] for r in told["rows"]}
+    copy = shutil.copytree(done[0], tmp_path / "planted", ignore=shutil.ignore_patterns("*.lock", "valkey"))
+    load = lambda name: np.load(copy / "data_prep/events" / f"{name}.npy")
+    user, top = load("user"), load("top_category")
+    last = np.searchsorted(user, user, side="right") - 1        # the newest event of the user says it for all earlier ones
+    np.save(copy / "data_prep/events/top_category.npy", np.where(user < 0, top, top[last]))
+    planted = recsys("leaks", "--run", copy, *few, "--json")
+    rows = {r["check"]: r for r in json.loads(planted.stdout)}
+    assert planted.returncode == 1 and rows["top_category"]["verdict"] == "leak" and "expected" in rows["top_category"]["detail"]
+    assert [r["check"] for r in rows.values() if r["verdict"] == "leak" and r["part"] == "features"] == ["top_category"]
+
+
 @pytest.mark.parametrize("args, message", [
     (["run", "--params", "no.yaml"], "no.yaml: no such params file"),
     (["run", "--params", "params/quickstart.yaml", "--set", "K=0"], "--set K: K is 0, expected 1 to 1000"),
@@ -114,6 +133,7 @@ def test_recommend_prints_what_it_says(done):
     (["run", "--params", "params/quickstart.yaml", "--set", "SOURCE=parquet"], "INTERACTIONS is empty"),
     (["recommend", "--run", "never-ran"], "no bundle; make it with: recsys run"),
     (["recommend", "--run", "quickstart", "--at", "noon"], "--at noon: expected"),
+    (["leaks", "--run", "never-ran"], "no bundle; make it with: recsys run"),
     (["catalog", "no.yaml"], "no.yaml"),
 ])
 def test_mistakes_end_with_one_message(args, message, tmp_path):
@@ -155,3 +175,5 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     assert value["repeat"] <= value["popularity"] + 0.05     # the history is hidden: nothing can be repeated
     answer = json.loads(recsys("recommend", "--run", tmp_path / "own", "--user", "7", "-k", "4", "--json").stdout)
     assert len(answer["items"]) == 4 and answer["reasons"]["user"] == "known"
+    clean = recsys("leaks", "--run", tmp_path / "own", "--cases", "200")
+    assert clean.returncode == 0, clean.stdout + clean.stderr
