@@ -136,8 +136,9 @@ _PARAMS = [
     Param("EVAL_CASES", 100000, "test cases, at most, sampled by seed", 100, 10**8),
     Param("BOOTSTRAP", 1000, "resamples of users behind each interval", 50, 100000),
     Param("MASK_HISTORY", "auto", "hide every item of the user's history in evaluation; auto: only for leave_one_out", choices=("auto", "true", "false")),
-    Param("BASELINE_HISTORY", 100, "earlier items that the baselines repeat and item_knn see", 1, 500),
-    Param("RECENT_DAYS", 3.0, "half-life of the recent-popularity baseline, days", 0.05, 400),
+    Param("BASELINES", "popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr", "baselines to tune and run, separated by commas"),
+    Param("BASELINE_HISTORY", 500, "earlier items that the baselines see, at most", 1, 2000),
+    Param("RECENT_DAYS", 3.0, "half-life of recent popularity, days; the baseline's tuning starts from it", 0.05, 400),
 ]
 PARAMS = {p.name: p for p in _PARAMS}  # every parameter by its name
 

@@ -381,7 +381,7 @@ def refit(model: Ranker, prep: Prepared, p: Params, curve: list, rec) -> Ranker:
     "Fit the ranker on training and validation for the epochs that were best."
     both, epochs = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")])), best_epoch(curve)["epoch"]
     with rec.timing("refit"): again, _ = fit_ranker(prep, Params({**p, "DLRM_EPOCHS": epochs}), train=both, table=load_table(stage_dir(p, "neighbours")), judged=False)
-    again.blend.assign(model.blend); rec.note(f"ranker: fitted once more on training and validation, {epochs} epochs")
+    again.blend.assign(model.blend); rec.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
     return again
 
 def run_dlrm(p: Params) -> dict:  # metrics

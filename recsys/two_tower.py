@@ -265,7 +265,7 @@ def refit(model: TwoTower, prep, p, curve: list, rec) -> TwoTower:  # new towers
     again, epochs = build_towers(prep.contract, p, content_by_id(prep)), max(curve, key=lambda c: c.get("ndcg", c["epoch"]))["epoch"]
     both = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")]))
     with rec.timing("refit"): fit(again, prep, Params({**p, "TT_EPOCHS": epochs}), both, both[:0])
-    rec.note(f"towers: fitted once more on training and validation, {epochs} epochs")
+    rec.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
     return again
 
 def run_two_tower(p: Params) -> dict:  # the learning curve and what was measured

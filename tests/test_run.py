@@ -38,14 +38,14 @@ def stages(folder):
 
 def test_a_run_leaves_its_record(done):
     folder, _, out = done
-    names = ["ingest", "data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm", "bundle", "evaluate"]
+    names = ["ingest", "data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm", "bundle", "baselines", "evaluate"]
     assert set(names) <= set(stages(folder))
     assert [line.split()[1] for line in out.splitlines() if line.startswith("[")] == names
     for record in stages(folder).values():
         assert {"parameters", "rows", "timings", "outputs", "key", "peak_memory_mib"} <= set(record)
     notebooks = {f.name for f in (folder / "notebooks").glob("*.ipynb")}
     assert notebooks >= {"02_sources.ipynb", "03_data_prep.ipynb", "04_embeddings.ipynb", "05_two_tower.ipynb", "06_index.ipynb", "06_neighbours.ipynb",
-                         "07_dlrm.ipynb", "11_recommender.ipynb", "14_evaluate.ipynb"}
+                         "07_dlrm.ipynb", "11_recommender.ipynb", "13_baselines.ipynb", "14_evaluate.ipynb"}
     page = (folder / "report.html").read_text()
     assert page.count("<figure>") >= 5 and "report.html" in out
     assert str(ROOT) not in page
@@ -55,7 +55,10 @@ def test_metrics_are_rows_of_the_contract(done):
     rows = json.loads((done[0] / "evaluate/metrics.json").read_text())
     assert all(set(r) == {"system", "segment", "metric", "value", "low", "high", "n"} for r in rows)
     systems = {r["system"] for r in rows}
-    assert systems == {"retrieval", "full", "full_unfiltered", "popularity", "recent_popularity", "repeat", "item_knn", "oracle"}
+    assert systems == {"retrieval", "full", "full_unfiltered", "popularity", "recent_popularity", "category_popularity", "repeat", "item_knn", "ease", "als", "bpr", "oracle"}
+    fitted = json.loads((done[0] / "evaluate/fitted_on.json").read_text())
+    assert set(fitted) == systems and fitted["ease"] == "train and validation" and fitted["full"].startswith("train")
+    assert any("ease: own" in note and "NDCG@10 on validation" in note for note in stages(done[0])["baselines"]["notes"])
     ndcg = {r["system"]: r["value"] for r in rows if r["segment"] == "all" and r["metric"] == "ndcg@10"}
     assert max(ndcg, key=ndcg.get) == "oracle"
     assert {"recall@10", "ndcg@10", "mrr@10", "coverage@10", "recall@300"} <= {r["metric"] for r in rows}
@@ -65,7 +68,7 @@ def test_again_everything_is_skipped(done):
     folder, params, _ = done
     before = stages(folder)
     run = recsys("run", "--params", params)
-    assert run.returncode == 0 and run.stdout.count("unchanged, skipped") == 8, run.stdout
+    assert run.returncode == 0 and run.stdout.count("unchanged, skipped") == 10, run.stdout
     assert stages(folder) == before
 
 
@@ -75,6 +78,7 @@ def test_a_changed_parameter_runs_what_depends_on_it(done):
     changed = lambda *sets: [s.name for s in select_stages() if not is_done(s, load_params(done[1], sets))]
     assert changed() == []
     assert changed("BOOTSTRAP=60") == ["evaluate"]
+    assert changed("BASELINES=repeat") == ["baselines"]
     assert changed("DLRM_LR=0.01") == ["dlrm"]      # the rest follows once its files have changed
     assert changed("SEED=1") == [s.name for s in select_stages()]
 
@@ -169,6 +173,7 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     notes = " ".join(stages(tmp_path / "own")["data_prep"]["notes"])
     for name in ("device_type", "top_category", "text", "image"):
         assert f"no feature {name}" in notes
+    assert "category_popularity is left out: the source has no category" in stages(tmp_path / "own")["baselines"]["notes"]
     rows = json.loads((tmp_path / "own/evaluate/metrics.json").read_text())
     value = {r["system"]: r["value"] for r in rows if r["segment"] == "all" and r["metric"] == "recall@10"}
     assert value["full"] > value["popularity"] and "oracle" not in value
