@@ -12,7 +12,7 @@ __all__ = ['RULES', 'WEIGHTS', 'ENOUGH', 'HEAVY', 'policy_on', 'part_of', 'draw_
 import json, warnings
 import numpy as np
 from numba import njit, prange
-from .baselines import blocks
+from .cases import blocks
 from .core import RecsysError
 from .metrics import bootstrap_means
 from .rerank import per_request, rerank, score_range, under_rules

@@ -13,7 +13,7 @@ from .core import PARAMS, Params, RecsysError, atomic_path, run_dir, sha256_file
 
 # %% ../nbs/07_tune.ipynb #07-tune-07
 RANGES = dict(
-    two_tower=dict(TT_LR=(5e-4, 1e-2, "log"), TT_DROPOUT=(0.0, 0.5), TT_DIM=[32, 64, 128], TT_LOSS=["sampled", "full"], TT_COMBINER=["decay", "mean"]),
+    two_tower=dict(TT_LR=(5e-4, 1e-2, "log"), TT_DROPOUT=(0.0, 0.5), TT_DIM=[32, 64, 128], TT_LOSS=["auto", "sampled", "full"], TT_COMBINER=["decay", "mean"]),
     dlrm=dict(DLRM_LR=(5e-4, 1e-2, "log"), DLRM_DROPOUT=(0.0, 0.5), DLRM_DIM=[16, 32, 64], DLRM_HALF_LIFE=(0.1, 2.0, "log"), DLRM_NEGATIVES=[5, 10, 20]))
 
 def suggest(
@@ -60,7 +60,8 @@ def tune(
     meta = stage_dir(p, "data_prep") / "meta.json"
     if not meta.is_file(): raise RecsysError(f"{meta}: no such file; run the stages up to {stage} first: recsys run --params FILE --to {stage}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    ranges, judge, folder = ranges or RANGES[stage], judge or JUDGES[stage], run_dir(p) / "tune"; folder.mkdir(exist_ok=True)
+    ranges = {n: r + [p[n]] if isinstance(r, list) and p[n] not in r else r for n, r in (ranges or RANGES[stage]).items()}   # what the run has now is a choice, too
+    judge, folder = judge or JUDGES[stage], run_dir(p) / "tune"; folder.mkdir(exist_ok=True)
     study = optuna.create_study(direction="maximize", storage=f"sqlite:///{(folder / f'{stage}.db').resolve()}", study_name=f"{sha256_file(meta)[:12]} {sorted(ranges)}", load_if_exists=True,
                                 sampler=optuna.samplers.TPESampler(seed=p.SEED))
     if not study.trials: study.enqueue_trial({n: p[n] for n in ranges}, skip_if_exists=True)
