@@ -182,6 +182,7 @@ def test_logged_pages_judge_another_policy(p, stack, parts):
     "Pages at a temperature, clicks that name their page, the worker's files, the command: propensities are found again from what was logged."
     from recsys.offpolicy import check_log, off_policy, policy_on, read_log
     client, recorder, rng, clicked = stack[3], parts[1], np.random.default_rng(0), 0
+    client.recommend(user_id="u00001", k=3, temperature=0.0, request_id="greedy")   # which no other policy can be judged by
     for i in range(60):
         page = client.recommend(user_id=f"u{i % 20:05d}", k=3 + i % 2, temperature=1.0, diversity=0.3 * (i % 3 == 0), seed=i, request_id=f"judged {i}")
         for j, item in enumerate(page["item_ids"]):
