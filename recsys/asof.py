@@ -242,7 +242,7 @@ def compare_arrays(name: str, expected, found, ids) -> dict:  # row of the table
 def check_table(table: dict, raw: Raw, ids, most: int = 500, longest: int = 500) -> list:  # rows of the table
     "Compare a table of neighbours with who chose what in training: how many people, or people and periods, each item had, and how near some pairs are."
     t, period = raw.events[(raw.events.split < (2 if raw.p.get("REFIT") else 1)) & (raw.events.split >= 0) & raw.events.case & raw.events.user_id.notna()], int(float(table["period"]) * 86400)
-    group = pd.Series(t.user_id.cat.codes * (2 ** 33 // (period or 2 ** 33) + 1) + (t.timestamp // period if period else 0), t.index, dtype=np.int64)
+    group = t.groupby([t.user_id, t.timestamp // period if period else t.timestamp * 0], observed=True).ngroup()
     kept = group.groupby(group).tail(longest).index
     people = group[kept].groupby(t.item_id[kept].astype(str)).agg(set).reindex(ids)
     own = [x if isinstance(x, set) else set() for x in people]
