@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MASK', 'AGE', 'COUNT', 'YOUNG', 'sampling_distribution', 'sample_negatives', 'batches', 'own_negatives', 'pair_of',
            'training_loss', 'make_step', 'step_signature', 'item_tables', 'content_of', 'make_scorer', 'auc',
-           'sampled_quality', 'catalogue_quality', 'make_judge', 'batch_size', 'run_epoch', 'draw_cases', 'fit_ranker',
-           'plot_curve', 'best_epoch', 'candidate_ndcg', 'fit_blend', 'onnx_inputs', 'check_export', 'refit',
-           'run_dlrm']
+           'sampled_quality', 'catalogue_quality', 'make_judge', 'batch_size', 'run_epoch', 'draw_cases',
+           'launched_before', 'fit_ranker', 'plot_curve', 'best_epoch', 'candidate_ndcg', 'fit_blend', 'onnx_inputs',
+           'check_export', 'refit', 'run_dlrm']
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-02
 import os, time
@@ -267,6 +267,15 @@ def draw_cases(
     return np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-37
+def launched_before(
+    prep: Prepared,
+    positions: np.ndarray,   # of cases
+) -> np.ndarray:             # those whose item was known before; all where none was
+    "Leave out each item's very first event: an age of zero would tell that it is the positive, for negatives must have been launched."
+    known = positions[prep.events["timestamp"][positions] > prep.item_columns["first_event"][prep.events["item"][positions]]]
+    return known if len(known) else positions
+
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-39
 def fit_ranker(
     prep: Prepared,
     p: Params,             # the DLRM parameters and SEED
@@ -279,7 +288,7 @@ def fit_ranker(
     "Train with early stopping on validation."
     tf.keras.utils.set_random_seed(p.SEED)
     if model is None: config = ranker_config(prep.contract, p); model = new_ranker(config, content_of(prep, config), prep.n_items)
-    train = prep.positions("train") if train is None else train
+    train = launched_before(prep, prep.positions("train") if train is None else train)
     ages, half_life = np.asarray(prep.events["timestamp"][train]), p.DLRM_HALF_LIFE
     q, n, size, rng = sampling_distribution(prep.item_counts), p.DLRM_NEGATIVES, batch_size(len(train), p.DLRM_BATCH), np.random.default_rng(p.SEED)
     step = make_step(model, prep, mm.LazyAdam(p.DLRM_LR), p.DLRM_LOSS, correct=correct)
@@ -294,7 +303,7 @@ def fit_ranker(
     model.set_weights(best[2])
     return model, curve
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-40
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-42
 def plot_curve(
     curve: list,   # of `fit_ranker`
 ):                 # matplotlib figure
@@ -311,7 +320,7 @@ def plot_curve(
 
 def best_epoch(curve: list) -> dict: "Choose the epoch whose weights were kept."; return max(curve, key=lambda c: c.get("ndcg@10", c["epoch"]))
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-43
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-45
 def candidate_ndcg(
     logits: np.ndarray,   # [B, C]
     right: np.ndarray,    # bool [B, C]: the chosen item, which may be missing
@@ -342,7 +351,7 @@ def fit_blend(
     model.blend.assign(max(tried, key=lambda x: x[1])[0])
     return tried
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-46
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-48
 def onnx_inputs(
     prep: Prepared,
     positions: np.ndarray,  # events, [B]
@@ -367,7 +376,7 @@ def check_export(
     if apart > 1e-3: raise RecsysError(f"dlrm.onnx differs from the trained ranker by {apart:.2g} in logits, expected below 1e-3; check the versions of tf2onnx and onnxruntime")
     return dict(onnx_difference=apart) | {f"onnx_{k}": v for k, v in measure_latency(session, {name: x[:1] for name, x in feed.items()}).items()}
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-49
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-51
 def refit(model: Ranker, prep: Prepared, p: Params, curve: list, rec) -> Ranker:  # a new ranker with the old one's blend
     "Fit the ranker on training and validation for the epochs that were best."
     both, epochs = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")])), best_epoch(curve)["epoch"]
