@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'leaks', 'print_rows', 'open_run', 'serve',
-           'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'tune', 'params', 'catalog', 'check_environment',
-           'doctor', 'main']
+           'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'tune', 'add_items', 'params', 'catalog',
+           'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
 import json, sys, time
@@ -258,7 +258,21 @@ def tune(
     plot_trials(tried).savefig(folder / f"{stage}.png", bbox_inches="tight")
     print_line(f"best of {len(tried)} on validation: {max(v for v, _ in tried):.4f}, as it was {tried[0][0]:.4f}; {show_path(target)}, {show_path(folder / f'{stage}.png')}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-31
+# %% ../nbs/25_cli.ipynb #25-cli-30
+@app.command("add-items")
+def add_items(
+    table: Path = typer.Argument(..., help="parquet or CSV file of new items: item_id and the catalogue's columns"),
+    run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+):
+    "Place new items by their text, image and attributes; servers of the run take them in with their next request."
+    from recsys.new_items import add_items as add
+    from recsys.recommender import Bundle
+    from recsys.sources import read_frame
+    folder = run_dir(open_run(run, []))
+    n = add(Bundle(folder / "bundle"), read_frame(str(table.resolve()), "TABLE"), folder / "embeddings", str(table))
+    print_line(f"{n} item(s) added to run {folder.name} so far; they are retrieved from now on")
+
+# %% ../nbs/25_cli.ipynb #25-cli-33
 @app.command()
 def params():
     "List every parameter: default, range, meaning."
@@ -266,7 +280,7 @@ def params():
         limit = "|".join(q.choices) if q.choices else f"{q.low:g} to {q.high:g}" if q.low is not None else ""
         print_line(f"{q.name:<20} {q.default!r:<14} {limit:<22} {q.doc}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-32
+# %% ../nbs/25_cli.ipynb #25-cli-34
 @app.command()
 def catalog(
     file: Path = typer.Argument(..., help="products.yaml of the Retail Demo Store"),
@@ -279,7 +293,7 @@ def catalog(
     with atomic_path(out) as tmp: table.to_parquet(tmp, index=False)
     print_line(f"{len(table):,} products in {out}; sell them with --set CATALOG={out}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-33
+# %% ../nbs/25_cli.ipynb #25-cli-35
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
     "Check Python, packages, memory, disk, GPU and system tools."
     import importlib.metadata as md, os, platform, shutil
@@ -293,7 +307,7 @@ def check_environment() -> list:  # (ok or None where it is only a hint, what, d
     found += [(None, "cores", str(os.cpu_count())), (None, "GPU", "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU")]
     return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs use it") for t in ("chromium", "promtool", "kubectl", "node")]
 
-# %% ../nbs/25_cli.ipynb #25-cli-34
+# %% ../nbs/25_cli.ipynb #25-cli-36
 @app.command()
 def doctor():
     "Check the environment; the exit code is 1 where something needed is missing."
@@ -301,7 +315,7 @@ def doctor():
     for ok, what, detail in found: print_line(f"{'  ok ' if ok else '  -- ' if ok is None else ' BAD '} {what:<16} {detail}")
     if any(ok is False for ok, _, _ in found): raise typer.Exit(1)
 
-# %% ../nbs/25_cli.ipynb #25-cli-36
+# %% ../nbs/25_cli.ipynb #25-cli-38
 def main() -> None:
     "Run the command line; a mistake in the input ends with one message and exit code 2, a failed stage with 1."
     from recsys.core import RecsysError

@@ -182,3 +182,34 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     assert len(answer["items"]) == 4 and answer["reasons"]["user"] == "known"
     clean = recsys("leaks", "--run", tmp_path / "own", "--cases", "200")
     assert clean.returncode == 0, clean.stdout + clean.stderr
+
+
+def test_a_daily_run_goes_on_from_another(done):
+    "New days, an item that was added since: query tower and ranker move, item vectors and encoder don't."
+    folder, params, _ = done
+    new = pd.read_parquet(folder / "data_prep/items.parquet").iloc[[5]].assign(item_id="new")
+    new.to_csv(folder.parent / "new.csv", index=False)
+    added = recsys("add-items", folder.parent / "new.csv", "--run", folder)
+    assert added.returncode == 0, added.stderr
+    daily = folder.parent / "daily.yaml"
+    daily.write_text(params.read_text() + "BASE_RUN: small\nTEST: 1\nBASELINES: popularity\n")
+    run = recsys("run", "--params", daily)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert [line.split()[1] for line in run.stdout.splitlines() if line.startswith("[")] == ["ingest", "finetune", "baselines", "evaluate"]
+    day = folder.parent / "daily"
+    sha = lambda run, name: json.loads((run / "bundle/manifest.json").read_text())["files"][name]
+    assert {n for n in ("encoder.json", "encoder.npz", "candidate_tower.onnx", "query_tower.onnx", "dlrm.onnx") if sha(folder, n) == sha(day, n)} == {"encoder.json", "encoder.npz", "candidate_tower.onnx"}
+    before, after = (np.load(f / "bundle/item_vectors.npy") for f in (folder, day))
+    assert len(after) == len(before) + 1 and after[:-1].tobytes() == before.tobytes()
+    assert np.abs(after[-1] - before[5]).max() < 10 and np.load(day / "bundle/items.npz")["item_ids"][-1] == b"new"
+    record = stages(day)["finetune"]
+    assert record["rows"]["new cases"] > 0 and any("against base" in note for note in record["notes"])
+    last = json.loads((day / "train_state/state.json").read_text())["last_second"]
+    meta = json.loads((day / "data_prep/meta.json").read_text())
+    assert json.loads((folder / "train_state/state.json").read_text())["last_second"] < last == meta["train"][1] < meta["test"][0]
+    again = recsys("run", "--params", daily)
+    assert again.stdout.count("unchanged, skipped") == 4, again.stdout
+    answer = json.loads(recsys("recommend", "--run", day, "-k", "300", "--json").stdout)
+    assert "new" in [i["item_id"] for i in answer["items"]]
+    same = recsys("run", "--params", daily, "--set", "BASE_RUN=daily")
+    assert same.returncode == 1 and "a folder of its own" in same.stderr, same.stderr
