@@ -49,9 +49,10 @@ def history_table(
     keep: np.ndarray, # 0 or 1 for each component of the content
 ):                    # float32 [cardinality of item_id, dim]; None where the towers read no history
     "Compute the vectors by which the query tower looks up the history's items."
-    w = {k.partition(" ")[2].partition(":")[0].split("|", 3)[-1]: v for k, v in load_arrays(state / "two_tower" / "weights.npz").items()}
-    if "content_by_id" not in w: return None
-    return w["history|item_vector|item_id|embeddings"] + (w["content_by_id"] * w["content_scale"] * keep) @ w["history|item_vector|project_content|kernel"]
+    if not (path := state / "two_tower" / "weights.npz").is_file(): raise RecsysError(f"{path}: no such file; run the stage bundle again")
+    w = load_arrays(path); of = lambda end: next((v for k, v in w.items() if k.partition(":")[0].endswith(end)), None)
+    content = of(" content_by_id")
+    return None if content is None else of("item_id|embeddings") + (content * of(" content_scale") * keep) @ of("project_content|kernel")
 
 def candidate_vectors(bundle: Bundle, columns: dict) -> np.ndarray:  # [n_items, d]
     "Run the candidate tower over the catalogue."
@@ -78,11 +79,14 @@ def without(bundle: Bundle, prep: Prepared, what: str, state: Path) -> tuple[Bun
     return (hide_content(bundle, what, state), prep) if what in ("image", "text") else (bundle, hide_query(prep, what))
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-16
-def ablate(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, state: Path) -> dict:  # what is hidden -> system -> place of the chosen item [B]
-    "Rank the cases again and again, each time with one input hidden."
-    item = np.asarray(prep.events["item"][pos])
-    place = lambda b, q: {s: rank_of_relevant(rows, item) for s, rows in model_lists(b, q, pos, masked).items() if s in ("full", "retrieval")}
-    return {what: place(*without(bundle, prep, what, state)) for what in hideable(prep.contract)}
+def ablate(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, state: Path, say=print) -> dict:  # what is hidden -> system -> place of the chosen item [B]
+    "Rank the cases again and again, each time with one input hidden; say which can't be."
+    item, out = np.asarray(prep.events["item"][pos]), {}
+    for what in hideable(prep.contract):
+        try: b, q = without(bundle, prep, what, state)
+        except RecsysError as e: say(f"no ablation without {what}: {e}"); continue
+        out[what] = {s: rank_of_relevant(rows, item) for s, rows in model_lists(b, q, pos, masked).items() if s in ("full", "retrieval")}
+    return out
 
 def ablation_rows(
     served: dict,      # system -> place of each case with every input [B]

@@ -46,6 +46,7 @@ def plot_calibration(quality: dict):  # of `ranker_quality`
     import matplotlib.pyplot as plt
     p, y, n = np.array(quality["table"]).T; shown = y > 0; half = 1.96 * np.sqrt(y * (1 - y) / n)[shown]
     fig, ax = plt.subplots(figsize=(4.8, 4.2)); p, y = p[shown], y[shown]
+    if not len(p): return fig
     ax.errorbar(p, y, yerr=[np.minimum(half, y * .99), half], fmt="ko", ms=4, capsize=2, lw=.8); ends = [min(p.min(), y.min()), max(p.max(), y.max())]; ax.plot(ends, ends, "--", color="0.5", label="as predicted")
     ratio = quality["predicted_a_case"] / max(quality["chosen_a_case"], 1e-12)
     ax.set(xscale="log", yscale="log", xlabel="predicted probability, mean of a group of candidates", ylabel="share that was chosen", title=f"The ranker promises {ratio:.2f} times what is chosen"); ax.grid(alpha=.3); ax.legend()

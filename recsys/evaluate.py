@@ -126,7 +126,7 @@ def look_closer(rec, p: Params, bundle: Bundle, prep: Prepared, pos: np.ndarray,
     "Ablate, compare context with the oracle's and check probabilities on a sample of the cases; write ablations.json, context.json, calibration.json."
     at = np.sort(np.random.default_rng(p.SEED).choice(len(pos), min(p.ABLATION_CASES, len(pos)), replace=False)); pos, users = pos[at], np.asarray(prep.events["user"][pos[at]])
     ranks, cuts, item, context = {s: r[at] for s, r in ranks.items()}, {s: m[at] for s, m in cuts.items()}, np.asarray(prep.events["item"][pos]), []
-    with rec.timing("ablations"): hidden = ablate(bundle, prep, pos, masked, run_dir(p) / "train_state"); ablated = ablation_rows(ranks, hidden, users, cuts, p.BOOTSTRAP, p.SEED)
+    with rec.timing("ablations"): hidden = ablate(bundle, prep, pos, masked, run_dir(p) / "train_state", rec.note); ablated = ablation_rows(ranks, hidden, users, cuts, p.BOOTSTRAP, p.SEED)
     with rec.timing("context"):
         if "oracle" in ranks and "context" in hidden:
             blind = dict(full=hidden["context"]["full"], oracle=rank_of_relevant(oracle_lists(prep, p, pos, masked, context=False), item))
@@ -142,7 +142,7 @@ def report_closer(rec, ablated: list, context: list, quality: dict) -> None:
     for r in context: rec.note(f"device, hour and weekday gain {r['system']} {r['gain']:+.4f} ndcg@10 ({r['low']:+.4f} to {r['high']:+.4f})")
     rec.metrics |= {f"ranker {k.replace('_', ' ')}": quality[k] for k in ("auc", "log_loss", "log_loss_of_the_mean", "calibration_error") if quality[k] is not None}
     rec.note(f"over the {quality['candidates']:,} candidates of {quality['cases']:,} cases the ranker promises {quality['predicted_a_case']:.2f} choices a case, {quality['chosen_a_case']:.2f} are found")
-    rec.figure(plot_ablations(ablated), "ablations", f"What each input is worth, on {quality['cases']:,} cases: {NOT_RETRAINED}")
+    if ablated: rec.figure(plot_ablations(ablated), "ablations", f"What each input is worth, on {quality['cases']:,} cases: {NOT_RETRAINED}")
     rec.figure(plot_calibration(quality), "calibration", f"Predicted and found share over the {quality['over']}")
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-27

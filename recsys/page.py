@@ -47,7 +47,7 @@ def summarize(rows: list, fits: dict) -> list:  # one dictionary a system, best 
     "Put each system's headline figures side by side."
     value = {(r["system"], r["metric"]): r for r in rows if r["segment"] == "all"}
     names = sorted(fits, key=lambda s: -value[s, "ndcg@10"]["value"])
-    return [dict(system=s, n=value[s, "ndcg@10"]["n"], **{m: value[s, m]["value"] for m in ("recall@10", "mrr@10", "coverage@10")}, **{k: value[s, "ndcg@10"][k] for k in ("value", "low", "high")}, fitted_on=fits[s]) for s in names]
+    return [dict(system=s, **{k: value[s, "ndcg@10"][k] for k in ("value", "low", "high")}, **{m: value[s, m]["value"] for m in ("recall@10", "mrr@10", "coverage@10")}, fitted_on=fits[s]) for s in names]
 
 def systems_section(found: dict) -> str:
     "Tell how good each system is, and on which data it was fitted."
@@ -67,13 +67,13 @@ def segments_section(found: dict) -> str:
 
 def inputs_section(found: dict) -> str:
     "Tell what each input is worth, overall and by segment, and whether context helps as the truth says."
-    rows = [r | dict(without=f"without {r['without']}") for r in found["ablations"]]; whole = pick(rows, segment="all")
+    rows = [r | {"without": f"without {r['without']}", "with it": r["served"], "without it": r["value"]} for r in found["ablations"]]; whole = pick(rows, segment="all")
     if not whole: return ""
     says = f"On {whole[0]['n']:,} cases. Each input takes the value that it has where it is unknown, in candidates, history, index and ranker: {NOT_RETRAINED}, so a model trained without the input may lose less."
-    body = "".join(f"<h3>{t}</h3>" + interval_table("change of NDCG@10", pick(whole, system=s), "difference", True, label="without", more=("served", "value")) for s, t in (("full", "The full path"), ("retrieval", "Retrieval alone")))
+    body = "".join(f"<h3>{t}</h3>" + interval_table("change of NDCG@10", pick(whole, system=s), "difference", True, label="without", more=("with it", "without it")) for s, t in (("full", "The full path"), ("retrieval", "Retrieval alone")))
     cuts = list(dict.fromkeys(r["segment"] for r in rows)); what = list(dict.fromkeys(r["without"] for r in rows)); at = {(r["without"], r["segment"]): r for r in pick(rows, system="full")}
     body += "<h3>The full path by segment</h3>" + table(["change of NDCG@10", *(c.replace("_", " ") for c in cuts)], [[w, *(f"{number(at[w, c]['difference'], True)}<br><small>{number(at[w, c]['low'], True)} to {number(at[w, c]['high'], True)}</small>" for c in cuts)] for w in what])
-    context = section("Device, hour and weekday", "What they are worth to the full path, beside what they are worth to the oracle: NDCG@10 with them less that without. The truth is known on the simulated shop only.", interval_table("gain", found["context"], "gain", True, label="system", more=("blind", "value"))) if found["context"] else ""
+    context = section("Device, hour and weekday", "What they are worth to the full path, beside what they are worth to the oracle: NDCG@10 with them less that without. The truth is known on the simulated shop only.", interval_table("gain", [r | {"with": r["value"], "without": r["blind"]} for r in found["context"]], "gain", True, label="system", more=("with", "without"))) if found["context"] else ""
     return section("What each input is worth", says, body) + context
 
 # %% ../nbs/14_page.ipynb #14-page-14
@@ -84,11 +84,11 @@ def reliability(quality: dict) -> str:  # SVG
     low, high = np.floor(np.log10(min(p.min(), y.min()))), np.ceil(np.log10(max(p.max(), y.max()))); high = max(high, low + 1); at = lambda v: 300 * (np.log10(v) - low) / (high - low)
     ticks = "".join(f'<text x="{50 + at(t):.0f}" y="326" text-anchor="middle">{t:g}</text><text x="44" y="{314 - at(t):.0f}" text-anchor="end">{t:g}</text>' for t in 10.0 ** np.arange(low, high + 1))
     dots = "".join(f'<circle cx="{50 + at(a):.1f}" cy="{310 - at(b):.1f}" r="3.5"><title>{a:.2g} predicted, {b:.2g} chosen</title></circle>' for a, b in zip(p, y))
-    return f'<svg viewBox="0 0 380 345" width="380" height="345" role="img" aria-label="reliability"><rect x="50" y="10" width="300" height="300"/><line class="zero" x1="50" y1="310" x2="350" y2="10"/>{dots}{ticks}<text x="200" y="342" text-anchor="middle">predicted probability</text><text x="12" y="160" text-anchor="middle" transform="rotate(-90 12 160)">share chosen</text></svg>'
+    return f'<svg viewBox="-15 0 395 345" width="395" height="345" role="img" aria-label="reliability"><rect x="50" y="10" width="300" height="300"/><line class="zero" x1="50" y1="310" x2="350" y2="10"/>{dots}{ticks}<text x="200" y="342" text-anchor="middle">predicted probability</text><text x="0" y="160" text-anchor="middle" transform="rotate(-90 0 160)">share chosen</text></svg>'
 
 def calibration_section(found: dict) -> str:
     "Tell whether the ranker's probabilities are probabilities."
-    q = found["calibration"]; numbers = {k.replace("_", " "): number(q[k]) for k in ("auc", "log_loss", "log_loss_of_the_mean", "calibration_error", "predicted_a_case", "chosen_a_case")}
+    q = found["calibration"]; names = {"AUC": "auc", "log loss": "log_loss", "log loss of the mean share": "log_loss_of_the_mean", "calibration error": "calibration_error", "choices promised a case": "predicted_a_case", "choices found a case": "chosen_a_case"}; numbers = {k: number(q[v]) for k, v in names.items()}
     says = f"The ranker's probability that an item is the next choice, over the {q['candidates']:,} {html.escape(q['over'])} ({q['cases']:,} cases, {q['chosen']:,} candidates were chosen). Dots are groups of equal size; on the line, what was promised was found."
     return section("Calibration of the ranker", says, '<div class="two">' + reliability(q) + table(["", ""], list(numbers.items())) + "</div>")
 
@@ -119,7 +119,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding
 h2{margin-top:3rem;border-top:2px solid var(--ink)}table{border-collapse:collapse}th,td{text-align:left;padding:.15rem 1rem .15rem 0;border-bottom:1px solid var(--line);vertical-align:middle}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th.n{white-space:normal}small,p i{color:var(--soft)}.wide{overflow-x:auto}.two,.cards{display:flex;flex-wrap:wrap;gap:1.5rem;align-items:start}
 article{flex:1 1 20rem;border:1px solid var(--line);border-radius:.4rem;padding:0 1rem}h3{margin:1rem 0 .3rem}article ul,article ol{margin:.2rem 0 1rem;padding-left:1.6rem}article p{margin:.3rem 0}article b{color:var(--mark)}
-svg line{stroke:var(--ink);stroke-width:1.5}svg circle{fill:var(--mark)}svg .zero{stroke:var(--soft);stroke-dasharray:3 3;stroke-width:1}svg rect{fill:none;stroke:var(--line)}svg text{fill:var(--soft);font-size:12px}svg{max-width:100%}"""
+svg line{stroke:var(--ink);stroke-width:1.5}svg circle{fill:var(--mark)}svg .zero{stroke:var(--soft);stroke-dasharray:3 3;stroke-width:1}svg rect{fill:none;stroke:var(--line)}svg text{fill:var(--soft);font-size:12px}svg{max-width:100%}td svg{min-width:200px}"""
 
 def load_evaluation(p: Params) -> dict:  # metrics, comparisons, fitted_on, ablations, context, calibration as written; ranks of `load_ranks`
     "Read what the stage `evaluate` left."

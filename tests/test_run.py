@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("run")   # one worker, so that the run is made once
-SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\nBOOTSTRAP: 50\n"
+SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\nBOOTSTRAP: 50\nABLATION_CASES: 300\n"
 
 
 def recsys(*args, cwd=ROOT, **env):
@@ -196,7 +196,7 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     item = taste[user] * 40 + rng.integers(0, 40, len(user)) ** 2 // 40
     pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_700_000_000 + rng.integers(0, 10**6, len(user)))).to_parquet(tmp_path / "t.parquet")
     params = tmp_path / "own.yaml"
-    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\n")
+    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n")
     run = recsys("run", "--params", params)
     assert run.returncode == 0, run.stdout + run.stderr
     notes = " ".join(stages(tmp_path / "own")["data_prep"]["notes"])
