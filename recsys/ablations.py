@@ -15,7 +15,7 @@ from .core import RecsysError, read_json
 from .data_prep import Prepared
 from .features import NULL, columns_of, load_arrays
 from .lists import model_lists
-from .metrics import case_metrics, paired_bootstrap, per_user_mean, rank_of_relevant
+from .metrics import case_metrics, metric_rows, paired_bootstrap, per_user_mean, rank_of_relevant
 from .recommender import Bundle, onnx_session, run_session
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-07
@@ -97,13 +97,12 @@ def ablation_rows(
     metric: str = "ndcg@10",
 ) -> list:             # rows {without, system, segment, metric, value, served, difference, low, high, n}
     "Measure what each hidden input changes, paired, with the interval over users."
-    k, rows = int(metric.split("@")[1]), []
-    for what, by_system in hidden.items():
-        for system, ranks in by_system.items():
-            a, b = (case_metrics(r, (k,))[metric] for r in (ranks, served[system]))
-            for segment, m in ((s, m) for s, m in cuts.items() if m.any()):
-                rows.append(dict(without=what, system=system, segment=segment, metric=metric, value=per_user_mean(a[m], users[m]), served=per_user_mean(b[m], users[m]), n=int(m.sum()),
-                                 **dict(zip(("difference", "low", "high"), paired_bootstrap(a[m], b[m], users[m], draws, seed)))))
+    of, rows = lambda ranks: case_metrics(ranks, (int(metric.split("@")[1]),))[metric], []
+    base = {s: of(r) for s, r in served.items()}; value = {(what, s): of(r) for what, by in hidden.items() for s, r in by.items()}
+    for segment, m in ((s, m) for s, m in cuts.items() if m.any() and value):
+        mean = lambda v: per_user_mean(v[m], users[m])
+        rows += [dict(without=what, system=s, segment=segment, metric=metric, value=mean(value[what, s]), served=mean(base[s]), difference=r["value"], low=r["low"], high=r["high"], n=r["n"])
+                 for r in metric_rows("", segment, {k: (v - base[k[1]])[m] for k, v in value.items()}, users[m], draws, seed) for what, s in [r["metric"]]]
     return rows
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-18

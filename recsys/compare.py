@@ -14,7 +14,7 @@ from .core import RecsysError
 from .data_prep import Prepared
 from .features import load_arrays, save_arrays
 from .lists import load_user_ids
-from .metrics import case_metrics, paired_bootstrap, per_user_mean
+from .metrics import case_metrics, metric_rows, per_user_mean
 
 # %% ../nbs/14_compare.ipynb #14-compare-07
 def case_keys(prep: Prepared, pos: np.ndarray) -> np.ndarray:  # uint64 [B]
@@ -70,17 +70,14 @@ def check_same(a: SimpleNamespace, b: SimpleNamespace, names: tuple) -> None:
 def measured(r: SimpleNamespace, system: str) -> dict:  # metric -> one value a case
     "Compute what is compared: NDCG@10 and recall@10, of retrieval the recall of all candidates, too."
     m = case_metrics(r.ranks[system])
-    return dict(ndcg=m["ndcg@10"], recall=m["recall@10"]) | (dict(ceiling=np.isfinite(r.ranks[system]) * 1.0) if system == "retrieval" else {})
+    return {k: m[k] for k in ("ndcg@10", "recall@10")} | ({f"recall@{r.candidates}": np.isfinite(r.ranks[system]) * 1.0} if system == "retrieval" else {})
 
 # %% ../nbs/14_compare.ipynb #14-compare-15
 def compare_runs(a: SimpleNamespace, b: SimpleNamespace, names: tuple = ("the first", "the second"), draws: int = 1000, seed: int = 42) -> list:  # rows {system, segment, metric, first, second, difference, low, high, n}
     "Estimate by how much each system of the first run exceeds the same one of the second, on the same cases; `full` and retrieval by segment."
-    check_same(a, b, names); rows, label = [], dict(ndcg="ndcg@10", recall="recall@10", ceiling=f"recall@{a.candidates}")
-    for system in (s for s in a.ranks if s in b.ranks):
-        x, y = measured(a, system), measured(b, system)
-        if a.candidates != b.candidates: x.pop("ceiling", 0)       # recall of lists of other lengths
-        for segment, m in a.cuts.items():
-            if not m.any() or segment != "all" and system not in ("full", "retrieval"): continue
-            for k in x: rows.append(dict(system=system, segment=segment, metric=label[k], first=per_user_mean(x[k][m], a.user[m]), second=per_user_mean(y[k][m], a.user[m]), n=int(m.sum()),
-                                         **dict(zip(("difference", "low", "high"), paired_bootstrap(x[k][m], y[k][m], a.user[m], draws, seed)))))
+    check_same(a, b, names); x, y = ({(s, k): v for s in a.ranks if s in b.ranks for k, v in measured(r, s).items()} for r in (a, b)); rows = []
+    for segment, m in ((s, m) for s, m in a.cuts.items() if m.any()):
+        some, mean = [k for k in x if k in y and (segment == "all" or k[0] in ("full", "retrieval"))], lambda v: per_user_mean(v[m], a.user[m])
+        rows += [dict(system=k[0], segment=segment, metric=k[1], first=mean(x[k]), second=mean(y[k]), difference=r["value"], low=r["low"], high=r["high"], n=r["n"])
+                 for r in metric_rows("", segment, {k: (x[k] - y[k])[m] for k in some}, a.user[m], draws, seed) for k in [r["metric"]]]
     return rows

@@ -51,8 +51,10 @@ def summarize(rows: list, fits: dict) -> list:  # one dictionary a system, best 
 
 def systems_section(found: dict) -> str:
     "Tell how good each system is, and on which data it was fitted."
-    rows, short = summarize(found["metrics"], found["fitted_on"]), ("recall@10", "mrr@10", "coverage@10"); ends = (0, max(r["high"] for r in rows))
-    body = table(["system", "NDCG@10", "95 % interval", "", *short, "fitted on"], [[r["system"], number(r["value"]), f"{number(r['low'])} to {number(r['high'])}", interval(r, "value", ends), *(number(r[m]) for m in short), r["fitted_on"]] for r in rows], (0, 7))
+    rows, short = summarize(found["metrics"], found["fitted_on"]), ("recall@10", "mrr@10"); ends = (0, max(r["high"] for r in rows))
+    body = table(["system", "NDCG@10", "95 % interval", "", *short, "fitted on"], [[r["system"], number(r["value"]), f"{number(r['low'])} to {number(r['high'])}", interval(r, "value", ends), *(number(r[m]) for m in short), r["fitted_on"]] for r in rows], (0, 6))
+    shown = {(r["system"], r["metric"]): r["value"] for r in found["metrics"] if r["segment"] == "all"}; beyond = {"coverage": "coverage@10", "Gini of exposure": "gini@10", "novelty, bits": "novelty@10", "popularity bias": "popularity_bias@10"}
+    body += "<h3>What is shown, chosen or not</h3>" + table(["system", *beyond], [[r["system"], *(number(shown[r["system"], m]) for m in beyond.values())] for r in rows])
     return section("Systems", "Metrics are averaged per user, then over users; intervals are of a bootstrap over users. <i>full</i> is what a visitor sees, <i>full_unfiltered</i> the same without the seen filter, <i>retrieval</i> the candidates in their own order.", body)
 
 def section(title: str, says: str, body: str) -> str: "Write a section; `says` is HTML."; return f"<section><h2>{html.escape(title)}</h2><p>{says}</p>{body}</section>"
