@@ -241,4 +241,4 @@ def test_a_daily_run_goes_on_from_another(done):
     answer = json.loads(recsys("recommend", "--run", day, "-k", "300", "--json").stdout)
     assert "new" in [i["item_id"] for i in answer["items"]]
     same = recsys("run", "--params", daily, "--set", "BASE_RUN=daily")
-    assert same.returncode == 1 and "a folder of its own" in same.stderr, same.stderr
+    assert same.returncode == 2 and "a folder of its own" in same.stderr, same.stderr
