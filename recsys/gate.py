@@ -100,7 +100,7 @@ def decide(p: Params, candidate: Bundle, live: Bundle | None = None) -> dict:  #
         if b and prep.meta["split"] == "time" and b.manifest["data"]["train"][1] >= ts.min(): told.append(f"the {name} was trained on the cases that it is judged by, which are {when[0]} to {when[1]}")
     if live is None: notes.append("nothing is live: there is only popularity to compare with")
     try: rows = gate_rules(gate_values(p, prep, pos, candidate, live), cuts, users, p)
-    except RecsysError as e: reasons.append(str(e))
+    except Exception as e: reasons.append(str(e) if isinstance(e, RecsysError) else f"it can't be asked: {type(e).__name__}: {e}")   # a broken bundle may fail in any way
     reasons += [r["reason"] for r in rows if not r["passed"]]
     return dict(run=p.RUN, candidate=candidate.version, live=live.version if live else None, metric=p.GATE_METRIC, cases=len(pos), first=when[0], last=when[1],
                 passed=not reasons, reasons=reasons, notes=notes, rules=rows, parameters={n: p[n] for n in p if n.startswith("GATE_")})

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ONLINE_RULES', 'online_rules', 'rule_differences', 'live_folder', 'live_repository', 'write_live', 'pinned_bundle',
            'lay_out', 'sweep_repository', 'replicas_of', 'alive', 'answered_by', 'settle', 'move', 'load_beside',
-           'run_folder', 'online_url', 'fill_online', 'mark_online', 'roll_back', 'LiveServer', 'served_live',
-           'replica_folder', 'status', 'status_text', 'Refused', 'run_promote', 'judge', 'gate_metrics']
+           'run_folder', 'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'LiveServer',
+           'served_live', 'replica_folder', 'status', 'status_text', 'Refused', 'run_promote', 'judge', 'gate_metrics']
 
 # %% ../nbs/20_promote.ipynb #20-promote-02
-import contextlib, json, os, shutil, time
+import contextlib, hashlib, json, os, shutil, time
 from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
@@ -155,12 +155,19 @@ def online_url(home: Path, given: str = "") -> str:  # VALKEY_URL -> URL, '' whe
     return url if url and answers(url) else ""
 
 def fill_online(home: Path, version: str, url: str) -> bool:  # it had to be filled
-    "Bring the online store up to the data of a stored bundle's run."
+    "Bring the online store up to the data of a stored bundle's run, unless it holds them already."
     from recsys.feature_store import FILLED, materialise
     if not url: raise RecsysError("servers run, but their Valkey does not answer, and the new bundle's users must be in it; start it, or name it with --set VALKEY_URL=...")
-    if connect(url, 5000).get(FILLED) == version.encode(): return False
+    filled = (connect(url, 5000).get(FILLED) or b"").decode(); data = read_record(home, version).get("data")
+    if filled == version: return False
+    if data and filled in stored(home) and read_record(home, filled).get("data") == data: mark_online(url, version); return False   # other models of the same data
     materialise(run_params(run_folder(home, read_record(home, version)["run"])), url, Bundle(bundle_path(home, version)))
     return True
+
+def data_key(p: Params) -> str:
+    "Hash a run's data: what its first two stages have written."
+    files = {f"{s}/{f}": v["sha256"] for s in ("ingest", "data_prep") for f, v in read_json(stage_dir(p, s) / "stage.json")["outputs"].items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 def mark_online(url: str, version: str) -> None:
     "Say for which bundle the online store was filled."
@@ -184,7 +191,7 @@ class LiveServer:
     "Hold a server of what is live, and follow the pointer."
     def __init__(self, home: Path, p: Params, url: str, server, canary):
         self.home, self.p, self.url, self.server, self.canary = home, p, url, server, canary
-        self.version, self.worker, self.lock = read_live(home)["version"], None, FileLock(live_folder(home) / ".worker.lock")
+        self.live, self.worker, self.lock = read_live(home), None, FileLock(live_folder(home) / ".worker.lock")
 
     def stop(self) -> None:
         "End the worker, where this server has it."
@@ -194,19 +201,18 @@ class LiveServer:
 @patch
 def follow(self: LiveServer) -> str:  # what was done, '' for nothing
     "Move to what the pointer says, unless a promotion is at it; keep the worker running."
-    version, done = read_live(self.home)["version"], ""
-    if version != self.version:
+    live, done = read_live(self.home), ""; moved = live != self.live
+    if moved or answered_by(self.server) not in ("", live["version"]):   # no answer: it was taken out, and is tried again with the next pointer
         try:
             with live_lock(self.home).acquire(timeout=0): rows = settle(self.home, {self.server.home.name: self.server})
         except Timeout: return ""
-        done = f"bundle {version} is live" if rows[0]["ready"] else f"bundle {version} can't be loaded, this server is not ready any more: {rows[0]['error']}"
-        self.version, moved = version, True
-    else: moved = False
+        done = f"bundle {live['version']} is live" if rows[0]["ready"] else f"bundle {live['version']} can't be loaded, this server is not ready any more: {rows[0]['error']}"
+        self.live = live
     if not self.lock.is_locked:
         with contextlib.suppress(Timeout): self.lock.acquire(timeout=0)
     if self.lock.is_locked and (moved or not self.worker or not self.worker.running()):
         if self.worker: self.worker.stop()
-        self.worker = worker_process(self.p, self.url, self.server.home, "--bundle", bundle_path(self.home, version))
+        self.worker = worker_process(self.p, self.url, self.server.home, "--bundle", bundle_path(self.home, live["version"]))
     return done
 
 # %% ../nbs/20_promote.ipynb #20-promote-31
@@ -274,7 +280,7 @@ def run_promote(
             with live_lock(home): rows = settle(home, replicas_of(home, p.REPLICAS))
             rec.note(f"bundle {candidate.version} is live already, since {live['since']}"); return dict(pointer=live, replicas=rows, pruned=[], seconds=0.)
         with rec.timing("gate"): decision = judge(p, home, candidate, live, force, rec)
-        with live_lock(home): keep_bundle(home, candidate.folder, run=p.RUN, online=read_json(stage_dir(p, "triton") / "online.json"), metrics=gate_metrics(decision))
+        with live_lock(home): keep_bundle(home, candidate.folder, run=p.RUN, online=read_json(stage_dir(p, "triton") / "online.json"), data=data_key(p), metrics=gate_metrics(decision))
         fill = lambda: fill_online(home, candidate.version, online_url(home, p.VALKEY_URL))
         report = move(home, candidate.version, after_promotion(live, candidate.version), p.REPLICAS, p.KEEP_BUNDLES, fill, force and f"forced: {force}")
         rec.metrics |= dict(bundle=candidate.version, seconds=report["seconds"]); rec.rows["servers"] = len(report["replicas"])

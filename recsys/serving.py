@@ -117,7 +117,10 @@ def load_members(self: Control,
     "Load the members of a version beside those that serve; raise `RecsysError` naming the first that fails."
     for step in read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]:
         member, wanted = step["model_name"], version or step["model_version"]
-        self.load(member)
+        try: self.load(member)
+        except RecsysError:
+            if self.ready(): raise   # what serves stays as it is
+            self.load(member, read_config(self.repository / member) | dict(version_policy=dict(specific=dict(versions=[wanted]))))   # its other version may be the one that fails
         if not self.ready(member, wanted): raise RecsysError(f"{member}: version {wanted} is not loaded; the server's log says why")
 
 @patch

@@ -11,10 +11,11 @@ from onnx import helper
 from recsys.bundles import bundle_path
 from recsys.core import RecsysError, read_json, sha256_file, write_json
 from recsys.features import load_arrays
+from recsys.pipeline import STAGES, run_here
 from recsys.promote import live_folder
 from recsys.recommender import Bundle, Recommender
 from recsys.serving import Client
-from recsys.triton import online_users
+from recsys.triton import online_users, run_params
 
 
 def turn_round(bundle, version):
@@ -40,6 +41,14 @@ def with_other_models(run, target, version):
     shutil.copytree(run, target, ignore=shutil.ignore_patterns("valkey", "*.lock"))
     turn_round(target / "bundle", version)
     return target
+
+
+def two_runs(home):
+    "Make two runs of the tiny one: `first`, and `second` with its models turned round."
+    (home / "tiny").rename(home / "first")
+    run_here(STAGES["triton"], run_params(home / "first", VALKEY_TIMEOUT_MS=5000))   # a busy machine is no reason for a page of other items
+    with_other_models(home / "first", home / "second", "broken000000")
+    return home
 
 
 def requests_of(run, n=12):
@@ -86,7 +95,7 @@ class Traffic:
                 if a["item_ids"].tolist() != self.right.get((a["bundle_version"], n)) or a["reasons"]["fallbacks"]:
                     self.mixed.append((n, a["bundle_version"], a["item_ids"].tolist(), a["reasons"]["fallbacks"]))
 
-    def wait(self, n, seconds=120):
+    def wait(self, n, seconds=400):
         "Wait for so many answers."
         end = time.monotonic() + seconds
         while self.answers.total() < n:
