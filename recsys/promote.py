@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from .bundles import after_promotion, after_rollback, bundle_path, keep_bundle, live_lock, point, prune, read_live, read_record, store_home, stored
-from .core import Params, RecsysError, read_json, record_stage, run_dir, stage_dir, write_json
+from .core import Params, RecsysError, read_json, record_stage, stage_dir, write_json
 from .recommender import Bundle, check_bundle
 from .repository import pinned_version, read_config
 from .servers import answers, connect, hide_password, running_valkey, valkey_for
