@@ -83,6 +83,8 @@ class Traffic:
     def ask(self, t):
         i = t
         with Client(self.addresses[t % len(self.addresses)], timeout=20) as client:
+            while not self.done.is_set() and not self.connected(client):
+                time.sleep(0.1)
             while not self.done.is_set():
                 n = i % len(self.requests)
                 i += 1
@@ -94,6 +96,15 @@ class Traffic:
                 self.answers[a["bundle_version"]] += 1
                 if a["item_ids"].tolist() != self.right.get((a["bundle_version"], n)) or a["reasons"]["fallbacks"]:
                     self.mixed.append((n, a["bundle_version"], a["item_ids"].tolist(), a["reasons"]["fallbacks"]))
+
+    @staticmethod
+    def connected(client):
+        "Tell whether the connection stands: on a starved machine that takes gRPC several attempts, which are no requests."
+        try:
+            client.recommend(k=1, request_id="canary")
+            return True
+        except RecsysError:
+            return False
 
     def wait(self, n, seconds=400):
         "Wait for so many answers."

@@ -72,7 +72,7 @@ def test_a_worse_bundle_is_refused(home, server):
 def test_promotions_under_load(home, server, asked):
     "3,000 requests across two promotions: none fails, each is answered by the bundle that it names."
     good = read_live(home)["version"]
-    with Traffic([server.server.grpc], *asked) as traffic:
+    with Traffic([server.server.grpc], *asked, threads=2) as traffic:
         traffic.wait(600)
         done = cli("promote", "--run", home / "second", "--force", "a drill", *FEW)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -114,6 +114,7 @@ def test_killed_half_way(home, server, asked, step):
     old = read_live(home)["version"]
     new = next(v for v in ("broken000000", check_bundle(home / "first/bundle")["version"]) if v != old)
     with Traffic([server.server.grpc], *asked, threads=1) as traffic:
+        traffic.wait(1)
         done = subprocess.run([sys.executable, "-c", KILLED, home, new, step], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert done.returncode == -signal.SIGKILL, done.stderr
         live = read_live(home)["version"]
