@@ -6,8 +6,8 @@
 __all__ = ['FUNNEL', 'MASKS', 'read_events', 'rows_of', 'device_names', 'split_edges', 'split_events', 'leave_one_out',
            'top_categories', 'transform', 'side_workflow', 'history_workflow', 'whole_workflow', 'export_encoder',
            'read_vocabulary', 'fit_features', 'load_workflow', 'encoder_difference', 'Prepared', 'load_prepared',
-           'sorted_events', 'positive_types', 'training_frames', 'save_prepared', 'decayed_counts', 'first_events',
-           'encode_devices', 'write_meta', 'run_data_prep']
+           'open_prepared', 'sorted_events', 'positive_types', 'training_frames', 'save_prepared', 'decayed_counts',
+           'first_events', 'encode_devices', 'write_meta', 'encode_tables', 'run_data_prep']
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-02
 import tempfile
@@ -297,12 +297,16 @@ def load_prepared(p: Params) -> Prepared:
     "Load what `run_data_prep` wrote, with the embeddings where their stage has run."
     folder = run_dir(p) / "data_prep"
     if not (folder / "meta.json").is_file(): raise RecsysError(f"{folder}: no prepared data; run the stage data_prep of run {p.RUN} first")
+    return open_prepared(folder, run_dir(p) / "embeddings")
+
+def open_prepared(folder: Path, embeddings: Path) -> Prepared:  # the stages' folders
+    "Load prepared data from a folder."
     encoder, meta = load_encoder(folder), read_json(folder / "meta.json")
     events = {f.stem: np.load(f, mmap_mode="r") for f in sorted((folder / "events").glob("*.npy"))}
     hist_items, items = events.pop("hist_items"), load_arrays(folder / "item_columns.npz")
     counts, popularity = items.pop("item_counts"), items.pop("popularity")
     for f in encoder.contract.kind("embedding"):
-        file = run_dir(p) / "embeddings" / f"{f.name}.npy"
+        file = embeddings / f"{f.name}.npy"
         items[f.name] = np.load(file) if file.is_file() else np.zeros((len(counts), f.dim), np.float32)
     return Prepared(encoder.contract, encoder, events, hist_items, load_arrays(folder / "user_columns.npz"), items, counts, popularity, meta, folder)
 
@@ -399,6 +403,22 @@ def write_meta(rec, e: dict, p: Params, positive: list) -> None:
     rec.rows["anonymous"] = int((e["user"] < 0).sum())
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-58
+def encode_tables(
+    rec,                  # .dir to write to, .rows to count in
+    source: Path,         # of the ingest stage
+    items: pd.DataFrame,  # the catalogue in row order
+    encoder: Encoder,
+    p: Params,            # SPLIT, VALID, TEST and the windows
+    wanted: list,         # event types that are cases
+) -> None:
+    "Prepare tables with an encoder that is there already; nothing is fitted, what it doesn't know stays unknown."
+    users = pd.read_parquet(source / "users.parquet")
+    e, ids, types, devices = sorted_events(source, users, items)
+    e["case"] = mark_cases(e, positive_types(types, ",".join(wanted)))
+    e["split"] = split_events(e, e["case"], p)
+    save_encoder(encoder, rec.dir)
+    save_prepared(rec, e, encoder, users, items, ids, devices, p, wanted)
+
 def run_data_prep(p: Params) -> Prepared:
     "Turn the ingested tables into events, columns, workflows and the encoder."
     with record_stage(p, "data_prep") as rec:

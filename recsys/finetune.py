@@ -16,11 +16,12 @@ import pandas as pd
 from .additions import additions_file, read_added, to_array
 from .core import Params, RecsysError, read_json, record_stage, run_dir, sha256_file, stage_dir, write_json
 from .cases import is_masked, test_cases
-from .data_prep import Prepared, load_prepared, positive_types, save_prepared, sorted_events, split_events
+from .data_prep import Prepared, encode_tables, load_prepared
 from .dlrm import check_export, fit_ranker
 from .encoders import onnx_session
-from .evaluate import compare_systems, model_lists
-from .features import columns_of, load_arrays, load_encoder, mark_cases, save_arrays, save_encoder
+from .evaluate import compare_systems
+from .lists import model_lists
+from .features import columns_of, load_arrays, load_encoder, save_arrays
 from .index import load_index, save_index
 from .metrics import case_metrics, rank_of_relevant
 from .neighbours import load_table
@@ -44,14 +45,7 @@ def prepare_days(p: Params, base: Path) -> Prepared:  # of `inherit`; the base r
     "Turn the merged tables into events and columns with the base's encoder."
     with record_stage(p, "data_prep") as rec:
         source = stage_dir(p, "ingest")
-        items, users = pd.read_parquet(source / "items.parquet"), pd.read_parquet(source / "users.parquet")
-        with rec.timing("events"): e, ids, types, devices = sorted_events(source, users, items)
-        encoder, wanted = load_encoder(base / "bundle"), read_json(base / "data_prep" / "meta.json")["positive_events"]
-        positive = positive_types(types, ",".join(wanted))
-        e["case"] = mark_cases(e, positive)
-        e["split"] = split_events(e, e["case"], p)
-        save_encoder(encoder, rec.dir)
-        with rec.timing("features"): save_prepared(rec, e, encoder, users, items, ids, devices, p, wanted)
+        encode_tables(rec, source, pd.read_parquet(source / "items.parquet"), load_encoder(base / "bundle"), p, read_json(base / "data_prep" / "meta.json")["positive_events"])
     return load_prepared(p)
 
 def take_over(p: Params, base: Path) -> None:

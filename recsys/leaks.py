@@ -13,7 +13,8 @@ import numpy as np
 from .asof import Raw, check_counts, check_features, check_learned, check_pairs, result
 from .core import Params, record_stage, run_dir, write_json
 from .data_prep import Prepared, load_prepared
-from .evaluate import is_masked, model_lists
+from .cases import is_masked
+from .lists import model_lists
 from .features import NULL, top_category
 from .metrics import case_metrics, rank_of_relevant, user_means
 from .recommender import Bundle

@@ -34,9 +34,9 @@ def model_lists(
 def score_block(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool) -> tuple:  # item rows, logits; hidden by the whole history, by the seen filter: all [B, W]
     "Find candidates, more than are needed by as many as may be hidden, and score them."
     x, C, n = query_arrays(bundle, prep.query_inputs(pos)), bundle.serving.CANDIDATES, len(bundle.ids)
-    nothing, days = np.zeros((len(pos), n), bool), bundle.serving.SEEN_DAYS
-    seen = past_mask(prep, pos, seen_since(prep.events["timestamp"][pos], days), n) if days else nothing
-    always = past_mask(prep, pos, None, n) if masked else nothing
+    nothing, days = np.zeros((len(pos), prep.n_items), bool), bundle.serving.SEEN_DAYS   # of the data's catalogue, which may go on where the bundle's ends
+    seen = past_mask(prep, pos, seen_since(prep.events["timestamp"][pos], days), prep.n_items) if days else nothing
+    always = past_mask(prep, pos, None, prep.n_items) if masked else nothing
     extra = int((seen | always).sum(1).max(initial=0))
     scores, found = find_candidates(bundle, run_session(bundle.query_tower, x), x["q_ints"], min(n, C + extra))
     hidden = lambda mask: np.take_along_axis(mask, np.maximum(found, 0), 1)

@@ -36,7 +36,8 @@ def plan_days(
 def compare_day(tuned: Params, rebuilt: Params, first: Params, day: int) -> dict:
     "Let the first bundle, the fine-tuned and the rebuilt one answer the newest day's cases."
     from recsys.data_prep import load_prepared
-    from recsys.evaluate import compare_systems, model_lists
+    from recsys.evaluate import compare_systems
+    from recsys.lists import model_lists
     from recsys.recommender import Bundle
     prep, other = load_prepared(tuned), load_prepared(rebuilt)
     pos, masked = test_cases(prep, tuned.EVAL_CASES, tuned.SEED), is_masked(prep, tuned.MASK_HISTORY)
