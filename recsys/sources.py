@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['EARLIEST', 'LATEST', 'INTERACTION_COLUMNS', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'as_seconds', 'as_ids',
-           'explain_failures', 'check_table', 'check_columns', 'check_interactions', 'open_tables', 'read_frame',
-           'Source', 'parquet_source', 'completejourney_source', 'name_products', 'make_shop', 'shop_source',
-           'count_items', 'choose_items', 'run_ingest', 'write_interactions']
+           'explain_failures', 'check_table', 'check_columns', 'check_interactions', 'list_files', 'file_states',
+           'open_tables', 'read_frame', 'Source', 'parquet_source', 'completejourney_source', 'name_products',
+           'make_shop', 'shop_source', 'count_items', 'choose_items', 'run_ingest', 'write_interactions']
 
 # %% ../nbs/02_sources.ipynb #02-sources-02
-import glob
+import glob, re
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,13 +104,33 @@ def check_interactions(
     dropped["(kept) anonymous"] += t["user_id"].null_count
     return t
 
+# %% ../nbs/02_sources.ipynb #02-sources-remote-0
+def list_files(
+    pattern: str,   # path, folder or glob, here or in an object store: s3://bucket/prefix/*.parquet
+) -> tuple:         # pyarrow filesystem, None for this machine's; sorted paths
+    "List the files that a pattern names."
+    if "://" not in pattern:
+        found = [Path(f) for f in glob.glob(str(resolve(pattern)), recursive=True)]
+        return None, sorted(str(f) for x in found for f in (x.rglob("*") if x.is_dir() else [x]) if f.is_file())
+    from pyarrow import fs
+    head, *more = re.split(r"[*?]", pattern, maxsplit=1)
+    system, base = fs.FileSystem.from_uri(head.rpartition("/")[0] if more else pattern.rstrip("/"))
+    info = system.get_file_info(base)
+    files = [base] if info.is_file else [] if info.type == fs.FileType.NotFound else [f.path for f in system.get_file_info(fs.FileSelector(base, recursive=True)) if f.is_file]
+    wanted = re.escape(pattern.partition("://")[2]).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    return system, sorted(f for f in files if not more or re.fullmatch(wanted, f))
+
+def file_states(pattern: str) -> dict:  # path -> size and time of change
+    "Tell apart states of what lies in an object store without reading it."
+    system, files = list_files(pattern)
+    return {f.path: f"{f.size} bytes, {f.mtime_ns} ns" for f in (system.get_file_info(files) if files else ())}
+
 # %% ../nbs/02_sources.ipynb #02-sources-17
 def open_tables(pattern: str, key: str) -> pads.Dataset:
     "Open the parquet or CSV files that a path or glob names; raise `RecsysError` where there are none."
-    files = sorted(glob.glob(str(resolve(pattern)), recursive=True))
-    files = sorted(str(f) for x in files for f in (Path(x).rglob("*") if Path(x).is_dir() else [Path(x)]) if f.suffix in (".parquet", ".csv"))
+    system, files = list_files(pattern); files = [f for f in files if f.endswith((".parquet", ".csv"))]
     if not files: raise RecsysError(f"{key} is {pattern!r}: no parquet or CSV file there")
-    try: return pads.dataset(files, format=Path(files[0]).suffix[1:])
+    try: return pads.dataset(files, format=Path(files[0]).suffix[1:], filesystem=system)
     except (pa.ArrowInvalid, OSError) as e: raise RecsysError(f"{key}: {files[0]}: can't be read: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/02_sources.ipynb #02-sources-18
@@ -137,7 +157,7 @@ def parquet_source(p: Params) -> Source:
     users = check_table(read_frame(p.USERS, "USERS"), p.USERS, "user_id") if p.USERS else pd.DataFrame(dict(user_id=pd.Series(dtype=str)))
     def pieces():
         for file in data.files:
-            for batch in pads.dataset(file, format=Path(file).suffix[1:]).to_batches(columns=columns, batch_size=1 << 20):
+            for batch in pads.dataset(file, format=Path(file).suffix[1:], filesystem=data.filesystem).to_batches(columns=columns, batch_size=1 << 20):
                 yield pa.Table.from_batches([batch])
     return Source(items, users, pieces, p.INTERACTIONS)
 
