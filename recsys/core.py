@@ -56,6 +56,12 @@ _PARAMS = [
     Param("SHOP_DAYS", 14, "simulated days", 2, 400),
     Param("SHOP_IMAGES", True, "draw a picture of every generated product"),
     Param("END_DATE", "2026-06-30", "last simulated day, YYYY-MM-DD"),
+    Param("UNTIL", "", "interactions from this date on are left out, YYYY-MM-DD; empty: none"),
+    # a daily run
+    Param("BASE_RUN", "", "the run whose tables, models and item vectors a daily run continues; empty: a full training"),
+    Param("FINETUNE_EPOCHS", 1, "passes over the new days and the replayed cases", 1, 50),
+    Param("FINETUNE_LR", 0.5, "learning rate of the fine-tune, as a share of TT_LR and DLRM_LR", 0.001, 10.0),
+    Param("REPLAY", 1.0, "cases of old days replayed beside each new one", 0.0, 100.0),
     # cases and features
     Param("POSITIVE_EVENTS", "", "event types that count as a case, separated by commas; empty: view if there is one, else purchase, else all"),
     Param("SPLIT", "time", "how cases are held out", choices=("time", "leave_one_out")),

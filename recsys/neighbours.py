@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAY', 'OWN', 'LARGEST', 'PERIODS', 'DECAYS', 'interactions_matrix', 'slots', 'neighbours', 'make_table', 'votes',
-           'training_votes', 'add_related', 'held_out', 'retrieval_recall', 'vote_recall', 'tuned_table',
-           'run_neighbours', 'load_table', 'plot_recalls']
+           'training_votes', 'add_related', 'held_out', 'open_retrieval', 'retrieval_recall', 'vote_recall',
+           'tuned_table', 'run_neighbours', 'load_table', 'plot_recalls']
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-02
 import shutil
@@ -98,7 +98,7 @@ def training_votes(
 ):                         # function (events [B], history rows [B, L], item rows [B, C], column 0 the event's own) -> float32 [B, C]
     "Prepare votes for training cases, without the case's own part in them."
     n, (near, sim), count = prep.n_items, (table["near"], table["sim"]), table["counts"]
-    dense = np.zeros((n, n), np.float16); dense[np.arange(n)[:, None], near] = sim; dense[np.arange(n), np.arange(n)] = OWN
+    dense, (i, k) = np.zeros((n, n), np.float16), np.nonzero(sim); dense[i, near[i, k]] = sim[i, k]   # not the padding, which names item 0
     e, period = prep.events, float(table["period"]); times = np.asarray(e["timestamp"])[np.asarray(e["case"])]
     def of(pos, past, rows):
         v = dense[past[:, None, :], rows[:, :, None]].astype(np.float32)
@@ -137,6 +137,19 @@ def held_out(folder) -> Path:
     "Find the files of a stage that haven't seen validation: its own, or those of held_out/ after a refit."
     return Path(folder) / "held_out" if (Path(folder) / "held_out").is_dir() else Path(folder)
 
+def open_retrieval(
+    prep, p: Params,   # CANDIDATES
+):                     # function (events [B], table or None, candidates that it adds, several) -> (scores, item rows [B, CANDIDATES]) of each
+    "Open towers that haven't seen validation, and ask them and the neighbours for candidates as serving does."
+    from recsys.encoders import onnx_session
+    folder, C = held_out(stage_dir(p, "two_tower")), min(p.CANDIDATES, prep.n_items)
+    tower, vectors = onnx_session(folder / "query_tower.onnx", threads=1), np.load(folder / "item_vectors.npy")
+    def ask(pos, table=None, extras=(0,)):
+        query = tower.run(None, pack(prep.contract.query, prep.query_inputs(pos), "q_"))[0]
+        hits, voted = search(vectors, query, C), votes(table, prep.history_rows(pos)) if any(extras) else None
+        return [add_related(*hits, voted, vectors, query, C - e, e) if e else hits for e in extras]
+    return ask
+
 def retrieval_recall(
     prep, p: Params,
     table: dict,
@@ -144,13 +157,9 @@ def retrieval_recall(
     extras: tuple,              # candidates that the table adds
 ) -> dict:                      # extra -> recall@CANDIDATES
     "Measure what share of cases finds its item among the candidates."
-    from recsys.encoders import onnx_session
-    folder = held_out(stage_dir(p, "two_tower")); tower, vectors = onnx_session(folder / "query_tower.onnx", threads=1), np.load(folder / "item_vectors.npy")
-    item, C, found = np.asarray(prep.events["item"][pos]), min(p.CANDIDATES, prep.n_items), {e: 0 for e in extras}
+    ask, item, found = open_retrieval(prep, p), np.asarray(prep.events["item"][pos]), {e: 0 for e in extras}
     for a in range(0, len(pos), 256):
-        part = pos[a:a + 256]; query = tower.run(None, pack(prep.contract.query, prep.query_inputs(part), "q_"))[0]
-        hits, voted = search(vectors, query, C), votes(table, prep.history_rows(part))
-        for e in extras: found[e] += int(((add_related(*hits, voted, vectors, query, C - e, e) if e else hits)[1] == item[a:a + 256, None]).any(1).sum())
+        for e, (_, rows) in zip(extras, ask(pos[a:a + 256], table, extras)): found[e] += int((rows == item[a:a + 256, None]).any(1).sum())
     return {e: n / len(pos) for e, n in found.items()}
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-24

@@ -6,11 +6,13 @@
 __all__ = ['EARLIEST', 'LATEST', 'INTERACTION_COLUMNS', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'as_seconds', 'as_ids',
            'explain_failures', 'check_table', 'check_columns', 'check_interactions', 'list_files', 'file_states',
            'open_tables', 'read_frame', 'Source', 'parquet_source', 'completejourney_source', 'name_products',
-           'make_shop', 'shop_source', 'count_items', 'choose_items', 'run_ingest', 'write_interactions']
+           'make_shop', 'shop_source', 'count_items', 'choose_items', 'cut_at', 'between', 'base_folder',
+           'continue_tables', 'open_source', 'run_ingest', 'write_interactions']
 
 # %% ../nbs/02_sources.ipynb #02-sources-02
 import glob, re
 from collections import Counter
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
@@ -19,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-from .core import Params, RecsysError, atomic_path, progress, record_stage, resolve
+from .core import Params, RecsysError, atomic_path, progress, record_stage, resolve, run_dir
 
 # %% ../nbs/02_sources.ipynb #02-sources-07
 EARLIEST, LATEST = 631152000, 4102444800  # 1990 and 2100, seconds since 1970 UTC
@@ -222,11 +224,54 @@ def choose_items(source: Source, at_least: int) -> pd.DataFrame:  # the catalogu
     return source.items[source.items.item_id.isin(kept)].reset_index(drop=True)
 
 # %% ../nbs/02_sources.ipynb #02-sources-39
+def cut_at(source: Source, date: str) -> Source:  # YYYY-MM-DD, UTC
+    "Leave out what happened from a date on; raise `RecsysError` for anything but a date."
+    try: end = int(pd.Timestamp(datetime.strptime(date, "%Y-%m-%d"), tz="UTC").timestamp())
+    except ValueError: raise RecsysError(f"UNTIL is {date!r}, expected a date such as 2026-06-30") from None
+    return between(source, EARLIEST, end)
+
+def between(source: Source, first: int, end: int, before=()) -> Source:  # seconds; tables that come first
+    "Keep the interactions of a span of time; those without a time stay, so that they are counted as dropped."
+    def pieces():
+        yield from before
+        for piece in source.pieces():
+            check_columns(piece.column_names, source.name)
+            ts = as_seconds(piece["timestamp"], source.name)
+            if len(kept := piece.filter(pc.fill_null(pc.and_(pc.greater_equal(ts, first), pc.less(ts, end)), True))): yield kept
+    return Source(source.items, source.users, pieces, source.name)
+
+# %% ../nbs/02_sources.ipynb #02-sources-42
+def base_folder(p: Params) -> Path:
+    "Find the run that BASE_RUN names; raise `RecsysError` where it isn't there."
+    if p.BASE_RUN == p.RUN: raise RecsysError(f"BASE_RUN is {p.BASE_RUN}, the run itself: a daily run has a folder of its own; choose another RUN")
+    folder = run_dir(p).parent / p.BASE_RUN
+    if not (folder / "bundle" / "manifest.json").is_file(): raise RecsysError(f"BASE_RUN is {p.BASE_RUN!r}: {folder} has no bundle; run that one first")
+    return folder
+
+def continue_tables(source: Source, base: Path) -> Source:  # folder of the stage ingest
+    "Put what is newer behind another run's interactions."
+    items, known = pd.read_parquet(base / "items.parquet"), pd.read_parquet(base / "users.parquet")
+    old = pads.dataset(base / "interactions.parquet", format="parquet")
+    newest = pc.max(old.to_table(columns=["timestamp"])["timestamp"]).as_py()
+    pieces = (pa.Table.from_batches([b]) for b in old.to_batches(batch_size=1 << 20))
+    users = pd.concat([known, source.users]).drop_duplicates("user_id", keep="last").sort_values("user_id", ignore_index=True)
+    go_on = between(source, newest + 1, LATEST, pieces)
+    def same_columns():
+        for piece in go_on.pieces(): yield pa.table({n: piece[n] if n in piece.column_names else pa.nulls(len(piece), pa.string()) for n in old.schema.names})
+    return Source(items, users, same_columns, source.name)
+
+# %% ../nbs/02_sources.ipynb #02-sources-44
+def open_source(p: Params) -> tuple:  # Source, its catalogue
+    "Open SOURCE, cut at UNTIL, behind the tables of BASE_RUN."
+    source = SOURCES[p.SOURCE](p)
+    if p.UNTIL: source = cut_at(source, p.UNTIL)
+    if p.BASE_RUN: source = continue_tables(source, base_folder(p) / "ingest"); return source, source.items
+    return source, choose_items(source, p.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(p.SOURCE, 0))
+
 def run_ingest(p: Params) -> dict:  # row counts and what was dropped
     "Read the source, check it and write interactions, items and users as parquet."
     with record_stage(p, "ingest") as rec:
-        source, lost = SOURCES[p.SOURCE](p), Counter()
-        items = choose_items(source, p.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(p.SOURCE, 0))
+        (source, items), lost = open_source(p), Counter()
         with rec.timing("interactions"): n = write_interactions(source, items, rec.dir / "interactions.parquet", lost)
         total = n + sum(v for k, v in lost.items() if not k.startswith("(kept)"))
         for why, count in sorted(lost.items()):
@@ -237,7 +282,7 @@ def run_ingest(p: Params) -> dict:  # row counts and what was dropped
         rec.rows.update(interactions=n, items=len(items), users=len(source.users), dropped=total - n)
     return dict(rec.rows, **{f"dropped: {k}": v for k, v in lost.items()})
 
-# %% ../nbs/02_sources.ipynb #02-sources-40
+# %% ../nbs/02_sources.ipynb #02-sources-45
 def write_interactions(source: Source, items: pd.DataFrame, path: Path, lost: Counter) -> int:
     "Stream the checked pieces into one parquet file and return the rows written; raise `RecsysError` where none remain."
     ids, n, writer = pa.array(items.item_id), 0, None

@@ -240,19 +240,24 @@ def make_step(
     item_inputs: dict,       # feature -> array over all items
     optimizer,
     hide: float = 0.05,      # share of candidates whose id is hidden, so that content learns to place new items
-    variables: list | None = None,  # what to train; all by default
+    kept: np.ndarray | None = None,  # vectors of all items that stay: the query tower alone is trained
 ):                           # (query inputs, item rows, places, log chances, seen columns) -> loss, compiled
     "Compile one training step with free batch and candidate sizes."
     items = {k: tf.constant(v) for k, v in item_inputs.items()}
-    variables = model.trainable_variables if variables is None else variables
+    variables = model.trainable_variables if kept is None else query_variables(model)
+    vectors = None if kept is None else tf.constant(kept)
     ints, floats, seen_spec = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None, None], tf.int64)
+
+    def candidates(rows):
+        if vectors is not None: return tf.gather(vectors, rows)
+        c = {k: tf.gather(v, rows) for k, v in items.items()}
+        c["item_id"] = tf.where(tf.random.uniform(tf.shape(rows)) < hide, tf.constant(OOV, tf.int64), c["item_id"])
+        return model.candidate(c, training=True)
 
     @tf.function(input_signature=(signature(model.query_features), ints, ints, floats, seen_spec), autograph=False)
     def step(x, rows, place, log_q, seen):
-        c = {k: tf.gather(v, rows) for k, v in items.items()}
-        c["item_id"] = tf.where(tf.random.uniform(tf.shape(rows)) < hide, tf.constant(OOV, tf.int64), c["item_id"])
         with tf.GradientTape() as tape:
-            scores = tf.matmul(model.query(x, training=True), model.candidate(c, training=True), transpose_b=True)
+            scores = tf.matmul(model.query(x, training=True), candidates(rows), transpose_b=True)
             loss = softmax_loss(scores, place, log_q, seen)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         return loss

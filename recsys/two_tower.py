@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['time_order', 'seen_lately', 'place_seen', 'train_batches', 'prefetch', 'positive_ranks', 'rank_metrics', 'Scorer',
-           'validation_cases', 'validate', 'popularity_metrics', 'check_start', 'train_epoch', 'fit', 'export_towers',
-           'learning_curve', 'refit', 'run_two_tower']
+           'validation_cases', 'validate', 'popularity_metrics', 'check_start', 'train_epoch', 'fit', 'export_query',
+           'export_towers', 'learning_curve', 'refit', 'run_two_tower']
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-02
 import contextlib, os, queue, shutil, threading, time
@@ -20,7 +20,7 @@ from .data_prep import load_prepared
 from .encoders import onnx_session
 from .features import pack, save_arrays
 from .towers import (choose_loss, CandidateSampler, TwoTower, baked_history, build_towers, content_by_id, export_onnx, load_state,
-                           make_step, query_variables, save_state, signature)
+                           make_step, save_state, signature)
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-07
 def time_order(
@@ -199,7 +199,7 @@ def fit(
     train: np.ndarray | None = None,  # cases, positions into the events; the training split by default
     valid: np.ndarray | None = None,  # cases that decide when to stop; `validation_cases` by default
     fresh: bool = True,               # untrained weights; False continues training
-    variables: list | None = None,    # what to train; all by default
+    kept: np.ndarray | None = None,   # vectors of all items that stay: the query tower alone is trained
 ) -> list[dict]:                      # one row an epoch
     "Train with early stopping on validation and keep the best epoch's weights."
     train, valid = prep.positions("train") if train is None else train, validation_cases(prep, p.SEED) if valid is None else valid
@@ -207,7 +207,7 @@ def fit(
     counts = np.bincount(prep.events["item"][train], minlength=len(prep.item_counts))
     loss = choose_loss((counts > 0).sum(), len(train), p.TT_BATCH + p.TT_NEGATIVES) if p.TT_LOSS == "auto" else p.TT_LOSS
     sampler, scorer, seen, rng = CandidateSampler(counts, loss, p.TT_NEGATIVES), Scorer(model), seen_lately(prep, p.SEEN_DAYS), np.random.default_rng(p.SEED)
-    step = make_step(model, prep.item_inputs(np.arange(len(prep.item_counts))), mm.LazyAdam(p.TT_LR), variables=variables)
+    step = make_step(model, prep.item_inputs(np.arange(len(prep.item_counts))), mm.LazyAdam(p.TT_LR), kept=kept)
     names, curve, best = model.query_features.names(), [], None
     for epoch in range(1, p.TT_EPOCHS + 1):
         batches = train_batches(prep, train, p.TT_BATCH, sampler, seen, rng, names)
@@ -222,23 +222,33 @@ def fit(
     return curve
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-36
+def export_query(
+    model: TwoTower, prep,
+    folder: str | Path,
+    rows: int = 256,       # sample for the parity check
+) -> float:                # largest difference between ONNX and TensorFlow
+    "Write the query tower and a sample of queries; refuse a file that computes something else."
+    folder = Path(folder)
+    with baked_history(model): export_onnx(model.query, model.query_features, model.contract.query, folder / "query_tower.onnx", "query", "q_")
+    x = prep.query_inputs(prep.positions("train")[-rows:]); packed, queries = pack(model.contract.query, x, "q_"), Scorer(model).queries(x)
+    gap = float(np.abs(onnx_session(folder / "query_tower.onnx", 1).run(None, packed)[0] - queries).max())
+    if gap > 1e-3: raise RecsysError(f"{folder}/query_tower.onnx: ONNX and TensorFlow differ by {gap:.2g}, expected below 0.001")
+    save_arrays(folder / "query_sample.npz", {**packed, "query": queries})
+    return gap
+
 def export_towers(
     model: TwoTower, prep,
     folder: str | Path,
     rows: int = 256,       # sample for the parity check
 ) -> dict:                 # tower -> largest difference between ONNX and TensorFlow
-    "Write both towers, the vectors of all items and a sample of queries; refuse a file that computes something else."
-    folder, scorer = Path(folder), Scorer(model)
-    with baked_history(model): export_onnx(model.query, model.query_features, model.contract.query, folder / "query_tower.onnx", "query", "q_")
+    "Write both towers and the vectors of all items; refuse a file that computes something else."
+    folder = Path(folder); gap = {"query": export_query(model, prep, folder, rows)}
     export_onnx(model.candidate, model.contract.item, model.contract.item, folder / "candidate_tower.onnx", "item_vector", "i_")
-    pos, sample, items = prep.positions("train")[-rows:], np.arange(len(prep.item_counts))[:rows], scorer.items(prep)
-    x, y = prep.query_inputs(pos), prep.item_inputs(sample)
-    x, y, queries = pack(model.contract.query, x, "q_"), pack(model.contract.item, y, "i_"), scorer.queries(x)
-    run = lambda file, inputs: onnx_session(folder / file, 1).run(None, inputs)[0]
-    gap = {"query": float(np.abs(run("query_tower.onnx", x) - queries).max()), "candidate": float(np.abs(run("candidate_tower.onnx", y) - items[sample]).max())}
-    if max(gap.values()) > 1e-3: raise RecsysError(f"{folder}: ONNX and TensorFlow differ by {gap}, expected below 0.001")
+    sample, items = np.arange(len(prep.item_counts))[:rows], Scorer(model).items(prep)
+    ours = onnx_session(folder / "candidate_tower.onnx", 1).run(None, pack(model.contract.item, prep.item_inputs(sample), "i_"))[0]
+    gap["candidate"] = float(np.abs(ours - items[sample]).max())
+    if gap["candidate"] > 1e-3: raise RecsysError(f"{folder}/candidate_tower.onnx: ONNX and TensorFlow differ by {gap['candidate']:.2g}, expected below 0.001")
     with atomic_path(folder / "item_vectors.npy") as tmp: np.save(tmp, items)
-    save_arrays(folder / "query_sample.npz", {**x, "query": queries})
     return gap
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-39
