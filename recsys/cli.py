@@ -333,7 +333,7 @@ def status(host: str = _HOST, last: int = typer.Option(10, min=1, max=100, help=
     else: print_line("no run yet")
     if rows and rows[0]["state"] == "FAILED": raise typer.Exit(1)
 
-@pipeline_app.command()
+@pipeline_app.command(hidden=True)
 def finish(name: str = _NAME, state: str = typer.Option(..., "--status", help="Kubeflow's final status, as JSON"), run: str = typer.Option(..., help="name of the run"), outputs: str = typer.Option(PARAMS["OUTPUTS"].default, help="folder of the runs")):
     "End a pipeline's run: report and outcome. The last task of a pipeline calls this."
     from recsys import kubeflow

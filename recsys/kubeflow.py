@@ -14,12 +14,11 @@ import contextlib, hashlib, inspect, json, os, time, urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock
-from . import pipeline
 from .core import PARAMS, Params, RecsysError, atomic_path, find_root, read_json, run_dir, write_json
-from .pipeline import QUIET, Stage, check_paths, is_done, mark_done, notebook_parameters, run_notebook, stage_key, write_report
+from .pipeline import LISTS, QUIET, Stage, check_paths, is_done, mark_done, notebook_parameters, run_notebook, stage_key, write_report
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-05
-PIPELINES = {name.lower(): getattr(pipeline, name) for name in ("FULL", "DAILY") if hasattr(pipeline, name)}  # name -> stages
+PIPELINES = LISTS   # name -> stages
 
 def params_file(name: str) -> Path:
     "Find the params file of a pipeline; raise `RecsysError` for a name that isn't there."
@@ -40,8 +39,11 @@ def stages_of(name: str) -> tuple:  # of Stage
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-08
 def edges(stages: tuple) -> dict:  # stage -> names of those it waits for
     "Say which stages of a pipeline wait for which."
-    names = [s.name for s in stages]
-    return {s.name: tuple(a for a in s.after if a in names[:i]) or tuple(names[max(0, i - 1):i]) for i, s in enumerate(stages)}
+    found, maker = {}, {}
+    for i, s in enumerate(stages):
+        found[s.name] = tuple(dict.fromkeys(maker[a] for a in s.after if a in maker)) or tuple(x.name for x in stages[max(0, i - 1):i])
+        maker |= dict.fromkeys((s.name, *s.makes), s.name)
+    return found
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-11
 @dataclass(frozen=True)
@@ -199,8 +201,8 @@ def run_stage(
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-28
 def digest(stage: Stage, p: Params) -> str:
     "Hash what a stage left behind; times and memory don't count."
-    files = read_json(run_dir(p) / stage.name / "stage.json")["outputs"]
-    return hashlib.sha256(json.dumps({f: v["sha256"] for f, v in files.items() if not f.endswith(".png")}, sort_keys=True).encode()).hexdigest()
+    records = {n: read_json(run_dir(p) / n / "stage.json")["outputs"] for n in (stage.name, *stage.makes)}
+    return hashlib.sha256(json.dumps({f"{n}/{f}": v["sha256"] for n, files in records.items() for f, v in files.items() if not f.endswith(".png")}, sort_keys=True).encode()).hexdigest()
 
 def numbers(d: dict, prefix: str = "") -> dict:  # name -> number
     "Flatten the numbers of nested dictionaries."
