@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'pipeline_app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'leaks', 'print_rows',
-           'open_run', 'serve', 'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'tune', 'stage',
-           'pipeline_inputs', 'compile_command', 'submit', 'schedule', 'status', 'finish', 'params', 'catalog',
-           'check_environment', 'doctor', 'main']
+           'open_run', 'serve', 'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'tune', 'stage', 'pod',
+           'pipeline_inputs', 'compile_command', 'submit', 'schedule', 'tables', 'status', 'finish', 'params',
+           'catalog', 'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
 import json, sys, time
@@ -278,6 +278,17 @@ def stage(
     with push_stage(name): ran = run_stage(s, p, force, print_line)
     print_line(f"stage {name} of run {p.RUN} {'is done' if ran else 'is unchanged, skipped'}")
 
+# %% ../nbs/25_cli.ipynb #25-cli-pod-0
+@app.command()
+def pod(
+    role: str = typer.Argument(..., help="triton, follow, worker, materialise or gateway"),
+    host: str = typer.Option("127.0.0.1", help="address to listen on; 0.0.0.0: every one of the pod"),
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as HTTP_PORT=9000 or TRITON_URL=triton:8001; may stand several times"),
+):
+    "Be one container of k8s/: the live bundle's server, what follows the pointer beside it, worker, hourly job, gateway."
+    from recsys.pods import run_pod
+    run_pod(role, host, **{k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, set)})
+
 # %% ../nbs/25_cli.ipynb #25-cli-cluster-3
 pipeline_app = typer.Typer(no_args_is_help=True, help="Compile the stages as Kubeflow pipelines, start them, schedule them, watch them.")
 app.add_typer(pipeline_app, name="pipeline")
@@ -323,6 +334,13 @@ def schedule(name: str = _NAME, cron: str = typer.Option("30 3 * * *", help="min
     print_line(f"pipeline {name} recurs at '{cron}' UTC: {kubeflow.schedule(name, p, host, cron, cluster)}")
 
 # %% ../nbs/25_cli.ipynb #25-cli-cluster-6
+@pipeline_app.command()
+def tables(run: str = typer.Option("", help="name of a run, or path of its folder, whose features the tables hold; left out: the built-in shop's"), out: Optional[Path] = typer.Option(None, help="file to write; left out: k8s/cloud/tables.json")):
+    "Write the Glue tables of the feature contract as a CloudFormation template."
+    from recsys.cloud import shop_contract, write_tables
+    from recsys.recommender import Bundle
+    print_line(show_path(write_tables(Bundle(run_dir(open_run(run, [])) / "bundle").contract if run else shop_contract(), out)))
+
 @pipeline_app.command()
 def status(host: str = _HOST, last: int = typer.Option(10, min=1, max=100, help="how many runs"), as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table")):
     "List the newest runs. The exit code is 1 where the newest one failed."
