@@ -68,7 +68,7 @@ class Cluster:
     outputs: str = "/outputs"           # where it is mounted
     config: str = "recsys-env"          # config map whose keys become environment variables
     secret: str = "recsys-valkey"       # secret with Valkey's password
-    env: tuple = ("AWS_REGION", "PUSHGATEWAY_URL", "VALKEY_HOST", "VALKEY_PORT", "VALKEY_USER")
+    env: tuple = ("AWS_REGION", "PUSHGATEWAY_URL", "VALKEY_HOST", "VALKEY_USER")
     pool: str = "training"              # value of the node label recsys.io/pool; with a GPU: training-gpu
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-15
