@@ -283,11 +283,12 @@ def stage(
 def pod(
     role: str = typer.Argument(..., help="triton, follow, worker, materialise or gateway"),
     host: str = typer.Option("127.0.0.1", help="address to listen on; 0.0.0.0: every one of the pod"),
+    port: int = typer.Option(9102, help="port of the worker's health and metrics"),
     set: List[str] = typer.Option([], help="KEY=VALUE, such as HTTP_PORT=9000 or TRITON_URL=triton:8001; may stand several times"),
 ):
     "Be one container of k8s/: the live bundle's server, what follows the pointer beside it, worker, hourly job, gateway."
     from recsys.pods import run_pod
-    run_pod(role, host, **{k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, set)})
+    run_pod(role, host, port, **{k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, set)})
 
 # %% ../nbs/25_cli.ipynb #25-cli-cluster-3
 pipeline_app = typer.Typer(no_args_is_help=True, help="Compile the stages as Kubeflow pipelines, start them, schedule them, watch them.")
