@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -307,9 +308,15 @@ def test_metrics_of_rules_and_dashboard_exist():
 
 # ---- the cloud
 
-def template(path):
+@lru_cache(maxsize=None)
+def template_text(path):
+    "Read a template with its short forms (!Ref) written out."
     from cfnlint.decode import cfn_yaml
-    return json.loads(json.dumps(cfn_yaml.load(str(K8S / path))))
+    return json.dumps(cfn_yaml.load(str(K8S / path)))
+
+
+def template(path):
+    return json.loads(template_text(path))
 
 
 def test_templates_are_sound(tmp_path):

@@ -137,7 +137,7 @@ def test_the_worker_as_it_is_written(pod, home):
     port = free_port()
     worker = pod("worker", "--port", str(port))
     assert until(lambda: ask(port, pod.known["worker"]["livenessProbe"]["httpGet"]["path"])[0] == 200)
-    assert until(lambda: "recsys_worker_events_total" in ask(port, "/metrics")[1]), (home / "worker.log").read_text()[-3000:]
+    assert until(lambda: "recsys_worker_unread" in ask(port, "/metrics")[1]), (home / "worker.log").read_text()[-3000:]   # once it has made its first step
     page = ask(port, "/metrics")[1]
     read = set(re.findall(r"\brecsys_worker_\w+", json.dumps(rule_groups()) + (ROOT / "k8s/base/monitoring/dashboard.json").read_text()))
     assert read and [m for m in read if m not in page] == [], page
