@@ -140,6 +140,7 @@ _PARAMS = [
     Param("METRICS_PORT", 8002, "Triton's metrics port; 0: any free one", 0, 65535),
     # evaluation
     Param("EVAL_CASES", 100000, "test cases, at most, sampled by seed", 100, 10**8),
+    Param("ABLATION_CASES", 3000, "test cases for ablations and calibration, at most, sampled by seed", 100, 10**6),
     Param("BOOTSTRAP", 1000, "resamples of users behind each interval", 50, 100000),
     Param("MASK_HISTORY", "auto", "hide every item of the user's history in evaluation; auto: only for leave_one_out", choices=("auto", "true", "false")),
     Param("BASELINES", "popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr", "baselines to tune and run, separated by commas"),

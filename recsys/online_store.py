@@ -78,7 +78,6 @@ class OnlineUsers:
     ):
         self.bundle, self.client, self.filter, self.breaker, self.project = bundle, client, seen, breaker, settings["project"]
         self.names, self.fields = [f["name"] for f in settings["fields"]], [bytes.fromhex(f["field"]) for f in settings["fields"]]
-        self.ids = np.array(bundle.ids.tolist(), object); self.row_of = {i: r for r, i in enumerate(self.ids)}
         values, codes = bundle.encoder.vocab.get("category_l1", ([], []))
         self.category = {b"": NULL, b"?": OOV} | dict(zip(map(bytes, values), map(int, codes)))
         self.kinds = {f.source: f.kind for f in bundle.contract.side("user") if f.source != "user_id"}
@@ -123,7 +122,7 @@ def state(self: OnlineUsers,
     columns = {n: self._column(got[n], kind) for n, kind in self.kinds.items() if n in got} | dict(user_id=[u if k else "" for u, k in zip(users, known)])
     inputs, rows = b.encoder.encode("user", columns, B), np.full((B, self.length), -1)
     for i, items in enumerate(got["hist_items"]):
-        past = [self.row_of[x] for x in items or () if x in self.row_of][-self.length:]   # an item that has left the catalogue leaves the history
+        past = [b.row_of[x] for x in map(bytes.decode, items or ()) if x in b.row_of][-self.length:]   # an item that has left the catalogue leaves the history
         if past: rows[i, -len(past):] = past
     if b.contract["top_category"]: inputs["top_category"] = np.array([self._top(*x) for x in zip(got["top_category"], got["top_category_until"], np.asarray(now).tolist())], np.int64)
     return dict(inputs=inputs | dict(hist_items=b.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=known)
@@ -150,7 +149,7 @@ def seen_batch(self: OnlineUsers,
     "Tell which items users lately saw, in one round trip."
     if not self.filter.days: return np.zeros(rows.shape, bool)
     at = np.maximum(rows, 0)
-    return np.stack(self.breaker.call(lambda: self.filter.seen(users, list(self.bundle.hashes[at]), list(self.ids[at]), now))) & (rows >= 0)
+    return np.stack(self.breaker.call(lambda: self.filter.seen(users, list(self.bundle.hashes[at]), list(self.bundle.names[at]), now))) & (rows >= 0)
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-29
 @patch
@@ -170,7 +169,7 @@ def popular(self: OnlineUsers,
         pipe = self.client.pipeline(transaction=False)
         for k in keys: pipe.zrevrange(k, 0, n - 1)
         return pipe.execute()
-    found = list(dict.fromkeys(self.row_of[i] for ids in self.breaker.call(ask) for i in ids if i in self.row_of))
+    known = self.bundle.row_of; found = list(dict.fromkeys(known[x] for ids in self.breaker.call(ask) for x in map(bytes.decode, ids) if x in known))
     return np.array((found if len(found) >= n else list(dict.fromkeys([*found, *self.bundle.by_popularity.tolist()])))[:n], np.int64)
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-33

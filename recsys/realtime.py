@@ -74,7 +74,7 @@ class Recorder:
     "Record interaction events."
     def __init__(self, client,  # of Valkey
         seen: SeenStore,
-        items,                  # known item ids, set or dict
+        items,                  # known item ids: a Bundle, a set or a dict
         p: Params,              # RECENT_EVENTS, EVENT_DAYS, STREAM_LENGTH
         clock=time.time,        # seconds; the replay clock where there is one
     ): self.client, self.seen, self.items, self.p, self.clock, self.script, self.left = client, seen, items, p, clock, seen.lua + PUSH_RECENT + RECORD, 0
@@ -138,7 +138,7 @@ def open_recorder(
 ) -> Recorder:
     "Open the recorder of a run."
     s, client = bundle.serving, connect(url, 1000)
-    return Recorder(client, SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), bundle.row_of, p, clock)
+    return Recorder(client, SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), bundle, p, clock)
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-34
 def forget_events(client, user: str) -> int:  # keys that were there

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from .additions import additions_file, read_added
 from .core import Params, RecsysError, atomic_path, progress, record_stage, resolve, run_dir
 
 # %% ../nbs/02_sources.ipynb #02-sources-07
@@ -250,7 +251,9 @@ def base_folder(p: Params) -> Path:
 
 def continue_tables(source: Source, base: Path) -> Source:  # folder of the stage ingest
     "Put what is newer behind another run's interactions."
+    added = [r["raw"] for r in read_added(additions_file(base.parent / "bundle"))[0]]   # what joined the catalogue since
     items, known = pd.read_parquet(base / "items.parquet"), pd.read_parquet(base / "users.parquet")
+    if added: items = pd.concat([items, pd.DataFrame(added).reindex(columns=items.columns)], ignore_index=True).astype(items.dtypes.to_dict(), errors="ignore")
     old = pads.dataset(base / "interactions.parquet", format="parquet")
     newest = pc.max(old.to_table(columns=["timestamp"])["timestamp"]).as_py()
     pieces = (pa.Table.from_batches([b]) for b in old.to_batches(batch_size=1 << 20))

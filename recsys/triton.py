@@ -16,6 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from .core import Params, RecsysError, read_json, record_stage, run_dir, stage_dir, write_json
 from .features import FIRST
+from .additions import share_additions
 from .online_store import OnlineUsers, forget_features
 from .recommender import STAGES_MS, Bundle, Reasons, Recommender, candidate_features, check_bundle, finite, query_arrays, read_request
 from .seen import SeenStore
@@ -94,6 +95,8 @@ class StageMember(PythonMember):
     def setup(self):
         self.use(Recommender(bundle := Bundle(self.bundle), served_users(bundle, self.model_folder.parent.parent)))
         self.recommender.started = float(os.environ.get("RECSYS_CLOCK") or time.time())   # when the replay clock began
+
+    def answer_merged(self, inputs: list) -> list: self.recommender.bundle.grow(); return super().answer_merged(inputs)
 
     def use(self, recommender: Recommender):  # itself
         "Take the recommender whose stage this is."
@@ -206,7 +209,7 @@ def count(self: Rerank, name: str, n: int, **labels) -> None:
 @patch
 def answer_merged(self: Rerank, inputs: list) -> list:  # of dicts, one a request
     "Answer requests as one batch; each page is as long as its own request asks."
-    done = PythonMember.answer_merged(self, inputs)
+    done = StageMember.answer_merged(self, inputs)
     if len(inputs) == 1: return done
     sizes = [int(unpack(x["request"])[0]["k"][0]) for x in inputs]
     return [y | {n: y[n][:, :k] for n in ("item_ids", "scores", "propensities")} for y, k in zip(done, sizes)]
@@ -291,6 +294,7 @@ def export_bundle(
     members = [Member(**{**vars(m), "source": str(Path(bundle) / m.source), "device": device}) if m.kind == "onnx" else m for m in members]
     write_json(folder / "online.json", online)
     write_repository(folder / "repository", members, ensemble, version, None if version in known else bundle, keep)   # the manifest's metrics hold speeds, which differ between equal bundles
+    share_additions(folder / "bundles" / str(version), bundle)   # one file of additions, whoever serves
     return version
 
 # %% ../nbs/18_triton.ipynb #18-triton-37

@@ -33,9 +33,11 @@ class Worker:
         log_entries: int = 5000,  # ... or until there are so many
         grace: float = GRACE,
         fault=lambda step: None,  # called after each step, for tests
+        bundle=None,            # whose catalogue grows while the worker runs
     ):
-        self.client, self.rules, self.push, self.folders, self.p, self.landmark, self.batch, self.grace, self.fault = client, rules, push, folders, p, landmark, batch, grace, fault
+        self.client, self.rules, self.push, self.folders, self.p, self.landmark, self.batch, self.grace, self.fault, self.bundle = client, rules, push, folders, p, landmark, batch, grace, fault, bundle
         self.row_of, self.categories, self.log_seconds, self.log_entries = {i: r for r, i in enumerate(rules.ids)}, list(categories) or [""] * len(rules.ids), log_seconds, log_entries
+        self.first = len(self.row_of) - (len(bundle.added) if bundle else 0)   # items of the bundle itself
         self._reset()
         self.stats = dict.fromkeys("batches events anonymous duplicates dead users files impressions repaired trimmed restarts lag_ms".split(), 0)
 
@@ -111,8 +113,18 @@ def clear(self: Worker, events: list) -> None:
 
 # %% ../nbs/17_worker.ipynb #17-worker-19
 @patch
+def renew(self: Worker) -> None:
+    "Learn of items that were added since the last batch."
+    if self.bundle is None or self.bundle.grow() == len(self.row_of) - self.first: return
+    from recsys.feature_history import history_rules
+    from recsys.feature_keys import raw_categories
+    self.rules, self.categories = history_rules(self.bundle), raw_categories(self.bundle)
+    self.row_of = {i: r for r, i in enumerate(self.rules.ids)}
+
+@patch
 def take_events(self: Worker, entries: list) -> dict:  # kind of log -> rows
     "Work on a batch of events."
+    self.renew()
     good, bad = self.parse(entries, lambda fields: read_event(fields, self.row_of))
     bury(self.client, "events", bad, self.p.STREAM_LENGTH); self.stats["dead"] += len(bad); self.fault("dead")
     mine = self.own(good)
@@ -272,7 +284,7 @@ def open_worker(p: Params, url: str, bundle=None, store=None, **settings) -> Wor
     from recsys.recommender import Bundle
     bundle = bundle or Bundle(stage_dir(p, "bundle"))
     return Worker(connect(url, 10_000), history_rules(bundle), history_writer(store or open_store(p, url)), log_folders(p), p,
-                  **dict(categories=raw_categories(bundle), landmark=materialise_until(bundle) - 1) | settings)
+                  **dict(categories=raw_categories(bundle), landmark=materialise_until(bundle) - 1, bundle=bundle) | settings)
 
 # %% ../nbs/17_worker.ipynb #17-worker-52
 def run_worker(

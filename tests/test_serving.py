@@ -253,6 +253,28 @@ def test_a_dead_member_is_brought_back(stack):
     assert len(client.recommend(k=3)["item_ids"]) == 3
 
 
+def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
+    "Placed beside the bundle by the command; no reload, no training."
+    import pandas as pd
+    client, recorder = stack[3], parts[1]
+    ask = lambda k=1000: client.recommend(user_id="who adds", k=k, timestamp=int(recorder.clock()))
+    before = ask()
+    table = pd.read_parquet(stage_dir(p, "data_prep") / "items.parquet").iloc[[3]].assign(item_id="brand new", title="A brand new thing")
+    table.to_csv(tmp_path / "new.csv", index=False)
+    command = cli("add-items", tmp_path / "new.csv", "--run", run_dir(p))
+    out, err = command.communicate()
+    assert command.returncode == 0 and "1 item(s) added" in out, out + err
+    after = ask()
+    assert "brand new" in after["item_ids"] and "brand new" not in before["item_ids"]
+    assert after["bundle_version"] == before["bundle_version"] + "+1"
+    assert recorder.record_event(dict(event_id="on the new", user_id="who adds", item_id="brand new", timestamp=int(recorder.clock()), event_type="view")) == "new"
+    assert "brand new" not in ask(300)["item_ids"]
+    state = lambda: parts[0].users.state(["who adds"], np.array([int(recorder.clock()) + 1]))["rows"][0, -1]
+    assert until(lambda: parts[0].bundle.grow() and state() == parts[0].bundle.row_of["brand new"]), state()    # the worker knows it, too
+    again = cli("add-items", tmp_path / "new.csv", "--run", run_dir(p))
+    assert "brand new" in again.communicate()[1] and again.returncode == 2
+
+
 def fallbacks(client):
     return {f["stage"]: f["reason"] for f in client.recommend(user_id="u00001", k=3)["reasons"]["fallbacks"]}
 
