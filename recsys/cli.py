@@ -6,7 +6,7 @@
 __all__ = ['app', 'pipeline_app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'evaluate', 'leaks',
            'print_rows', 'open_run', 'serve', 'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'tune',
            'add_items', 'stage', 'pod', 'pipeline_inputs', 'compile_command', 'submit', 'schedule', 'tables', 'status',
-           'finish', 'params', 'catalog', 'check_environment', 'doctor', 'main']
+           'finish', 'live_home', 'promote', 'rollback', 'params', 'catalog', 'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
 import json, sys, time
@@ -165,20 +165,27 @@ def open_run(run: str, sets: list, stages: tuple = ()) -> Params:
 @app.command()
 def serve(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+    live: bool = typer.Option(False, "--live", help="serve what is live instead of a run, and follow promotions; may run several times"),
     set: List[str] = typer.Option([], help="KEY=VALUE, such as GRPC_PORT=9001 or VALKEY_URL=valkeys://host:6379; may stand several times"),
 ):
-    "Serve a run: tritonserver, Valkey beside it, the worker that learns from events. Ctrl-C ends them."
-    import signal
+    "Serve a run, or what is live: tritonserver, Valkey beside it, the worker that learns from events. Ctrl-C ends them."
+    import contextlib, os, signal
     from recsys.serving import curl_line
     from recsys.triton import served
-    p = open_run(run, set, ("feature_store", "triton"))
+    p = None if live else open_run(run, set, ("feature_store", "triton"))
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.default_int_handler)   # also where a shell started it in the background, deaf to Ctrl-C
-    with served(p, print_line) as (server, url, canary):
+    with contextlib.ExitStack() as stack:
+        if live:
+            from recsys.promote import served_live
+            home, over = live_home(set); one = stack.enter_context(served_live(home, print_line, os.environ.get("RECSYS_ADMIN_KEY", ""), **over)); server, look, run = one.server, one.follow, show_path(run_dir(one.p))
+        else: server, look = stack.enter_context(served(p, print_line))[0], lambda: ""
         print_line(f"ready: HTTP {server.http}, gRPC {server.grpc}, metrics http://127.0.0.1:{server.metrics_port}/metrics; model control needs the key in {show_path(server.home / 'server.json')}")
         print_line(f"try:   {curl_line(server.http, user_id='u00042', device_type='mobile', k=5)}")
         print_line(f"and:   recsys event --run {run} --user u00042 --item ITEM; recsys forget --run {run} --user u00042")
         try:
-            while server.running(): time.sleep(.5)
+            while server.running():
+                if said := look(): print_line(said)
+                time.sleep(.5)
         except KeyboardInterrupt: print_line("stopping"); return
         raise RecsysError(f"tritonserver ended by itself; {server.log} says:\n{server.tail()}")
 
@@ -186,11 +193,13 @@ def serve(
 @app.command()
 def worker(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+    bundle: Optional[Path] = typer.Option(None, help="folder of the bundle whose items and rules count; left out: the run's own"),
     set: List[str] = typer.Option([], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"),
 ):
     "Work on events and impressions until told to stop: features, popularity, logs. `serve` runs one of its own."
+    from recsys.recommender import Bundle
     from recsys.worker import run_worker
-    print_line(json.dumps(run_worker(open_run(run, set))))
+    print_line(json.dumps(run_worker(open_run(run, set), bundle=Bundle(bundle) if bundle else None)))
 
 # %% ../nbs/25_cli.ipynb #25-cli-23
 @app.command()
@@ -395,6 +404,53 @@ def finish(name: str = _NAME, state: str = typer.Option(..., "--status", help="K
     kubeflow.finish(name, json.loads(state), run, outputs)
 
 # %% ../nbs/25_cli.ipynb #25-cli-35
+def live_home(sets: list) -> tuple:  # folder of the store, parameters that were given
+    "Find the bundle store from --set."
+    from recsys.bundles import store_home
+    over = {k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, sets)}
+    return store_home(Params(dict(RUN="live") | over, source="--set")), over
+
+@app.command()
+def promote(
+    run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+    force: str = typer.Option("", help="reason for which the bundle goes live even if the gate refuses it; it is recorded"),
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as GATE_MIN_GAIN=-0.01 or KEEP_BUNDLES=3; may stand several times"),
+    as_json: bool = typer.Option(False, "--json", help="print the report as JSON"),
+):
+    "Judge a run's bundle against what is live, and make it live on every server. The exit code is 1 where the gate refuses it."
+    import contextlib
+    import matplotlib
+    matplotlib.use("agg")
+    from recsys.promote import Refused, run_promote
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        p = open_run(run, set, ("feature_store", "triton"))
+        try: report = run_promote(p, force)
+        except Refused as e: print_line(f"{e}\n{show_path(run_dir(p) / 'promote' / 'gate.md')} has the figures; --force REASON overrules the gate"); raise typer.Exit(1)
+    if as_json: print_line(json.dumps(report))
+
+@app.command()
+def rollback(
+    reason: str = typer.Option("", help="why; it stays with the pointer"),
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"),
+):
+    "Make the bundle live again that was live before."
+    from recsys.promote import roll_back
+    home, over = live_home(set); p = Params(over, source="--set")
+    report = roll_back(home, p.REPLICAS, p.KEEP_BUNDLES, p.VALKEY_URL, reason); live = report["pointer"]
+    print_line(f"bundle {live['version']} of run {live['run']} is live again after {report['seconds']:.1f} s")
+    for r in report["replicas"]: print_line(f"server {r['replica']}: " + (f"bundle {r['bundle']} after {r['seconds']:.1f} s" if r["ready"] else f"NOT READY any more: {r['error']}"))
+
+@app.command()
+def status(
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as OUTPUTS=... or REPLICAS=...; may stand several times"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON"),
+):
+    "Show what is live, since when, with which metrics, on which servers."
+    from recsys.promote import status as read_status, status_text
+    home, over = live_home(set); p = Params(over, source="--set"); s = read_status(home, p.REPLICAS, p.VALKEY_URL)
+    print_line(json.dumps(s) if as_json else status_text(s))
+
+# %% ../nbs/25_cli.ipynb #25-cli-38
 @app.command()
 def params():
     "List every parameter: default, range, meaning."
@@ -402,7 +458,7 @@ def params():
         limit = "|".join(q.choices) if q.choices else f"{q.low:g} to {q.high:g}" if q.low is not None else ""
         print_line(f"{q.name:<20} {q.default!r:<14} {limit:<22} {q.doc}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-36
+# %% ../nbs/25_cli.ipynb #25-cli-39
 @app.command()
 def catalog(
     file: Path = typer.Argument(..., help="products.yaml of the Retail Demo Store"),
@@ -415,7 +471,7 @@ def catalog(
     with atomic_path(out) as tmp: table.to_parquet(tmp, index=False)
     print_line(f"{len(table):,} products in {out}; sell them with --set CATALOG={out}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-37
+# %% ../nbs/25_cli.ipynb #25-cli-40
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
     "Check Python, packages, memory, disk, GPU and system tools."
     import importlib.metadata as md, os, platform, shutil
@@ -429,7 +485,7 @@ def check_environment() -> list:  # (ok or None where it is only a hint, what, d
     found += [(None, "cores", str(os.cpu_count())), (None, "GPU", "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU")]
     return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs use it") for t in ("chromium", "promtool", "kubectl", "node")]
 
-# %% ../nbs/25_cli.ipynb #25-cli-38
+# %% ../nbs/25_cli.ipynb #25-cli-41
 @app.command()
 def doctor():
     "Check the environment; the exit code is 1 where something needed is missing."
@@ -437,7 +493,7 @@ def doctor():
     for ok, what, detail in found: print_line(f"{'  ok ' if ok else '  -- ' if ok is None else ' BAD '} {what:<16} {detail}")
     if any(ok is False for ok, _, _ in found): raise typer.Exit(1)
 
-# %% ../nbs/25_cli.ipynb #25-cli-40
+# %% ../nbs/25_cli.ipynb #25-cli-43
 def main() -> None:
     "Run the command line; a mistake in the input ends with one message and exit code 2, a failed stage with 1."
     from recsys.core import RecsysError
