@@ -54,9 +54,10 @@ class Needs:
     gpu: int = 0
     hours: float = 2       # it is ended after that
     cached: bool = True    # Kubeflow may take an earlier result
+    admin: bool = False    # it gets the key of Triton's model control
 
 NEEDS = dict(ingest=Needs(cached=False), data_prep=Needs("4", "16Gi", 1), embeddings=Needs("4", "16Gi", 1), two_tower=Needs("4", "16Gi", 1, 6), dlrm=Needs("4", "16Gi", 1, 6),
-             finetune=Needs("4", "16Gi", 1, 3, cached=False), evaluate=Needs("4", "16Gi"), feature_store=Needs(cached=False), triton=Needs(cached=False), promote=Needs(cached=False))
+             finetune=Needs("4", "16Gi", 1, 3, cached=False), evaluate=Needs("4", "16Gi"), feature_store=Needs(cached=False), triton=Needs(cached=False), promote=Needs(cached=False, admin=True))
 RETRIES, BACKOFF = 2, ("60s", 2.0, "1800s")   # how often a failed task is tried again; first pause, factor, longest pause
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-13
@@ -68,6 +69,7 @@ class Cluster:
     outputs: str = "/outputs"           # where it is mounted
     config: str = "recsys-env"          # config map whose keys become environment variables
     secret: str = "recsys-valkey"       # secret with Valkey's password
+    keys: str = "recsys-keys"           # secret with the key of Triton's model control
     env: tuple = ("AWS_REGION", "PUSHGATEWAY_URL", "VALKEY_HOST", "VALKEY_USER")
     pool: str = "training"              # value of the node label recsys.io/pool; with a GPU: training-gpu
 
@@ -109,6 +111,7 @@ def equip(task, needs: Needs, cluster: Cluster, hours: float) -> None:
     kubernetes.mount_pvc(task, pvc_name=cluster.claim, mount_path=cluster.outputs)
     kubernetes.use_config_map_as_env(task, cluster.config, {n: n for n in cluster.env})
     kubernetes.use_secret_as_env(task, cluster.secret, {"password": "VALKEY_PASSWORD"})
+    if needs.admin: kubernetes.use_secret_as_env(task, cluster.keys, {"admin": "RECSYS_ADMIN_KEY"})
     kubernetes.set_timeout(task, int(hours * 3600))
     kubernetes.add_node_selector(task, "recsys.io/pool", cluster.pool + ("-gpu" if needs.gpu else ""))
     kubernetes.add_toleration(task, key="recsys.io/pool", operator="Exists", effect="NoSchedule")

@@ -77,21 +77,21 @@ def start_of_clock(url: str) -> dict:  # environment
 def follow_once(
     home: Path,
     server: Control,
-    done: str,           # bundle that it was last told to serve
-) -> str:                # bundle that it is told to serve now
+    done: dict,          # pointer that it last followed
+) -> dict:               # pointer that it follows now
     "Move a server to what the pointer says, unless a promotion is at it or the server isn't up."
-    version = read_live(home).get("version", "")
-    if version == done or not alive(server): return done
+    live = read_live(home); version = live.get("version")
+    if not alive(server) or (live == done and answered_by(server) in ("", version)): return done   # no answer: it was taken out, and is tried again with the next pointer
     try:
         with live_lock(home).acquire(timeout=0): rows = settle(home, {"this pod": server})
     except Timeout: return done
     for r in rows: print(f"bundle {version} is live" if r["ready"] else f"bundle {version} can't be loaded, this pod is not ready any more: {r['error']}", flush=True)
-    return version
+    return live
 
 def follow_pod(home: Path, stop: threading.Event, every: float = .5, **over) -> None:
     "Keep the server of this pod at what is live."
     if not wait_live(home, stop): return
-    p, done = live_params(home, "online_run", **over), ""
+    p, done = live_params(home, "online_run", **over), {}
     server = Control(f"http://127.0.0.1:{p.HTTP_PORT}", os.environ.get("RECSYS_ADMIN_KEY", ""), live_repository(home))
     with Client(f"127.0.0.1:{p.GRPC_PORT}", timeout=5) as client:
         canary = Canary(server, lambda: client.recommend(k=1, request_id=CANARY), log=Path(tempfile.gettempdir()) / "canary.log")

@@ -191,6 +191,9 @@ def test_tasks_find_what_they_name(rendered, overlay):
     from recsys.kubeflow import NEEDS, Cluster
     there, c = [d for d in rendered[overlay] if d["metadata"].get("namespace") == "kubeflow"], Cluster()
     assert get(there, "PersistentVolumeClaim", c.claim, "kubeflow") and get(there, "ExternalSecret", c.secret, "kubeflow")["spec"]["data"][0]["secretKey"] == "password"
+    admin = yaml.safe_load((K8S / "pipelines/full.yaml").read_text().split("\n---\n")[1])["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    told = {e for e, x in admin.items() if any(s["secretName"] == c.keys for s in x.get("secretAsEnv", ()))}
+    assert told == {"exec-promote"} and get(there, "ExternalSecret", c.keys, "kubeflow")["spec"]["data"][0]["secretKey"] == "admin"
     assert set(c.env) <= set(get(there, "ConfigMap", c.config, "kubeflow")["data"])
     assert get(there, "ConfigMap", "recsys-env", "kubeflow")["data"] == get(rendered[overlay], "ConfigMap", "recsys-env")["data"]
     pools = yaml.safe_load_all((K8S / "cloud/karpenter/pools.yaml").read_text())
