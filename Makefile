@@ -6,6 +6,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PY := .venv/bin/python
 LOCK = uv pip compile pyproject.toml $(ARGS) -q --extra aws --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
 
+IMAGE_LOCK = uv pip compile -q --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
+MERLIN = numpy pandas pyarrow numba llvmlite protobuf dask setuptools# the training image's own builds stay
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -34,14 +37,18 @@ docs: ## build the docs site (not there yet)
 demo: ## open the shop window (not there yet)
 	@echo "make demo: this version has no shop window yet; try: make run" >&2; exit 2
 
-export: setup ## after editing notebooks: clear their outputs, clean them, write recsys/ and README.md
+export: setup ## after editing notebooks: clear their outputs, clean them, write recsys/, README.md and what k8s/ has from them
 	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb
 	@nbdev_clean && nbdev_export
+	@recsys pipeline compile && recsys pipeline tables
 	@[ ! -e nbs/index.ipynb ] || $(PY) -m jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
 
 lock: setup ## resolve the lock files again (py310 is for the production images: resolved, never installed here)
 	@$(LOCK) --python-version 3.11 --extra docs --extra dev -o requirements-py311.lock
 	@$(LOCK) --python-version 3.10 -o requirements-py310.lock
+	@for image in gateway worker; do $(IMAGE_LOCK) -c requirements-py311.lock --python-version 3.11 k8s/images/$$image/requirements.in -o k8s/images/$$image/requirements.lock || exit; done
+	@$(IMAGE_LOCK) -c requirements-py310.lock --python-version 3.10 k8s/images/serving/requirements.in -o k8s/images/serving/requirements.lock
+	@$(IMAGE_LOCK) -c requirements-py310.lock --python-version 3.10 $(MERLIN:%=--no-emit-package %) k8s/images/training/requirements.in -o k8s/images/training/requirements.lock
 
 clean: ## remove what builds leave behind; outputs/ and .venv stay
 	@rm -rf build dist site _proc ./*.egg-info .pytest_cache .hypothesis nbs/.last_checked nbs/.ipynb_checkpoints

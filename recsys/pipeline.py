@@ -112,6 +112,9 @@ def input_files(stage: Stage, p: Params) -> dict:  # name -> sha256
     import glob
     declared = notebook_parameters(stage.notebook)
     for key in (k for k in PATHS if k in declared and p[k]):
+        if "://" in p[key]:
+            from recsys.sources import file_states
+            files |= file_states(p[key]); continue
         for f in sorted(glob.glob(str(resolve(p[key])), recursive=True)):
             files |= {str(g): sha256_file(g) for g in (sorted(Path(f).rglob("*")) if Path(f).is_dir() else [Path(f)]) if g.is_file()}
     if declared.get("BASE_RUN") is not None and p.BASE_RUN:
@@ -219,7 +222,7 @@ def check_paths(p: Params) -> None:
     "Refuse a run whose input files aren't there, before its first stage; raise `RecsysError` naming the key."
     import glob
     for key in dict(parquet=("INTERACTIONS", "ITEMS", "USERS"), shop=("CATALOG",)).get(p.SOURCE, ()):
-        if p[key] and not glob.glob(str(resolve(p[key])), recursive=True): raise RecsysError(f"{key} is {p[key]!r}: no such file; give it in the params file or with --set {key}=FILE")
+        if p[key] and "://" not in p[key] and not glob.glob(str(resolve(p[key])), recursive=True): raise RecsysError(f"{key} is {p[key]!r}: no such file; give it in the params file or with --set {key}=FILE")
     if p.BASE_RUN:
         from recsys.sources import base_folder
         base_folder(p)

