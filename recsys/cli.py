@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'leaks', 'print_rows', 'open_run', 'serve',
-           'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'tune', 'add_items', 'params', 'catalog',
-           'check_environment', 'doctor', 'main']
+           'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'tune', 'add_items', 'gateway', 'demo', 'params',
+           'catalog', 'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
 import json, sys, time
@@ -274,13 +274,45 @@ def add_items(
 
 # %% ../nbs/25_cli.ipynb #25-cli-33
 @app.command()
+def gateway(
+    run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as GATEWAY_PORT=8081 or TRITON_URL=host:8001; may stand several times"),
+):
+    "Serve HTTP in front of Triton: pages with titles and pictures, events, the shop window. RECSYS_API_KEY of the environment allows writes."
+    from recsys.gateway import serve_gateway
+    from recsys.shop_window import window_files
+    serve_gateway(open_run(run, set), pages=window_files(), say=lambda text: print(text, file=sys.stderr, flush=True))
+
+# %% ../nbs/25_cli.ipynb #25-cli-34
+@app.command()
+def demo(
+    run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as GATEWAY_PORT=8081; may stand several times"),
+    browser: bool = typer.Option(True, help="open the page in a browser, where there is one"),
+):
+    "Open the shop window: Valkey, Triton, the worker and the gateway at once. Ctrl-C ends them."
+    import os, signal, webbrowser
+    from recsys.shop_window import shop_window
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.default_int_handler)
+    p = open_run(run, [*(f"{n}=0" for n in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")), *set], ("feature_store", "triton"))
+    with shop_window(p, print_line) as (address, server, gate):
+        print_line(f"ready: {address}")
+        if browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform == "darwin"): webbrowser.open(address)
+        try:
+            while server.running() and gate.running(): time.sleep(.5)
+        except KeyboardInterrupt: print_line("stopping"); return
+        ended = gate if server.running() else server
+        raise RecsysError(f"{ended.name} ended by itself; {ended.log} says:\n{ended.tail()}")
+
+# %% ../nbs/25_cli.ipynb #25-cli-37
+@app.command()
 def params():
     "List every parameter: default, range, meaning."
     for q in PARAMS.values():
         limit = "|".join(q.choices) if q.choices else f"{q.low:g} to {q.high:g}" if q.low is not None else ""
         print_line(f"{q.name:<20} {q.default!r:<14} {limit:<22} {q.doc}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-34
+# %% ../nbs/25_cli.ipynb #25-cli-38
 @app.command()
 def catalog(
     file: Path = typer.Argument(..., help="products.yaml of the Retail Demo Store"),
@@ -293,7 +325,7 @@ def catalog(
     with atomic_path(out) as tmp: table.to_parquet(tmp, index=False)
     print_line(f"{len(table):,} products in {out}; sell them with --set CATALOG={out}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-35
+# %% ../nbs/25_cli.ipynb #25-cli-39
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
     "Check Python, packages, memory, disk, GPU and system tools."
     import importlib.metadata as md, os, platform, shutil
@@ -307,7 +339,7 @@ def check_environment() -> list:  # (ok or None where it is only a hint, what, d
     found += [(None, "cores", str(os.cpu_count())), (None, "GPU", "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU")]
     return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs use it") for t in ("chromium", "promtool", "kubectl", "node")]
 
-# %% ../nbs/25_cli.ipynb #25-cli-36
+# %% ../nbs/25_cli.ipynb #25-cli-40
 @app.command()
 def doctor():
     "Check the environment; the exit code is 1 where something needed is missing."
@@ -315,7 +347,7 @@ def doctor():
     for ok, what, detail in found: print_line(f"{'  ok ' if ok else '  -- ' if ok is None else ' BAD '} {what:<16} {detail}")
     if any(ok is False for ok, _, _ in found): raise typer.Exit(1)
 
-# %% ../nbs/25_cli.ipynb #25-cli-38
+# %% ../nbs/25_cli.ipynb #25-cli-42
 def main() -> None:
     "Run the command line; a mistake in the input ends with one message and exit code 2, a failed stage with 1."
     from recsys.core import RecsysError

@@ -8,7 +8,7 @@ __all__ = ['MAGIC', 'MOST_IMAGE_BYTES', 'MOST_BODY', 'SLOWEST_BODY', 'LOOPBACK',
            'open_backends', 'Call', 'Gateway', 'print_json', 'to_json', 'plain_reason', 'serve_gateway']
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-02
-import asyncio, base64, hashlib, hmac, html, json, os, secrets, sys, time, traceback, urllib.parse
+import asyncio, base64, hashlib, hmac, html, json, os, secrets, signal, time, traceback, urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -529,4 +529,5 @@ def serve_gateway(
     config = uvicorn.Config(app, host=p.GATEWAY_HOST, port=port, loop="uvloop", http="httptools", ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False, date_header=False,
                             limit_concurrency=1000, backlog=256, timeout_keep_alive=30, timeout_graceful_shutdown=10)
     say(f"gateway: http://{p.GATEWAY_HOST}:{port}; " + ("writes need the key in X-API-Key" if app.key else "writes are switched off: RECSYS_API_KEY is not set"))
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: None)   # uvicorn handles them and, when it is done, raises them again
     uvicorn.Server(config).run()
