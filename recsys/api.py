@@ -138,6 +138,8 @@ class Explanation(Model):
     filtered: dict[str, Any]
     ranked: dict[str, Any]
     reranked: dict[str, Any]
+    words: str = Field(description="the same in plain sentences")
+    names: dict[str, str] = Field(description="of the feature groups")
 
 # %% ../nbs/23_api.ipynb #23-api-13
 class UserAnswer(Model):

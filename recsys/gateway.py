@@ -116,7 +116,7 @@ class TritonPages:
         try: return await self.client.is_model_ready(self.ensemble, client_timeout=.5)
         except Exception: return False   # gone, or not up yet
 
-    async def close(self): await self.client.close()
+    async def close(self) -> None: await self.client.close()
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-15
 @patch
@@ -187,7 +187,7 @@ def open_backends(
     triton: str = "",   # host:port of gRPC; '': `triton_address`
 ) -> Backends:
     "Open what the gateway asks, for the bundle that is served now."
-    bundle, online = Bundle(served_bundle(p)), read_json(stage_dir(p, "triton") / "online.json")
+    bundle, online = Bundle(served_bundle(p)), read_json(stage_dir(p, "triton") / "online.json") | dict(VALKEY_TIMEOUT_MS=500)   # a person waits, not a page
     recommender = Recommender(bundle, online_users(bundle, url, online) if url else NoUsers())
     try: recommender.started = clock_start(connect(url, 1000)) if url else time.time()
     except Exception: recommender.started = time.time()   # Valkey is gone; it is asked again with each event
@@ -468,12 +468,12 @@ async def users(self: Gateway, call: Call) -> dict:  # fields of `api.UsersAnswe
 @patch
 async def explanation(self: Gateway, call: Call) -> dict:  # fields of `api.Explanation`
     "Explain an item's place, in a thread of its own."
-    from recsys.explain import explain
+    from recsys.explain import GROUPS, explain, in_words
     q, b = call.sent, self.backends
     if q.item_id not in b.catalogue.row_of: raise Refused(404, "item_id: no such item")
     request = q.model_dump(exclude={"item_id", "k", "draws"}, exclude_none=True)
     found = await self.explainer.run(lambda: explain(b.recommender, request, q.item_id, k=q.k, draws=q.draws))
-    return {n: json.loads(to_json(found[n])) if n != "item_id" else q.item_id for n in ("item_id", "retrieved", "filtered", "ranked", "reranked")}
+    return {n: found[n] for n in ("item_id", "retrieved", "filtered", "ranked", "reranked")} | dict(words=in_words(found), names={g: GROUPS[g] for g in found["ranked"]["groups"]})
 
 @patch
 async def items(self: Gateway, call: Call) -> dict: "Browse the catalogue."; return self.backends.catalogue.browse(**call.sent.model_dump())

@@ -2,7 +2,7 @@
 // The shop window: asks the gateway that served it, and nobody else. A click is an event; the page is then asked for again and compared.
 const $ = (id) => document.getElementById(id);
 const STAGES = { user_features: "visitor", query_tower: "query tower", retrieve: "retrieve", seen_filter: "seen filter", item_features: "item features", dlrm: "rank", rerank: "rerank" };
-const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed: 1, asked: 0, servers: "", key: sessionStorage.getItem("key") || "", fresh: "visitor-" + Math.random().toString(36).slice(2, 8) };
+const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed: 1, asked: 0, clicked: new Map(), servers: "", key: sessionStorage.getItem("key") || "", fresh: "visitor-" + Math.random().toString(36).slice(2, 8) };
 
 function el(tag, props = {}, ...inside) {
   const e = document.createElement(tag);
@@ -12,7 +12,7 @@ function el(tag, props = {}, ...inside) {
 }
 const money = (x) => (x == null ? "" : x.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 }));
 const name = (x) => x.title || x.item_id;
-const picture = (x) => el("img", { src: x.image, alt: "", loading: "lazy" });
+const picture = (x) => el("img", { src: x.image, alt: "" });
 const say = (text) => { $("said").textContent = text; };
 function warn(text) { if ($("alert").textContent !== text) $("alert").textContent = text; $("alert").hidden = !text; }
 
@@ -103,6 +103,7 @@ async function look(item) {
   try { await call("POST", "/v1/events", { events: [{ item_id: item.item_id, user_id: user, event_type: state.event, device_type: $("device").value, request_id: before?.items.some((x) => x.item_id === item.item_id) ? before.request_id : "" }] }); }
   catch (e) { warn(`Your click was not recorded: ${e.message}`); return; }
   if (!user) { say(`You looked at ${name(item)}. Anonymous visitors leave no trace: choose a visitor to see the page change.`); warn("Your click was counted. Anonymous visitors leave no trace: choose a visitor to see the page change."); return; }
+  state.clicked.set(user, (state.clicked.get(user) || new Set()).add(item.item_id));
   let now = await loadVisitor();
   for (let i = 0; i < 30 && now?.history[0]?.item_id !== item.item_id; i++) { await new Promise((r) => setTimeout(r, 100)); now = await loadVisitor(); }  // the worker is at it
   const after = await ask();
@@ -110,7 +111,7 @@ async function look(item) {
 }
 function compare(item, before, after, known, now) {
   const place = (page) => new Map(page.items.map((x, i) => [x.item_id, i]));
-  const a = place(before), b = place(after), seen = new Set((now?.history || []).map((x) => x.item_id));
+  const a = place(before), b = place(after), seen = state.clicked.get(visitor());
   const line = (x, kind, text) => el("li", { className: kind }, picture(x), el("span", { title: name(x) }, name(x)), el("em", {}, text));
   $("before").replaceChildren(...before.items.map((x) => b.has(x.item_id) ? line(x, "", "") : seen.has(x.item_id) ? line(x, "gone", "seen, hidden") : line(x, "gone", "no longer here")));
   $("after").replaceChildren(...after.items.map((x, i) => { const d = a.has(x.item_id) ? a.get(x.item_id) - i : null; return d === null ? line(x, "new", "new") : d > 0 ? line(x, "up", `▲ ${d}`) : d < 0 ? line(x, "down", `▼ ${-d}`) : line(x, "", "="); }));
@@ -126,7 +127,7 @@ function compare(item, before, after, known, now) {
 }
 async function forget() {
   const user = visitor();
-  try { const done = await call("DELETE", "/v1/users/" + encodeURIComponent(user)); $("changed").hidden = true; await refresh(); say(`${user} is forgotten, ${done.erased} keys erased.`); } catch (e) { warn(e.message); }
+  try { const done = await call("DELETE", "/v1/users/" + encodeURIComponent(user)); state.clicked.delete(user); $("changed").hidden = true; await refresh(); say(`${user} is forgotten, ${done.erased} keys erased.`); } catch (e) { warn(e.message); }
 }
 
 // ---- why this item
@@ -136,18 +137,19 @@ async function explain(item, button) {
   $("why").showModal();
   const r = request(), query = new URLSearchParams({ item_id: item.item_id });
   for (const n of ["user_id", "device_type", "timestamp", "k", "temperature", "diversity", "seed"]) if (r[n] !== "") query.set(n, r[n]);
-  try { showWhy(await call("GET", "/v1/explanations?" + query), r.k); } catch (e) { $("why-body").replaceChildren(el("p", {}, e.message)); }
+  try { showWhy(await call("GET", "/v1/explanations?" + query), r.k, item); } catch (e) { $("why-body").replaceChildren(el("p", {}, e.message)); }
   $("why").addEventListener("close", () => button.focus(), { once: true });
 }
-function showWhy(w, k) {
+function showWhy(w, k, item) {
+  const title = (id) => name([item, ...(state.page?.items || [])].find((x) => x.item_id === id) || { item_id: id });
   const step = (title, ...inside) => el("section", {}, el("h3", {}, title), ...inside), text = (t) => el("p", {}, t), number = (x) => (x == null ? "–" : (+x).toFixed(2));
   const { retrieved, filtered, ranked, reranked } = w, groups = Object.entries(ranked.groups || {}).sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])), most = Math.max(1e-9, ...groups.map(([, v]) => Math.abs(v)));
-  const shares = el("ul", { className: "shares" }, ...groups.map(([n, v]) => { const i = el("i", { className: v < 0 ? "less" : "" }); i.style.width = `${(50 * Math.abs(v)) / most}%`; i.style[v < 0 ? "right" : "left"] = "50%"; return el("li", {}, n.replaceAll("_", " "), el("span", { className: "track" }, i), el("b", {}, (v > 0 ? "+" : "") + v.toFixed(2))); }));
-  $("why-body").replaceChildren(
+  const shares = el("ul", { className: "shares" }, ...groups.map(([n, v]) => { const i = el("i", { className: v < 0 ? "less" : "" }); i.style.width = `${(50 * Math.abs(v)) / most}%`; i.style[v < 0 ? "right" : "left"] = "50%"; return el("li", {}, w.names[n] || n, el("span", { className: "track" }, i), el("b", {}, (v > 0 ? "+" : "") + v.toFixed(2))); }));
+  $("why-body").replaceChildren(el("p", { className: "words" }, w.words.replaceAll(w.item_id, title(w.item_id)).replaceAll(ranked.item_at_k, title(ranked.item_at_k))),
     step("1. Found?", text(retrieved.retrieved ? `Yes: no. ${retrieved.rank} by the two-tower, score ${number(retrieved.score)} where ${number(retrieved.cut)} was enough.` : `No: no. ${retrieved.rank ?? "?"} by the two-tower, score ${number(retrieved.score)} where ${number(retrieved.cut)} would have been enough.`)),
     step("2. Left out?", text(filtered.by ? `Yes: ${String(filtered.by).replaceAll("_", " ")}.` : "No: neither seen lately, nor excluded, nor out of stock.")),
-    step("3. Ranked", text(ranked.rank == null ? "It was not ranked." : `No. ${ranked.rank}, logit ${number(ranked.logit)}; ${number(ranked.difference)} beside the item at place ${k}. What makes the difference:`), shares),
-    step("4. Shown", text(reranked.probability == null ? "It can't be shown." : `On ${(100 * reranked.probability).toFixed(0)} % of pages like this one (${(100 * reranked.low).toFixed(0)} to ${(100 * reranked.high).toFixed(0)} %).`)));
+    step("3. Ranked", text(ranked.rank == null ? "It was not ranked." : `No. ${ranked.rank}, logit ${number(ranked.logit)}; ${number(Math.abs(ranked.difference))} ${ranked.difference < 0 ? "below" : "above"} ${title(ranked.item_at_k)} at place ${k}. What makes the difference:`), shares),
+    step("4. Shown", text(reranked.low === reranked.high ? (reranked.low ? "On this page." : "Not on this page.") : `On ${(100 * reranked.probability).toFixed(0)} % of pages like this one (${(100 * reranked.low).toFixed(0)} to ${(100 * reranked.high).toFixed(0)} %).`)));
 }
 
 // ---- the catalogue
@@ -185,6 +187,7 @@ async function start() {
   if (given) { state.key = given; sessionStorage.setItem("key", given); history.replaceState(null, "", location.pathname); }
   const theme = localStorage.getItem("theme"); if (theme) document.documentElement.dataset.theme = theme;
   const options = await call("GET", "/v1/options");
+  $("tune").open = matchMedia("(min-width: 56rem)").matches;
   state.drift = options.clock - Date.now() / 1000; state.event = options.event_types[0] || "view";
   $("device").replaceChildren(el("option", { value: "" }, "any"), ...options.devices.map((d) => el("option", { value: d }, d)));
   $("hour").replaceChildren(el("option", { value: "" }, "now"), ...Array.from({ length: 24 }, (_, h) => el("option", { value: h }, `${String(h).padStart(2, "0")}:00`)));
