@@ -264,7 +264,7 @@ class Gateway:
         self.store, self.explainer = Lane("valkey", 4, 64), Lane("explanations", 1, 4)
         self.exact = {(o.method, o.path): o for o in OPERATIONS if "{" not in o.path}
         self.patterns = [(path_pattern(o.path), o) for o in OPERATIONS if "{" in o.path]
-        self.document = json.dumps(openapi()).encode(); self.count()
+        self.document = json.dumps(openapi(backends.catalogue.ids[backends.catalogue.order[0]])).encode(); self.count()
 
 def print_json(line: dict) -> None: "Write a line of the log."; print(json.dumps(line), flush=True)
 

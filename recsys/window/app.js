@@ -105,7 +105,7 @@ async function look(item) {
   if (!user) { say(`You looked at ${name(item)}. Anonymous visitors leave no trace: choose a visitor to see the page change.`); warn("Your click was counted. Anonymous visitors leave no trace: choose a visitor to see the page change."); return; }
   state.clicked.set(user, (state.clicked.get(user) || new Set()).add(item.item_id));
   let now = await loadVisitor();
-  for (let i = 0; i < 30 && now?.history[0]?.item_id !== item.item_id; i++) { await new Promise((r) => setTimeout(r, 100)); now = await loadVisitor(); }  // the worker is at it
+  for (let i = 0; i < 60 && now?.history[0]?.item_id !== item.item_id; i++) { await new Promise((r) => setTimeout(r, 100)); now = await loadVisitor(); }  // the worker is at it
   const after = await ask();
   if (after && before) compare(item, before, after, known, now);
 }
