@@ -119,7 +119,21 @@ def explanations_add_up(n=5_000):
     return worst < 1e-4, dict(pairs=n, not_retrieved=out, largest_gap=worst)
 
 
-PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth, explanations_add_up]
+def gateway_never_breaks(n=10_000):
+    "Malformed bodies never give a 500, nor anything but a sentence."
+    from malformed import send_all
+    from tiny import tiny_run
+
+    from recsys.shop_window import shop_window
+    from recsys.triton import run_params
+    with tempfile.TemporaryDirectory() as d:
+        p = run_params(tiny_run(Path(d) / "outputs") / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, GATEWAY_PORT=0)
+        with shop_window(p) as (address, server, gateway):
+            counts = send_all(int(address.split(":")[2].split("/")[0]), address.partition("#key=")[2], n)
+            return gateway.running() and server.running(), dict(bodies=n, statuses=counts)     # a 500 is an error
+
+
+PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth, explanations_add_up, gateway_never_breaks]
 
 
 def main():

@@ -281,12 +281,11 @@ def test_triton_is_gone(stack):
     assert gateway("GET", "/readyz")[1]["triton"] is False and gateway("GET", "/healthz")[0] == 200
 
 
-def test_the_demo_leaves_nothing(p, tmp_path):
+def test_the_demo_leaves_nothing(tmp_path):
     "`recsys demo` as a person starts and ends it."
-    import shutil
-    shutil.copytree(run_dir(p), tmp_path / "tiny", ignore=shutil.ignore_patterns("valkey", "*.log", "server.json"))
+    run = tiny_run(tmp_path / "outputs") / "tiny"
     log = open(tmp_path / "out", "wb")
-    demo = subprocess.Popen([Path(sys.executable).with_name("recsys"), "demo", "--run", tmp_path / "tiny", "--set", "GATEWAY_PORT=0", "--no-browser"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    demo = subprocess.Popen([Path(sys.executable).with_name("recsys"), "demo", "--run", run, "--set", "GATEWAY_PORT=0", "--no-browser"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     said = lambda: (tmp_path / "out").read_text()
     try:
         assert until(lambda: "ready: http" in said() or demo.poll() is not None, 90) and demo.poll() is None, said()
@@ -297,7 +296,7 @@ def test_the_demo_leaves_nothing(p, tmp_path):
         demo.send_signal(signal.SIGINT)
         code = demo.wait(30)
     assert code == 0 and "stopping" in said() and "Traceback" not in said(), said()
-    left = [d for d in os.listdir("/proc") if d.isdigit() and str(tmp_path / "tiny") in _command(d)]
+    left = [d for d in os.listdir("/proc") if d.isdigit() and str(run) in _command(d)]
     assert left == [], [_command(d) for d in left]
 
 

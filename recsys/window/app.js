@@ -2,7 +2,7 @@
 // The shop window: asks the gateway that served it, and nobody else. A click is an event; the page is then asked for again and compared.
 const $ = (id) => document.getElementById(id);
 const STAGES = { user_features: "visitor", query_tower: "query tower", retrieve: "retrieve", seen_filter: "seen filter", item_features: "item features", dlrm: "rank", rerank: "rerank" };
-const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed: 1, asked: 0, clicked: new Map(), servers: "", key: sessionStorage.getItem("key") || "", fresh: "visitor-" + Math.random().toString(36).slice(2, 8) };
+const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed: 1, asked: 0, clicked: new Map(), waiting: null, servers: "", key: sessionStorage.getItem("key") || "", fresh: "visitor-" + Math.random().toString(36).slice(2, 8) };
 
 function el(tag, props = {}, ...inside) {
   const e = document.createElement(tag);
@@ -14,6 +14,7 @@ const money = (x) => (x == null ? "" : x.toLocaleString("en", { minimumFractionD
 const name = (x) => x.title || x.item_id;
 const picture = (x) => el("img", { src: x.image, alt: "" });
 const say = (text) => { $("said").textContent = text; };
+function tell(text) { $("toast").textContent = text; $("toast").hidden = !text; clearTimeout(state.told); state.told = setTimeout(() => tell(""), text ? 9000 : 1e9); }
 function warn(text) { if ($("alert").textContent !== text) $("alert").textContent = text; $("alert").hidden = !text; }
 
 async function call(method, path, body) {
@@ -101,13 +102,19 @@ async function refresh() { await Promise.all([ask(), loadVisitor()]); }
 async function look(item) {
   const user = visitor(), before = state.page, known = state.known;
   try { await call("POST", "/v1/events", { events: [{ item_id: item.item_id, user_id: user, event_type: state.event, device_type: $("device").value, request_id: before?.items.some((x) => x.item_id === item.item_id) ? before.request_id : "" }] }); }
-  catch (e) { warn(`Your click was not recorded: ${e.message}`); return; }
-  if (!user) { say(`You looked at ${name(item)}. Anonymous visitors leave no trace: choose a visitor to see the page change.`); warn("Your click was counted. Anonymous visitors leave no trace: choose a visitor to see the page change."); return; }
+  catch (e) { tell(`Your click was not recorded: ${e.message}`); return; }
+  if (!user) { tell(`You looked at ${name(item)}, which counts for its popularity. Anonymous visitors leave no trace: choose a visitor to see the page change.`); return; }
   state.clicked.set(user, (state.clicked.get(user) || new Set()).add(item.item_id));
   let now = await loadVisitor();
-  for (let i = 0; i < 60 && now?.history[0]?.item_id !== item.item_id; i++) { await new Promise((r) => setTimeout(r, 100)); now = await loadVisitor(); }  // the worker is at it
-  const after = await ask();
-  if (after && before) compare(item, before, after, known, now);
+  for (let i = 0; i < 15 && !knows(now, item); i++) { await new Promise((r) => setTimeout(r, 100)); now = await loadVisitor(); }  // the worker is at it
+  state.waiting = { item, before, known, user };
+  await changed(now);
+}
+const knows = (visitor, item) => visitor?.history[0]?.item_id === item.item_id;
+async function changed(now) {  // ask again and compare; `watch` comes back while the worker has not read the click
+  const { item, before, known, user } = state.waiting, after = await ask();
+  if (after && before && user === visitor()) compare(item, before, after, known, now);
+  if ((knows(now, item) && after && !after.fallbacks.length) || user !== visitor()) state.waiting = null;
 }
 function compare(item, before, after, known, now) {
   const place = (page) => new Map(page.items.map((x, i) => [x.item_id, i]));
@@ -118,6 +125,7 @@ function compare(item, before, after, known, now) {
   const gone = before.items.filter((x) => !b.has(x.item_id)), fresh = after.items.filter((x) => !a.has(x.item_id)), moved = after.items.filter((x, i) => a.has(x.item_id) && a.get(x.item_id) !== i);
   const facts = [`You looked at ${name(item)}` + (b.has(item.item_id) ? "." : "; it is hidden from your pages for now.")];
   facts.push(known?.top_category !== now?.top_category ? `Top category: ${known?.top_category || "unknown"} became ${now?.top_category || "unknown"}.` : `Top category stays ${now?.top_category || "unknown"}.`);
+  if (!knows(now, item)) facts.push("The worker has not read the click yet: history and preference follow.");
   facts.push(`${gone.length} left the page, ${fresh.length} came, ${moved.length} moved.`);
   $("facts").replaceChildren(...facts.map((f) => el("li", {}, f)));
   $("changed").hidden = false;
@@ -127,7 +135,7 @@ function compare(item, before, after, known, now) {
 }
 async function forget() {
   const user = visitor();
-  try { const done = await call("DELETE", "/v1/users/" + encodeURIComponent(user)); state.clicked.delete(user); $("changed").hidden = true; await refresh(); say(`${user} is forgotten, ${done.erased} keys erased.`); } catch (e) { warn(e.message); }
+  try { const done = await call("DELETE", "/v1/users/" + encodeURIComponent(user)); state.clicked.delete(user); state.waiting = null; $("changed").hidden = true; await refresh(); say(`${user} is forgotten, ${done.erased} keys erased.`); } catch (e) { tell(`Nobody was forgotten: ${e.message}`); }
 }
 
 // ---- why this item
@@ -172,6 +180,8 @@ async function watch() {  // tells when a server behind goes or comes back
     $("servers").replaceChildren(...["triton", "valkey"].map((n) => el("span", { className: "chip" + (r[n] ? "" : " gone") }, `${n[0].toUpperCase() + n.slice(1)} ${r[n] ? "answers" : "is gone"}`)));
     if (state.servers && state.servers !== now) { state.servers = now; if (state.key && $("user").childElementCount < 4) await loadUsers(); await refresh(); }
     state.servers = now;
+    if (state.waiting) { const visitor = await loadVisitor(); if (state.waiting && knows(visitor, state.waiting.item)) await changed(visitor); }
+    else if (state.page?.fallbacks.length && r.triton && r.valkey) await refresh();  // what failed is back, or was only slow
   } catch { $("servers").replaceChildren(el("span", { className: "chip gone" }, "The gateway is gone")); }
 }
 async function loadUsers() {
