@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Text', 'Id', 'Kind', 'Second', 'OPERATIONS', 'STATUSES', 'Model', 'whole', 'PageRequest', 'read_model', 'BrokenJson',
            'Shown', 'Placed', 'Fallback', 'Page', 'Event', 'Events', 'Recorded', 'EventsAnswer', 'Forgotten',
-           'ItemsQuery', 'Category', 'ItemsAnswer', 'ExplainQuery', 'Explanation', 'UserAnswer', 'UsersAnswer',
-           'Options', 'Health', 'Failure', 'Operation', 'failures', 'path_pattern', 'describe', 'openapi']
+           'ItemsQuery', 'Category', 'ItemsAnswer', 'NewItem', 'Added', 'ExplainQuery', 'Explanation', 'UserAnswer',
+           'UsersAnswer', 'Options', 'Health', 'Failure', 'Operation', 'failures', 'path_pattern', 'describe',
+           'openapi']
 
 # %% ../nbs/23_api.ipynb #23-api-02
 import re
@@ -82,7 +83,7 @@ class Fallback(Model):
 class Page(Model):
     "Answer a request."
     request_id: str
-    user: str = Field(description="known, new, anonymous, or unknown where the recommender did not answer")
+    user: str = Field(description="known, new, anonymous, or unknown where it could not be looked up")
     source: str = Field(description="two-tower or popularity")
     bundle_version: str
     items: list[Placed]
@@ -121,6 +122,19 @@ class ItemsQuery(Model):
 
 class Category(Model): name: str; count: int
 class ItemsAnswer(Model): items: list[Shown]; total: int; categories: list[Category]
+
+class NewItem(Model):
+    "Add an item, which is placed by what it says of itself."
+    title: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\u0000]*$")]
+    price: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
+    description: Annotated[str, StringConstraints(max_length=2000, pattern="^[^\\u0000]*$")] = ""
+    category: Text = ""
+    subcategory: Text = ""
+    item_id: Optional[Id] = Field(None, description="missing: one is made")
+
+class Added(Model):
+    item: Shown
+    added: int = Field(description="items added to this bundle so far")
 
 class ExplainQuery(Model):
     "Ask why an item is on a user's page, or why not."
@@ -194,6 +208,7 @@ OPERATIONS = (
     Operation("forget", "DELETE", "/v1/users/{user_id}", "Erase what the online side knows of a user", Forgotten, key=True, may=(404, 429)),
     Operation("explanation", "GET", "/v1/explanations", "Why an item is on a user's page, or why not", Explanation, query=ExplainQuery, may=(404, 429)),
     Operation("items", "GET", "/v1/items", "Browse the catalogue", ItemsAnswer, query=ItemsQuery),
+    Operation("add", "POST", "/v1/items", "Add an item; it is retrieved from the next request on", Added, NewItem, key=True, may=(409, 429)),
     Operation("image", "GET", "/v1/items/{item_id}/image", "Picture of an item", "image/*", may=(404,)),
     Operation("options", "GET", "/v1/options", "What a page can be asked with", Options),
     Operation("healthz", "GET", "/healthz", "The process is alive", Health, light=True),

@@ -33,7 +33,7 @@ from .triton import NoUsers, clock_start, forget_user, online_users
 class Catalogue:
     "Show the items of a bundle to people."
     def __init__(self, bundle: Bundle, folder: Path | None = None):  # folder: of the run, for pictures
-        t, names = bundle.shown, bundle.shown.column_names
+        self.taken = bundle.grow(); t, names = bundle.shown, bundle.shown.column_names
         column = lambda n: t[n].to_pylist() if n in names else [None] * t.num_rows
         self.bundle, self.folder, self.row_of = bundle, folder, bundle.row_of
         self.ids, self.stock = [str(i) for i in column("item_id")], bundle.in_stock.tolist()
@@ -44,20 +44,27 @@ class Catalogue:
     order = cached_property(lambda self: self.bundle.by_popularity.tolist())
     images = cached_property(lambda self: self._load_images())   # item id -> bytes
 
+    def grow(self) -> None:
+        "Take in items that joined the bundle since the last look."
+        news = self.bundle.added[self.taken:self.bundle.grow()]; self.taken += len(news)
+        for s in (r["shown"] for r in news):
+            for column, x in ((self.ids, s["item_id"]), (self.stock, True), (self.titles, s.get("title")), (self.categories, s.get("category_l1")), (self.subcategories, s.get("category_l2")), (self.prices, s.get("price"))): column.append(x)
+        for n in ("order", "by_category") if news else (): self.__dict__.pop(n, None)
+
 # %% ../nbs/23_gateway.ipynb #23-gateway-08
 def image_path(item_id: str) -> str: return f"/v1/items/{urllib.parse.quote(item_id, safe='')}/image"
 
 @patch
 def show(self: Catalogue, item_id: str) -> dict:  # fields of `api.Shown`
     "Describe an item; one that this catalogue lacks yet has only its id."
-    r = self.row_of.get(item_id)
-    if r is None: return dict(item_id=item_id, title=None, category=None, subcategory=None, price=None, in_stock=True, image=image_path(item_id))
+    r = self.row_of.get(item_id, len(self.ids))
+    if r >= len(self.ids): return dict(item_id=item_id, title=None, category=None, subcategory=None, price=None, in_stock=True, image=image_path(item_id))
     return dict(item_id=item_id, title=self.titles[r], category=self.categories[r], subcategory=self.subcategories[r], price=self.prices[r], in_stock=self.stock[r], image=image_path(item_id))
 
 @patch
 def browse(self: Catalogue, category: str = "", text: str = "", limit: int = 24, offset: int = 0) -> dict:  # fields of `api.ItemsAnswer`
     "List items, the popular first."
-    rows, words = self.by_category.get(category, []) if category else self.order, text.casefold()
+    self.grow(); rows, words = self.by_category.get(category, []) if category else self.order, text.casefold()
     if words: rows = [r for r in rows if words in (self.titles[r] or self.ids[r]).casefold()]
     return dict(items=[self.show(self.ids[r]) for r in rows[offset:offset + limit]], total=len(rows), categories=[dict(name=c, count=len(x)) for c, x in self.by_category.items()])
 
@@ -415,19 +422,21 @@ async def recommend(self: Gateway, call: Call) -> dict:  # fields of `api.Page`
 @patch
 def enrich(self: Gateway, a: dict) -> dict:  # what Triton gave for one user
     "Add to each item what people read."
-    why, show, source = json.loads(a["reasons"][0]), self.backends.catalogue.show, "popularity"
-    items, version = [], a["bundle_version"][0]
+    why, show, items, version = json.loads(a["reasons"][0]), self.backends.catalogue.show, [], a["bundle_version"][0]
+    user = "unknown" if why["user"] != "anonymous" and any(f["stage"] == "user_features" for f in why["fallbacks"]) else why["user"]
     for i, (item, score, propensity) in enumerate(zip(a["item_ids"], a["scores"], a["propensities"])):
         if not item: break   # the page is shorter than asked
         rank = why["ranks"][i] if i < len(why["ranks"]) else None
-        items.append(show(item) | dict(score=score, propensity=propensity, rank=rank, reason=plain_reason(why["user"], why["source"], rank)))
-    if version != self.backends.catalogue.bundle.version: self.follow()
-    return dict(user=why["user"], source=why["source"], bundle_version=version, items=items, fallbacks=why["fallbacks"], stage_ms=dict(zip(STAGES_MS, a["stage_ms"])))
+        items.append(show(item) | dict(score=score, propensity=propensity, rank=rank, reason=plain_reason(user, why["source"], rank)))
+    known = self.backends.catalogue.bundle
+    if version.partition("+")[0] != known.manifest["version"]: self.follow()
+    elif version != known.version: self.backends.catalogue.grow()   # seen with the next page
+    return dict(user=user, source=why["source"], bundle_version=version, items=items, fallbacks=why["fallbacks"], stage_ms=dict(zip(STAGES_MS, a["stage_ms"])))
 
 def plain_reason(user: str, source: str, rank) -> str:
     "Say in plain words where an item comes from."
     if source == "popularity": return "popular with everyone"
-    to = dict(known="this person's history and taste", new="this visitor's clicks", anonymous="this device and time of day").get(user, "this visitor")
+    to = dict(known="this person's history and taste", new="this visitor's clicks").get(user, "this device and time of day")
     return f"no. {rank} nearest to {to}" if rank else f"near to {to}"
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-41
@@ -484,7 +493,7 @@ async def user(self: Gateway, call: Call) -> dict:  # fields of `api.UserAnswer`
     "Tell a user's history and top category."
     b, user = self.backends, call.path["user_id"]
     s = await self.ask_valkey(lambda: b.recommender.users.state([user], np.array([b.recommender.clock() + 1])))
-    rows, top = s["rows"][0], int(s["inputs"].get("top_category", [0])[0])
+    b.catalogue.grow(); rows, top = s["rows"][0], int(s["inputs"].get("top_category", [0])[0])
     return dict(user_id=user, known=bool(s["known"][0]), top_category=b.recommender.bundle.category_names.get(top), history=[b.catalogue.show(b.catalogue.ids[r]) for r in rows[rows >= 0][::-1].tolist()])
 
 @patch
@@ -507,6 +516,18 @@ async def explanation(self: Gateway, call: Call) -> dict:  # fields of `api.Expl
 
 @patch
 async def items(self: Gateway, call: Call) -> dict: "Browse the catalogue."; return self.backends.catalogue.browse(**call.sent.model_dump())
+
+@patch
+async def add(self: Gateway, call: Call) -> dict:  # fields of `api.Added`
+    "Place a new item by its text and attributes, in the thread of explanations."
+    import pandas as pd
+    from recsys.new_items import add_items
+    r, b = call.sent, self.backends; item = r.item_id or f"new-{secrets.token_hex(4)}"
+    if item in b.catalogue.bundle: raise Refused(409, "item_id: this item is there already")
+    row = dict(item_id=item, title=r.title, description=r.description, category_l1=r.category or None, category_l2=r.subcategory or None, price=float(r.price), in_stock=True)
+    added = await self.explainer.run(lambda: add_items(b.catalogue.bundle, pd.DataFrame([row]), stage_dir(b.p, "embeddings"), "item"))
+    b.catalogue.grow()
+    return dict(item=b.catalogue.show(item), added=added)
 
 @patch
 async def image(self: Gateway, call: Call) -> tuple:

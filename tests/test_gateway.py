@@ -165,7 +165,7 @@ def test_malformed_bodies_never_break_it(http_):
 
 def test_writes_need_the_key(http_):
     keyed = [(o.method, o.path.replace("{user_id}", "u0001")) for o in OPERATIONS if o.key]
-    assert len(keyed) == 4
+    assert len(keyed) == 5
     for method, path in keyed:
         for key in ("", "wrong", http_.key + "x", http_.key[:-1]):
             assert http_(method, path, b"{}", key=key)[0] == 401
@@ -178,6 +178,21 @@ def test_schemathesis_finds_nothing(http_, tmp_path):
                "--max-examples", "8", "--seed", "1", "--no-color", "--request-timeout", "10"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)})
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
+
+
+def test_an_item_joins_between_two_trainings(http_):
+    new = dict(item_id="a/new one", title="Quokka Oak Desk", description="An elegant desk in walnut.", category="furniture", subcategory="desk", price=120)
+    status, said, _, _ = http_("POST", "/v1/items", new)
+    assert status == 200 and said["item"]["title"] == new["title"] and said["added"] >= 1, said
+    assert http_("POST", "/v1/items", new)[0] == 409 and http_("POST", "/v1/items", new, key="no")[0] == 401 and http_("POST", "/v1/items", dict(title="x"))[0] == 422
+    assert [x["item_id"] for x in http_("GET", "/v1/items?text=quokka+oak")[1]["items"]] == ["a/new one"]
+    status, picture, headers, _ = http_("GET", said["item"]["image"])
+    assert status == 200 and headers["content-type"] == "image/svg+xml" and b"<svg" in picture
+    version = f"+{said['added']}"
+    assert http_.page(k=3)["bundle_version"].endswith(version)                       # Triton knows it, too
+    assert http_("GET", "/v1/explanations?item_id=a%2Fnew+one")[1]["retrieved"]["rank"] > 0
+    assert http_("POST", "/v1/events", dict(events=[dict(item_id="a/new one", user_id="curious")]))[0] == 200
+    assert until(lambda: [x["title"] for x in http_("GET", "/v1/users/curious")[1]["history"]] == [new["title"]])
 
 
 def test_metrics_and_log(stack):

@@ -171,6 +171,25 @@ def test_the_catalogue_and_why(visit):
     assert "Found?" in page.inner_text("#why-body")
 
 
+def test_an_item_of_ones_own_appears(visit):
+    page = visit()
+    page.click("#add summary")
+    page.fill("#add-title", "Quokka Glass Kettle")
+    page.fill("#add-text", "A minimalist kettle in silver, made of glass.")
+    page.select_option("#add-category", "kitchen")
+    page.fill("#add-kind", "kettle")
+    page.fill("#add-price", "24.5")
+    page.click("#add-form button")
+    page.wait_for_selector("#items .mine")
+    page.wait_for_selector("#toast:not([hidden])")
+    assert "Quokka Glass Kettle is in the catalogue: for this visitor no. " in page.inner_text("#toast") and page.locator("#items .card").count() == 1 and "24.50" in page.inner_text("#items")
+    assert page.locator("#items img").evaluate("async i => { await i.decode(); return i.naturalWidth > 0 && i.src.endsWith('/image'); }")
+    page.screenshot(path=SHOTS / "added.png")
+    asked(page, lambda: page.select_option("#user", "new"))
+    page.locator("#items .mine .pick").click()
+    page.wait_for_selector("#history li[title='Quokka Glass Kettle']")
+
+
 def test_by_keyboard_alone_and_named_for_a_screen_reader(visit):
     page = visit()
     nameless = """() => [...document.querySelectorAll('button, input, select, a, summary')].filter(e => !(e.ariaLabel || e.labels?.length || e.textContent.trim())).map(e => e.outerHTML)"""

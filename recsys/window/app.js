@@ -52,7 +52,7 @@ async function ask() {
   } catch (e) { warn(e.message); return null; } finally { if (mine === state.asked) $("cards").ariaBusy = "false"; }
 }
 function showPage(page) {
-  const who = { known: "a known visitor", new: "a new visitor", anonymous: "an anonymous visitor", unknown: "this visitor" }[page.user];
+  const who = { known: "a known visitor", new: "a new visitor", anonymous: "an anonymous visitor", unknown: "a visitor of whom nothing is known now" }[page.user];
   const gone = new Set(page.fallbacks.map((f) => f.stage));
   if (gone.has("triton")) warn("The recommender does not answer: these are popular items. " + page.fallbacks[0].reason);
   else if (gone.has("user_features") || gone.has("seen_filter")) warn("Valkey does not answer: history and seen items are not known now, so this page is the one of an anonymous visitor.");
@@ -130,7 +130,7 @@ function compare(item, before, after, known, now) {
   $("facts").replaceChildren(...facts.map((f) => el("li", {}, f)));
   $("changed").hidden = false;
   $("changed-title").focus({ preventScroll: true });
-  $("changed").scrollIntoView({ block: "nearest" });
+  $("changed").scrollIntoView({ block: "start" });
   say(facts.join(" "));
 }
 async function forget() {
@@ -166,11 +166,33 @@ async function browse(more = false) {
   try {
     const found = await call("GET", "/v1/items?" + query);
     if (!$("categories").childElementCount) $("categories").replaceChildren(...[{ name: "", count: found.total }, ...found.categories].map((c) => { const b = el("button", { type: "button", ariaPressed: String(c.name === state.category) }, c.name || "everything"); b.dataset.category = c.name; return b; }));
+    if (!$("add-category").childElementCount) $("add-category").replaceChildren(...found.categories.map((c) => el("option", { value: c.name }, c.name)));
     $("items")[more ? "append" : "replaceChildren"](...found.items.map((x) => card(x, false)));
     state.shown = $("items").childElementCount;
     $("total").textContent = `${state.shown} of ${found.total.toLocaleString("en")} items, the popular first`;
     $("more").hidden = state.shown >= found.total;
   } catch (e) { warn(e.message); }
+}
+
+// ---- a new item
+async function add() {
+  const body = { title: $("add-title").value, description: $("add-text").value, category: $("add-category").value, subcategory: $("add-kind").value, price: +$("add-price").value };
+  $("add-form").ariaBusy = "true";
+  try {
+    const { item } = await call("POST", "/v1/items", body);
+    $("add-form").reset();
+    $("add").open = false;
+    state.category = "";
+    for (const x of $("categories").children) x.ariaPressed = String(!x.dataset.category);
+    $("text").value = item.title.slice(0, 64);
+    await browse();
+    const mine = document.querySelector(`#items [data-item="${CSS.escape(item.item_id)}"]`);
+    if (mine) { mine.classList.add("mine"); mine.querySelector(".pick").focus(); }
+    const query = new URLSearchParams({ item_id: item.item_id, user_id: visitor(), timestamp: moment(), k: $("k").value });
+    const why = await call("GET", "/v1/explanations?" + query);
+    tell(`${item.title} is in the catalogue: for this visitor no. ${why.retrieved.rank ?? "–"} by the two-tower, no. ${why.ranked.rank} by the ranker.`);
+    await ask();
+  } catch (e) { tell(`The item was not added: ${e.message}`); } finally { $("add-form").ariaBusy = "false"; }
 }
 
 // ---- start
@@ -215,6 +237,7 @@ $("reset").addEventListener("click", forget);
 $("changed-close").addEventListener("click", () => { $("changed").hidden = true; $("page").focus(); });
 $("search").addEventListener("submit", (e) => e.preventDefault());
 $("text").addEventListener("input", () => { clearTimeout(state.typing); state.typing = setTimeout(browse, 200); });
+$("add-form").addEventListener("submit", (e) => { e.preventDefault(); add(); });
 $("more").addEventListener("click", () => browse(true));
 $("categories").addEventListener("click", (e) => { const b = e.target.closest("button"); if (!b) return; state.category = b.dataset.category; for (const x of $("categories").children) x.ariaPressed = String(x === b); browse(); });
 $("key-form").addEventListener("submit", async (e) => { e.preventDefault(); state.key = $("key").value.trim(); sessionStorage.setItem("key", state.key); $("key").value = ""; $("key-box").open = false; warn(""); await loadUsers(); refresh(); });
