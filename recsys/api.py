@@ -91,7 +91,7 @@ class Page(Model):
     stage_ms: dict[str, float]
     gateway_ms: float
 
-# %% ../nbs/23_api.ipynb #23-api-11
+# %% ../nbs/23_api.ipynb #23-api-12
 class Event(Model):
     "Report what a visitor did."
     item_id: Id
@@ -112,7 +112,7 @@ class EventsAnswer(Model): results: list[Recorded]
 
 class Forgotten(Model): erased: int = Field(description="keys that were there")
 
-# %% ../nbs/23_api.ipynb #23-api-12
+# %% ../nbs/23_api.ipynb #23-api-14
 class ItemsQuery(Model):
     "Browse the catalogue."
     category: Text = ""
@@ -136,6 +136,7 @@ class Added(Model):
     item: Shown
     added: int = Field(description="items added to this bundle so far")
 
+# %% ../nbs/23_api.ipynb #23-api-16
 class ExplainQuery(Model):
     "Ask why an item is on a user's page, or why not."
     item_id: Id
@@ -157,7 +158,7 @@ class Explanation(Model):
     words: str = Field(description="the same in plain sentences")
     names: dict[str, str] = Field(description="of the feature groups")
 
-# %% ../nbs/23_api.ipynb #23-api-13
+# %% ../nbs/23_api.ipynb #23-api-17
 class UserAnswer(Model):
     "Say what the online side knows of a user."
     user_id: str
@@ -184,7 +185,7 @@ class Health(Model):
 
 class Failure(Model): error: str
 
-# %% ../nbs/23_api.ipynb #23-api-15
+# %% ../nbs/23_api.ipynb #23-api-20
 @dataclass(frozen=True)
 class Operation:
     "Describe one operation of the service."
@@ -199,7 +200,7 @@ class Operation:
     light: bool = False     # answered even when the gateway is full
     may: tuple = ()         # more statuses of failures
 
-# %% ../nbs/23_api.ipynb #23-api-16
+# %% ../nbs/23_api.ipynb #23-api-21
 OPERATIONS = (
     Operation("recommend", "POST", "/v1/recommendations", "A page of items for a user", Page, PageRequest),
     Operation("record", "POST", "/v1/events", "Record what visitors did; the next page knows it", EventsAnswer, Events, key=True, may=(404, 409, 429)),
@@ -220,12 +221,12 @@ def failures(o: Operation) -> list:  # statuses
     "List the statuses of an operation's failures."
     return sorted({*o.may, *([400, 408, 413, 415, 422] if o.body else []), *([422] if o.query else []), *([400, 422] if "{" in o.path else []), *([401, 403] if o.key else []), *([] if o.light else [503])})
 
-# %% ../nbs/23_api.ipynb #23-api-18
+# %% ../nbs/23_api.ipynb #23-api-23
 def path_pattern(path: str) -> re.Pattern:
     "Make the pattern of a path; what stands for a field holds no slash."
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(path)) + r"\Z")
 
-# %% ../nbs/23_api.ipynb #23-api-20
+# %% ../nbs/23_api.ipynb #23-api-25
 _REF = "#/components/schemas/"
 
 def describe(o: Operation, parameters, example: str) -> dict:  # parameters: function of a model -> its properties
@@ -240,7 +241,7 @@ def describe(o: Operation, parameters, example: str) -> dict:  # parameters: fun
 STATUSES = {400: "not readable", 401: "the API key is missing or wrong", 403: "no API key is set, so this is switched off", 404: "no such item, user or path", 408: "the body came too slowly", 409: "in conflict with the clock",
             413: "the body is too large", 415: "the body is not application/json", 422: "a field is out of its bounds", 429: "too much of this kind at once", 503: "too much at once, or a server behind is gone"}
 
-# %% ../nbs/23_api.ipynb #23-api-21
+# %% ../nbs/23_api.ipynb #23-api-26
 def openapi(
     example: str = "",   # id of an item, to try
     version: str = "1",
