@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAGIC', 'MOST_IMAGE_BYTES', 'LETTERS', 'MOST_BODY', 'SLOWEST_BODY', 'LOOPBACK', 'SAFE', 'to_json', 'Catalogue',
            'image_path', 'draw_placeholder', 'write_request', 'read_answer', 'read_texts', 'TritonPages', 'Refused',
-           'Lane', 'Backends', 'served_bundle', 'triton_address', 'open_backends', 'Call', 'Gateway', 'print_json',
-           'plain_reason', 'serve_gateway']
+           'Lane', 'Backends', 'served_bundle', 'find_bundle', 'triton_address', 'open_backends', 'Call', 'Gateway',
+           'print_json', 'plain_reason', 'serve_gateway']
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-02
 import asyncio, base64, hashlib, hmac, html, json, os, secrets, signal, struct, time, traceback, urllib.parse
@@ -215,6 +215,11 @@ def served_bundle(p: Params) -> Path:  # folder
     except (RecsysError, OSError): folder = stage_dir(p, "bundle")
     return folder if (folder / "manifest.json").is_file() else stage_dir(p, "bundle")
 
+def find_bundle(p: Params, version: str) -> Path | None:  # folder
+    "Find the bundle of a version that answers: served by the run, live, or stored."
+    for f in sorted(x for at in (stage_dir(p, "triton"), run_dir(p).parent / "live", run_dir(p).parent) for x in (at / "bundles").glob("*/manifest.json")):
+        if read_json(f)["version"] == version: return f.parent
+
 def triton_address(p: Params) -> str:  # host:port
     "Find the gRPC address: TRITON_URL, that of the run's running server, else GRPC_PORT of this machine."
     found = None if p.TRITON_URL else running_server(stage_dir(p, "triton") / "repository")
@@ -225,9 +230,10 @@ def open_backends(
     p: Params,
     url: str = "",      # of Valkey; '': unknown
     triton: str = "",   # host:port of gRPC; '': `triton_address`
+    folder: Path | None = None,   # of the bundle; None: `served_bundle`
 ) -> Backends:
     "Open what the gateway asks, for the bundle that is served now."
-    bundle, online = Bundle(served_bundle(p)), read_json(stage_dir(p, "triton") / "online.json") | dict(VALKEY_TIMEOUT_MS=500)   # a person waits, not a page
+    bundle, online = Bundle(folder or served_bundle(p)), read_json(stage_dir(p, "triton") / "online.json") | dict(VALKEY_TIMEOUT_MS=500)   # a person waits, not a page
     recommender = Recommender(bundle, online_users(bundle, url, online) if url else NoUsers())
     try: recommender.started = clock_start(connect(url, 1000)) if url else time.time()
     except Exception: recommender.started = time.time()   # Valkey is gone; it is asked again with each event
@@ -300,7 +306,7 @@ class Gateway:
     ):
         p = backends.p
         self.backends, self.key, self.pages, self.log = backends, key.encode(), pages or {}, log or print_json
-        self.patience, self.most, self.at_work, self.local, self.stopping, self.loading = p.GATEWAY_TIMEOUT_MS / 1e3, p.GATEWAY_IN_FLIGHT, 0, p.GATEWAY_HOST in LOOPBACK, False, None
+        self.patience, self.most, self.at_work, self.local, self.stopping, self.loading, self.followed = p.GATEWAY_TIMEOUT_MS / 1e3, p.GATEWAY_IN_FLIGHT, 0, p.GATEWAY_HOST in LOOPBACK, False, None, set()
         self.store, self.explainer = Lane("valkey", 4, 64), Lane("explanations", 1, 4)
         self.exact = {(o.method, o.path): o for o in OPERATIONS if "{" not in o.path}
         self.patterns = [(path_pattern(o.path), o) for o in OPERATIONS if "{" in o.path]
@@ -429,7 +435,7 @@ def enrich(self: Gateway, a: dict) -> dict:  # what Triton gave for one user
         rank = why["ranks"][i] if i < len(why["ranks"]) else None
         items.append(show(item) | dict(score=score, propensity=propensity, rank=rank, reason=plain_reason(user, why["source"], rank)))
     known = self.backends.catalogue.bundle
-    if version.partition("+")[0] != known.manifest["version"]: self.follow()
+    if version.partition("+")[0] != known.manifest["version"]: self.follow(version.partition("+")[0])
     elif version != known.version: self.backends.catalogue.grow()   # seen with the next page
     return dict(user=user, source=why["source"], bundle_version=version, items=items, fallbacks=why["fallbacks"], stage_ms=dict(zip(STAGES_MS, a["stage_ms"])))
 
@@ -448,12 +454,14 @@ def popular_page(self: Gateway, r, why: str) -> dict:
     return dict(user="unknown" if r.user_id else "anonymous", source="popularity", bundle_version=c.bundle.version, items=items, fallbacks=[dict(stage="triton", fallback="popularity", reason=why[:200])], stage_ms={})
 
 @patch
-def follow(self: Gateway) -> None:
-    "Open the bundle that is served now, in the background: a new version is live."
-    if self.loading and not self.loading.done(): return
+def follow(self: Gateway, version: str) -> None:
+    "Open the bundle that answers now, in the background; one that can't be found is looked for once."
+    if version in self.followed or (self.loading and not self.loading.done()): return
     b = self.backends
     def load():
-        new = open_backends(b.p, b.url, b.triton.url)
+        folder = find_bundle(b.p, version)
+        if folder is None: self.followed.add(version); return
+        new = open_backends(b.p, b.url, b.triton.url, folder)
         b.catalogue, b.recommender, b.recorder = new.catalogue, new.recommender, new.recorder
     self.loading = asyncio.get_running_loop().run_in_executor(self.explainer.pool, load)
 

@@ -206,6 +206,27 @@ def test_metrics_and_log(stack):
     assert "private" not in log and gateway.key not in log and "visitor" not in log and "u0001" not in log
 
 
+def test_it_follows_a_new_version(p, stack, tmp_path):
+    "Titles, explanations and events are those of the bundle that answers."
+    import shutil
+
+    from recsys.core import stage_dir, write_json
+    from recsys.recommender import Bundle
+    from recsys.repository import next_version, pinned_version
+    from recsys.triton import ensemble_from
+    gateway, server, _ = stack
+    options = lambda: gateway("GET", "/v1/options")[1]["bundle_version"].partition("+")[0]
+    first, old, other = options(), pinned_version(server.repository), tmp_path / "bundle"
+    shutil.copytree(stage_dir(p, "bundle"), other)
+    write_json(other / "manifest.json", read_json(other / "manifest.json") | dict(version="another"))
+    for version, folder, name in ((next_version(server.repository), other, "another"), (old, stage_dir(p, "bundle"), first)):
+        members, ensemble = ensemble_from(Bundle(folder))
+        members = [m if m.kind == "python" else type(m)(**{**vars(m), "source": str(folder / m.source)}) for m in members]
+        server.deploy(members, ensemble, version, folder if name == "another" else None)
+        assert until(lambda: gateway.page(k=2)["bundle_version"].partition("+")[0] == name and options() == name)
+        assert gateway("GET", "/v1/explanations?item_id=i001")[0] == 200
+
+
 def test_triton_hangs(stack):
     "What waits is answered in time with popular items; what would wait behind too much is turned away; the breaker spares the rest the wait."
     gateway, server, _ = stack
