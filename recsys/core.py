@@ -146,11 +146,23 @@ _PARAMS = [
     Param("GATEWAY_IN_FLIGHT", 32, "requests that the gateway works on at once; it turns more away", 1, 1000),
     # evaluation
     Param("EVAL_CASES", 100000, "test cases, at most, sampled by seed", 100, 10**8),
+    Param("ABLATION_CASES", 3000, "test cases for ablations and calibration, at most, sampled by seed", 100, 10**6),
     Param("BOOTSTRAP", 1000, "resamples of users behind each interval", 50, 100000),
     Param("MASK_HISTORY", "auto", "hide every item of the user's history in evaluation; auto: only for leave_one_out", choices=("auto", "true", "false")),
     Param("BASELINES", "popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr", "baselines to tune and run, separated by commas"),
     Param("BASELINE_HISTORY", 500, "earlier items that the baselines see, at most", 1, 2000),
     Param("RECENT_DAYS", 3.0, "half-life of recent popularity, days; the baseline's tuning starts from it", 0.05, 400),
+    # promotion
+    Param("GATE_METRIC", "ndcg@10", "what the gate compares the candidate by", choices=tuple(f"{m}@{k}" for m in ("ndcg", "recall", "mrr") for k in (10, 20, 50))),
+    Param("GATE_DAYS", 1.0, "days at the end of the held-out data that the gate judges by", 0.01, 400),
+    Param("GATE_CASES", 20000, "cases of these days, at most, sampled by seed", 100, 10**8),
+    Param("GATE_MIN_GAIN", 0.0, "share of the live bundle's metric that the candidate must gain; below 0: a loss that is tolerated", -1.0, 10.0),
+    Param("GATE_SEGMENTS", "warm_user,new_user,anonymous", "segments that may not fall below the live bundle, separated by commas"),
+    Param("GATE_MAX_DROP", 0.05, "share of the live bundle's metric that a segment may lose; a larger loss refuses the candidate where the interval lies below 0", 0.0, 1.0),
+    Param("GATE_MIN_CASES", 100, "cases below which a segment is not judged", 1, 10**8),
+    Param("GATE_POPULARITY", True, "the candidate must be above popularity, the whole interval"),
+    Param("KEEP_BUNDLES", 5, "bundles kept in the store, the live one and its predecessor among them", 2, 1000),
+    Param("REPLICAS", "", "servers of other machines on the same OUTPUTS, as http://host:port, separated by commas; RECSYS_ADMIN_KEY is their key of model control"),
 ]
 PARAMS = {p.name: p for p in _PARAMS}  # every parameter by its name
 

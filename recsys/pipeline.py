@@ -40,6 +40,7 @@ FULL = (
     Stage("evaluate", "14_evaluate", "recsys.evaluate:run_evaluate", ("ingest", "data_prep", "two_tower", "dlrm", "bundle", "baselines")),
     Stage("feature_store", "16_feature_store", "recsys.feature_store:run_feature_store", ("ingest", "data_prep", "bundle")),
     Stage("triton", "18_triton", "recsys.triton:run_triton", ("bundle", "feature_store")),
+    Stage("promote", "20_promote", "recsys.promote:run_promote", ("data_prep", "bundle", "triton")),
 )
 STAGES = {s.name: s for s in FULL}
 LAST = "evaluate"  # where a run stops unless it is told to go on: what follows touches the online side

@@ -214,6 +214,7 @@ def write_repository(
     version: int,                     # 1 or more; one that is there already is pinned again: a rollback
     bundle: str | Path | None = None, # folder whose files become bundles/<version>; None: the members need none, or it is there
     keep: bool = True,                # the version that was pinned until now stays loaded
+    switch: bool = True,              # pin the version; False: its members only, beside what is pinned
 ) -> Path:
     "Write a version of an ensemble with its members; a server sees it when it loads the ensemble next."
     folder, texts = Path(folder), {}
@@ -224,7 +225,7 @@ def write_repository(
     write_bundle_version(bundle, folder.parent / "bundles" / str(version))
     for m in members: write_version(m, folder / m.name / str(version)); write_warmup(m, folder / m.name)
     (folder / ensemble.name / str(version)).mkdir(parents=True, exist_ok=True)
-    texts[ensemble.name] = config_text(ensemble_config(ensemble, version))   # last: it is the switch
+    if switch: texts[ensemble.name] = config_text(ensemble_config(ensemble, version))   # last: it is the switch
     for name, text in texts.items(): write_new(folder / name / "config.pbtxt", text.encode())
     return folder
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADMIN', 'server_env', 'check_stub', 'backend_dir', 'call_server', 'Control', 'TritonServer', 'distinct_ports',
-           'session_processes', 'sweep_memory', 'running_server', 'Client', 'request_tensors', 'curl_line',
+           'session_processes', 'sweep_memory', 'running_server', 'Client', 'request_tensors', 'http_body', 'curl_line',
            'dead_member', 'Canary']
 
 # %% ../nbs/18_serving.ipynb #18-serving-02
@@ -111,17 +111,26 @@ def unload(self: Control,
 
 # %% ../nbs/18_serving.ipynb #18-serving-18
 @patch
+def load_members(self: Control,
+    version: int = 0,   # 0: the pinned one
+) -> None:
+    "Load the members of a version beside those that serve; raise `RecsysError` naming the first that fails."
+    for step in read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]:
+        member, wanted = step["model_name"], version or step["model_version"]
+        try: self.load(member)
+        except RecsysError:
+            if self.ready(): raise   # what serves stays as it is
+            self.load(member, read_config(self.repository / member) | dict(version_policy=dict(specific=dict(versions=[wanted]))))   # its other version may be the one that fails
+        if not self.ready(member, wanted): raise RecsysError(f"{member}: version {wanted} is not loaded; the server's log says why")
+
+@patch
 def load(self: Control,
     model: str = "",             # '' is the ensemble, its pinned members before it
     config: dict | None = None,  # instead of its config.pbtxt
     seconds: float = 120,
 ) -> None:
     "Load a model, or load it again where its files have changed; raise `RecsysError` with Triton's message where that fails."
-    if not model and not config:
-        for step in read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]:
-            member, version = step["model_name"], step["model_version"]
-            self.load(member)
-            if not self.ready(member, version): raise RecsysError(f"{member}: version {version} is not loaded; the server's log says why")
+    if not model and not config: self.load_members()
     body = dict(parameters=dict(config=json.dumps(config))) if config else {}
     call_server(f"{self.http}/v2/repository/models/{model or self.ensemble}/load", body, self.key, seconds)
 
@@ -151,7 +160,7 @@ _DEEP = ["sh", "-c", 'ulimit -s 1048576 2>/dev/null; exec "$0" "$@"']   # KiB of
 class TritonServer(OwnedProcess, Control):
     "Run tritonserver on a repository, on 127.0.0.1 only; it lives as long as the block and leaves no process."
     def __init__(self,
-        repository: str | Path,   # backends/, triton.log and server.json stand beside it
+        repository: str | Path,   # backends/, triton.log and server.json stand beside it, or in home
         ensemble: str = "recommender",
         http_port: int = 0,       # 0: a free one
         grpc_port: int = 0,
@@ -159,8 +168,9 @@ class TritonServer(OwnedProcess, Control):
         key: str = "",            # of model control; '' makes one
         env: dict | None = None,  # more environment variables, for the members
         seconds: float = 120,     # until the ensemble must be ready
+        home: Path | None = None, # folder of its state; None: beside the repository
     ):
-        self.home, env = Path(repository).resolve().parent, server_env(env)
+        self.home, env = Path(home or Path(repository).parent).resolve(), server_env(env)
         read_config(Path(repository) / ensemble)
         self.http_port, self.grpc_port, self.metrics_port = distinct_ports(dict(HTTP_PORT=http_port, GRPC_PORT=grpc_port, METRICS_PORT=metrics_port))
         Control.__init__(self, f"http://127.0.0.1:{self.http_port}", key or secrets.token_urlsafe(24), Path(repository).resolve(), ensemble)
@@ -231,9 +241,9 @@ def announce(self: TritonServer) -> None:
     with atomic_path(self.home / "server.json") as tmp: tmp.write_text(json.dumps(dict(pid=self.pid, http=self.http, grpc=self.grpc, metrics=f"http://127.0.0.1:{self.metrics_port}/metrics", key=self.key, ensemble=self.ensemble)))
     (self.home / "server.json").chmod(0o600)
 
-def running_server(repository: str | Path) -> Control | None:
+def running_server(repository: str | Path, home: Path | None = None) -> Control | None:
     "Find the server that another command runs on a repository."
-    file = Path(repository).resolve().parent / "server.json"
+    file = Path(home or Path(repository).parent).resolve() / "server.json"
     if not file.is_file(): return None
     told = read_json(file); found = Control(told["http"], told["key"], Path(repository).resolve(), told["ensemble"]); found.grpc, found.metrics = told["grpc"], told["metrics"]
     return found if found.ready() else None
@@ -323,15 +333,18 @@ def recommend(self: Client,
     return a if many else {n: v[0] for n, v in a.items()}
 
 # %% ../nbs/18_serving.ipynb #18-serving-46
+def http_body(**fields) -> dict:  # of one request or several
+    "Write a request as Triton's HTTP door takes it."
+    kinds = {t.name: t.dtype.replace("STRING", "BYTES") for t in REQUEST}
+    return dict(inputs=[dict(name=n, datatype=kinds[n], shape=list(a.shape), data=a.ravel().tolist()) for n, a in request_tensors(**fields).items()])
+
 def curl_line(
     http: str,                     # http://host:port
     ensemble: str = "recommender",
     **fields,                      # of one request
 ) -> str:
     "Write a shell command that asks the ensemble over HTTP."
-    kinds = {t.name: t.dtype.replace("STRING", "BYTES") for t in REQUEST}
-    inputs = [dict(name=n, datatype=kinds[n], shape=list(a.shape), data=a.ravel().tolist()) for n, a in request_tensors(**fields).items()]
-    return f"curl -s {http}/v2/models/{ensemble}/infer -d {shlex.quote(json.dumps(dict(inputs=inputs)))}"
+    return f"curl -s {http}/v2/models/{ensemble}/infer -d {shlex.quote(json.dumps(http_body(**fields)))}"
 
 # %% ../nbs/18_serving.ipynb #18-serving-53
 def dead_member(message: str) -> str:  # '' where the message is another one

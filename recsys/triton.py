@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'MOST_EXCLUDED', 'LONGEST', 'CANARY', 'TYPES', 'ONLINE', 'l
            'read_notes', 'request_of', 'StageMember', 'NoUsers', 'served_users', 'online_users', 'UserFeatures',
            'Retrieve', 'SeenFilter', 'ItemFeatures', 'Rerank', 'onnx_tensors', 'ensemble_of', 'steps_of',
            'ensemble_from', 'export_bundle', 'run_triton', 'fill_store', 'run_params', 'clock_start', 'online_parts',
-           'forget_user', 'served']
+           'forget_user', 'started', 'online_env', 'worker_process', 'served']
 
 # %% ../nbs/18_triton.ipynb #18-triton-02
 import contextlib, json, os, sys, time
@@ -285,6 +285,7 @@ def export_bundle(
     online: dict,    # content of online.json
     device: str = "cpu",   # where the ONNX members run
     keep: bool = True,     # the version that was pinned until now stays loaded
+    switch: bool = True,   # pin the version; False: its members only
 ) -> int:            # version
     "Write a bundle as the next version of a model repository, or find the version that it has."
     b, folder = Bundle(bundle), Path(folder)
@@ -293,8 +294,8 @@ def export_bundle(
     members, ensemble = ensemble_from(b)
     members = [Member(**{**vars(m), "source": str(Path(bundle) / m.source), "device": device}) if m.kind == "onnx" else m for m in members]
     write_json(folder / "online.json", online)
-    write_repository(folder / "repository", members, ensemble, version, None if version in known else bundle, keep)   # the manifest's metrics hold speeds, which differ between equal bundles
-    share_additions(folder / "bundles" / str(version), bundle)   # one file of additions, whoever serves
+    (folder / "bundles").mkdir(parents=True, exist_ok=True); share_additions(folder / "bundles" / str(version), bundle)   # one file of additions, whoever serves
+    write_repository(folder / "repository", members, ensemble, version, None if version in known else bundle, keep, switch)   # the manifest's metrics hold speeds, which differ between equal bundles
     return version
 
 # %% ../nbs/18_triton.ipynb #18-triton-37
@@ -344,6 +345,28 @@ def forget_user(client, seen: SeenStore, user: str) -> int:  # keys erased
 
 # %% ../nbs/18_triton.ipynb #18-triton-43
 @contextlib.contextmanager
+def started(
+    p: Params,          # RUN, OUTPUTS, ports
+    url: str,           # Valkey's
+    repository: Path,
+    key: str = "",      # of model control; '' makes one
+    home: Path | None = None,   # folder of the server's state; None: beside the repository
+):                      # yields (TritonServer, Canary)
+    "Start a server on a repository, warmed up and watched, for as long as the block lasts."
+    with TritonServer(repository, http_port=p.HTTP_PORT, grpc_port=p.GRPC_PORT, metrics_port=p.METRICS_PORT, key=key, env=online_env(p, url), home=home) as server, Client(server.grpc, timeout=5) as client:
+        for _ in range(20): client.recommend(k=10, request_id=CANARY)   # the first answers are slow
+        with Canary(server, lambda: client.recommend(k=1, request_id=CANARY), log=server.home / "canary.log") as canary: yield server, canary
+
+def online_env(p: Params, url: str) -> dict:
+    "Tell members and worker where the online side is."
+    return dict(RECSYS_VALKEY_URL=url, RECSYS_RUN=str(run_dir(p)), RECSYS_CLOCK=str(clock_start(connect(url, 5000))))
+
+def worker_process(p: Params, url: str, folder: Path, *more) -> OwnedProcess:  # folder of its log; further arguments
+    "Start the worker that learns from events."
+    return OwnedProcess([sys.executable, "-c", "from recsys.cli import main; main()", "worker", "--run", run_dir(p), "--set", "VALKEY_URL=${RECSYS_VALKEY_URL}", *more], folder / "worker.log", "worker", os.environ | online_env(p, url))
+
+# %% ../nbs/18_triton.ipynb #18-triton-44
+@contextlib.contextmanager
 def served(
     p: Params,             # RUN, OUTPUTS, ports, VALKEY_URL
     say=lambda text: None, # takes a line about what is going on
@@ -356,9 +379,6 @@ def served(
     with valkey_for(p) as url, contextlib.ExitStack() as stack:
         say(f"Valkey answers at {hide_password(url)}")
         if fill_store(p, url): say("the online store is filled")
-        env = dict(RECSYS_VALKEY_URL=url, RECSYS_RUN=str(run_dir(p)), RECSYS_CLOCK=str(clock_start(connect(url, 5000))))
-        server = stack.enter_context(TritonServer(repository, http_port=p.HTTP_PORT, grpc_port=p.GRPC_PORT, metrics_port=p.METRICS_PORT, key=key, env=env))
-        client = stack.enter_context(Client(server.grpc, timeout=5))
-        for _ in range(20): client.recommend(k=10, request_id=CANARY)   # the first answers are slow
-        if worker: stack.enter_context(OwnedProcess([sys.executable, "-c", "from recsys.cli import main; main()", "worker", "--run", run_dir(p), "--set", "VALKEY_URL=${RECSYS_VALKEY_URL}"], server.home / "worker.log", "worker", os.environ | env))
-        yield server, url, stack.enter_context(Canary(server, lambda: client.recommend(k=1, request_id=CANARY)))
+        server, canary = stack.enter_context(started(p, url, repository, key))
+        if worker: stack.enter_context(worker_process(p, url, server.home))
+        yield server, url, canary

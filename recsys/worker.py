@@ -290,13 +290,14 @@ def open_worker(p: Params, url: str, bundle=None, store=None, **settings) -> Wor
 def run_worker(
     p: Params,
     stop=None,   # threading.Event; SIGTERM and SIGINT set it
+    bundle=None, # the run's own where missing
 ) -> dict:       # what was done
     "Work for a run until told to stop."
     stop = stop or threading.Event()
     if threading.current_thread() is threading.main_thread():
         for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
     with valkey_for(p) as url:
-        worker = open_worker(p, url)
+        worker = open_worker(p, url, bundle)
         gc.collect(); gc.freeze()   # what is loaded stays; looking through it again costs a sixth of the time
         worker.run(stop)
     return worker.stats

@@ -59,6 +59,41 @@ def request_figures(run, n=400):
                 stages_p50_ms={s: float(np.median([m[s] for _, m in one[20:]])) for s in STAGES_MS})
 
 
+def metric_figures(cases=100_000, items=2_465, draws=1000):
+    "Seconds and peak memory of all metrics of one system: places and lists from scores over the whole catalogue, six segments, intervals over users."
+    import resource
+
+    from recsys import metrics as m
+    from recsys.cases import blocks
+    rng = np.random.default_rng(0)
+    users, relevant, counts = rng.integers(0, cases // 5, cases), rng.integers(0, items, cases), rng.integers(0, 500, items)
+    vectors, cuts = rng.normal(size=(items, 64)).astype(np.float32), [rng.random(cases) < share for share in (1, .8, .5, .2, .1, .05)]
+    ranks, top, chance, drawing = np.empty(cases), np.empty((cases, 50), np.int64), [], np.zeros(2)
+    clock = lambda: np.array([time.perf_counter(), time.process_time()])   # the second one is not lengthened by other work on the machine
+    began = clock()
+    for b in blocks(cases, items):
+        t = clock(); scores = rng.random((b.stop - b.start, items), np.float32); drawing += clock() - t
+        ranks[b] = m.rank_in_scores(scores, relevant[b])
+        best = np.argpartition(-scores, 50, axis=1)[:, :50]; order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1)
+        top[b] = np.take_along_axis(best, order, 1); chance.append(np.take_along_axis(scores, best, 1)[:, :10])
+    ks = (10, 20, 50); each = m.case_metrics(ranks, ks); hits = m.hits_at(ranks, 10)
+    each |= {"hit rate": m.hit_rate(hits), "map": m.average_precision(hits), "novelty": m.novelty(top[:, :10], counts), "popularity bias": m.popularity_bias(top[:, :10], counts),
+             "diversity": np.concatenate([m.intra_list_diversity(x, vectors) for x in np.array_split(top[:, :10], cases // 5000 + 1)])}
+    rows = [r for i, cut in enumerate(cuts) for r in m.metric_rows("system", str(i), {k: v[cut] for k, v in each.items()}, users[cut], draws)]
+    m.coverage(top, items), m.gini(m.exposure(top[:, :10], items))
+    for name in ("ndcg@10", "recall@10"): m.paired_bootstrap(each[name], each[name] * .9, users, draws)
+    chance = np.concatenate(chance).ravel(); label = rng.random(len(chance)) < chance
+    m.auc(label, chance), m.log_loss(label, chance), m.calibration_error(label, chance)
+    (seconds, cpu), peak = clock() - began - drawing, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return dict(cases=cases, items=items, rows=len(rows), seconds=float(seconds), cpu_seconds=float(cpu), peak_memory_mib=peak / 1024)
+
+
+def apart(work):
+    "Call a function of this file in a process of its own, so that its peak memory is its own."
+    import multiprocessing
+    with multiprocessing.get_context("spawn").Pool(1) as pool: return pool.apply(work)
+
+
 def plot(figures, path):
     import matplotlib
     matplotlib.use("agg")
@@ -79,7 +114,8 @@ def plot(figures, path):
 def main():
     runs = sorted(f.parent.parent for f in OUT.glob("*/evaluate/stage.json") if f.parent.parent.name != "tiny")
     if not runs: sys.exit("bench: no finished run in outputs/; `make run` makes one")
-    figures = dict(cores=os.cpu_count(), load=os.getloadavg()[0], runs={})
+    figures = dict(cores=os.cpu_count(), load=os.getloadavg()[0], runs={}, metrics=apart(metric_figures))
+    print("metrics", json.dumps({k: round(v, 1) for k, v in figures["metrics"].items()}))
     for run in runs:
         figures["runs"][run.name] = dict(stages=stage_figures(run), request=request_figures(str(run)), two_tower_rows_a_second=training_rates(run))
         f = figures["runs"][run.name]

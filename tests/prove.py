@@ -133,7 +133,33 @@ def gateway_never_breaks(n=10_000):
             return gateway.running() and server.running(), dict(bodies=n, statuses=counts)     # a 500 is an error
 
 
-PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth, explanations_add_up, gateway_never_breaks]
+def promotions_are_whole(n=100_000, moves=5):
+    "Requests under load across promotions: none fails, and each page is that of the bundle which it names."
+    from rollover import Traffic, requests_of, right_answers, two_runs
+    from tiny import tiny_run
+
+    from recsys.bundles import after_promotion, keep_bundle, point, read_live
+    from recsys.core import read_json
+    from recsys.promote import move, roll_back, served_live
+    with tempfile.TemporaryDirectory() as d:
+        home = two_runs(tiny_run(Path(d) / "outputs"))
+        versions = [keep_bundle(home, home / run / "bundle", run=run, online=read_json(home / run / "triton/online.json"), data="the same", metrics={}) for run in ("first", "second")]
+        point(home, versions[0], [])
+        with served_live(home, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0) as one:
+            requests = requests_of(home / "first")
+            with Traffic([one.server.grpc], requests, right_answers(home, one.url, versions, requests)) as traffic:
+                seconds = []
+                for i in progress(range(moves), "promotions"):
+                    traffic.wait(n * (i + 1) // (moves + 1), 7200)
+                    version = versions[(i + 1) % 2]
+                    seconds.append(move(home, version, after_promotion(read_live(home), version))["seconds"])
+                traffic.wait(n, 7200)
+            back = roll_back(home)["seconds"]
+    figures = dict(requests=traffic.answers.total(), failed=len(traffic.failed), mixed=len(traffic.mixed), answers=dict(traffic.answers), promotion_seconds=seconds, rollback_seconds=back)
+    return not traffic.failed and not traffic.mixed and len(traffic.answers) == 2 and back < 5, figures
+
+
+PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth, explanations_add_up, gateway_never_breaks, promotions_are_whole]
 
 
 def main():

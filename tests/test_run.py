@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("run")   # one worker, so that the run is made once
-SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\nBOOTSTRAP: 50\n"
+SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\nBOOTSTRAP: 50\nABLATION_CASES: 300\n"
 
 
 def recsys(*args, cwd=ROOT, **env):
@@ -111,6 +111,34 @@ def test_recommend_prints_what_it_says(done):
     assert one["items"][0]["item_id"] not in [i["item_id"] for i in without["items"]]
 
 
+def test_evaluate_compares_two_runs_on_one_page(done, tmp_path):
+    from recsys.core import load_params, sha256_file
+    from recsys.features import load_arrays, save_arrays
+    from recsys.pipeline import STAGES, run_here
+    other = shutil.copytree(done[0], tmp_path / "other", ignore=shutil.ignore_patterns("*.lock", "valkey", "evaluate"))
+    run_here(STAGES["bundle"], load_params(done[1], (f"OUTPUTS={tmp_path}", "RUN=other", "SEEN_DAYS=0")))     # the same models, nothing hidden
+    told = recsys("evaluate", "--run", done[0], "--compare", other, "--json")                                 # evaluates the other one first
+    assert told.returncode == 0, told.stdout + told.stderr
+    told = json.loads(told.stdout)
+    rows = {(r["system"], r["segment"], r["metric"]): r for r in told["compared"]}
+    full, retrieval = rows["full", "all", "ndcg@10"], rows["retrieval", "all", "ndcg@10"]
+    assert full["low"] <= full["difference"] <= full["high"] and full["difference"] != 0 and full["first"] - full["second"] == pytest.approx(full["difference"])
+    assert retrieval["low"] == retrieval["high"] == 0 and full["second"] == pytest.approx(rows["full_unfiltered", "all", "ndcg@10"]["second"])
+    assert {s["system"]: s["value"] for s in told["systems"]}["full"] == pytest.approx(full["first"])
+    page = Path(told["page"]).read_text()
+    assert "small less other" in page and "without text" in page and "Right: place" in page and "http" not in page
+    table = recsys("evaluate", "--run", done[0], "--out", tmp_path / "mine.html")
+    assert table.returncode == 0 and "oracle" in table.stdout and (tmp_path / "mine.html").is_file(), table.stderr
+    file, record = other / "evaluate/ranks.npz", other / "evaluate/stage.json"
+    kept = load_arrays(file)
+    save_arrays(file, kept | dict(key=kept["key"] + np.uint64(1)))
+    known = json.loads(record.read_text())
+    known["outputs"]["ranks.npz"] = dict(sha256=sha256_file(file), bytes=file.stat().st_size, mtime_ns=file.stat().st_mtime_ns)
+    record.write_text(json.dumps(known))
+    refused = recsys("evaluate", "--run", done[0], "--compare", other)
+    assert refused.returncode == 2 and "small and other rank different test cases" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_leaks_is_green_on_a_run_and_red_on_a_planted_one(done, tmp_path):
     few = ("--events", "90", "--cases", "300")
     clean = recsys("leaks", "--run", done[0], *few)
@@ -138,6 +166,7 @@ def test_leaks_is_green_on_a_run_and_red_on_a_planted_one(done, tmp_path):
     (["recommend", "--run", "never-ran"], "no bundle; make it with: recsys run"),
     (["recommend", "--run", "quickstart", "--at", "noon"], "--at noon: expected"),
     (["leaks", "--run", "never-ran"], "no bundle; make it with: recsys run"),
+    (["evaluate", "--run", "never-ran"], "no bundle; make it with: recsys run"),
     (["catalog", "no.yaml"], "no.yaml"),
 ])
 def test_mistakes_end_with_one_message(args, message, tmp_path):
@@ -167,7 +196,7 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     item = taste[user] * 40 + rng.integers(0, 40, len(user)) ** 2 // 40
     pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_700_000_000 + rng.integers(0, 10**6, len(user)))).to_parquet(tmp_path / "t.parquet")
     params = tmp_path / "own.yaml"
-    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\n")
+    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n")
     run = recsys("run", "--params", params)
     assert run.returncode == 0, run.stdout + run.stderr
     notes = " ".join(stages(tmp_path / "own")["data_prep"]["notes"])
@@ -212,4 +241,4 @@ def test_a_daily_run_goes_on_from_another(done):
     answer = json.loads(recsys("recommend", "--run", day, "-k", "300", "--json").stdout)
     assert "new" in [i["item_id"] for i in answer["items"]]
     same = recsys("run", "--params", daily, "--set", "BASE_RUN=daily")
-    assert same.returncode == 1 and "a folder of its own" in same.stderr, same.stderr
+    assert same.returncode == 2 and "a folder of its own" in same.stderr, same.stderr

@@ -272,7 +272,7 @@ def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
     state = lambda: parts[0].users.state(["who adds"], np.array([int(recorder.clock()) + 1]))["rows"][0, -1]
     assert until(lambda: parts[0].bundle.grow() and state() == parts[0].bundle.row_of["brand new"]), state()    # the worker knows it, too
     again = cli("add-items", tmp_path / "new.csv", "--run", run_dir(p))
-    assert "brand new" in again.communicate()[1] and again.returncode == 1
+    assert "brand new" in again.communicate()[1] and again.returncode == 2
 
 
 def fallbacks(client):
