@@ -34,8 +34,8 @@ lab: setup ## open the notebooks in JupyterLab, on this machine only
 docs: ## build the docs site (not there yet)
 	@echo "make docs: this version has no docs site yet; the notebooks in nbs/ are the documentation" >&2; exit 2
 
-demo: ## open the shop window (not there yet)
-	@echo "make demo: this version has no shop window yet; try: make run" >&2; exit 2
+demo: setup ## open the shop window on the quickstart run
+	@recsys demo --run quickstart $(ARGS)
 
 export: setup ## after editing notebooks: clear their outputs, clean them, write recsys/, README.md and what k8s/ has from them
 	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb

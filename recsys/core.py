@@ -138,6 +138,12 @@ _PARAMS = [
     Param("HTTP_PORT", 8000, "Triton's HTTP port; 0: any free one", 0, 65535),
     Param("GRPC_PORT", 8001, "Triton's gRPC port; 0: any free one", 0, 65535),
     Param("METRICS_PORT", 8002, "Triton's metrics port; 0: any free one", 0, 65535),
+    # gateway
+    Param("TRITON_URL", "", "gRPC host:port of the Triton that the gateway asks; empty: the run's own"),
+    Param("GATEWAY_HOST", "127.0.0.1", "address that the gateway listens on; 0.0.0.0: every one of this machine"),
+    Param("GATEWAY_PORT", 8080, "port of the gateway; 0: any free one", 0, 65535),
+    Param("GATEWAY_TIMEOUT_MS", 1000.0, "longest wait of the gateway for a page, milliseconds; popular items after that", 10.0, 60000.0),
+    Param("GATEWAY_IN_FLIGHT", 32, "requests that the gateway works on at once; it turns more away", 1, 1000),
     # evaluation
     Param("EVAL_CASES", 100000, "test cases, at most, sampled by seed", 100, 10**8),
     Param("ABLATION_CASES", 3000, "test cases for ablations and calibration, at most, sampled by seed", 100, 10**6),

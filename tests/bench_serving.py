@@ -47,7 +47,7 @@ def one_at_a_time(ways, users, n=400, seed=0):
 
 def client_loop(grpc, users, n, seed, gate, results):
     rng, taken = np.random.default_rng(seed), []
-    with Client(grpc, timeout=10) as client:
+    with Client(grpc, timeout=10) if ":" in grpc else Gateway(grpc) as client:
         for _ in range(20):
             client.recommend(user_id=users[0], k=10, **QUIET)
         gate.wait()
@@ -56,11 +56,41 @@ def client_loop(grpc, users, n, seed, gate, results):
     results.put(taken)
 
 
+class Gateway:
+    "Ask a gateway over one connection that stays open, as `serving.Client` does Triton."
+    def __init__(self, port, timeout=10):
+        import http.client
+        self.connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=timeout)
+
+    def __enter__(self): return self
+    def __exit__(self, *_): self.connection.close()
+
+    def recommend(self, **fields):
+        self.connection.request("POST", "/v1/recommendations", json.dumps(fields), {"Content-Type": "application/json"})
+        answer = json.loads(self.connection.getresponse().read())
+        assert answer["source"] == "two-tower" and len(answer["items"]) == fields["k"], answer
+        return answer
+
+
+def through_gateway(p, url, server, users, tmp):
+    "What the gateway adds to a direct gRPC call, and what it carries with eight clients, everything on this machine."
+    from recsys.servers import OwnedProcess, free_port
+    port = free_port()
+    command = [sys.executable, "-c", "from recsys.cli import main; main()", "gateway", "--run", run_dir(p), "--set", f"GATEWAY_PORT={port}", "--set", f"TRITON_URL={server.grpc}", "--set", f"VALKEY_URL={url}"]
+    with OwnedProcess(command, tmp / "gateway.log", "gateway", os.environ) as process, Client(server.grpc, timeout=10) as direct:
+        process.wait_ready(lambda: "gateway: http" in process.tail(3))
+        time.sleep(1)
+        with Gateway(port) as gateway:
+            ways = dict(direct=lambda u: direct.recommend(user_id=u, k=10, **QUIET), gateway=lambda u: gateway.recommend(user_id=u, k=10, **QUIET))
+            pair = {k: v for k, v in one_at_a_time(ways, users).items() if k in ways}
+        return pair | dict(overhead_p50_ms=round(pair["gateway"]["p50_ms"] - pair["direct"]["p50_ms"], 2), eight_clients=eight_clients(str(port), users))
+
+
 def eight_clients(server, users, n=250):
-    "Eight client processes at once, each as fast as it is answered."
+    "Eight client processes at once, each as fast as it is answered; server: a TritonServer, or a gateway's port."
     context = multiprocessing.get_context("spawn")
     gate, results = context.Barrier(9), context.Queue()
-    processes = [context.Process(target=client_loop, args=(server.grpc, users[:2000], n, i, gate, results)) for i in range(8)]
+    processes = [context.Process(target=client_loop, args=(getattr(server, "grpc", server), users[:2000], n, i, gate, results)) for i in range(8)]
     for q in processes:
         q.start()
     gate.wait()
@@ -236,6 +266,7 @@ def measure(folder, tmp):
             found["batch of 32, users/s"] = {n: round(32 / np.median([timed(work)[0] for _ in range(40)])) for n, work in
                                              (("in process", lambda: rec.recommend(dict(user_id=batch, k=10))), ("triton", lambda: client.recommend(user_id=batch, k=10, **QUIET)))}
             found["eight clients"] = eight_clients(server, users)
+            found["gateway"] = through_gateway(p, url, server, users, tmp)
             found["events, four writers"] = four_writers(p, url)
             found["events, four writers"]["worker_done_after_s"] = worker_idle(url)
             found["event to page"] = event_to_page(p, url, server)

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-SERVING = "core features index bloom servers seen cache rerank recommender metrics online_store popularity realtime segments state worker member repository serving triton bundles promote".split()
+SERVING = "core features index bloom servers seen cache rerank recommender metrics online_store popularity realtime segments state worker member repository serving triton bundles promote explain api gateway shop_window".split()
 TRAINING = {"tensorflow", "merlin", "nvtabular", "feast", "pandas", "pyarrow"}
 
 
