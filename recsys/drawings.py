@@ -31,7 +31,7 @@ def arrow(x1: float, y1: float, x2: float, y2: float, head: bool = True) -> str:
 
 def drawing(width: float, height: float, label: str, parts: list) -> str:
     "Join parts to one SVG that shrinks with the page; `label` is what a screen reader says."
-    return f'<svg class="drawing" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" style="max-width:{width:g}px" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
+    return f'<svg class="drawing" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" style="width:{width:g}px;max-width:100%" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
 
 # %% ../nbs/26_drawings.ipynb #26-drawings-08
 def parents_of(stages: tuple) -> dict:  # stage -> names of the stages it waits for, none that another one of them waits for
