@@ -31,8 +31,8 @@ bench: setup ## measure speed and memory; writes outputs/bench.json and a plot
 lab: setup ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
 
-docs: ## build the docs site (not there yet)
-	@echo "make docs: this version has no docs site yet; the notebooks in nbs/ are the documentation" >&2; exit 2
+docs: setup ## build the docs site from the quickstart run's executed notebooks, or the tiny one's; writes site/
+	@recsys docs $(ARGS)
 
 demo: setup ## open the shop window on the quickstart run
 	@recsys demo --run quickstart $(ARGS)

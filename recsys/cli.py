@@ -6,7 +6,7 @@
 __all__ = ['app', 'pipeline_app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'explain', 'evaluate',
            'leaks', 'print_rows', 'open_run', 'serve', 'worker', 'event', 'forget', 'offpolicy', 'show_estimates',
            'tune', 'add_items', 'gateway', 'demo', 'stage', 'pod', 'pipeline_inputs', 'compile_command', 'submit',
-           'schedule', 'tables', 'status', 'finish', 'live_home', 'promote', 'rollback', 'params', 'catalog',
+           'schedule', 'tables', 'status', 'finish', 'live_home', 'promote', 'rollback', 'docs', 'params', 'catalog',
            'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
@@ -510,13 +510,25 @@ def status(
 
 # %% ../nbs/25_cli.ipynb #25-cli-53
 @app.command()
+def docs(
+    run: str = typer.Option("", help="name of the run whose notebooks are shown, or path of its folder; left out: quickstart where it has run, else tiny"),
+    minutes: float = typer.Option(3.0, min=0, help="time for executing the notebooks that no run executes, on the tiny run; they are kept. 0: they are shown without results"),
+    site: Path = typer.Option("site", help="folder to write"),
+):
+    "Build the docs site from a run's executed notebooks, offline."
+    from recsys.docs import build_docs, docs_run
+    start = time.perf_counter(); page = build_docs(docs_run(run), resolve(site), minutes, print_line)
+    print_line(f"docs: {show_path(page)}, {time.perf_counter() - start:.0f} s")
+
+# %% ../nbs/25_cli.ipynb #25-cli-54
+@app.command()
 def params():
     "List every parameter: default, range, meaning."
     for q in PARAMS.values():
         limit = "|".join(q.choices) if q.choices else f"{q.low:g} to {q.high:g}" if q.low is not None else ""
         print_line(f"{q.name:<20} {q.default!r:<14} {limit:<22} {q.doc}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-54
+# %% ../nbs/25_cli.ipynb #25-cli-55
 @app.command()
 def catalog(
     file: Path = typer.Argument(..., help="products.yaml of the Retail Demo Store"),
@@ -529,7 +541,7 @@ def catalog(
     with atomic_path(out) as tmp: table.to_parquet(tmp, index=False)
     print_line(f"{len(table):,} products in {out}; sell them with --set CATALOG={out}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-55
+# %% ../nbs/25_cli.ipynb #25-cli-56
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
     "Check Python, packages, memory, disk, GPU and system tools."
     import importlib.metadata as md, os, platform, shutil
@@ -543,7 +555,7 @@ def check_environment() -> list:  # (ok or None where it is only a hint, what, d
     found += [(None, "cores", str(os.cpu_count())), (None, "GPU", "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU")]
     return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs use it") for t in ("chromium", "promtool", "kubectl", "node")]
 
-# %% ../nbs/25_cli.ipynb #25-cli-56
+# %% ../nbs/25_cli.ipynb #25-cli-57
 @app.command()
 def doctor():
     "Check the environment; the exit code is 1 where something needed is missing."
@@ -551,7 +563,7 @@ def doctor():
     for ok, what, detail in found: print_line(f"{'  ok ' if ok else '  -- ' if ok is None else ' BAD '} {what:<16} {detail}")
     if any(ok is False for ok, _, _ in found): raise typer.Exit(1)
 
-# %% ../nbs/25_cli.ipynb #25-cli-58
+# %% ../nbs/25_cli.ipynb #25-cli-59
 def main() -> None:
     "Run the command line; a mistake in the input ends with one message and exit code 2, a failed stage with 1."
     from recsys.core import RecsysError

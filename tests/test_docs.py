@@ -1,0 +1,134 @@
+"""The docs site as a reader gets it: built once from a small outputs folder, nothing asked of any network."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recsys.core import PARAMS, default_params
+from recsys.docs import Page, build_docs, check_site, execute, notebooks
+from recsys.pipeline import DAILY, FULL
+from recsys.recommender import STAGES_MS
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.xdist_group("docs")   # one worker, so that the site is built once
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "A site of a run with one executed notebook, a record, metrics and a benchmark."
+    outputs = tmp_path_factory.mktemp("outputs")
+    run = outputs / "tiny"
+    drawn = next(f for f in notebooks() if "def request_drawing" in f.read_text())
+    assert execute(drawn, run / "notebooks" / drawn.name, 60) == ""
+    rows = [dict(system=s, segment="all", metric="ndcg@10", value=v, low=v - .01, high=v + .01, n=500) for s, v in (("popularity", .0815), ("full", .2112))]
+    record = dict(timings=dict(total=12.5), peak_memory_mib=321, notes=["a note of the run"], rows=dict(cases=500), metrics={}, figures=[])
+    (run / "evaluate").mkdir(parents=True)
+    (run / "evaluate/metrics.json").write_text(json.dumps(rows))
+    (run / "evaluate/stage.json").write_text(json.dumps(record))
+    (outputs / "bench.json").write_text(json.dumps({"one client": {"stages_p50_ms": {"in_process": dict.fromkeys(STAGES_MS, .125)}}, "memory, MiB": {"worker": 239}}))
+    said = []
+    build_docs(default_params(OUTPUTS=str(outputs)), outputs / "site", 0, said.append)     # mkdocs --strict and check_site are part of it
+    assert said[-1].startswith(f"1 of {len(notebooks())} notebooks with results")
+    return outputs / "site"
+
+
+def read(site, name):
+    return (site / name).read_text(encoding="utf-8")
+
+
+def test_every_notebook_and_module_has_its_page_and_source(site):
+    for f in notebooks():
+        page = read(site, f"nb/{f.stem}.html")
+        assert f'href="{f.stem}.ipynb" download' in page and (site / f"nb/{f.stem}.ipynb").read_bytes() == f.read_bytes()
+    for f in (ROOT / "recsys").glob("[a-z]*.py"):
+        assert f"<h1 id=\"recsys{f.stem.replace('_', '')}\"" in read(site, f"api/{f.stem}.html").replace("_", "") or f"recsys.{f.stem}" in read(site, f"api/{f.stem}.html")
+
+
+def test_results_stand_where_they_were_made_and_nowhere_else(site):
+    executed = next(f.stem for f in notebooks() if "def request_drawing" in f.read_text())
+    shown = read(site, f"nb/{executed}.html")
+    assert "Executed by run tiny." in shown and 'src="figures/' in shown
+    other = read(site, f"nb/{next(f.stem for f in notebooks() if f.stem != executed)}.html")
+    assert "Without results: not executed for this site." in other and 'src="figures/' not in other
+
+
+def test_tables_come_from_the_files(site):
+    evaluation = read(site, "evaluation.html")
+    assert "0.2112 (0.2012 to 0.2212)" in evaluation and evaluation.index(">full<") < evaluation.index(">popularity<")
+    assert "239" in read(site, "benchmarks.html") and "There is no measurement yet" in read(site, "benchmarks.html")   # no prove.json
+    assert "a note of the run" in read(site, "run.html") and "321" in read(site, "run.html")
+
+
+def test_reference_is_whole(site):
+    parameters, commands = read(site, "parameters.html"), read(site, "commands.html")
+    assert all(f"<code>{name}</code>" in parameters for name in PARAMS)
+    import typer
+    from recsys.cli import app
+    assert all(f'id="{name}"' in commands for name in typer.main.get_command(app).commands)
+    core = read(site, "api/core.html")
+    assert 'id="load_params"' in core and "KEY=VALUE strings that win over the file" in core
+
+
+def test_drawings_show_every_stage(site):
+    page = read(site, "how-it-works.html")
+    assert all(page.count(f">{s.name}</text>") >= 1 and f'href="nb/{s.notebook}.html"' in page for s in (*FULL, *DAILY))
+    assert "item_features + dlrm, 0.25 ms" in page
+
+
+def test_nothing_is_broken_or_asked_of_another_host(site):
+    assert check_site(site) == []
+    for f in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        loaded = re.findall(r"""(?:\bsrc=|<link[^>]* href=|url\(|@import )["']?((?:https?:)?//[^"')\s>]+)""", f.read_text(encoding="utf-8"))
+        assert loaded == [], f"{f.name} asks {loaded}"
+        assert 'class="mermaid"' not in f.read_text(encoding="utf-8") and "data-md-component=\"source\"" not in f.read_text(encoding="utf-8")   # what the theme would ask other hosts for
+    for f in site.rglob("*.html"):
+        size = f.stat().st_size + sum((f.parent / target).stat().st_size for tag, target in Page(f.read_text(encoding="utf-8")).loads if tag == "img")
+        assert size <= 10**6, f"{f.name} has {size:,} bytes"
+    assert not any(str(ROOT) in f.read_text(encoding="utf-8") for f in site.rglob("*.html"))
+
+
+def test_a_broken_site_is_found(site, tmp_path):
+    copy = shutil.copytree(site, tmp_path / "site")
+    page = copy / "glossary.html"
+    page.write_text(page.read_text().replace("</article>", '<a href="gone.html">x</a><img src="gone.png"><script src="https://cdn.example/x.js"></script></article>'))
+    assert sorted(line.split(": ")[1].split(" leads")[0] for line in check_site(copy)) == ["asks https", "gone.html", "gone.png"]
+
+
+def test_search_knows_the_words(site):
+    index = json.loads(read(site, "search/search_index.json"))
+    found = lambda word: {d["location"].split("#")[0] for d in index["docs"] if word in (d["title"] + d["text"]).lower()}
+    assert "glossary.html" in found("propensity") and "parameters.html" in found("ablation_cases") and "api/core.html" in found("load_params")
+    assert read(site, "search/search_index.js").startswith("var __index = ")     # search works from disk, too
+
+
+def test_written_pages_name_only_commands_that_are_there(site):
+    import typer
+    from recsys.cli import app
+    known = set(typer.main.get_command(app).commands)
+    for f in [site / "index.html", site / "glossary.html", *(site / "howto").glob("*.html")]:
+        named = set(re.findall(r"(?m)(?:<code>|^|<span></span><code>)recsys ([a-z][\w-]*)", re.sub(r"<a id=\"__codelineno[^>]*></a>", "", f.read_text())))
+        if f.stem != "deployment":
+            assert named <= known, f"{f.name} names {named - known}"
+
+
+def test_a_broken_link_stops_the_build_and_keeps_the_old_site(tmp_path, monkeypatch):
+    import recsys.docs as docs
+    from recsys.core import RecsysError
+    monkeypatch.setattr(docs, "write_sources", lambda p, folder, found: [(folder / name).parent.mkdir(parents=True, exist_ok=True) or (folder / name).write_text(text) for name, text in
+                        (("index.md", "[x](gone.md)"), ("javascripts/iframe-worker.js", ""), ("stylesheets/extra.css", ""))])
+    monkeypatch.setattr(docs, "site_config", lambda site, source: dict(site_name="x", theme=dict(name="material", font=False), docs_dir=str(source), site_dir=str(site)))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/old.html").write_text("old")
+    with pytest.raises(RecsysError, match="gone.md"):
+        build_docs(default_params(OUTPUTS=str(tmp_path)), tmp_path / "site", 0, print)
+    assert [f.name for f in tmp_path.rglob("*.html")] == ["old.html"]
+
+
+@pytest.mark.parametrize("args, message", [(["--run", "never-ran"], "no such run"), (["--minutes", "-1"], "--minutes")])
+def test_mistakes_end_with_one_message(args, message, tmp_path):
+    run = subprocess.run([sys.executable, "-c", "from recsys.cli import main; main()", "docs", *args, "--site", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr and not (tmp_path / "site").exists()
