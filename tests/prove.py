@@ -102,7 +102,24 @@ def offpolicy_covers_the_truth(n=100):
     return far == {"the ideal ranker, prefix"} and min(c[e] for c in near.values() for e in ("ips", "snips", "dr")) >= 0.93 * n, dict(runs=n, truth=truth, logged=true_clicks(requests, policy_on(requests), 200), covered=counts)
 
 
-PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth]
+def explanations_add_up(n=5_000):
+    "Shapley values of random items, users and moments sum to the ranker's difference to place k."
+    from tiny import tiny_run
+
+    from recsys.explain import explain
+    from recsys.recommender import load_run
+    with tempfile.TemporaryDirectory() as d:
+        rec = load_run(str(tiny_run(Path(d) / "outputs") / "tiny"))
+        rng, e, ids, worst, out = np.random.default_rng(0), rec.users.prep.events, [i.decode() for i in rec.bundle.ids], 0.0, 0
+        for c in progress(rng.integers(0, len(e["user"]), n), "explanations"):
+            user = rec.users.ids[e["user"][c]].decode() if e["user"][c] >= 0 else ""
+            found = explain(rec, dict(user_id=user, timestamp=int(e["timestamp"][c])), ids[rng.integers(len(ids))], k=int(rng.integers(1, 50)))
+            worst = max(worst, abs(sum(found["ranked"]["groups"].values()) - found["ranked"]["difference"]))
+            out += not found["retrieved"]["retrieved"]
+    return worst < 1e-4, dict(pairs=n, not_retrieved=out, largest_gap=worst)
+
+
+PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth, explanations_add_up]
 
 
 def main():

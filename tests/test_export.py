@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-SERVING = "core features index bloom servers seen cache rerank recommender metrics online_store popularity realtime segments state worker member repository serving triton".split()
+SERVING = "core features index bloom servers seen cache rerank recommender metrics online_store popularity realtime segments state worker member repository serving triton explain".split()
 TRAINING = {"tensorflow", "merlin", "nvtabular", "feast", "pandas", "pyarrow"}
 
 
