@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'explain', 'leaks', 'print_rows',
-           'open_run', 'serve', 'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'tune', 'params', 'catalog',
-           'check_environment', 'doctor', 'main']
+           'open_run', 'serve', 'worker', 'event', 'forget', 'offpolicy', 'show_estimates', 'monitor', 'tune', 'params',
+           'catalog', 'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
 import json, sys, time
@@ -264,6 +264,27 @@ def show_estimates(found: dict) -> None:  # policy -> rows of `off_policy`
         gain = ("", "") if name == "logged" else (f"{r['gain']:+.4f}", f"{r['gain_low']:+.4f} to {r['gain_high']:+.4f}")
         table.add_row(name, "mean" if name == "logged" else r["estimator"].upper(), f"{r['value']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", *gain, f"{r['ess']:,.0f}")
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
+
+# %% ../nbs/25_cli.ipynb #cli-monitor-01
+@app.command()
+def monitor(
+    day: str = typer.Option("", help="day of the log, YYYY-MM-DD; left out: the newest"),
+    run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as MONITOR_PSI=0.1; may stand several times"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table"),
+):
+    "Judge a day of the log: drift, scores, clicks, coverage, fallbacks, latency. The exit code is 1 where there is an alarm."
+    import contextlib
+    import matplotlib
+    matplotlib.use("agg")
+    from recsys.monitor import run_monitor
+    p = open_run(run, set)
+    with contextlib.redirect_stdout(sys.stderr): done = run_monitor(p, day)
+    if as_json: print_line(json.dumps(done, ensure_ascii=False))
+    else:
+        print_rows(f"Run {p.RUN}, {done['day']}", [dict(alarm="ALARM" if c["alarm"] else "", check=c["check"], value=f"{c['value']:.3f}", limit=f"{c['limit']:g}", p="" if c["adjusted"] is None else f"{c['adjusted']:.3g}", says=c["says"]) for c in done["checks"]])
+        print_line(f"{done['day']}: {', '.join(done['alarms']) or 'no alarm'}; {show_path(run_dir(p) / 'monitor' / (done['day'] + '.html'))}")
+    if done["alarms"]: raise typer.Exit(1)
 
 # %% ../nbs/25_cli.ipynb #25-cli-28
 @app.command()

@@ -139,6 +139,14 @@ _PARAMS = [
     Param("BASELINES", "popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr", "baselines to tune and run, separated by commas"),
     Param("BASELINE_HISTORY", 500, "earlier items that the baselines see, at most", 1, 2000),
     Param("RECENT_DAYS", 3.0, "half-life of recent popularity, days; the baseline's tuning starts from it", 0.05, 400),
+    # watching
+    Param("MONITOR_DAYS", 7, "last whole days of training, and earlier days of the log, that a day is compared with", 3, 100),
+    Param("MONITOR_LEAST", 200, "pages or events that a day needs before it is judged", 10, 10**7),
+    Param("MONITOR_ALPHA", 0.01, "chance that a quiet day gives an alarm by its tests, all of them together", 1e-9, 0.5),
+    Param("MONITOR_PSI", 0.2, "smallest drift that is worth an alarm: population stability index beyond what days differ by", 0.0, 10.0),
+    Param("MONITOR_CHANGE", 0.25, "smallest relative change of clicks, calibration or coverage that is worth an alarm", 0.0, 1.0),
+    Param("MONITOR_FALLBACKS", 0.02, "share of pages on which a stage may be answered by something else", 0.0, 1.0),
+    Param("MONITOR_LATENCY_MS", 100.0, "milliseconds that a hundredth of the pages may exceed", 0.1, 60000.0),
 ]
 PARAMS = {p.name: p for p in _PARAMS}  # every parameter by its name
 
