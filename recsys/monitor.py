@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RARE', 'TENTHS', 'PLACES', 'STYLE', 'shares', 'psi', 'drift', 'click_rates', 'click_change', 'level_change', 'holm',
            'watched', 'make_bins', 'count_bins', 'state_inputs', 'event_inputs', 'whole_days', 'input_labels',
-           'training_inputs', 'ask_pages', 'make_reference', 'bins_of', 'watched_inputs', 'load_reference', 'log_days',
-           'read_part', 'lists_of', 'read_pages', 'read_inputs', 'measure', 'log_files', 'shop_day', 'shop_clicks',
-           'shop_states', 'check', 'drift_checks', 'bin_name', 'day_checks', 'service_checks', 'judge', 'plot_day',
-           'day_page', 'gauges', 'day_summary', 'run_monitor']
+           'training_inputs', 'bins_of', 'watched_inputs', 'user_ids', 'ask_pages', 'make_reference', 'load_reference',
+           'log_days', 'read_part', 'lists_of', 'read_pages', 'read_inputs', 'measure', 'log_files', 'shop_day',
+           'shop_clicks', 'shop_states', 'check', 'drift_checks', 'bin_name', 'day_checks', 'service_checks', 'judge',
+           'plot_day', 'day_page', 'gauges', 'day_summary', 'run_monitor']
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-02
 import base64, html, io, json
@@ -156,15 +156,22 @@ def training_inputs(prep, bundle: Bundle, types: np.ndarray, days: np.ndarray, s
     at = np.flatnonzero(np.isin(day_of(e["timestamp"]), days)); some = lambda x: np.sort(rng.choice(x, most, replace=False)) if len(x) > most else x
     everything, cases, known = some(at), some(at[e["case"][at]]), some(at[e["user"][at] >= 0])
     day, user = day_of(e["timestamp"]), e["user"]
-    states = history_table(e, np.searchsorted(user, user[known]), known + 1, load_arrays(prep.folder / "users.npz")["user_id"], history_rules(bundle))
+    states = history_table(e, np.searchsorted(user, user[known]), known + 1, user_ids(prep), history_rules(bundle))
     out = {n: (day[everything][user[everything] >= 0] if bundle.contract[n] and bundle.contract[n].side == "user" else day[everything], v) for n, v in event_inputs(prep, types, user[everything], e["item"][everything], types[e["type"][everything]]).items()}
     out |= {f.name: (day[cases], e[f.name][cases]) for f in watched(bundle.contract) if f.side == "context"}
     return out | {n: (day[known], v) for n, v in state_inputs(bundle, states["hist_items"].combine_chunks(), states["top_category"].combine_chunks()).items()}
 
+# %% ../nbs/21_monitor.ipynb #21-monitor-24
+def bins_of(reference: dict, name: str) -> dict: "Take the bins of one input."; return {n: reference[f"{name}/{n}"] for n in ("edges", "bin_of", "labels") if f"{name}/{n}" in reference}
+
+def watched_inputs(reference: dict) -> list: "List the inputs of a reference."; return sorted(n[:-7] for n in reference if n.endswith("/counts"))
+
 # %% ../nbs/21_monitor.ipynb #21-monitor-25
+def user_ids(prep) -> np.ndarray: "Read the ids of a run's users, in the order of their rows."; return load_arrays(prep.folder / "users.npz")["user_id"]
+
 def ask_pages(recommender: Recommender, prep, pos: np.ndarray, batch: int = 64, **more) -> list:  # positions of events, in order of time; fields of every request -> answers
     "Ask the recommender for a page at the moment of each event."
-    e, ids, encoder, pages = prep.events, recommender.users.ids, prep.encoder, []
+    e, ids, encoder, pages = prep.events, user_ids(prep), prep.encoder, []
     names = {int(i): v.decode() for v, i in zip(*encoder.vocab["device_type"])} if "device_type" in e else {}
     for a in range(0, len(pos), batch):
         q = pos[a:a + batch]; part = {n: np.asarray(v)[a:a + batch] if np.ndim(v) else v for n, v in more.items()}
@@ -188,10 +195,6 @@ def make_reference(recommender: Recommender, prep, types: np.ndarray, p: Params,
     return out | {"days": days, "page_score/edges": np.unique(np.quantile(scores[scores > -1e6], TENTHS)), "version": np.array(bundle.version.encode())}
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-27
-def bins_of(reference: dict, name: str) -> dict: "Take the bins of one input."; return {n: reference[f"{name}/{n}"] for n in ("edges", "bin_of", "labels") if f"{name}/{n}" in reference}
-
-def watched_inputs(reference: dict) -> list: "List the inputs of a reference."; return sorted(n[:-7] for n in reference if n.endswith("/counts"))
-
 def load_reference(p: Params, recommender: Recommender, prep, types: np.ndarray) -> dict:
     "Read a run's reference; make it where it is missing or belongs to another bundle."
     path = run_dir(p) / "monitor" / "reference.npz"
@@ -236,7 +239,7 @@ def read_inputs(folders: dict, day: str, bundle: Bundle, prep, types: np.ndarray
     out = {n: v for n, v in encode_context(bundle.encoder, pages["timestamp"], pages["device"]).items() if n != "weekday"}
     e, s = read_part(folders, "events", day, "user_id item_id event_type"), read_part(folders, "features", day, "hist_items top_category")
     if e is not None:
-        ids = load_arrays(prep.folder / "users.npz")["user_id"]; user, item = (np.array([x or "" for x in e[n].to_pylist()], np.str_) for n in ("user_id", "item_id"))
+        ids = user_ids(prep); user, item = (np.array([x or "" for x in e[n].to_pylist()], np.str_) for n in ("user_id", "item_id"))
         coded = np.char.encode(user, "utf-8"); at = np.minimum(np.searchsorted(ids, coded), len(ids) - 1)
         rows, kind = np.array([bundle.row_of.get(i, -1) for i in item], np.int64), np.array([x or "" for x in e["event_type"].to_pylist()])
         out |= event_inputs(prep, types, np.where(user == "", -1, np.where(ids[at] == coded, at, -2))[rows >= 0], rows[rows >= 0], kind[rows >= 0])
@@ -281,7 +284,7 @@ def shop_day(
     temperature: float = .3,
 ) -> int:                    # clicks
     "Log pages and events of a day of the shop: visits, and clicks by the shop's truth."
-    e, ids, item_ids = {n: np.asarray(x) for n, x in prep.events.items()}, recommender.users.ids, [i.decode() for i in recommender.bundle.ids]
+    e, ids, item_ids = {n: np.asarray(x) for n, x in prep.events.items()}, user_ids(prep), [i.decode() for i in recommender.bundle.ids]
     rng, at = np.random.default_rng([seed, day]), np.flatnonzero(day_of(e["timestamp"]) == day); user = lambda u: ids[u].decode() if u >= 0 else ""
     views = np.flatnonzero(types[e["type"]] == "view"); rest = at[np.isin(at, views)]
     pos = np.sort(rng.permutation(rest)[:pages]); pos = pos[np.argsort(e["timestamp"][pos], kind="stable")]
@@ -311,7 +314,7 @@ def shop_clicks(shop, prep, users, item_ids: list, views: np.ndarray, pos: np.nd
 def shop_states(recommender: Recommender, prep, days, folders: dict) -> None:  # days since 1970
     "Log the state of users after each of their events."
     e = {n: np.asarray(x) for n, x in prep.events.items()}; known = np.flatnonzero((e["user"] >= 0) & np.isin(day_of(e["timestamp"]), days))
-    t = history_table(e, np.searchsorted(e["user"], e["user"][known]), known + 1, recommender.users.ids, history_rules(recommender.bundle))
+    t = history_table(e, np.searchsorted(e["user"], e["user"][known]), known + 1, user_ids(prep), history_rules(recommender.bundle))
     write_rows(folders["features"], "features", f"{min(days)}-{max(days)}", [r | dict(at=r["last_event"] + 1, event_timestamp=(r["last_event"] + 1) * 10**6) for r in t.to_pylist()])
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-38
