@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'pipeline_app', 'print_line', 'Bar', 'run', 'show_path', 'parse_time', 'recommend', 'explain', 'evaluate',
            'leaks', 'print_rows', 'open_run', 'serve', 'worker', 'event', 'forget', 'offpolicy', 'show_estimates',
-           'tune', 'add_items', 'gateway', 'demo', 'stage', 'pod', 'pipeline_inputs', 'compile_command', 'submit',
-           'schedule', 'tables', 'status', 'finish', 'live_home', 'promote', 'rollback', 'docs', 'params', 'catalog',
-           'check_environment', 'doctor', 'main']
+           'monitor', 'tune', 'add_items', 'gateway', 'demo', 'stage', 'pod', 'pipeline_inputs', 'compile_command',
+           'submit', 'schedule', 'tables', 'status', 'finish', 'live_home', 'promote', 'rollback', 'docs', 'params',
+           'catalog', 'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
 import json, sys, time
@@ -300,6 +300,27 @@ def show_estimates(found: dict) -> None:  # policy -> rows of `off_policy`
 
 # %% ../nbs/25_cli.ipynb #25-cli-32
 @app.command()
+def monitor(
+    day: str = typer.Option("", help="day of the log, YYYY-MM-DD; left out: the newest"),
+    run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
+    set: List[str] = typer.Option([], help="KEY=VALUE, such as MONITOR_PSI=0.1; may stand several times"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table"),
+):
+    "Judge a day of the log: drift, scores, clicks, coverage, fallbacks, latency. The exit code is 1 where there is an alarm."
+    import contextlib
+    import matplotlib
+    matplotlib.use("agg")
+    from recsys.monitor import run_monitor
+    p = open_run(run, set)
+    with contextlib.redirect_stdout(sys.stderr): done = run_monitor(p, day)
+    if as_json: print_line(json.dumps(done, ensure_ascii=False))
+    else:
+        print_rows(f"Run {p.RUN}, {done['day']}", [dict(alarm="ALARM" if c["alarm"] else "", check=c["check"], value=f"{c['value']:.3f}", limit=f"{c['limit']:g}", p="" if c["adjusted"] is None else f"{c['adjusted']:.3g}", says=c["says"]) for c in done["checks"]])
+        print_line(f"{done['day']}: {', '.join(done['alarms']) or 'no alarm'}; {show_path(run_dir(p) / 'monitor' / (done['day'] + '.html'))}")
+    if done["alarms"]: raise typer.Exit(1)
+
+# %% ../nbs/25_cli.ipynb #25-cli-34
+@app.command()
 def tune(
     stage: str = typer.Argument(..., help="two_tower or dlrm"),
     params: Path = typer.Option(..., help="parameters of the run, a YAML file; its stages before this one must have run"),
@@ -316,7 +337,7 @@ def tune(
     plot_trials(tried).savefig(folder / f"{stage}.png", bbox_inches="tight")
     print_line(f"best of {len(tried)} on validation: {max(v for v, _ in tried):.4f}, as it was {tried[0][0]:.4f}; {show_path(target)}, {show_path(folder / f'{stage}.png')}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-34
+# %% ../nbs/25_cli.ipynb #25-cli-36
 @app.command("add-items")
 def add_items(
     table: Path = typer.Argument(..., help="parquet or CSV file of new items: item_id and the catalogue's columns"),
@@ -330,7 +351,7 @@ def add_items(
     n = add(Bundle(folder / "bundle"), read_frame(str(table.resolve()), "TABLE"), folder / "embeddings", str(table))
     print_line(f"{n} item(s) added to run {folder.name} so far; they are retrieved from now on")
 
-# %% ../nbs/25_cli.ipynb #25-cli-37
+# %% ../nbs/25_cli.ipynb #25-cli-39
 @app.command()
 def gateway(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
@@ -341,7 +362,7 @@ def gateway(
     from recsys.shop_window import window_files
     serve_gateway(open_run(run, set), pages=window_files(), say=lambda text: print(text, file=sys.stderr, flush=True))
 
-# %% ../nbs/25_cli.ipynb #25-cli-38
+# %% ../nbs/25_cli.ipynb #25-cli-40
 @app.command()
 def demo(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
@@ -362,7 +383,7 @@ def demo(
         ended = gate if server.running() else server
         raise RecsysError(f"{ended.name} ended by itself; {ended.log} says:\n{ended.tail()}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-42
+# %% ../nbs/25_cli.ipynb #25-cli-44
 @app.command()
 def stage(
     name: str = typer.Argument(..., help="name of the stage"),
@@ -381,7 +402,7 @@ def stage(
     with push_stage(name): ran = run_stage(s, p, force, print_line)
     print_line(f"stage {name} of run {p.RUN} {'is done' if ran else 'is unchanged, skipped'}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-44
+# %% ../nbs/25_cli.ipynb #25-cli-46
 @app.command()
 def pod(
     role: str = typer.Argument(..., help="triton, follow, worker, materialise or gateway"),
@@ -393,7 +414,7 @@ def pod(
     from recsys.pods import run_pod
     run_pod(role, host, port, **{k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, set)})
 
-# %% ../nbs/25_cli.ipynb #25-cli-45
+# %% ../nbs/25_cli.ipynb #25-cli-47
 pipeline_app = typer.Typer(no_args_is_help=True, help="Compile the stages as Kubeflow pipelines, start them, schedule them, watch them.")
 app.add_typer(pipeline_app, name="pipeline")
 _HOST = typer.Option("", envvar="KFP_HOST", help="Kubeflow Pipelines, such as http://127.0.0.1:8888")
@@ -406,7 +427,7 @@ def pipeline_inputs(name: str, params: Optional[Path], set: list, image: str) ->
     from recsys.kubeflow import Cluster, params_file
     return load_params(params or params_file(name), tuple(set)), Cluster(image=image) if image else Cluster()
 
-# %% ../nbs/25_cli.ipynb #25-cli-46
+# %% ../nbs/25_cli.ipynb #25-cli-48
 @pipeline_app.command("compile")
 def compile_command(
     names: List[str] = typer.Argument(None, help="full, daily; left out: all"),
@@ -422,7 +443,7 @@ def compile_command(
         file = compile_pipeline(name, p, resolve(out) / f"{name}.yaml", cluster)
         print_line(f"{show_path(file)}: {file.stat().st_size:,} bytes in {time.perf_counter() - start:.1f} s")
 
-# %% ../nbs/25_cli.ipynb #25-cli-47
+# %% ../nbs/25_cli.ipynb #25-cli-49
 @pipeline_app.command()
 def submit(name: str = _NAME, params: Optional[Path] = _PARAMS, set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file"), host: str = _HOST, image: str = _IMAGE):
     "Start a pipeline once."
@@ -437,7 +458,7 @@ def schedule(name: str = _NAME, cron: str = typer.Option("30 3 * * *", help="min
     p, cluster = pipeline_inputs(name, params, set, image)
     print_line(f"pipeline {name} recurs at '{cron}' UTC: {kubeflow.schedule(name, p, host, cron, cluster)}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-48
+# %% ../nbs/25_cli.ipynb #25-cli-50
 @pipeline_app.command()
 def tables(run: str = typer.Option("", help="name of a run, or path of its folder, whose features the tables hold; left out: the built-in shop's"), out: Optional[Path] = typer.Option(None, help="file to write; left out: k8s/cloud/tables.json")):
     "Write the Glue tables of the feature contract as a CloudFormation template."
@@ -461,7 +482,7 @@ def finish(name: str = _NAME, state: str = typer.Option(..., "--status", help="K
     from recsys import kubeflow
     kubeflow.finish(name, json.loads(state), run, outputs)
 
-# %% ../nbs/25_cli.ipynb #25-cli-50
+# %% ../nbs/25_cli.ipynb #25-cli-52
 def live_home(sets: list) -> tuple:  # folder of the store, parameters that were given
     "Find the bundle store from --set."
     from recsys.bundles import store_home
@@ -508,7 +529,7 @@ def status(
     home, over = live_home(set); p = Params(over, source="--set"); s = read_status(home, p.REPLICAS, p.VALKEY_URL)
     print_line(json.dumps(s) if as_json else status_text(s))
 
-# %% ../nbs/25_cli.ipynb #25-cli-53
+# %% ../nbs/25_cli.ipynb #25-cli-55
 @app.command()
 def docs(
     run: str = typer.Option("", help="name of the run whose notebooks are shown, or path of its folder; left out: quickstart where it has run, else tiny"),
@@ -520,7 +541,7 @@ def docs(
     start = time.perf_counter(); page = build_docs(docs_run(run), resolve(site), minutes, print_line)
     print_line(f"docs: {show_path(page)}, {time.perf_counter() - start:.0f} s")
 
-# %% ../nbs/25_cli.ipynb #25-cli-54
+# %% ../nbs/25_cli.ipynb #25-cli-56
 @app.command()
 def params():
     "List every parameter: default, range, meaning."
@@ -528,7 +549,7 @@ def params():
         limit = "|".join(q.choices) if q.choices else f"{q.low:g} to {q.high:g}" if q.low is not None else ""
         print_line(f"{q.name:<20} {q.default!r:<14} {limit:<22} {q.doc}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-55
+# %% ../nbs/25_cli.ipynb #25-cli-57
 @app.command()
 def catalog(
     file: Path = typer.Argument(..., help="products.yaml of the Retail Demo Store"),
@@ -541,7 +562,7 @@ def catalog(
     with atomic_path(out) as tmp: table.to_parquet(tmp, index=False)
     print_line(f"{len(table):,} products in {out}; sell them with --set CATALOG={out}")
 
-# %% ../nbs/25_cli.ipynb #25-cli-56
+# %% ../nbs/25_cli.ipynb #25-cli-58
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
     "Check Python, packages, memory, disk, GPU and system tools."
     import importlib.metadata as md, os, platform, shutil
@@ -555,7 +576,7 @@ def check_environment() -> list:  # (ok or None where it is only a hint, what, d
     found += [(None, "cores", str(os.cpu_count())), (None, "GPU", "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU")]
     return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs use it") for t in ("chromium", "promtool", "kubectl", "node")]
 
-# %% ../nbs/25_cli.ipynb #25-cli-57
+# %% ../nbs/25_cli.ipynb #25-cli-59
 @app.command()
 def doctor():
     "Check the environment; the exit code is 1 where something needed is missing."
@@ -563,7 +584,7 @@ def doctor():
     for ok, what, detail in found: print_line(f"{'  ok ' if ok else '  -- ' if ok is None else ' BAD '} {what:<16} {detail}")
     if any(ok is False for ok, _, _ in found): raise typer.Exit(1)
 
-# %% ../nbs/25_cli.ipynb #25-cli-59
+# %% ../nbs/25_cli.ipynb #25-cli-61
 def main() -> None:
     "Run the command line; a mistake in the input ends with one message and exit code 2, a failed stage with 1."
     from recsys.core import RecsysError

@@ -163,6 +163,14 @@ _PARAMS = [
     Param("GATE_POPULARITY", True, "the candidate must be above popularity, the whole interval"),
     Param("KEEP_BUNDLES", 5, "bundles kept in the store, the live one and its predecessor among them", 2, 1000),
     Param("REPLICAS", "", "servers of other machines on the same OUTPUTS, as http://host:port, separated by commas; RECSYS_ADMIN_KEY is their key of model control"),
+    # watching
+    Param("MONITOR_DAYS", 7, "last whole days of training, and earlier days of the log, that a day is compared with", 3, 100),
+    Param("MONITOR_LEAST", 200, "pages or events that a day needs before it is judged", 10, 10**7),
+    Param("MONITOR_ALPHA", 0.01, "chance that a quiet day gives an alarm by its tests, all of them together", 1e-9, 0.5),
+    Param("MONITOR_PSI", 0.2, "smallest drift that is worth an alarm: population stability index beyond what days differ by", 0.0, 10.0),
+    Param("MONITOR_CHANGE", 0.25, "smallest relative change of clicks, calibration or coverage that is worth an alarm", 0.0, 1.0),
+    Param("MONITOR_FALLBACKS", 0.02, "share of pages on which a stage may be answered by something else", 0.0, 1.0),
+    Param("MONITOR_LATENCY_MS", 100.0, "milliseconds that a hundredth of the pages may exceed", 0.1, 60000.0),
 ]
 PARAMS = {p.name: p for p in _PARAMS}  # every parameter by its name
 

@@ -159,7 +159,54 @@ def promotions_are_whole(n=100_000, moves=5):
     return not traffic.failed and not traffic.mixed and len(traffic.answers) == 2 and back < 5, figures
 
 
-PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth, explanations_add_up, gateway_never_breaks, promotions_are_whole]
+def quiet_days_stay_quiet(days=20, trained=14):
+    "Days of the shop after training, one by one against training and the days before: at most 1 alarm; another mix of devices is found on every one of them."
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from recsys import monitor
+    from recsys.bloom import DAY
+    from recsys.core import run_dir, stage_dir
+    from recsys.data_prep import load_prepared
+    from recsys.feature_history import event_types
+    from recsys.pipeline import STAGES, run_here
+    from recsys.recommender import Bundle, Recommender, UserMemory
+    from recsys.sources import make_shop
+    with tempfile.TemporaryDirectory() as d:
+        small = dict(OUTPUTS=d, SHOP_IMAGES=False, IMAGE_ENCODER="none", TT_EPOCHS=3, DLRM_EPOCHS=2)
+        whole = default_params(RUN="whole", SHOP_DAYS=trained + days, SHOP_EVENTS=60_000 * (trained + days) // trained, **small)
+        for s in ("ingest", "data_prep"): run_here(STAGES[s], whole)
+        shop, files = make_shop(whole), run_dir(whole) / "ingest"
+        t, end = pq.read_table(files / "interactions.parquet"), shop.start + trained * DAY
+        pq.write_table(t.filter(pc.less(t["timestamp"], end)), f"{d}/past.parquet")
+        past = default_params(RUN="past", SOURCE="parquet", INTERACTIONS=f"{d}/past.parquet", ITEMS=str(files / "items.parquet"), USERS=str(files / "users.parquet"), **small)
+        for s in "ingest data_prep embeddings two_tower index neighbours dlrm bundle".split(): run_here(STAGES[s], past)
+        bundle, prep, later = Bundle(stage_dir(past, "bundle")), load_prepared(past), load_prepared(whole)
+        assert pq.read_table(stage_dir(whole, "data_prep") / "items.parquet")["item_id"].to_pylist() == [i.decode() for i in bundle.ids]
+        users = pd.read_parquet(files / "users.parquet").set_index("user_id").reindex([*(u.decode() for u in monitor.user_ids(later)), None])
+        later.user_columns = bundle.encoder.encode("user", {c: users[c].to_numpy() for c in users.columns}, len(users))
+        types, folders = event_types(past), {k: Path(d) / "log" / k for k in ("impressions", "events", "features")}
+        live, first = Recommender(bundle, UserMemory(later, bundle)), end // DAY
+        reference = monitor.make_reference(Recommender(bundle, UserMemory(prep, bundle)), prep, types, past)
+        log_days = range(first - past.MONITOR_DAYS, first + days)
+        for day in progress(log_days, "days of the shop"): monitor.shop_day(live, shop, later, event_types(whole), day, folders)
+        monitor.shop_states(live, later, log_days, folders)
+        measured, alarms, found, moved = [], {}, 0, {}
+        for day in log_days:
+            today = monitor.measure(folders, monitor.day_name(day * DAY), live, prep, types, reference, past)
+            if day >= first:
+                verdict = monitor.judge(today, measured[-past.MONITOR_DAYS:], reference, past)
+                if verdict["alarms"]: alarms[today["day"]] = verdict["alarms"]
+                for c in verdict["checks"]:
+                    if c["check"].startswith(("input", "scores")): moved[c["check"]] = max(moved.get(c["check"], 0), c["value"])
+                counts = np.array(today["inputs"]["device_type"])
+                shifted = today | dict(inputs=today["inputs"] | dict(device_type=(counts // 2 + np.eye(len(counts), dtype=int)[0] * (counts.sum() - (counts // 2).sum())).tolist()))
+                found += monitor.judge(shifted, measured[-past.MONITOR_DAYS:], reference, past)["alarms"].count("input device_type")
+            measured.append(today)
+    return sum(map(len, alarms.values())) <= 1 and found == days, dict(days=days, alarms=alarms, device_mix_found=found, largest_drift=dict(sorted(moved.items(), key=lambda x: -x[1])), checks=len(verdict["checks"]))
+
+
+PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth, explanations_add_up, gateway_never_breaks, promotions_are_whole, quiet_days_stay_quiet]
 
 
 def main():
