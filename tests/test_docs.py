@@ -1,7 +1,6 @@
 """The docs site as a reader gets it: built once from a small outputs folder, nothing asked of any network."""
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recsys.core import PARAMS, default_params
-from recsys.docs import Page, build_docs, check_site, execute, notebooks
+from recsys.docs import build_docs, execute, notebooks
 from recsys.pipeline import DAILY, FULL
 from recsys.recommender import STAGES_MS
 
@@ -45,7 +44,7 @@ def test_every_notebook_and_module_has_its_page_and_source(site):
         page = read(site, f"nb/{f.stem}.html")
         assert f'href="{f.stem}.ipynb" download' in page and (site / f"nb/{f.stem}.ipynb").read_bytes() == f.read_bytes()
     for f in (ROOT / "recsys").glob("[a-z]*.py"):
-        assert f"<h1 id=\"recsys{f.stem.replace('_', '')}\"" in read(site, f"api/{f.stem}.html").replace("_", "") or f"recsys.{f.stem}" in read(site, f"api/{f.stem}.html")
+        assert f"recsys.{f.stem}" in read(site, f"api/{f.stem}.html") and (site / f"api/{f.stem}.py").read_bytes() == f.read_bytes()
 
 
 def test_results_stand_where_they_were_made_and_nowhere_else(site):
@@ -79,23 +78,17 @@ def test_drawings_show_every_stage(site):
     assert "item_features + dlrm, 0.25 ms" in page
 
 
-def test_nothing_is_broken_or_asked_of_another_host(site):
-    assert check_site(site) == []
+def test_nothing_is_asked_of_another_host_and_no_page_is_big(site):
+    "Every link was followed by the build itself; this looks with other eyes at what a browser would load."
     for f in [*site.rglob("*.html"), *site.rglob("*.css")]:
-        loaded = re.findall(r"""(?:\bsrc=|<link[^>]* href=|url\(|@import )["']?((?:https?:)?//[^"')\s>]+)""", f.read_text(encoding="utf-8"))
+        text, page = f.read_text(encoding="utf-8"), f.suffix == ".html"
+        tags = re.findall(r"<[a-z][^<>]*>|<style.*?</style>", text, flags=re.S) if page else [text]
+        loaded = [u for tag in tags if not tag.startswith("<a ") for u in re.findall(r"""(?:\bsrc=|\bhref=|url\(|@import )["']?((?:https?:)?//[^"')\s>]+)""", tag)]
         assert loaded == [], f"{f.name} asks {loaded}"
-        assert 'class="mermaid"' not in f.read_text(encoding="utf-8") and "data-md-component=\"source\"" not in f.read_text(encoding="utf-8")   # what the theme would ask other hosts for
-    for f in site.rglob("*.html"):
-        size = f.stat().st_size + sum((f.parent / target).stat().st_size for tag, target in Page(f.read_text(encoding="utf-8")).loads if tag == "img")
+        assert not any('class="mermaid"' in tag or 'data-md-component="source"' in tag for tag in tags if page)   # what the theme would ask other hosts for
+        size = f.stat().st_size + sum((f.parent / u).stat().st_size for tag in tags for u in re.findall(r'<img[^>]* src="([^":]+)"', tag)) if page else 0
         assert size <= 10**6, f"{f.name} has {size:,} bytes"
-    assert not any(str(ROOT) in f.read_text(encoding="utf-8") for f in site.rglob("*.html"))
-
-
-def test_a_broken_site_is_found(site, tmp_path):
-    copy = shutil.copytree(site, tmp_path / "site")
-    page = copy / "glossary.html"
-    page.write_text(page.read_text().replace("</article>", '<a href="gone.html">x</a><img src="gone.png"><script src="https://cdn.example/x.js"></script></article>'))
-    assert sorted(line.split(": ")[1].split(" leads")[0] for line in check_site(copy)) == ["asks https", "gone.html", "gone.png"]
+        assert str(ROOT) not in text
 
 
 def test_search_knows_the_words(site):
