@@ -83,7 +83,7 @@ def tower_scores(
 ) -> np.ndarray:   # [2^n, 2]
     "Score hybrids and comparisons as retrieval would: the product of the two towers."
     query, flat = run_session(bundle.query_tower, x), {n: a.reshape(-1, a.shape[-1]) for n, a in x.items() if n.startswith("i_")}
-    return np.einsum("bd,bcd->bc", query, run_session(candidate_tower(bundle.folder, bundle.version), flat).reshape(len(query), 2, -1))
+    return np.einsum("bd,bcd->bc", query, run_session(candidate_tower(bundle.folder, bundle.manifest["version"]), flat).reshape(len(query), 2, -1))
 
 def contributions(
     bundle,
@@ -174,7 +174,7 @@ def explain(
     draws: int = 200,   # pages drawn where the request samples
 ) -> dict:              # item_id, retrieved {retrieved, rank, score, cut}, filtered {by}, ranked {logit, rank, item_at_k, difference, groups}, reranked {probability, low, high}, k
     "Tell what each stage of a request did with an item; raise `RecsysError` for an item that isn't in the catalogue."
-    b, row = recommender.bundle, recommender.bundle.row_of.get(str(item_id))
+    b = recommender.bundle; b.grow(); row = b.row_of.get(str(item_id))   # what was just added, too
     if row is None: raise RecsysError(f"explain: no item {item_id!r} among the {len(b.ids):,} of bundle {b.version}; expected an id of its catalogue")
     if draws < 1: raise RecsysError(f"explain: draws is {draws}, expected at least 1")
     r, why = read_request(one_request(request, k=k), b.serving, recommender.clock), Reasons(1)
@@ -188,7 +188,7 @@ def explain(
     return dict(item_id=b.ids[row].decode(), retrieved=retrieved, filtered=dict(by=None if row in rows[0] else hidden_by(recommender, r, row)),
                 ranked=ranked_part(recommender, r, x, rows, scores, logits, row, retrieved["score"], towers), reranked=chance_of_place(recommender, r, rows, scores, rank, logits, row, draws), k=k)
 
-# %% ../nbs/22_explain.ipynb #22-explain-38
+# %% ../nbs/22_explain.ipynb #22-explain-40
 def listed(groups: dict, sign: int, most: int = 3) -> str:  # "price (+0.31) and text (+0.12)"
     "Name the groups that speak for an item, or against it, the largest first."
     found = sorted((g for g, v in groups.items() if v * sign > .005), key=lambda g: -abs(groups[g]))[:most]
@@ -207,7 +207,7 @@ def in_words(found: dict) -> str:  # of `explain`
     ahead = ranked["difference"] > 0; pro, con = listed(ranked["groups"], 1 if ahead else -1), listed(ranked["groups"], -1 if ahead else 1)
     return start + place + f", {abs(ranked['difference']):.2f} {'above' if ahead else 'below'} {ranked['item_at_k']} at place {k}" + (f": {pro}" if pro else "") + (f", against {con}." if con else ".")
 
-# %% ../nbs/22_explain.ipynb #22-explain-40
+# %% ../nbs/22_explain.ipynb #22-explain-42
 def plot_groups(
     found: dict,       # of `explain`
     ax=None,           # matplotlib axes; new ones where missing
@@ -224,7 +224,7 @@ def plot_groups(
            title=f"{found['item_id']} is {abs(ranked['difference']):.2f} {side} place {found['k']}" + (f", mostly by {most.rsplit(' (', 1)[0].split(' (')[0]}" if most else ""))
     return ax
 
-# %% ../nbs/22_explain.ipynb #22-explain-44
+# %% ../nbs/22_explain.ipynb #22-explain-46
 def explained_rows(found: dict) -> list:  # of `explain`; dicts of stage, finding
     "Lay out an explanation as rows of a table."
     got, ranked, drawn, k = found["retrieved"], found["ranked"], found["reranked"], found["k"]

@@ -8,7 +8,7 @@ __all__ = ['RARE', 'TENTHS', 'PLACES', 'STYLE', 'shares', 'psi', 'drift', 'click
            'training_inputs', 'bins_of', 'watched_inputs', 'user_ids', 'ask_pages', 'make_reference', 'load_reference',
            'log_days', 'read_part', 'lists_of', 'read_pages', 'read_inputs', 'measure', 'log_files', 'shop_day',
            'shop_clicks', 'shop_states', 'check', 'drift_checks', 'bin_name', 'day_checks', 'service_checks', 'judge',
-           'plot_day', 'day_page', 'gauges', 'day_summary', 'run_monitor']
+           'plot_day', 'day_page', 'gauges', 'day_summary', 'watched_run', 'run_monitor']
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-02
 import base64, html, io, json
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 from .bloom import DAY, day_of
+from .bundles import bundle_path, read_live, store_home
 from .core import Params, RecsysError, atomic_path, read_json, run_dir, stage_dir, write_json
 from .feature_history import event_types, history_rules, history_table
 from .features import FIRST, NULL, OOV, encode_context, load_arrays, look_up, save_arrays
@@ -192,13 +193,13 @@ def make_reference(recommender: Recommender, prep, types: np.ndarray, p: Params,
         bins = make_bins(values, labels.get(name)); out |= {f"{name}/{n}": x for n, x in bins.items()}
         out[f"{name}/counts"] = np.stack([count_bins(bins, values[when == d]) for d in days])
         if x := bundle.encoder.stats.get(name): raw = bins["edges"] * x["std"] + x["mean"]; out[f"{name}/raw"] = np.expm1(raw) if x["log"] else raw   # as people know them
-    return out | {"days": days, "page_score/edges": np.unique(np.quantile(scores[scores > -1e6], TENTHS)), "version": np.array(bundle.version.encode())}
+    return out | {"days": days, "page_score/edges": np.unique(np.quantile(scores[scores > -1e6], TENTHS)), "version": np.array(bundle.manifest["version"].encode())}
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-27
 def load_reference(p: Params, recommender: Recommender, prep, types: np.ndarray) -> dict:
     "Read a run's reference; make it where it is missing or belongs to another bundle."
     path = run_dir(p) / "monitor" / "reference.npz"
-    if path.is_file() and (found := load_arrays(path))["version"].item().decode() == recommender.bundle.version and len(found["days"]) <= p.MONITOR_DAYS: return found
+    if path.is_file() and (found := load_arrays(path))["version"].item().decode() == recommender.bundle.manifest["version"] and len(found["days"]) <= p.MONITOR_DAYS: return found
     made = make_reference(recommender, prep, types, p); save_arrays(path, made)
     return made
 
@@ -242,6 +243,7 @@ def read_inputs(folders: dict, day: str, bundle: Bundle, prep, types: np.ndarray
         ids = user_ids(prep); user, item = (np.array([x or "" for x in e[n].to_pylist()], np.str_) for n in ("user_id", "item_id"))
         coded = np.char.encode(user, "utf-8"); at = np.minimum(np.searchsorted(ids, coded), len(ids) - 1)
         rows, kind = np.array([bundle.row_of.get(i, -1) for i in item], np.int64), np.array([x or "" for x in e["event_type"].to_pylist()])
+        rows[rows >= prep.n_items] = -1   # added since
         out |= event_inputs(prep, types, np.where(user == "", -1, np.where(ids[at] == coded, at, -2))[rows >= 0], rows[rows >= 0], kind[rows >= 0])
     if s is not None: out |= state_inputs(bundle, s["hist_items"].combine_chunks(), s["top_category"].combine_chunks())
     return out
@@ -252,12 +254,12 @@ PLACES = 50   # places of a page that are told apart
 def measure(folders: dict, day: str, recommender: Recommender, prep, types: np.ndarray, reference: dict, p: Params) -> dict:  # plain JSON: everything that judging needs
     "Sum up one day of the logs."
     bundle = recommender.bundle; x = read_pages(folders, day); inputs = read_inputs(folders, day, bundle, prep, types, x)
-    own, place = x["version"] == bundle.version, min(PLACES, x["items"].shape[1]); filled = (x["items"] != "")[:, :place]
+    version = bundle.manifest["version"]; own, place = x["version"] == version, min(PLACES, x["items"].shape[1]); filled = (x["items"] != "")[:, :place]
     cell = np.searchsorted(reference["page_score/edges"], x["scores"][:, :place], side="right"); n = len(reference["page_score/edges"]) + 1
     table = lambda w: np.stack([np.bincount(cell[:, j][filled[:, j]], w[:, j][filled[:, j]], minlength=n) for j in range(place)]).astype(int).tolist()
     fallbacks = [{f["stage"]: None for f in w.get("fallbacks", ())} for w in x["why"]]; total = x["ms"].sum(1); who = [w.get("user", "") for w in x["why"]]
     spread = lambda v: {f"p{q}": round(float(np.percentile(v, q)), 3) for q in (50, 95, 99)}
-    return dict(day=day, pages=len(own), events=len(inputs.get("event_type", ())), reference=bundle.version, files=log_files(folders, day), versions={str(v): int((x["version"] == v).sum()) for v in np.unique(x["version"])},
+    return dict(day=day, pages=len(own), events=len(inputs.get("event_type", ())), reference=version, files=log_files(folders, day), versions={str(v): int((x["version"] == v).sum()) for v in np.unique(x["version"])},
                 inputs={name: count_bins(bins_of(reference, name), x["top"][own] if name == "score" else inputs.get(name, np.zeros(0, int))).tolist() for name in watched_inputs(reference)},
                 shown=table(np.ones(x["items"].shape)), clicks=table(x["clicks"] * 1.), visitors={k: who.count(k) for k in ("known", "new", "anonymous")},
                 coverage=len(set(x["items"][:, :place][filled]) - {""}) / len(bundle.ids), short=int((~filled[:, :1]).sum()), fallback=sum(map(bool, fallbacks)), fallbacks={s: sum(s in f for f in fallbacks) for s in sorted({s for f in fallbacks for s in f})},
@@ -325,7 +327,7 @@ def drift_checks(today: dict, reference: dict, p: Params) -> list:
     out = []
     for name in watched_inputs(reference):
         counts, days = np.array(today["inputs"][name]), reference[f"{name}/counts"]; label = "scores" if name == "score" else f"input {name}"
-        if counts.sum() < p.MONITOR_LEAST: out.append(check(label, 0, p.MONITOR_PSI, False, None, f"{counts.sum():,} values, too few to judge")); continue
+        if counts.sum() < p.MONITOR_LEAST: out.append(check(label, 0, p.MONITOR_PSI, False, None, f"{counts.sum():,} values, too few to judge" + (f"; the reference is of bundle {today['reference']}" if name == "score" else ""))); continue
         d = drift(days, counts); extra = max(0., d["psi"] - d["noise"]); a, b = shares(counts), shares(days.sum(0)); most = int(np.argmax(np.abs((a - b) * np.log(a / b))))
         out.append(check(label, extra, p.MONITOR_PSI, extra >= p.MONITOR_PSI, d["p"], f"{bin_name(reference, name, most)}: {b[most]:.1%} in training, {a[most]:.1%} today"))
     return out
@@ -368,7 +370,7 @@ def judge(today: dict, earlier: list, reference: dict, p: Params) -> dict:  # of
     checks = [c | dict(adjusted=c.get("adjusted"), alarm=c["beyond"] and c.get("adjusted", 1.) < p.MONITOR_ALPHA) for c in checks]
     return dict(checks=checks, alarms=[c["check"] for c in checks if c["alarm"]])
 
-# %% ../nbs/21_monitor.ipynb #21-monitor-46
+# %% ../nbs/21_monitor.ipynb #21-monitor-48
 def plot_day(today: dict, verdict: dict, earlier: list, reference: dict):  # matplotlib figure
     "Draw a day: drift of every input, the worst one's bins, clicks by place, latency by stage."
     import matplotlib.pyplot as plt
@@ -387,7 +389,7 @@ def plot_day(today: dict, verdict: dict, earlier: list, reference: dict):  # mat
     axes[1, 1].legend(); axes[1, 1].invert_yaxis(); axes[1, 1].set(xlabel="milliseconds", title=f"Half of the pages within {today['latency']['total']['p50']:.1f} ms, 99 % within {today['latency']['total']['p99']:.1f} ms"); fig.tight_layout()
     return fig
 
-# %% ../nbs/21_monitor.ipynb #21-monitor-48
+# %% ../nbs/21_monitor.ipynb #21-monitor-50
 STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}img{max-width:100%}td,th{padding:.1rem 1.2rem .1rem 0;border-bottom:1px solid #ddd;text-align:left}.alarm td{font-weight:bold}td.n{text-align:right}"
 
 def day_page(today: dict, verdict: dict, earlier: list, reference: dict) -> str:
@@ -402,7 +404,7 @@ def day_page(today: dict, verdict: dict, earlier: list, reference: dict) -> str:
         f'<img alt="Drift, the most moved input, clicks by place, latency by stage" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"><table><tr><th></th><th>check</th><th>value</th><th>limit</th><th>p, adjusted</th><th></th></tr>{rows}</table>' \
         f"<p>Drift is the population stability index beyond what days differ by; clicks, coverage and volume are ratios to earlier days. An alarm is beyond its limit and, all tests of the day together, no chance.</p></html>\n"
 
-# %% ../nbs/21_monitor.ipynb #21-monitor-50
+# %% ../nbs/21_monitor.ipynb #21-monitor-52
 def gauges(today: dict, verdict: dict):  # prometheus_client.CollectorRegistry
     "Put a day into gauges."
     from prometheus_client import CollectorRegistry, Gauge
@@ -419,12 +421,18 @@ def gauges(today: dict, verdict: dict):  # prometheus_client.CollectorRegistry
     for stage, n in today["fallbacks"].items(): back.labels(stage).set(n)
     return r
 
-# %% ../nbs/21_monitor.ipynb #21-monitor-52
+# %% ../nbs/21_monitor.ipynb #21-monitor-54
 def day_summary(p: Params, folders: dict, day: str, *parts) -> dict:  # of `measure`
     "Take a day's sums from its JSON, or measure it where the log has grown or the reference is another."
     recommender, prep, types, reference = parts; path = run_dir(p) / "monitor" / f"{day}.json"
-    if path.is_file() and (old := read_json(path)["measured"])["files"] == log_files(folders, day) and old["reference"] == recommender.bundle.version and old["limits"] == [p.MONITOR_LATENCY_MS, p.MONITOR_DAYS]: return old
+    if path.is_file() and (old := read_json(path)["measured"])["files"] == log_files(folders, day) and old["reference"] == recommender.bundle.manifest["version"] and old["limits"] == [p.MONITOR_LATENCY_MS, p.MONITOR_DAYS]: return old
     return json.loads(json.dumps(measure(folders, day, *parts, p) | dict(limits=[p.MONITOR_LATENCY_MS, p.MONITOR_DAYS]), sort_keys=True))   # in the order of the file, so that both ways give the same page
+
+def watched_run(p: Params) -> tuple:  # Params of the run that made what this run serves, folder of its bundle
+    "Find the bundle that is live on a run's online side and the run that it came from; the run and its own where nothing is."
+    live = read_live(store_home(p))
+    if live.get("online_run") != p.RUN: return p, run_dir(p) / "bundle"
+    return Params(dict(p, RUN=live["run"])), bundle_path(store_home(p), live["version"])
 
 def run_monitor(
     p: Params,               # MONITOR_*, STORE
@@ -434,10 +442,10 @@ def run_monitor(
 ) -> dict:                   # day, checks, alarms, measured
     "Judge a day of a run's log and write monitor/<day>.json, <day>.html and metrics.prom; raise `RecsysError` where nothing was logged."
     from recsys.data_prep import load_prepared
-    prep, types, folders = load_prepared(p), event_types(p), folders or log_folders(p); there = log_days(folders["impressions"])
+    made, stored = watched_run(p); prep, types, folders = load_prepared(made), event_types(made), folders or log_folders(p); there = log_days(folders["impressions"])
     if not there: raise RecsysError(f"monitor: no impressions in {folders['impressions']}; the worker of `recsys serve` writes them")
     day, home = day or there[-1], run_dir(p) / "monitor"; home.mkdir(parents=True, exist_ok=True)
-    if recommender is None: bundle = Bundle(stage_dir(p, "bundle")); recommender = Recommender(bundle, UserMemory(prep, bundle))
+    if recommender is None: bundle = Bundle(stored); recommender = Recommender(bundle, UserMemory(prep, bundle))
     parts = (recommender, prep, types, load_reference(p, recommender, prep, types))
     today, earlier = day_summary(p, folders, day, *parts), [day_summary(p, folders, d, *parts) for d in [d for d in there if d < day][-p.MONITOR_DAYS:]]
     verdict = judge(today, earlier, parts[-1], p); done = dict(day=day, measured=today, **verdict)
