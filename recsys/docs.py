@@ -65,7 +65,7 @@ def collect(
 ) -> dict:                   # name of the notebook -> (notebook, sentence on where its results come from)
     "Take each notebook from the run, from what was kept, or execute it; the rest comes without results."
     found, cache, end = {}, run_dir(p).parent / "cache" / "docs", time.monotonic() + 60 * minutes
-    heavy = lambda f: "ensure(" in f.read_text(encoding="utf-8")       # builds the tiny run where it is missing: last
+    heavy = lambda f: ("ensure(" in f.read_text(encoding="utf-8"), len(used_modules(f)))       # the quick ones first; those that build the tiny run where it is missing last
     for f in sorted(notebooks(), key=heavy):
         ran, why = run_dir(p) / "notebooks" / f.name, "not executed for this site"
         nb = read_json(ran) if ran.is_file() else {}

@@ -137,7 +137,7 @@ def evaluation_page(p: Params, metrics: tuple = ("recall@10", "ndcg@10", "mrr@10
     first = lambda s, m: found.get((s, "all", m), {})
     systems.sort(key=lambda s: -(first(s, "ndcg@10").get("value") or 0))
     whole = table([dict(system=s, **{m: interval(first(s, m)) if first(s, m) else "" for m in metrics}, cases=first(s, "ndcg@10").get("n")) for s in systems])
-    parts = table([dict(segment=g, cases=max(found[k]["n"] for k in found if k[1] == g), **{s: found[s, g, "ndcg@10"]["value"] if (s, g, "ndcg@10") in found else None for s in systems}) for g in segments])
+    parts = table([dict(segment=g, cases=max(found[k]["n"] for k in found if k[1] == g), **{s: f"{found[s, g, 'ndcg@10']['value']:.4f}" if (s, g, "ndcg@10") in found else "" for s in systems}) for g in segments])
     return head + "## Systems\n\n" + whole + "\n## NDCG@10 by segment\n\n" + parts
 
 # %% ../nbs/26_reference.ipynb #26-reference-24
