@@ -10,13 +10,14 @@ import base64, hashlib, json, os
 from pathlib import Path
 import numpy as np
 from filelock import FileLock
-from .core import RecsysError
+from .core import RecsysError, read_json
 
 # %% ../nbs/01_additions.ipynb #01-additions-04
 def additions_file(bundle: str | Path) -> Path:  # folder of the bundle
-    "Name the file beside a bundle; where a bundle is a copy, a pointer beside it leads to the original's."
+    "Name the file beside a bundle, with its version, for the rows hold its vectors; where a bundle is a copy, a pointer beside it leads to the original's."
     folder = Path(bundle); pointer = folder.with_name(folder.name + ".added")
-    return folder.parent / pointer.read_text() if pointer.is_file() else folder.with_name(folder.name + ".added.jsonl")
+    if pointer.is_file(): return folder.parent / pointer.read_text()
+    return folder.with_name(f"{folder.name}.{read_json(folder / 'manifest.json')['version']}.added.jsonl")
 
 def share_additions(copy: str | Path, original: str | Path) -> None:
     "Let a copy of a bundle have the additions of its original."

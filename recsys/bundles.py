@@ -11,6 +11,7 @@ import os, shutil, time
 from datetime import datetime, timezone
 from pathlib import Path
 from filelock import FileLock
+from .additions import share_additions
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, run_dir, write_json
 from .recommender import check_bundle
 from .repository import new_folder
@@ -52,7 +53,7 @@ def keep_bundle(
         with new_folder(target) as tmp:
             for name in [*check_bundle(bundle)["files"], "manifest.json"]: shutil.copyfile(Path(bundle) / name, tmp / name); (tmp / name).chmod(0o444); sync(tmp / name)
             check_bundle(tmp)
-        sync(target.parent)
+        share_additions(target, bundle); sync(target.parent)
     write_durable(record_path(home, version), dict(told, version=version))
     return version
 
@@ -102,7 +103,7 @@ def prune(
     live, there = read_live(home), stored(home)
     safe = [v for v in (live.get("version"), live.get("predecessor")) if v]
     gone = [v for v in [*safe, *(v for v in there if v not in safe)][max(keep, len(safe)):] if v in there]
-    for v in gone: record_path(home, v).unlink(); bundle_path(home, v).rename(bundle_path(home, f".{v}.gone"))   # a half removed bundle never has a bundle's name
+    for v in gone: record_path(home, v).unlink(); bundle_path(home, f"{v}.added").unlink(missing_ok=True); bundle_path(home, v).rename(bundle_path(home, f".{v}.gone"))   # a half removed bundle never has a bundle's name
     there = [f for f in (Path(home) / "bundles").glob("*") if f.name.startswith(".") or (f.is_dir() and not record_path(home, f.name).is_file())]
     for left in [*there, *Path(home).glob(".live.json.*")]: shutil.rmtree(left) if left.is_dir() else left.unlink()
     return gone

@@ -340,15 +340,20 @@ def tune(
 # %% ../nbs/25_cli.ipynb #25-cli-36
 @app.command("add-items")
 def add_items(
-    table: Path = typer.Argument(..., help="parquet or CSV file of new items: item_id and the catalogue's columns"),
+    table: Path = typer.Argument(..., help="parquet or CSV file of new items: item_id and the catalogue's columns; or the additions (.jsonl) of an earlier bundle"),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
 ):
     "Place new items by their text, image and attributes; servers of the run take them in with their next request."
     from recsys.new_items import add_items as add
     from recsys.recommender import Bundle
+    from recsys.additions import read_added
     from recsys.sources import read_frame
-    folder = run_dir(open_run(run, []))
-    n = add(Bundle(folder / "bundle"), read_frame(str(table.resolve()), "TABLE"), folder / "embeddings", str(table))
+    folder = run_dir(open_run(run, [])); bundle = Bundle(folder / "bundle")
+    if table.suffix == ".jsonl":   # what was added to an earlier bundle
+        import pandas as pd
+        frame = pd.DataFrame([r["raw"] for r in read_added(table.resolve())[0] if r["item_id"] not in bundle])
+    else: frame = read_frame(str(table.resolve()), "TABLE")
+    n = add(bundle, frame, folder / "embeddings", str(table))
     print_line(f"{n} item(s) added to run {folder.name} so far; they are retrieved from now on")
 
 # %% ../nbs/25_cli.ipynb #25-cli-39

@@ -315,7 +315,7 @@ def materialise(
     with timing("popularity"):
         scores = popularity_scores(e["item"][past], e["timestamp"][past], until - 1, p.POPULARITY_HALF_LIFE, len(ids))
         done["popularity"] = fill_popularity(client, scores, ids, raw_categories(bundle), until - 1)
-    client.set(FILLED, bundle.version)
+    client.set(FILLED, bundle.manifest["version"])
     return done
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-54

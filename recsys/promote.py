@@ -6,13 +6,15 @@
 __all__ = ['ONLINE_RULES', 'online_rules', 'rule_differences', 'live_folder', 'live_repository', 'write_live', 'pinned_bundle',
            'lay_out', 'sweep_repository', 'replicas_of', 'alive', 'answered_by', 'settle', 'move', 'load_beside',
            'run_folder', 'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'LiveServer',
-           'served_live', 'replica_folder', 'status', 'status_text', 'Refused', 'run_promote', 'judge', 'gate_metrics']
+           'served_live', 'replica_folder', 'status', 'status_text', 'carry_added', 'Refused', 'run_promote', 'judge',
+           'gate_metrics']
 
 # %% ../nbs/20_promote.ipynb #20-promote-02
 import contextlib, hashlib, json, os, shutil, time
 from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
+from .additions import additions_file, read_added
 from .bundles import after_promotion, after_rollback, bundle_path, keep_bundle, live_lock, point, prune, read_live, read_record, store_home, stored
 from .core import Params, RecsysError, read_json, record_stage, stage_dir, write_json
 from .recommender import Bundle, check_bundle
@@ -87,10 +89,10 @@ def alive(c: Control) -> bool:
     except RecsysError: return False
 
 def answered_by(c: Control) -> str:  # version; '' where it gives no answer
-    "Ask a server for a page, and read which bundle answers."
+    "Ask a server for a page, and read which bundle answers, whatever items were added to it."
     try: outputs = json.loads(call_server(f"{c.http}/v2/models/{c.ensemble}/infer", http_body(k=1, request_id=CANARY), seconds=5))["outputs"]
     except RecsysError: return ""
-    return next(o["data"][0] for o in outputs if o["name"] == "bundle_version")
+    return next(o["data"][0] for o in outputs if o["name"] == "bundle_version").partition("+")[0]
 
 # %% ../nbs/20_promote.ipynb #20-promote-19
 def settle(home: Path, servers: dict) -> list:  # replica, bundle, ready, seconds, error of each
@@ -266,6 +268,16 @@ def status_text(s: dict) -> str:
     return "\n".join(lines + [f"server {r['replica']} at {r['address']}: {state(r)}" for r in s["replicas"]] + ([] if s["replicas"] else ["no server runs; start one with: recsys serve --live"]))
 
 # %% ../nbs/20_promote.ipynb #20-promote-37
+def carry_added(home: Path, version: str, candidate: Bundle, embeddings: Path) -> int:  # the live version; the stage's folder of the candidate's run -> items that were carried over
+    "Place items that were added to the live bundle, and that the candidate lacks, beside the candidate: no visitor loses them."
+    rows = [r["raw"] for r in read_added(additions_file(bundle_path(home, version)))[0]]
+    if not (missing := [r for r in rows if r["item_id"] not in candidate]): return 0
+    import pandas as pd
+    from recsys.new_items import add_items
+    add_items(candidate, pd.DataFrame(missing), embeddings, f"items added to bundle {version}")
+    return len(missing)
+
+# %% ../nbs/20_promote.ipynb #20-promote-39
 class Refused(RecsysError): "Say that the gate has refused a bundle."
 
 def run_promote(
@@ -281,6 +293,7 @@ def run_promote(
             rec.note(f"bundle {candidate.version} is live already, since {live['since']}"); return dict(pointer=live, replicas=rows, pruned=[], seconds=0.)
         with rec.timing("gate"): decision = judge(p, home, candidate, live, force, rec)
         with live_lock(home): keep_bundle(home, candidate.folder, run=p.RUN, online=read_json(stage_dir(p, "triton") / "online.json"), data=data_key(p), metrics=gate_metrics(decision))
+        if live and (n := carry_added(home, live["version"], candidate, stage_dir(p, "embeddings"))): rec.note(f"{n} item(s) that were added to {live['version']} are placed beside {candidate.version}, too")
         fill = lambda: fill_online(home, candidate.version, online_url(home, p.VALKEY_URL))
         report = move(home, candidate.version, after_promotion(live, candidate.version), p.REPLICAS, p.KEEP_BUNDLES, fill, force and f"forced: {force}")
         rec.metrics |= dict(bundle=candidate.version, seconds=report["seconds"]); rec.rows["servers"] = len(report["replicas"])
@@ -288,7 +301,7 @@ def run_promote(
         for r in report["replicas"]: rec.note(f"server {r['replica']}: " + (f"bundle {r['bundle']} after {r['seconds']:.1f} s" if r["ready"] else f"NOT READY any more: {r['error']}"))
     return report
 
-# %% ../nbs/20_promote.ipynb #20-promote-38
+# %% ../nbs/20_promote.ipynb #20-promote-40
 def judge(p: Params, home: Path, candidate: Bundle, live: dict, force: str, rec) -> dict:  # decision
     "Ask the gate, and keep its decision as gate.json, gate.md and a picture; raise `Refused` unless it passes or is forced."
     from recsys.gate import decide, gate_text, plot_gate

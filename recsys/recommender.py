@@ -514,6 +514,8 @@ def run_bundle(p: Params) -> Bundle:
             if old.is_file() and old.name != ".lock": old.unlink()
         manifest = write_bundle(p, rec.dir)
         write_train_state(p)
+        for f in sorted(rec.dir.parent.glob(f"{rec.dir.name}.*.added.jsonl")):   # their vectors are those of other towers
+            if f != additions_file(rec.dir): rec.note(f"{f.name} has items that were added to an earlier bundle; place them again: recsys add-items {f} --run {p.RUN}")
         rec.rows["items"] = len(Bundle(rec.dir).ids)
         rec.metrics["version"] = manifest["version"]; rec.metrics["bytes"] = sum(f.stat().st_size for f in rec.dir.iterdir())
     return Bundle(stage_dir(p, "bundle"))

@@ -14,8 +14,9 @@ from tiny import ROOT, tiny_run
 
 from recsys.bundles import after_promotion, bundle_path, keep_bundle, read_live, stored
 from recsys.core import RecsysError, read_json, sha256_file, write_json
+from recsys.new_items import add_items
 from recsys.promote import answered_by, fill_online, move, roll_back, run_promote, served_live, status, status_text
-from recsys.recommender import check_bundle
+from recsys.recommender import Bundle, check_bundle
 from recsys.serving import Client
 from recsys.triton import run_params
 
@@ -194,3 +195,19 @@ def test_old_bundles_go(home, server):
         move(home, keep(home, variant(home, f"day {n}", K=11 + n)), after_promotion(read_live(home), f"day {n}"), keep=2)
     assert sorted(stored(home)) == ["day 1", "day 2"] and read_live(home)["predecessor"] == "day 1" and answered_by(server.server) == "day 2"
     assert sorted(read_json(f)["version"] for f in (home / "live/bundles").glob("*/manifest.json")) == ["day 1", "day 2"]
+
+
+def test_added_items_stay_through_a_promotion(home, server):
+    "A bundle with added items is the live one as before; the next one has them, too."
+    live, first = read_live(home)["version"], check_bundle(home / "first/bundle")["version"]
+    bundle = Bundle(bundle_path(home, live))
+    table = bundle.shown.slice(0, 1).to_pandas().assign(item_id="just in", description="")
+    assert add_items(bundle, table, home / "first/embeddings") == 1
+    with Client(server.server.grpc, timeout=10) as client:
+        page = client.recommend(k=1000)
+        assert "just in" in page["item_ids"] and page["bundle_version"] == f"{live}+1"
+        assert answered_by(server.server) == live and server.follow() == "" and server.server.ready()
+        run_promote(run_params(home / "first", GATE_CASES=600, BOOTSTRAP=100), force="a drill")
+        page = client.recommend(k=1000)
+        assert "just in" in page["item_ids"] and page["bundle_version"] == f"{first}+1"
+        assert status(home)["replicas"][0]["bundle"] == first and server.server.ready()
