@@ -199,6 +199,7 @@ def test_old_bundles_go(home, server):
 
 def test_added_items_stay_through_a_promotion(home, server):
     "A bundle with added items is the live one as before; the next one has them, too."
+    server.follow()                                                                   # it knows of the moves before
     live, first = read_live(home)["version"], check_bundle(home / "first/bundle")["version"]
     bundle = Bundle(bundle_path(home, live))
     table = bundle.shown.slice(0, 1).to_pandas().assign(item_id="just in", description="")
