@@ -6,8 +6,9 @@
 __all__ = ['PIPELINES', 'NEEDS', 'RETRIES', 'BACKOFF', 'EXPERIMENT', 'params_file', 'find_stage', 'stages_of', 'edges', 'Needs',
            'Cluster', 'parameters_of', 'stage_component', 'finish_component', 'equip', 'pipeline_of',
            'compile_pipeline', 'read_pipeline', 'compare', 'check_pipeline', 'run_stage', 'digest', 'numbers',
-           'notebook_html', 'local_path', 'task_params', 'write_outputs', 'push_metrics', 'outcome', 'push_stage',
-           'run_task', 'finish', 'open_client', 'arguments_of', 'submit', 'six_fields', 'schedule', 'status']
+           'notebook_html', 'local_path', 'task_params', 'write_outputs', 'push_metrics', 'push_registry', 'outcome',
+           'push_stage', 'run_task', 'finish', 'open_client', 'arguments_of', 'submit', 'six_fields', 'schedule',
+           'status']
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-02
 import contextlib, hashlib, inspect, json, os, time, urllib.request
@@ -255,12 +256,17 @@ def push_metrics(
     name: str,          # of it
     url: str = "",      # of the Pushgateway; '': PUSHGATEWAY_URL of the environment, and nothing where that is empty
 ) -> None:
-    "Hand metrics to the Pushgateway; a failure is told and harms nothing."
-    url = url or os.environ.get("PUSHGATEWAY_URL", "")
-    if not url: return
-    from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway
+    "Hand numbers to the Pushgateway."
+    from prometheus_client import CollectorRegistry, Gauge
     registry = CollectorRegistry()
     for metric, value in values.items(): Gauge(metric, metric.removeprefix("recsys_").replace("_", " "), registry=registry).set(value)
+    push_registry(registry, job, name, url)
+
+def push_registry(registry, job: str, name: str, url: str = "") -> None:  # as `push_metrics`
+    "Hand metrics to the Pushgateway; a failure is told and harms nothing."
+    from prometheus_client import pushadd_to_gateway
+    url = url or os.environ.get("PUSHGATEWAY_URL", "")
+    if not url: return
     try: pushadd_to_gateway(url, job=f"recsys-{job}", registry=registry, grouping_key={job: name}, timeout=5)
     except OSError as e: print(f"{url} takes no metrics: {e}")
 

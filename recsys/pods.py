@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROLES', 'volume', 'wait_live', 'live_params', 'triton_command', 'triton_pod', 'start_of_clock', 'follow_once',
            'follow_pod', 'Health', 'metrics_text', 'worker_metrics', 'worker_pod', 'waiting', 'materialise_pod',
-           'gateway_pod', 'run_pod']
+           'monitor_pod', 'gateway_pod', 'run_pod']
 
 # %% ../nbs/24_pods.ipynb #24-pods-02
 import gc, json, os, random, shutil, signal, sys, tempfile, threading, time
@@ -176,6 +176,20 @@ def materialise_pod(home: Path) -> dict:  # rows written, by name
         return materialise(p, os.path.expandvars(p.VALKEY_URL), Bundle(bundle_path(home, live["version"])))
 
 # %% ../nbs/24_pods.ipynb #24-pods-24
+def monitor_pod(home: Path) -> dict:  # day, alarms
+    "Judge the newest whole day of the log, and hand its gauges to the Pushgateway, where the drift alert looks."
+    from recsys.kubeflow import push_registry, push_stage
+    from recsys.monitor import gauges, log_days, run_monitor
+    from recsys.segments import log_folders
+    with push_stage("monitor"):
+        if not read_live(home): raise RecsysError(f"{home}: nothing is live yet")
+        p = live_params(home, "online_run"); days = [d for d in log_days(log_folders(p)["impressions"]) if d < time.strftime("%Y-%m-%d", time.gmtime())]
+        if not days: raise RecsysError(f"{log_folders(p)['impressions']}: no whole day of impressions yet")
+        done = run_monitor(p, days[-1])
+    push_registry(gauges(done["measured"], done), "monitor", "day")
+    return dict(day=done["day"], alarms=done["alarms"])
+
+# %% ../nbs/24_pods.ipynb #24-pods-26
 def gateway_pod(home: Path, host: str = "127.0.0.1", **over) -> None:
     "Serve HTTP for what is live. When another bundle goes live, it ends at a moment of its own within five minutes, and Kubernetes starts it with the new items."
     from recsys.gateway import serve_gateway
@@ -187,8 +201,8 @@ def gateway_pod(home: Path, host: str = "127.0.0.1", **over) -> None:
     threading.Thread(target=watch, daemon=True).start()
     serve_gateway(live_params(home, GATEWAY_HOST=host, **over), pages=window_files(), say=lambda text: print(text, file=sys.stderr, flush=True))
 
-# %% ../nbs/24_pods.ipynb #24-pods-25
-ROLES = ("triton", "follow", "worker", "materialise", "gateway")
+# %% ../nbs/24_pods.ipynb #24-pods-27
+ROLES = ("triton", "follow", "worker", "materialise", "monitor", "gateway")
 
 def run_pod(
     role: str,
@@ -205,4 +219,4 @@ def run_pod(
     elif role == "follow": follow_pod(home, stop, **over)
     elif role == "worker": worker_pod(home, stop, port, host, **over)
     elif role == "gateway": gateway_pod(home, host, **over)
-    else: print(json.dumps(materialise_pod(home)))
+    else: print(json.dumps(dict(materialise=materialise_pod, monitor=monitor_pod)[role](home)))

@@ -9,7 +9,7 @@ OWN = {p.parent.name for p in (ROOT / "k8s/images").glob("*/Dockerfile")}   # im
 # what each container is asked for: paths of probes, which test_pods.py and test_gateway.py prove on real servers
 PATHS = dict(triton={"/v2/models/recommender/ready", "/v2/health/live"}, gateway={"/healthz", "/readyz"}, worker={"/healthz"}, pushgateway={"/-/ready", "/-/healthy"})
 DRAIN = dict(triton=30, gateway=10, worker=0)            # seconds that a container takes for what is under way once it is told to end
-FLOWS = [("gateway", "triton", "grpc"), ("materialise", "pushgateway", "http")]   # who talks to whom, by port name
+FLOWS = [("gateway", "triton", "grpc"), ("materialise", "pushgateway", "http"), ("monitor", "pushgateway", "http")]   # who talks to whom, by port name
 EGRESS = [(who, 6379) for who in ("triton", "gateway", "worker", "materialise")]  # ... and to what is no pod
 
 

@@ -62,7 +62,7 @@ def pod(home, valkey):
         for e in c["env"]:
             text = e.get("value") if "value" in e else values[e["name"]]
             env[e["name"]] = re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], text)
-        env |= dict(RECSYS_OUTPUTS=str(home), RECSYS_VALKEY_URL=env["RECSYS_VALKEY_URL"].replace(":6379", ":" + valkey.split(":")[1]))
+        env |= dict(RECSYS_OUTPUTS=str(home)) | {n: v.replace(":6379", ":" + valkey.split(":")[1]) for n, v in env.items() if n == "RECSYS_VALKEY_URL"}
         line = [sys.executable, "-c", "from recsys.cli import main; main()", *("127.0.0.1" if x == "0.0.0.0" else x for x in c["command"][1:]), *more]
         log = open(home / f"{called}.log", "ab")
         process = subprocess.Popen(line, env={k: v for k, v in os.environ.items() if not k.startswith("RECSYS")} | env, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
@@ -147,3 +147,9 @@ def test_the_worker_as_it_is_written(pod, home):
     assert until(lambda: (home / "worker.log").read_text().count("worker: bundle") == 2), (home / "worker.log").read_text()[-2000:]
     worker.terminate()
     assert worker.wait(30) == 0
+    # at night the day that it has logged is judged
+    monitor = pod("monitor")
+    assert monitor.wait(240) == 0, (home / "monitor.log").read_text()[-2000:]
+    day = json.loads((home / "monitor.log").read_text().splitlines()[-1])["day"]
+    pages = list(home.glob(f"*/monitor/{day}.json"))
+    assert len(pages) == 1 and read_json(pages[0])["measured"]["pages"] > 0
