@@ -6,8 +6,8 @@
 __all__ = ['MASK', 'AGE', 'COUNT', 'YOUNG', 'sampling_distribution', 'sample_negatives', 'batches', 'own_negatives', 'pair_of',
            'training_loss', 'make_step', 'step_signature', 'item_tables', 'content_of', 'make_scorer', 'auc',
            'sampled_quality', 'catalogue_quality', 'make_judge', 'batch_size', 'run_epoch', 'draw_cases',
-           'launched_before', 'fit_ranker', 'plot_curve', 'best_epoch', 'candidate_ndcg', 'fit_blend', 'onnx_inputs',
-           'check_export', 'refit', 'run_dlrm']
+           'launched_before', 'fit_ranker', 'plot_curve', 'best_epoch', 'candidate_ndcg', 'fit_calibration',
+           'fit_blend', 'onnx_inputs', 'check_export', 'refit', 'run_dlrm']
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-02
 import os, time
@@ -331,6 +331,28 @@ def candidate_ndcg(
     rank = np.where(right.any(1), (logits > own[:, None]).sum(1), k)
     return float(np.where(rank < k, 1 / np.log2(rank + 2.0), 0).mean())
 
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-47
+def fit_calibration(
+    logits: np.ndarray,   # [B, C]
+    right: np.ndarray,    # bool [B, C]: the chosen item, which may be missing
+    there: np.ndarray,    # bool [B, C]: what is a candidate
+    kind: str,            # loss: bce, or softmax
+) -> tuple:               # scale, shift
+    "Find the scale and shift of logits under which they are log odds (softmax: log shares) of being chosen; the order stays (Platt scaling)."
+    from scipy.optimize import minimize
+    from scipy.special import expit, log_softmax
+    there = there & right.any(1)[:, None] if kind == "softmax" else there
+    if not (there & right).any(): return 1.0, 0.0
+    x, y = np.where(there, logits, 0).astype(np.float64), (right & there).astype(np.float64)
+    def loss(at):   # mean negative log likelihood and its gradient, by log of the scale and by shift
+        z = np.exp(at[0]) * x + at[1]
+        if kind == "softmax": log_share = log_softmax(np.where(there, z, -np.inf), 1); value, d = -log_share[y > 0].sum(), np.where(there, np.exp(log_share) - y, 0)
+        else: value, d = (there * (np.logaddexp(0, z) - y * z)).sum(), there * (expit(z) - y)
+        return value / len(y), np.array([(d * x).sum() * np.exp(at[0]), d.sum()]) / len(y)
+    scale, shift = minimize(loss, np.zeros(2), jac=True, bounds=[(-3, 3), (-20, 20) if kind != "softmax" else (0, 0)]).x
+    return float(np.exp(scale)), float(shift)
+
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-49
 def fit_blend(
     model: Ranker,
     prep: Prepared,
@@ -339,19 +361,21 @@ def fit_blend(
     cases: int = 3000,        # of validation, at most
     grid: tuple = (0, .05, .1, .15, .2, .3, .4, .5, .7, 1, 2, 4, 8),
 ) -> list:                    # (weight, NDCG@10) tried; the best is set
-    "Choose how much retrieval's score counts beside the ranker's."
+    "Choose how much retrieval's score counts beside the ranker's, then calibrate the sum."
+    model.calibration.assign([1.0, 0.0])
     pos, score, found = np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:cases], make_scorer(model, prep, table), []
     ask, extra = open_retrieval(prep, p), (int(table["related"]) if table else 0,)
     for a in range(0, len(pos), 64):
         (scores, rows), = ask(pos[a:a + 64], table, extra)
-        found.append((score(pos[a:a + 64], rows), scores, rows == prep.events["item"][pos[a:a + 64]][:, None]))
+        found.append((score(pos[a:a + 64], rows), scores, rows == prep.events["item"][pos[a:a + 64]][:, None], rows >= 0))
     if not found: return []
-    logits, scores, right = (np.concatenate(x) for x in zip(*found))   # without scores: a weight that is there doesn't count twice
+    logits, scores, right, there = (np.concatenate(x) for x in zip(*found))   # without scores: a weight that is there doesn't count twice
     tried = [(w, candidate_ndcg(logits + w * scores, right)) for w in grid]
     model.blend.assign(max(tried, key=lambda x: x[1])[0])
+    model.calibration.assign(fit_calibration(logits + float(model.blend) * scores, right, there, p.DLRM_LOSS))
     return tried
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-48
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-52
 def onnx_inputs(
     prep: Prepared,
     positions: np.ndarray,  # events, [B]
@@ -376,12 +400,12 @@ def check_export(
     if apart > 1e-3: raise RecsysError(f"dlrm.onnx differs from the trained ranker by {apart:.2g} in logits, expected below 1e-3; check the versions of tf2onnx and onnxruntime")
     return dict(onnx_difference=apart) | {f"onnx_{k}": v for k, v in measure_latency(session, {name: x[:1] for name, x in feed.items()}).items()}
 
-# %% ../nbs/07_dlrm.ipynb #07-dlrm-51
-def refit(model: Ranker, prep: Prepared, p: Params, curve: list, rec) -> Ranker:  # a new ranker with the old one's blend
+# %% ../nbs/07_dlrm.ipynb #07-dlrm-55
+def refit(model: Ranker, prep: Prepared, p: Params, curve: list, rec) -> Ranker:  # a new ranker with the old one's blend and calibration
     "Fit the ranker on training and validation for the epochs that were best."
     both, epochs = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")])), best_epoch(curve)["epoch"]
     with rec.timing("refit"): again, _ = fit_ranker(prep, Params({**p, "DLRM_EPOCHS": epochs}), train=both, table=load_table(stage_dir(p, "neighbours")), judged=False)
-    again.blend.assign(model.blend); rec.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
+    again.blend.assign(model.blend); again.calibration.assign(model.calibration); rec.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
     return again
 
 def run_dlrm(p: Params) -> dict:  # metrics
@@ -395,7 +419,7 @@ def run_dlrm(p: Params) -> dict:  # metrics
         with rec.timing("export"): session = onnx_session(export_ranker(model, rec.dir / "dlrm.onnx"), threads=1)
         rec.rows.update({s: len(prep.positions(s)) for s in ("train", "valid")} | dict(items=prep.n_items))
         rec.metrics.update(best_epoch(curve) | dict(epochs=len(curve), positives_a_second=max(c["positives_a_second"] for c in curve)))
-        rec.metrics.update(check_export(session, model, prep, p) | dict(blend=float(model.blend)))
+        rec.metrics.update(check_export(session, model, prep, p) | dict(zip(("blend", "scale", "shift"), map(float, (model.blend, *model.calibration.numpy())))))
         if tried: rec.metrics.update({"ndcg@10 among candidates": max(v for _, v in tried), "ndcg@10 among candidates, ranker alone": tried[0][1]})
         rec.figure(plot_curve(curve), "learning_curve", "Ranker: training loss and validation NDCG@10 by epoch")
     return rec.metrics
