@@ -132,7 +132,7 @@ _PARAMS = [
     Param("FEATURE_LOG_DAYS", 3, "last days of the data of which the feature log is written", 1, 400),
     Param("STREAM_LENGTH", 100000, "entries kept in the streams of events and impressions, about", 100, 10**8),
     # serving
-    Param("LAYOUT", "ensemble", "members of the model repository: the project's seven, or the reference's fourteen for comparison", choices=("ensemble", "reference")),
+    Param("LAYOUT", "auto", "members of the model repository: fused, one for whole requests; ensemble, the seven stages; auto: fused on a cpu, the seven on a gpu; reference: the reference's fourteen, too", choices=("auto", "fused", "ensemble", "reference")),
     Param("ITEM_CACHE", True, "LAYOUT reference: keep item features in memory", ),
     Param("ONNX_DEVICE", "cpu", "where the server runs the ONNX members", choices=("cpu", "gpu")),
     Param("HTTP_PORT", 8000, "Triton's HTTP port; 0: any free one", 0, 65535),

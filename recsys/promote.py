@@ -30,13 +30,13 @@ def online_rules(home: Path, version: str) -> dict:
     "List the rules by which what is online was made for a stored bundle."
     m, online = read_json(bundle_path(home, version) / "manifest.json"), read_record(home, version)["online"]
     fields = sorted(f"{f['view']}.{f['name']} {f['type']}" for f in online["layout"]["fields"])
-    return {n: m["serving"][n] for n in ONLINE_RULES} | {n: online[n] for n in ("SEEN_STORE", "RECENT_EVENTS")} | dict(POSITIVE_EVENTS=m["data"]["positive_events"], fields=fields, HISTORY=next(f["dim"] for f in m["contract"] if f["name"] == "hist_items"))
+    return {n: m["serving"][n] for n in ONLINE_RULES} | {n: online[n] for n in ("SEEN_STORE", "RECENT_EVENTS")} | dict(LAYOUT=online.get("LAYOUT", "ensemble"), POSITIVE_EVENTS=m["data"]["positive_events"], fields=fields, HISTORY=next(f["dim"] for f in m["contract"] if f["name"] == "hist_items"))
 
 def rule_differences(home: Path, old: str, new: str) -> list:  # sentences
     "Say why one stored bundle can't follow another while servers run."
     a, b = online_rules(home, old), online_rules(home, new)
     found = [f"{n} was {a[n]}, is {b[n]}" for n in a if a[n] != b[n]]
-    shapes = [{m.name: (m.inputs, m.outputs) for m in ensemble_from(Bundle(bundle_path(home, v)))[0]} for v in (old, new)]
+    shapes = [{m.name: (m.inputs, m.outputs) for m in ensemble_from(Bundle(bundle_path(home, v)), read_record(home, v)["online"].get("LAYOUT", "ensemble"))[0]} for v in (old, new)]
     return found + [f"the tensors of {n} differ" for n in shapes[0] if shapes[0][n] != shapes[1].get(n)]
 
 # %% ../nbs/20_promote.ipynb #20-promote-12

@@ -459,7 +459,7 @@ def rerank_page(self: Recommender, r: dict, known, rows, retrieved, rank, logits
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-50
 @patch
-def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, rows, scores, propensities [B, k], candidate_scores [B, C], bundle_version, reasons [B], stage_ms {stage: ms}
+def pages(self: Recommender, request: dict) -> dict:  # as `recommend`, item_ids as bytes
     "Answer a batch of requests."
     self.bundle.grow(); b, ms, r = self.bundle, Stopwatch(), read_request(request, self.bundle.serving, self.clock)
     why = Reasons(len(r["user_id"]))
@@ -470,7 +470,13 @@ def recommend(self: Recommender, request: dict) -> dict:  # request's fields; it
     with ms("item_features"): items = candidate_features(b, packed["q_ints"], rows, retrieved, r["timestamp"])
     with ms("dlrm"): logits = why.attempt(lambda: finite(run_session(b.ranker, packed | items)), "dlrm", "the order of retrieval")
     with ms("rerank"): answer = self.rerank_page(r, known, rows, retrieved, rank, logits, why)
-    return answer | dict(item_ids=np.char.decode(answer["item_ids"], "utf-8"), stage_ms=ms.ms, request=r)
+    return answer | dict(candidates=rows, stage_ms=ms.ms, request=r)
+
+@patch
+def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, rows, scores, propensities [B, k], candidates (rows), candidate_scores [B, C], bundle_version, reasons [B], stage_ms {stage: ms}
+    "Answer a batch of requests."
+    a = self.pages(request)
+    return a | dict(item_ids=np.char.decode(a["item_ids"], "utf-8"))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-51
 def finite(x: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def new_version(p, server, tmp, seconds=4):
     time.sleep(seconds / 2)
     for version, folder in ((next_version(server.repository), other), (pinned_version(server.repository), stage_dir(p, "bundle"))):
         members, ensemble = ensemble_from(Bundle(folder))
-        server.deploy([type(m)(**{**vars(m), "source": str(folder / m.source)}) if m.kind == "onnx" else m for m in members], ensemble, version, folder if folder == other else None)
+        server.deploy(members, ensemble, version, folder if folder == other else None)
         time.sleep(seconds / 2)
     done.set()
     for t in threads:
@@ -249,6 +249,17 @@ class Shown(dict):
         print(f"{key}: {value}", flush=True)
 
 
+def seven(folder, tmp, server, users, ask):
+    "The single member and the seven stages as members (LAYOUT ensemble) in turn."
+    work = tmp / "seven" / "quickstart"
+    shutil.copytree(folder, work, ignore=shutil.ignore_patterns("*.lock", "server.json", "valkey"))
+    p = run_params(work, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, LAYOUT="ensemble")
+    run_here(STAGES["triton"], p)
+    with served(p) as (other, url, _), Client(other.grpc, timeout=10) as client:
+        pair = one_at_a_time(dict(single=ask, seven=lambda u: client.recommend(user_id=u, k=10, **QUIET)), users)
+        return pair | {"eight clients": dict(single=eight_clients(server, users), seven=eight_clients(other, users)), "memory, MiB": memory(p, other)}
+
+
 def measure(folder, tmp):
     "Measure a run; returns the figures."
     p = run_params(folder, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
@@ -266,6 +277,7 @@ def measure(folder, tmp):
             found["batch of 32, users/s"] = {n: round(32 / np.median([timed(work)[0] for _ in range(40)])) for n, work in
                                              (("in process", lambda: rec.recommend(dict(user_id=batch, k=10))), ("triton", lambda: client.recommend(user_id=batch, k=10, **QUIET)))}
             found["eight clients"] = eight_clients(server, users)
+            found["seven members"] = seven(folder, tmp, server, users, ways["triton"])
             found["gateway"] = through_gateway(p, url, server, users, tmp)
             found["events, four writers"] = four_writers(p, url)
             found["events, four writers"]["worker_done_after_s"] = worker_idle(url)

@@ -221,7 +221,6 @@ def test_it_follows_a_new_version(p, stack, tmp_path):
     write_json(other / "manifest.json", read_json(other / "manifest.json") | dict(version="another"))
     for version, folder, name in ((next_version(server.repository), other, "another"), (old, stage_dir(p, "bundle"), first)):
         members, ensemble = ensemble_from(Bundle(folder))
-        members = [m if m.kind == "python" else type(m)(**{**vars(m), "source": str(folder / m.source)}) for m in members]
         server.deploy(members, ensemble, version, folder if name == "another" else None)
         assert until(lambda: gateway.page(k=2)["bundle_version"].partition("+")[0] == name and options() == name)
         assert gateway("GET", "/v1/explanations?item_id=i001")[0] == 200

@@ -124,7 +124,7 @@ def test_containers_as_they_are_written(pod, home, valkey):
     page = ask(ports["METRICS_PORT"], "/metrics")[1]
     read = set(re.findall(r"\bnv_\w+", json.dumps(rule_groups()) + (ROOT / "k8s/base/monitoring/dashboard.json").read_text()))
     assert len(read) >= 5 and [m for m in read if m not in page] == []
-    assert re.search(r'nv_inference_request_success{model="recommender",version="\d+"} [1-9]', page) and re.search(r'nv_inference_queue_duration_us{model="dlrm"', page)
+    assert re.search(r'nv_inference_request_success{model="recommender",version="\d+"} [1-9]', page) and re.search(r'nv_inference_queue_duration_us{model="page"', page)
 
     # told to end, it ends by itself within the grace that it has
     follow.terminate()

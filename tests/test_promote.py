@@ -147,7 +147,7 @@ def test_a_bundle_that_no_server_can_load_changes_nothing(home, server):
     manifest = read_json(folder / "manifest.json")
     write_json(folder / "manifest.json", manifest | dict(files=manifest["files"] | {"items.npz": sha256_file(folder / "items.npz")}))
     keep(home, folder)
-    with pytest.raises(RecsysError, match="no server could load the new bundle, nothing has changed: 1: .*user_features"):
+    with pytest.raises(RecsysError, match="no server could load the new bundle, nothing has changed: 1: .*page"):
         move(home, "garbage", after_promotion(before, "garbage"))
     assert read_live(home) == before and answered_by(server.server) == before["version"] and server.server.ready()
 
@@ -170,7 +170,7 @@ def test_a_server_that_fails_leaves_readiness(home, server, monkeypatch, tmp_pat
         assert (server.worker is None) != (second.worker is None)                     # one of them learns from events
         report = move(home, "sorted", after_promotion(read_live(home), "sorted"))
         first, failed = report["replicas"]
-        assert (first["ready"], first["bundle"], first["error"]) == (True, "sorted", "") and (failed["ready"], failed["bundle"]) == (False, "") and "user_features" in failed["error"]
+        assert (first["ready"], first["bundle"], first["error"]) == (True, "sorted", "") and (failed["ready"], failed["bundle"]) == (False, "") and "page" in failed["error"]
         assert not second.server.ready() and answered_by(server.server) == "sorted"
         with pytest.raises(RecsysError, match="UNAVAILABLE|NOT_FOUND"):
             client.recommend(k=3)                                                     # what a client sees that doesn't ask whether it is ready

@@ -19,8 +19,9 @@ from tiny import ROOT, tiny_run
 
 from recsys.core import RecsysError, read_json, run_dir, stage_dir, write_json
 from recsys.features import load_arrays
+from recsys.pipeline import STAGES, run_here
 from recsys.recommender import STAGES_MS, Bundle
-from recsys.repository import next_version, pinned_version
+from recsys.repository import next_version, pinned_version, read_config
 from recsys.servers import EmbeddedValkey, check_port, free_port
 from recsys.serving import Client, call_server, session_processes
 from recsys.triton import ensemble_from, forget_user, online_parts, run_params, served
@@ -30,8 +31,11 @@ pytestmark = pytest.mark.xdist_group("serving")   # one server for all
 
 @pytest.fixture(scope="module")
 def p(tmp_path_factory):
+    "The seven stages as members; the single member has its own tests below."
     folder = tiny_run(tmp_path_factory.mktemp("serving") / "outputs")
-    return run_params(folder / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
+    p = run_params(folder / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, LAYOUT="ensemble")
+    run_here(STAGES["triton"], p)
+    return p
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +63,11 @@ def test_notebook_batch_and_server_answer_alike(p, stack):
 
 def test_requests_that_meet_are_answered_as_if_alone(p, stack):
     "Twelve clients with pages of other sizes at once: members merge what waits, and nobody gets a neighbour's page, times or impression."
+    check_meeting(p, stack[0], stack[3], "rerank")
+
+
+def check_meeting(p, server, client, member):
     import pyarrow.parquet as pq
-    server, client = stack[0], stack[3]
     asked = [dict(user_id=f"u{i:05d}", k=1 + i % 7, timestamp=1_790_000_000 + i, seed=i, temperature=float(i % 3), request_id=f"met {i}") for i in range(120)]
     alone = [client.recommend(**dict(q, request_id="canary")) for q in asked]
     met = [None] * len(asked)
@@ -69,13 +76,13 @@ def test_requests_that_meet_are_answered_as_if_alone(p, stack):
         with Client(server.grpc, timeout=20) as own:
             for i in mine:
                 met[i] = own.recommend(**asked[i])
-    before = executions(server)
+    before = executions(server, member)
     threads = [threading.Thread(target=ask, args=(range(t, len(asked), 12),)) for t in range(12)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert executions(server) - before < len(asked)        # some did meet, else this proves nothing
+    assert executions(server, member) - before < len(asked)        # some did meet, else this proves nothing
     for q, a, b in zip(asked, alone, met):
         assert len(b["item_ids"]) == q["k"] and a["item_ids"].tolist() == b["item_ids"].tolist() and np.allclose(a["propensities"], b["propensities"], rtol=1e-3), q
         assert (b["stage_ms"] >= 0).all()
@@ -88,9 +95,9 @@ def test_requests_that_meet_are_answered_as_if_alone(p, stack):
         assert np.allclose([json.loads(r["stage_ms"])[n] for n in STAGES_MS], b["stage_ms"], atol=0.01)
 
 
-def executions(server):
+def executions(server, member):
     page = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics").read().decode()
-    return sum(float(x) for x in re.findall(r'nv_inference_exec_count{model="rerank",version="\d+"} (\S+)', page))
+    return sum(float(x) for x in re.findall(r'nv_inference_exec_count{model="' + member + r'",version="\d+"} (\S+)', page))
 
 
 def infer(server, **inputs):
@@ -253,7 +260,7 @@ def test_a_new_version_under_traffic(p, stack, tmp_path):
     try:
         old, new = pinned_version(server.repository), next_version(server.repository)
         for version, folder in ((new, other), (old, stage_dir(p, "bundle")), (new, other)):
-            members, ensemble = ensemble_from(Bundle(folder))
+            members, ensemble = ensemble_from(Bundle(folder), "ensemble")
             members = [m if m.kind == "python" else type(m)(**{**vars(m), "source": str(folder / m.source)}) for m in members]
             server.deploy(members, ensemble, version, None if (server.repository.parent / "bundles" / str(version)).is_dir() else folder)
             assert client.recommend(k=1)["bundle_version"].partition("+")[0] == read_json(folder / "manifest.json")["version"]
@@ -262,6 +269,44 @@ def test_a_new_version_under_traffic(p, stack, tmp_path):
         for t in threads:
             t.join()
     assert failures == [] and len(answers) > 50 and set(answers) == {manifest["version"], "another"}
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory):
+    "The run as it is served by default: one member for whole requests."
+    p = run_params(tiny_run(tmp_path_factory.mktemp("fused") / "outputs") / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
+    with served(p) as (server, url, canary), Client(server.grpc, timeout=10) as client:
+        yield p, server, url, canary, client
+
+
+def test_fused_pages_are_the_same(fused):
+    p, server, url, _, client = fused
+    assert [s["model_name"] for s in read_config(server.repository / "recommender")["ensemble_scheduling"]["step"]] == ["page"]
+    assert compare(p, url, client, 100) <= 1      # ties
+    check_meeting(p, server, client, "page")
+
+
+def test_fused_refuses_and_goes_on(fused):
+    _, server, _, canary, client = fused
+    for inputs, words in ((dict(k=("INT32", [1, 1], [0])), "k: expected 1 to 1000"), (dict(k=("INT32", [2, 1], [3, 4])), "k: expected one value for all users"), (dict(k=ONE, seed=("INT64", [1, 1], [-1])), "seed: expected")):
+        with pytest.raises(RecsysError, match=words) as error:
+            infer(server, **inputs)
+        assert " answered 4" in str(error.value) and "Traceback" not in str(error.value)
+    pid = read_json(run_dir(fused[0]) / "valkey/valkey.json")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert all(set(fallbacks(client)) == {"user_features", "seen_filter"} for _ in range(20))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    counted = dict(re.findall(r'recsys_fallbacks_total{stage="(\w+)"} (\d+)', urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics").read().decode()))
+    assert int(counted["user_features"]) >= 20 and int(counted["seen_filter"]) >= 20      # of both processes together
+    assert until(lambda: fallbacks(client) == {}, 5) is True
+    stubs = [pid for pid in session_processes(server.pid) if pid != server.pid and "page" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(stubs) == 2                        # one a core
+    for pid in stubs:
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: canary.revived["page"], 30), canary.log.read_text()
+    assert len(client.recommend(k=3)["item_ids"]) == 3
 
 
 def test_a_dead_member_is_brought_back(stack):
