@@ -156,6 +156,7 @@ class Explanation(Model):
     ranked: dict[str, Any]
     reranked: dict[str, Any]
     words: str = Field(description="the same in plain sentences")
+    fallbacks: list[Fallback]
     names: dict[str, str] = Field(description="of the feature groups")
 
 # %% ../nbs/23_api.ipynb #23-api-17

@@ -124,12 +124,12 @@ def retrieved_part(
     score = float(scores[place[row]]) if row in place else exact
     return dict(retrieved=place.get(row, n) <= cut, rank=place[row] + 1 if row in place else None, score=score, cut=float(scores[cut]))
 
-def hidden_by(recommender: Recommender, r: dict, row: int) -> str | None:
+def hidden_by(recommender: Recommender, r: dict, row: int, why: Reasons) -> str | None:
     "Name the rule that hides an item: excluded, out of stock, seen, or none."
     b = recommender.bundle
     if any(b.row_of.get(x) == row for x in r["exclude"][0]): return "excluded"
     if not b.in_stock[row]: return "out of stock"
-    return "seen" if recommender.hide(r, np.array([[row]]), Reasons(1))[1].any() else None
+    return "seen" if recommender.hide(r, np.array([[row]]), why)[1].any() else None
 
 # %% ../nbs/22_explain.ipynb #22-explain-24
 def chance_of_place(
@@ -172,7 +172,7 @@ def explain(
     item_id: str,       # the item in question
     k: int = 10,        # places on the page
     draws: int = 200,   # pages drawn where the request samples
-) -> dict:              # item_id, retrieved {retrieved, rank, score, cut}, filtered {by}, ranked {logit, rank, item_at_k, difference, groups}, reranked {probability, low, high}, k
+) -> dict:              # item_id, retrieved {retrieved, rank, score, cut}, filtered {by}, ranked {logit, rank, item_at_k, difference, groups}, reranked {probability, low, high}, k, fallbacks
     "Tell what each stage of a request did with an item; raise `RecsysError` for an item that isn't in the catalogue."
     b = recommender.bundle; b.grow(); row = b.row_of.get(str(item_id))   # what was just added, too
     if row is None: raise RecsysError(f"explain: no item {item_id!r} among the {len(b.ids):,} of bundle {b.version}; expected an id of its catalogue")
@@ -185,8 +185,8 @@ def explain(
     towers = not any(f["fallback"] == "popularity" for f in why[0])
     retrieved = retrieved_part(recommender, r, query if towers else None, x["q_ints"], row, int(rows[rows >= 0][-1]))
     logits = finite(score_candidates(b, x, rows, scores, r["timestamp"]))
-    return dict(item_id=b.ids[row].decode(), retrieved=retrieved, filtered=dict(by=None if row in rows[0] else hidden_by(recommender, r, row)),
-                ranked=ranked_part(recommender, r, x, rows, scores, logits, row, retrieved["score"], towers), reranked=chance_of_place(recommender, r, rows, scores, rank, logits, row, draws), k=k)
+    return dict(item_id=b.ids[row].decode(), retrieved=retrieved, filtered=dict(by=None if row in rows[0] else hidden_by(recommender, r, row, why)),
+                ranked=ranked_part(recommender, r, x, rows, scores, logits, row, retrieved["score"], towers), reranked=chance_of_place(recommender, r, rows, scores, rank, logits, row, draws), k=k, fallbacks=why[0])
 
 # %% ../nbs/22_explain.ipynb #22-explain-40
 def listed(groups: dict, sign: int, most: int = 3) -> str:  # "price (+0.31) and text (+0.12)"
@@ -203,9 +203,10 @@ def in_words(found: dict) -> str:  # of `explain`
         or (f"{item} is no candidate: retrieval, {below}." if not got["retrieved"] else f"{item} is on the page." if drawn["low"] == 1 else f"{item} is not on the page." if drawn["high"] == 0 else
             f"{item} is on {drawn['probability']:.0%} of the pages ({drawn['low']:.0%} to {drawn['high']:.0%}).")
     place = f" The ranker {'would put' if drawn['high'] == 0 and (found['filtered']['by'] or not got['retrieved']) else 'puts'} it at place {ranked['rank']}"
-    if item == ranked["item_at_k"]: return start + place + f", the last of {k}."
+    instead = "".join(f" {f['stage']} was answered by {f['fallback']}: {f['reason']}." for f in found["fallbacks"])
+    if item == ranked["item_at_k"]: return start + place + f", the last of {k}." + instead
     ahead = ranked["difference"] > 0; pro, con = listed(ranked["groups"], 1 if ahead else -1), listed(ranked["groups"], -1 if ahead else 1)
-    return start + place + f", {abs(ranked['difference']):.2f} {'above' if ahead else 'below'} {ranked['item_at_k']} at place {k}" + (f": {pro}" if pro else "") + (f", against {con}." if con else ".")
+    return start + place + f", {abs(ranked['difference']):.2f} {'above' if ahead else 'below'} {ranked['item_at_k']} at place {k}" + (f": {pro}" if pro else "") + (f", against {con}." if con else ".") + instead
 
 # %% ../nbs/22_explain.ipynb #22-explain-42
 def plot_groups(

@@ -520,7 +520,7 @@ async def explanation(self: Gateway, call: Call) -> dict:  # fields of `api.Expl
     if q.item_id not in b.catalogue.row_of: raise Refused(404, "item_id: no such item")
     request = q.model_dump(exclude={"item_id", "k", "draws"}, exclude_none=True)
     found = await self.explainer.run(lambda: explain(b.recommender, request, q.item_id, k=q.k, draws=q.draws))
-    return {n: found[n] for n in ("item_id", "retrieved", "filtered", "ranked", "reranked")} | dict(words=in_words(found), names={g: GROUPS[g] for g in found["ranked"]["groups"]})
+    return {n: found[n] for n in ("item_id", "retrieved", "filtered", "ranked", "reranked", "fallbacks")} | dict(words=in_words(found), names={g: GROUPS[g] for g in found["ranked"]["groups"]})
 
 @patch
 async def items(self: Gateway, call: Call) -> dict: "Browse the catalogue."; return self.backends.catalogue.browse(**call.sent.model_dump())

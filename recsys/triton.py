@@ -185,7 +185,7 @@ class Rerank(StageMember):
         self.counters, self.families, made = {}, {}, self.pb.MetricFamily   # a family must outlive its counters
         for name, text in (("recsys_fallbacks_total", "requests for which a stage was answered by something else"), ("recsys_impressions_lost_total", "impressions that could not be logged")):
             self.families[name] = made(name=name, description=text, kind=made.COUNTER)
-        if url and run: self.log = ImpressionLog(connect(url, online["VALKEY_TIMEOUT_MS"]), impression_salt(Params(dict(RUN=Path(run).name, OUTPUTS=str(Path(run).parent)))), online["STREAM_LENGTH"])
+        if url and run: self.log = ImpressionLog(connect(url, 2000), impression_salt(Params(dict(RUN=Path(run).name, OUTPUTS=str(Path(run).parent)))), online["STREAM_LENGTH"])   # nobody waits for its thread: an answer after 31 ms is no lost page
 
     def answer(self, x: dict) -> dict:  # candidates [B, C, 2], retrieved, logits [B, C], request -> the response
         "Give the response's tensors."

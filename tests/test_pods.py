@@ -147,6 +147,7 @@ def test_the_worker_as_it_is_written(pod, home):
     assert until(lambda: (home / "worker.log").read_text().count("worker: bundle") == 2), (home / "worker.log").read_text()[-2000:]
     worker.terminate()
     assert worker.wait(30) == 0
+    assert re.search(r'"impressions": [1-9]', (home / "worker.log").read_text()), (home / "worker.log").read_text()[-2000:]
     # at night the day that it has logged is judged
     monitor = pod("monitor")
     assert monitor.wait(240) == 0, (home / "monitor.log").read_text()[-2000:]

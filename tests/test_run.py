@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recsys.segments import write_rows
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("run")   # one worker, so that the run is made once
 SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\nBOOTSTRAP: 50\nABLATION_CASES: 300\n"
@@ -214,14 +216,18 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
 
 
 def test_a_daily_run_goes_on_from_another(done):
-    "New days, an item that was added since: query tower and ranker move, item vectors and encoder don't."
+    "The day that the worker logged, an item that was added since: query tower and ranker move, item vectors and encoder don't."
     folder, params, _ = done
     new = pd.read_parquet(folder / "data_prep/items.parquet").iloc[[5]].assign(item_id="new")
     new.to_csv(folder.parent / "new.csv", index=False)
     added = recsys("add-items", folder.parent / "new.csv", "--run", folder)
     assert added.returncode == 0, added.stderr
     daily = folder.parent / "daily.yaml"
-    daily.write_text(params.read_text() + "BASE_RUN: small\nTEST: 1\nBASELINES: popularity\n")
+    past = pd.read_parquet(folder / "ingest/interactions.parquet")
+    past = past[past.timestamp > past.timestamp.max() - 86400].fillna("")
+    events = [dict(event_id=f"e{i}", at=e["timestamp"] + 86400, request_id="", **dict(e, timestamp=e["timestamp"] + 86400)) for i, e in enumerate(past.to_dict("records"))]
+    assert write_rows(folder / "events", "events", "1-0-9-0", events) >= 1
+    daily.write_text(params.read_text() + f"BASE_RUN: small\nSOURCE: parquet\nINTERACTIONS: {folder / 'events'}\nTEST: 1\nBASELINES: popularity\n")
     run = recsys("run", "--params", daily)
     assert run.returncode == 0, run.stdout + run.stderr
     assert [line.split()[1] for line in run.stdout.splitlines() if line.startswith("[")] == ["ingest", "finetune", "baselines", "evaluate"]
@@ -232,6 +238,7 @@ def test_a_daily_run_goes_on_from_another(done):
     assert len(after) == len(before) + 1 and after[:-1].tobytes() == before.tobytes()
     assert np.abs(after[-1] - before[5]).max() < 10 and np.load(day / "bundle/items.npz")["item_ids"][-1] == b"new"
     record = stages(day)["finetune"]
+    assert 0 < record["rows"]["test cases"] <= len(events) and stages(day)["ingest"]["rows"]["interactions"] == stages(folder)["ingest"]["rows"]["interactions"] + len(events)
     assert record["rows"]["new cases"] > 0 and any("against base" in note for note in record["notes"])
     last = json.loads((day / "train_state/state.json").read_text())["last_second"]
     meta = json.loads((day / "data_prep/meta.json").read_text())
