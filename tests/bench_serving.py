@@ -302,7 +302,7 @@ def measure(folder, tmp):
 def main():
     import tempfile
     from pathlib import Path
-    folder = sys.argv[1] if len(sys.argv) > 1 else find_root() / "outputs/quickstart"
+    folder = find_root() / "outputs" / (sys.argv[1] if len(sys.argv) > 1 else "quickstart")   # or a folder
     with tempfile.TemporaryDirectory() as tmp:
         work = Path(tmp) / "quickstart"       # killing Valkey is for a copy
         shutil.copytree(folder, work)
