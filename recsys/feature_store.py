@@ -11,6 +11,7 @@ __all__ = ['PROJECT', 'SERVICE', 'ENTITY', 'FILLED', 'raw_columns', 'view_fields
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-02
 import contextlib, os, re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
 import numpy as np
@@ -307,11 +308,13 @@ def materialise(
     from recsys.recommender import Bundle
     bundle, timing = bundle or Bundle(stage_dir(p, "bundle")), timing or (lambda name: contextlib.nullcontext())
     until, s, client, ids = until or materialise_until(bundle), bundle.serving, connect(url, 30_000), bundle.columns.ids
-    with timing("features"): done = fill_features(p, bundle, url, until, folder or stage_dir(p, "feature_store"))
     events = load_prepared(p).events; e = {k: np.asarray(events[k]) for k in ("user", "item", "timestamp", "type")}
     users, past = load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"], e["timestamp"] < until
-    with timing("recent events"): done["recent"] = fill_recent(client, e, users, ids, event_types(p), until, p.RECENT_EVENTS)
-    with timing("seen items"): done["seen"] = fill_seen(SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), e, users, ids, until)
+    with ThreadPoolExecutor(1) as beside:   # Valkey counts bits while Feast encodes
+        seen = beside.submit(fill_seen, SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), e, users, ids, until)
+        with timing("features"): done = fill_features(p, bundle, url, until, folder or stage_dir(p, "feature_store"))
+        with timing("recent events"): done["recent"] = fill_recent(client, e, users, ids, event_types(p), until, p.RECENT_EVENTS)
+        with timing("seen items"): done["seen"] = seen.result()
     with timing("popularity"):
         scores = popularity_scores(e["item"][past], e["timestamp"][past], until - 1, p.POPULARITY_HALF_LIFE, len(ids))
         done["popularity"] = fill_popularity(client, scores, ids, raw_categories(bundle), until - 1)
