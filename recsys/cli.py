@@ -538,7 +538,7 @@ def status(
 @app.command()
 def docs(
     run: str = typer.Option("", help="name of the run whose notebooks are shown, or path of its folder; left out: quickstart where it has run, else tiny"),
-    minutes: float = typer.Option(3.0, min=0, help="time for executing the notebooks that no run executes, on the tiny run; they are kept. 0: they are shown without results"),
+    minutes: float = typer.Option(4.0, min=0, help="time for executing the notebooks that no run executes, on the tiny run; they are kept. 0: they are shown without results"),
     site: Path = typer.Option("site", help="folder to write"),
 ):
     "Build the docs site from a run's executed notebooks, offline."

@@ -9,6 +9,7 @@ __all__ = ['LINES', 'notebooks', 'own_code', 'used_modules', 'kept_file', 'execu
 
 # %% ../nbs/26_docs.ipynb #26-docs-02
 import base64, hashlib, html, io, json, os, re, shutil, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -65,17 +66,20 @@ def collect(
 ) -> dict:                   # name of the notebook -> (notebook, sentence on where its results come from)
     "Take each notebook from the run, from what was kept, or execute it; the rest comes without results."
     found, cache, end = {}, run_dir(p).parent / "cache" / "docs", time.monotonic() + 60 * minutes
-    heavy = lambda f: ("ensure(" in f.read_text(encoding="utf-8"), len(used_modules(f)))       # the quick ones first; those that build the tiny run where it is missing last
-    for f in sorted(notebooks(), key=heavy):
-        ran, why = run_dir(p) / "notebooks" / f.name, "not executed for this site"
-        nb = read_json(ran) if ran.is_file() else {}
+    for f in notebooks():
+        ran = run_dir(p) / "notebooks" / f.name; nb = read_json(ran) if ran.is_file() else {}
         if nb and all(o["output_type"] != "error" for c in nb["cells"] for o in c.get("outputs", [])):
-            found[f.stem] = nb, f"Executed by run `{p.RUN}`" + ("." if own_code(nb) == own_code(read_json(f)) else "; the notebook has changed since."); continue
-        kept = kept_file(f, cache)
-        if not kept.is_file() and time.monotonic() < end:
-            show(f"executing {f.name}"); failed = execute(f, kept, end - time.monotonic())
-            if failed: why = f"not executed for this site: {failed}"; show(f"{f.name}: {failed}")
-        found[f.stem] = (read_json(kept), "Executed alone, on the tiny run where it needs one.") if kept.is_file() else (read_json(f), f"Without results: {why}.")
+            found[f.stem] = nb, f"Executed by run `{p.RUN}`" + ("." if own_code(nb) == own_code(read_json(f)) else "; the notebook has changed since.")
+    kept = {f: kept_file(f, cache) for f in notebooks() if f.stem not in found}
+    def missing(f) -> str:   # why it is missing
+        if kept[f].is_file() or time.monotonic() >= end: return ""
+        show(f"executing {f.name}"); failed = execute(f, kept[f], end - time.monotonic())
+        if failed: show(f"{f.name}: {failed}")
+        return failed and f": {failed}"
+    heavy = lambda f: ("ensure(" in f.read_text(encoding="utf-8"), len(used_modules(f)))       # the quick ones first; those that build the tiny run where it is missing last
+    order = sorted(kept, key=heavy)
+    with ThreadPoolExecutor(2) as pool: why = dict(zip(order, pool.map(missing, order)))
+    for f, k in kept.items(): found[f.stem] = (read_json(k), "Executed alone, on the tiny run where it needs one.") if k.is_file() else (read_json(f), f"Without results: not executed for this site{why[f]}.")
     return dict(sorted(found.items()))
 
 # %% ../nbs/26_docs.ipynb #26-docs-13
@@ -258,7 +262,7 @@ def check_site(site: Path, limit: int = 10**6) -> list:  # sentences; empty: all
 def build_docs(
     p: Params,             # the run shown
     site: Path,            # folder to write; what was there goes
-    minutes: float = 3.0,  # for executing notebooks that no run executed; 0: they are shown without results
+    minutes: float = 4.0,  # for executing notebooks that no run executed; 0: they are shown without results
     show=print,            # takes a line
 ) -> Path:                 # the start page
     "Build the site; raise `RecsysError` where a link, a picture or a size is wrong, and keep the old site then."
