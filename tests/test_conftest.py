@@ -23,3 +23,21 @@ def test_missing_tools_are_counted(pytester):
     result.assert_outcomes(passed=1, skipped=4)
     result.stdout.fnmatch_lines(["no-such-tool is not installed: 2 tests not run", "other-tool is not installed: 1 test not run"])
     result.stdout.no_fnmatch_line("reason is not installed*")
+
+
+def test_a_group_stays_on_one_worker(pytester):
+    "Tests of a group share what is built once; pytest 9.2.0 with pytest-xdist 3.8.0 spread them without a word."
+    pytester.makepyfile("""
+        import os, time
+        import pytest
+        @pytest.mark.xdist_group("together")
+        @pytest.mark.parametrize("n", range(6))
+        def test_one(n):
+            time.sleep(.1)
+            open("workers", "a").write(os.environ["PYTEST_XDIST_WORKER"] + "\\n")
+        @pytest.mark.parametrize("n", range(6))
+        def test_other(n): time.sleep(.1)
+    """)
+    pytester.runpytest_subprocess("-n", "2", "--dist", "loadgroup").assert_outcomes(passed=12)
+    workers = (pytester.path / "workers").read_text().split()
+    assert len(workers) == 6 and len(set(workers)) == 1
