@@ -198,13 +198,14 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     item = taste[user] * 40 + rng.integers(0, 40, len(user)) ** 2 // 40
     pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_700_000_000 + rng.integers(0, 10**6, len(user)))).to_parquet(tmp_path / "t.parquet")
     params = tmp_path / "own.yaml"
-    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n")
+    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nREFIT: true\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n")
     run = recsys("run", "--params", params)
     assert run.returncode == 0, run.stdout + run.stderr
     notes = " ".join(stages(tmp_path / "own")["data_prep"]["notes"])
     for name in ("device_type", "top_category", "text", "image"):
         assert f"no feature {name}" in notes
     assert "category_popularity is left out: the source has no category" in stages(tmp_path / "own")["baselines"]["notes"]
+    assert all("validation" in stages(tmp_path / "own")[s]["metrics"]["fitted on"] for s in ("two_tower", "dlrm"))
     rows = json.loads((tmp_path / "own/evaluate/metrics.json").read_text())
     value = {r["system"]: r["value"] for r in rows if r["segment"] == "all" and r["metric"] == "recall@10"}
     assert value["full"] > value["popularity"] and "oracle" not in value
