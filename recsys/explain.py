@@ -203,7 +203,7 @@ def in_words(found: dict) -> str:  # of `explain`
         or (f"{item} is no candidate: retrieval, {below}." if not got["retrieved"] else f"{item} is on the page." if drawn["low"] == 1 else f"{item} is not on the page." if drawn["high"] == 0 else
             f"{item} is on {drawn['probability']:.0%} of the pages ({drawn['low']:.0%} to {drawn['high']:.0%}).")
     place = f" The ranker {'would put' if drawn['high'] == 0 and (found['filtered']['by'] or not got['retrieved']) else 'puts'} it at place {ranked['rank']}"
-    instead = "".join(f" {f['stage']} was answered by {f['fallback']}: {f['reason']}." for f in found["fallbacks"])
+    instead = "".join(dict.fromkeys(f" {f['stage']} was answered by {f['fallback']}: {f['reason']}." for f in found["fallbacks"]))   # a stage may be asked twice
     if item == ranked["item_at_k"]: return start + place + f", the last of {k}." + instead
     ahead = ranked["difference"] > 0; pro, con = listed(ranked["groups"], 1 if ahead else -1), listed(ranked["groups"], -1 if ahead else 1)
     return start + place + f", {abs(ranked['difference']):.2f} {'above' if ahead else 'below'} {ranked['item_at_k']} at place {k}" + (f": {pro}" if pro else "") + (f", against {con}." if con else ".") + instead
