@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from .core import Params, read_json, resolve, run_dir
 from .data_prep import Prepared
-from .features import NULL, OOV, PAD, PAIR, UNSEEN, Contract, Encoder, Feature, load_arrays
+from .features import FADE, NULL, OOV, PAD, PAIR, UNSEEN, Contract, Encoder, Feature, load_arrays
 from .recommender import Bundle, candidate_features, query_arrays
 
 # %% ../nbs/14_asof.ipynb #14-asof-07
@@ -255,9 +255,11 @@ def check_table(table: dict, raw: Raw, ids, most: int = 500, longest: int = 500)
 def expected_pair(raw: Raw, past: list, item: str, now: int, launch: dict, table: dict | None, row_of: dict) -> dict:  # name of PAIR -> value
     "Compute the facts of one case and one candidate from what came strictly before."
     seen = [i for second, i, case in past if second < now and case][-raw.p.HISTORY:]; same = [back for back, i in enumerate(reversed(seen)) if i == item and i in raw.words["item_id"]]
-    out = dict(age=np.log1p((now - launch[item]) / 86400) if launch.get(item, now) < now else 0.0, count=np.log1p(len(same)), last=1 / (1 + same[0]) if same else 0.0, votes=0.0)
+    out = dict(age=np.log1p((now - launch[item]) / 86400) if launch.get(item, now) < now else 0.0, count=np.log1p(len(same)), last=1 - np.log(1 + same[0]) / np.log(1 + raw.p.HISTORY) if same else 0.0, faded=np.log1p(sum(2 ** (-FADE * back / raw.p.HISTORY) for back in same)), due=0.0, votes=0.0)
+    if len(same) > 1: waited, rhythm = 1 + same[0], (same[-1] - same[0]) / (len(same) - 1); out["due"] = waited / (waited + rhythm)
     for back, i in enumerate(reversed(seen)) if table else ():
         if i in raw.words["item_id"]: out["votes"] += table["weight"][-1 - back] * table["sim"][row_of[i]][table["near"][row_of[i]] == row_of[item]].sum()
+    if table and same and not table["again"]: out["votes"] = 0.0
     return out | dict(votes=np.log1p(100 * out["votes"]))
 
 def check_pairs(p: Params, prep: Prepared, bundle: Bundle, raw: Raw, n: int = 150) -> list:  # rows of the table

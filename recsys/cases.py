@@ -26,7 +26,7 @@ def test_cases(prep: Prepared, at_most: int, seed: int, split: str = "test") -> 
 # %% ../nbs/13_cases.ipynb #13-cases-10
 def is_masked(prep: Prepared, wanted: str) -> bool:
     "Tell whether the history is hidden in evaluation."
-    return wanted == "true" or wanted == "auto" and prep.meta["split"] == "leave_one_out"
+    return wanted == "true" or wanted == "auto" and (prep.meta["split"] == "leave_one_out" or not prep.repeats)
 
 # %% ../nbs/13_cases.ipynb #13-cases-12
 def past_items(

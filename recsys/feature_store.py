@@ -6,8 +6,8 @@
 __all__ = ['PROJECT', 'SERVICE', 'ENTITY', 'FILLED', 'raw_columns', 'view_fields', 'raw_table', 'make_sources', 'log_folder',
            'store_folder', 'write_log', 'write_sources', 'table_source', 'definitions', 'connection_string',
            'store_config', 'write_store_config', 'open_store', 'apply', 'push', 'push_table', 'historical',
-           'glue_table', 'publish', 'materialise_until', 'online_layout', 'fill_features', 'materialise',
-           'run_feature_store']
+           'glue_table', 'publish', 'materialise_until', 'online_layout', 'fill_features', 'check_recent',
+           'materialise', 'run_feature_store']
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-02
 import contextlib, os, re
@@ -295,6 +295,11 @@ def fill_features(
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-52
 FILLED = "{recsys}:filled"   # key with the version of the bundle whose data are online
 
+def check_recent(p: Params, bundle) -> None:
+    "Refuse to keep fewer events online than a history has items: served histories would be shorter than those that were trained on."
+    length = bundle.contract["hist_items"].dim
+    if p.RECENT_EVENTS < length: raise RecsysError(f"RECENT_EVENTS is {p.RECENT_EVENTS}, but a history has {length} items (HISTORY); use RECENT_EVENTS={2 * length}")
+
 def materialise(
     p: Params,
     url: str,               # of the server
@@ -307,6 +312,7 @@ def materialise(
     from recsys.data_prep import load_prepared
     from recsys.recommender import Bundle
     bundle, timing = bundle or Bundle(stage_dir(p, "bundle")), timing or (lambda name: contextlib.nullcontext())
+    check_recent(p, bundle)
     until, s, client, ids = until or materialise_until(bundle), bundle.serving, connect(url, 30_000), bundle.columns.ids
     events = load_prepared(p).events; e = {k: np.asarray(events[k]) for k in ("user", "item", "timestamp", "type")}
     users, past = load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"], e["timestamp"] < until

@@ -135,11 +135,15 @@ def plot_days(pairs: list, other: str = "base"):  # matplotlib figure
     ax.set(xlabel=f"NDCG@10 above the {other} bundle, with 95 % interval", title="The new days help" if every["low"] > 0 else "The new days hurt" if every["high"] < 0 else "The new days make no clear difference"); ax.margins(y=.2)
     return fig
 
-def run_finetune(p: Params) -> dict:  # metrics
+def run_finetune(
+    p: Params,
+    prep: Prepared = None,  # of `take_over` and `prepare_days`, where they have run
+) -> dict:                  # metrics
     "Fine-tune the query tower and the ranker of BASE_RUN on the days since its training, and bundle the result."
     with record_stage(p, "finetune") as rec:
         p, base = inherit(p), base_folder(p)
-        with rec.timing("days"): take_over(p, base); prep = prepare_days(p, base)
+        if prep is None:
+            with rec.timing("days"): take_over(p, base); prep = prepare_days(p, base)
         since = read_json(base / "train_state" / "state.json")["last_second"]
         new, old = choose_cases(prep, since, p.REPLAY, np.random.default_rng(p.SEED)); cases = np.sort(np.concatenate([new, old]))
         rec.rows |= {"new cases": len(new), "replayed": len(old), "test cases": len(prep.positions("test"))}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from .core import Params, progress, record_stage, stage_dir
 from .features import history_at, load_arrays, pack, save_arrays
-from .index import search, top_k
+from .index import hidden_rows, hide_rows, top_k
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-07
 DAY = 86400
@@ -69,7 +69,7 @@ def make_table(
     period: float = 0.,    # see `interactions_matrix`
     decay: float = .9,     # weight of a history item relative to the one after it
     shrink: float = 10.,
-) -> dict:                 # near int32, sim float32 [n_items, 1 + top], the item itself first; weight [HISTORY], counts [n_items], period, shrink
+) -> dict:                 # near int32, sim float32 [n_items, 1 + top], the item itself first; weight [HISTORY], counts [n_items], period, shrink, again: whether a history's own items get votes
     "Lay out each item's neighbours side by side, zeros where there are fewer."
     x = interactions_matrix(*(np.asarray(prep.events[k][known]) for k in ("user", "item", "timestamp")), prep.n_items, period)
     s = neighbours(x, top, shrink); n, size = prep.n_items, np.diff(s.indptr)
@@ -77,7 +77,7 @@ def make_table(
     near[:, 0], sim[:, 0] = np.arange(n), OWN
     at = np.repeat(np.arange(n), size), 1 + np.arange(s.nnz) - np.repeat(s.indptr[:-1], size)
     near[at], sim[at] = s.indices, s.data
-    return dict(near=near, sim=sim, weight=(decay ** np.arange(prep.length)[::-1]).astype(np.float32), counts=np.asarray(x.sum(0)).ravel().astype(np.float32), period=np.float64(period), shrink=np.float64(shrink))
+    return dict(near=near, sim=sim, weight=(decay ** np.arange(prep.length)[::-1]).astype(np.float32), counts=np.asarray(x.sum(0)).ravel().astype(np.float32), period=np.float64(period), shrink=np.float64(shrink), again=np.bool_(prep.repeats))
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-14
 def votes(
@@ -89,6 +89,7 @@ def votes(
     for i, rows in enumerate(past):
         rows, weight = rows[rows >= 0], table["weight"][rows >= 0]
         out[i] = np.bincount(table["near"][rows].ravel(), (table["sim"][rows] * weight[:, None]).ravel(), minlength=n)
+        if not table["again"]: out[i][rows] = 0
     return out
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-17
@@ -98,15 +99,15 @@ def training_votes(
 ):                         # function (events [B], history rows [B, L], item rows [B, C], column 0 the event's own) -> float32 [B, C]
     "Prepare votes for training cases, without the case's own part in them."
     n, (near, sim), count = prep.n_items, (table["near"], table["sim"]), table["counts"]
-    dense, (i, k) = np.zeros((n, n), np.float16), np.nonzero(sim); dense[i, near[i, k]] = sim[i, k]   # not the padding, which names item 0
+    dense, (i, k) = np.zeros((n, n), np.float16), np.nonzero(sim); dense[near[i, k], i] = sim[i, k]   # not the padding, which names item 0; a row holds what votes for an item: one candidate reads one row
     e, period = prep.events, float(table["period"]); times = np.asarray(e["timestamp"])[np.asarray(e["case"])]
     def of(pos, past, rows):
-        v = dense[past[:, None, :], rows[:, :, None]].astype(np.float32)
+        v = dense[rows[:, :, None], past[:, None, :]].astype(np.float32)
         mine = rows[:, 0]; together = (v[:, 0] > 0) & (past != mine[:, None])
         if period: together &= slots(history_at(times, e["hist_first"][pos], e["hist_cut"][pos], past.shape[1]), period) == slots(e["timestamp"][pos], period)[:, None]
         v[:, 0] -= together / (np.sqrt(count[past] * count[mine][:, None]) + float(table["shrink"]))
-        return np.maximum(v, 0)[..., None, :] @ (table["weight"] * (past >= 0))[:, None, :, None]
-    return lambda *args: of(*args)[..., 0, 0]
+        return (np.maximum(v, 0)[..., None, :] @ (table["weight"] * (past >= 0))[:, None, :, None])[..., 0, 0]
+    return of if table["again"] else lambda pos, past, rows: of(pos, past, rows) * ~(past[:, None] == rows[:, :, None]).any(-1)
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-20
 def add_related(
@@ -131,8 +132,6 @@ def add_related(
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-22
 LARGEST = 20_000   # items up to which a table is made: the ranker trains on a square of them
 
-PERIODS, DECAYS = (0., 1., 7.), (.8, .9, .97)
-
 def held_out(folder) -> Path:
     "Find the files of a stage that haven't seen validation: its own, or those of held_out/ after a refit."
     return Path(folder) / "held_out" if (Path(folder) / "held_out").is_dir() else Path(folder)
@@ -146,7 +145,8 @@ def open_retrieval(
     tower, vectors = onnx_session(folder / "query_tower.onnx", threads=1), np.load(folder / "item_vectors.npy")
     def ask(pos, table=None, extras=(0,)):
         query = tower.run(None, pack(prep.contract.query, prep.query_inputs(pos), "q_"))[0]
-        hits, voted = search(vectors, query, C), votes(table, prep.history_rows(pos)) if any(extras) else None
+        best, rows = top_k(hide_rows(query @ vectors.T, hidden_rows(prep, pos)), C); hits = best, np.where(np.isneginf(best), -1, rows)
+        voted = votes(table, prep.history_rows(pos)) if any(extras) else None
         return [add_related(*hits, voted, vectors, query, C - e, e) if e else hits for e in extras]
     return ask
 
@@ -163,7 +163,7 @@ def retrieval_recall(
     return {e: n / len(pos) for e, n in found.items()}
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-24
-PERIODS, DECAYS = (0., 1., 7.), (.8, .9, .97)
+PERIODS, DECAYS = (0., 1., 7.), (.8, .9, .97, .99, .997)
 
 def vote_recall(table: dict, past: np.ndarray, item: np.ndarray, k: int = 100) -> float:
     "Measure what share of cases finds its item among the k most voted."
@@ -197,7 +197,7 @@ def run_neighbours(p: Params) -> dict:  # metrics
         why = "NEIGHBOURS is 0" if not p.NEIGHBOURS else f"the catalogue has {prep.n_items:,} items, more than {LARGEST:,}" if prep.n_items > LARGEST else "there are no validation cases" if not len(pos) else ""
         if why or not p.RELATED: rec.note(f"no table of neighbours: {why or 'RELATED is 0'}"); return rec.metrics
         with rec.timing("table"): table, tried = tuned_table(prep, p, pos)
-        with rec.timing("recall"): recalls = retrieval_recall(prep, p, table, pos, (0, C // 12, C // 6, C // 3, C // 2) if p.RELATED < 0 else (0, min(p.RELATED, C)))
+        with rec.timing("recall"): recalls = retrieval_recall(prep, p, table, pos, (0, C // 12, C // 6, C // 3, C // 2, 2 * C // 3, 5 * C // 6) if p.RELATED < 0 else (0, min(p.RELATED, C)))
         best = max(recalls, key=recalls.get) if p.RELATED < 0 else min(p.RELATED, C)
         rec.metrics |= {f"recall@{C}, {e} related": r for e, r in recalls.items()} | dict(period=float(table["period"]), decay=float(table["weight"][-2] if prep.length > 1 else 1), related=best)
         rec.figure(plot_recalls(recalls, C), "recall", "Recall of candidates by how many of them the neighbours add")

@@ -217,7 +217,9 @@ def load_ranker(
     folder: Path,   # train_state
 ) -> Ranker:
     "Rebuild a ranker; raise `RecsysError` where weights and description don't fit."
-    model = new_ranker(read_json(Path(folder) / "config.json"))
+    config = read_json(Path(folder) / "config.json")
+    if config["pair"] != list(PAIR): raise RecsysError(f"{folder}/config.json: this ranker reads {', '.join(config['pair'])} of a request and a candidate, this version of recsys gives {', '.join(PAIR)}; train it again")
+    model = new_ranker(config)
     found = [a for _, a in sorted(load_arrays(Path(folder) / "weights.npz").items())]
     want, got = ([w.shape for w in weights] for weights in (model.get_weights(), found))
     if want != got: raise RecsysError(f"{folder}/weights.npz: shapes {got}, config.json asks for {want}; both must come from the same training")

@@ -19,7 +19,7 @@ from .additions import additions_file, read_added, to_array
 from .bloom import DAY, SeenItems, day_of, hash_ids
 from .cache import ItemColumns
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, record_stage, resolve, run_dir, sha256_file, stage_dir, write_json
-from .features import FIRST, NULL, OOV, PAD, UNSEEN, Contract, Encoder, as_bytes, columns_of, encode_context, history_length, load_arrays, load_encoder, pack, pair_features, save_arrays, top_category
+from .features import FIRST, NULL, OOV, PAD, PAIR, UNSEEN, Contract, Encoder, as_bytes, columns_of, encode_context, history_length, load_arrays, load_encoder, pack, pair_features, save_arrays, top_category
 from .index import load_index, plain_index, search
 from .neighbours import OWN, add_related, load_table, votes
 from .rerank import rerank
@@ -41,7 +41,7 @@ def write_bundle(p: Params, folder: Path) -> dict:  # the manifest
     meta = read_json(stage_dir(p, "data_prep") / "meta.json")
     records = {s: read_json(stage_dir(p, s) / "stage.json") for s in ("data_prep", "two_tower", "dlrm")}
     files = {f.name: sha256_file(f) for f in sorted(folder.iterdir()) if f.name not in UNLISTED and not f.name.startswith(".")}
-    content = dict(files=files, contract=read_json(folder / "encoder.json")["contract"], serving={n: p[n] for n in SERVING},
+    content = dict(files=files, contract=read_json(folder / "encoder.json")["contract"], pair=list(PAIR), serving={n: p[n] for n in SERVING},
                    data={k: meta[k] for k in ("span", "train", "positive_events", "split", "timezone")}, parameters={n: v for r in records.values() for n, v in r["parameters"].items() if n not in ("RUN", "OUTPUTS")})
     manifest = dict(content, version=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12], metrics={s: r["metrics"] for s, r in records.items()})
     write_json(folder / "manifest.json", manifest)
@@ -69,6 +69,7 @@ def check_bundle(folder: str | Path) -> dict:  # its manifest
     for name, digest in manifest["files"].items():
         if name not in there: raise RecsysError(f"{folder}: {name} is missing; rebuild the bundle")
         if sha256_file(folder / name) != digest: raise RecsysError(f"{folder}: {name} differs from its sha256 in the manifest; rebuild the bundle")
+    if manifest.get("pair") != list(PAIR): raise RecsysError(f"{folder}: its ranker was trained by another version of recsys, on other facts of a request and a candidate than {', '.join(PAIR)}; run it again from the stage dlrm")
     return manifest
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-12

@@ -19,6 +19,7 @@ from .core import Params, RecsysError, atomic_path, default_params, progress, re
 from .data_prep import load_prepared
 from .encoders import onnx_session
 from .features import pack, save_arrays
+from .index import hidden_rows, hide_rows
 from .towers import (choose_loss, CandidateSampler, TwoTower, baked_history, build_towers, content_by_id, export_onnx, load_state,
                            make_step, save_state, signature)
 
@@ -109,9 +110,10 @@ def positive_ranks(
     queries: np.ndarray,  # [n, dim]
     items: np.ndarray,    # [n_items, dim]
     right: np.ndarray,    # item row of each case, [n]
+    hidden=None,          # of `hidden_rows`, item rows [n, L] that are never shown
 ) -> np.ndarray:          # float [n], 0 is best; among equal scores the middle
     "Rank each case's right item among all items."
-    scores = queries @ items.T
+    scores = hide_rows(queries @ items.T, hidden)
     own = scores[np.arange(len(right)), right][:, None]
     return (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
 
@@ -153,9 +155,9 @@ def validate(
     pos: np.ndarray,        # cases, positions into the events
     candidates: int = 300,
 ) -> dict:
-    "Measure retrieval over the whole catalogue, seen items included."
+    "Measure retrieval over the whole catalogue, seen items included where they are chosen again."
     items = scorer.items(prep)
-    ranks = [positive_ranks(scorer.queries(prep.query_inputs(part)), items, prep.events["item"][part]) for part in np.array_split(pos, len(pos) // 500 + 1)]
+    ranks = [positive_ranks(scorer.queries(prep.query_inputs(part)), items, prep.events["item"][part], hidden_rows(prep, part)) for part in np.array_split(pos, len(pos) // 500 + 1)]
     return rank_metrics(np.concatenate(ranks), candidates)
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-26
@@ -166,7 +168,7 @@ def popularity_metrics(
 ) -> dict:
     "Measure the most-popular ranking on the same cases."
     counts = prep.item_counts[:, None].astype(float)
-    return rank_metrics(positive_ranks(np.ones((len(pos), 1)), counts, prep.events["item"][pos]), candidates) if len(pos) else {}
+    return rank_metrics(positive_ranks(np.ones((len(pos), 1)), counts, prep.events["item"][pos], hidden_rows(prep, pos)), candidates) if len(pos) else {}
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-29
 def check_start(
@@ -206,7 +208,7 @@ def fit(
     if len(train) == 0: raise RecsysError("two-tower: no training cases; lower VALID or TEST, or check POSITIVE_EVENTS")
     counts = np.bincount(prep.events["item"][train], minlength=len(prep.item_counts))
     loss = choose_loss((counts > 0).sum(), len(train), p.TT_BATCH + p.TT_NEGATIVES) if p.TT_LOSS == "auto" else p.TT_LOSS
-    sampler, scorer, seen, rng = CandidateSampler(counts, loss, p.TT_NEGATIVES), Scorer(model), seen_lately(prep, p.SEEN_DAYS), np.random.default_rng(p.SEED)
+    sampler, scorer, seen, rng = CandidateSampler(counts, loss, p.TT_NEGATIVES), Scorer(model), seen_lately(prep, p.SEEN_DAYS if prep.repeats else np.inf), np.random.default_rng(p.SEED)
     step = make_step(model, prep.item_inputs(np.arange(len(prep.item_counts))), mm.LazyAdam(p.TT_LR), kept=kept)
     names, curve, best = model.query_features.names(), [], None
     for epoch in range(1, p.TT_EPOCHS + 1):
