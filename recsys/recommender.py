@@ -69,7 +69,6 @@ def check_bundle(folder: str | Path) -> dict:  # its manifest
     for name, digest in manifest["files"].items():
         if name not in there: raise RecsysError(f"{folder}: {name} is missing; rebuild the bundle")
         if sha256_file(folder / name) != digest: raise RecsysError(f"{folder}: {name} differs from its sha256 in the manifest; rebuild the bundle")
-    if manifest.get("pair") != list(PAIR): raise RecsysError(f"{folder}: its ranker was trained by another version of recsys, on other facts of a request and a candidate than {', '.join(PAIR)}; run it again from the stage dlrm")
     return manifest
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-12
@@ -112,6 +111,7 @@ class Bundle:
     "Load a bundle, verified; each part opens when it is first asked for, so that a member of a server holds what it needs and no more."
     def __init__(self, folder: str | Path):
         self.folder, self.manifest = Path(folder), check_bundle(folder)
+        if self.manifest.get("pair") != list(PAIR): raise RecsysError(f"{folder}: its ranker was trained by another version of recsys, on other facts of a request and a candidate than {', '.join(PAIR)}; run it again from the stage dlrm")
         self.encoder = load_encoder(folder); self.contract = self.encoder.contract
         self.serving = Params(self.manifest["serving"], source="manifest.json")
         self.additions, self._growing = additions_file(self.folder), threading.Lock()
