@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COPIED', 'SERVING', 'UNLISTED', 'SHOWN', 'GROWN', 'STAGES_MS', 'write_bundle', 'write_item_files', 'check_bundle',
-           'table_with', 'by_item', 'Bundle', 'onnx_session', 'run_session', 'UserMemory', 'seen_since', 'read_request',
-           'candidate_features', 'past_rows', 'find_candidates', 'query_arrays', 'score_candidates', 'popular_rows',
-           'first_places', 'fill_candidates', 'Recommender', 'Reasons', 'Stopwatch', 'finite', 'nobody', 'load_run',
-           'one_answer', 'run_bundle', 'write_train_state']
+           'table_with', 'by_item', 'same_facts', 'Bundle', 'onnx_session', 'run_session', 'UserMemory', 'seen_since',
+           'read_request', 'candidate_features', 'past_rows', 'find_candidates', 'query_arrays', 'score_candidates',
+           'popular_rows', 'first_places', 'fill_candidates', 'Recommender', 'Reasons', 'Stopwatch', 'finite', 'nobody',
+           'load_run', 'one_answer', 'run_bundle', 'write_train_state']
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-02
 import hashlib, json, os, shutil, threading, time
@@ -107,11 +107,13 @@ def by_item(name: str, load):  # part of a bundle that is read from a file; func
     return cached_property(lambda self: GROWN[name](load(self), self.added) if self.added else load(self))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-14
+def same_facts(manifest: dict) -> bool: "Tell whether a bundle's ranker reads the facts of request and candidate that this version of recsys gives."; return manifest.get("pair") == list(PAIR)
+
 class Bundle:
     "Load a bundle, verified; each part opens when it is first asked for, so that a member of a server holds what it needs and no more."
     def __init__(self, folder: str | Path):
         self.folder, self.manifest = Path(folder), check_bundle(folder)
-        if self.manifest.get("pair") != list(PAIR): raise RecsysError(f"{folder}: its ranker was trained by another version of recsys, on other facts of a request and a candidate than {', '.join(PAIR)}; run it again from the stage dlrm")
+        if not same_facts(self.manifest): raise RecsysError(f"{folder}: its ranker was trained by another version of recsys, on other facts of a request and a candidate than {', '.join(PAIR)}; run it again from the stage dlrm")
         self.encoder = load_encoder(folder); self.contract = self.encoder.contract
         self.serving = Params(self.manifest["serving"], source="manifest.json")
         self.additions, self._growing = additions_file(self.folder), threading.Lock()
