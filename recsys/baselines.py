@@ -10,9 +10,9 @@ __all__ = ['DECAY', 'OWN', 'GRIDS', 'AGAIN', 'LARGEST_EASE', 'popularity', 'rece
 # %% ../nbs/13_baselines.ipynb #13-baselines-02
 import threading
 import numpy as np
-from .cases import DEPTH, Cases, is_masked, known_of, past_items, recommend, test_cases, tune
+from .cases import DEPTH, Cases, is_masked, known_of, recommend, test_cases, tune
 from .core import Params, RecsysError, atomic_path, progress, read_json, record_stage, run_dir, write_json
-from .data_prep import Prepared, load_prepared
+from .data_prep import Prepared, load_prepared, past_items
 from .features import NULL
 from .factors import FIT_EVENTS, als_maker, bpr_maker
 from .item_votes import ease_maker, history_matrix, item_knn_maker, tiny

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FUNNEL', 'MASKS', 'FEW', 'read_events', 'rows_of', 'device_names', 'split_edges', 'split_events', 'leave_one_out',
            'top_categories', 'transform', 'side_workflow', 'history_workflow', 'whole_workflow', 'export_encoder',
-           'read_vocabulary', 'fit_features', 'load_workflow', 'encoder_difference', 'Prepared', 'load_prepared',
-           'open_prepared', 'sorted_events', 'positive_types', 'training_frames', 'save_prepared', 'decayed_counts',
-           'chosen_again', 'first_events', 'encode_devices', 'write_meta', 'encode_tables', 'run_data_prep']
+           'read_vocabulary', 'fit_features', 'load_workflow', 'encoder_difference', 'Prepared', 'past_items',
+           'load_prepared', 'open_prepared', 'sorted_events', 'positive_types', 'training_frames', 'save_prepared',
+           'decayed_counts', 'chosen_again', 'first_events', 'encode_devices', 'write_meta', 'encode_tables',
+           'run_data_prep']
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-02
 import tempfile
@@ -288,6 +289,26 @@ def query_inputs(self: Prepared,
     for f in self.contract.side("context"): out[f.name] = np.where(no_context, NULL, e[f.name][pos]).astype(np.int64)
     if self.contract["top_category"]: out["top_category"] = np.where(both, NULL, e["top_category"][pos]).astype(np.int64)
     return out | dict(hist_items=self._encoded[rows], hist_len=history_length(rows))
+
+# %% ../nbs/03_data_prep.ipynb #03-data-prep-64
+def past_items(
+    prep: Prepared,
+    pos: np.ndarray,           # positions into events [B]
+    since=None,                # only from these seconds on, [B]; None: everything
+) -> tuple[np.ndarray, np.ndarray]:  # case numbers, item rows: one pair for each past event
+    "List what each case's user did strictly before it."
+    e = prep.events
+    lo, hi = e["first"][pos].astype(np.int64), e["cut"][pos].astype(np.int64)
+    n = hi - lo
+    case = np.repeat(np.arange(len(pos)), n)
+    at = np.arange(n.sum()) + np.repeat(hi - np.cumsum(n), n)
+    keep = slice(None) if since is None else e["timestamp"][at] >= np.asarray(since)[case]
+    return case[keep], e["item"][at][keep]
+
+@patch
+def hidden(self: Prepared, pos: np.ndarray) -> tuple:  # as `past_items` gives it
+    "List what is never shown to events: their past where nothing is chosen again, else nothing."
+    return (np.zeros(0, int),) * 2 if self.repeats else past_items(self, pos)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-43
 @patch

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MASK', 'AGE', 'COUNT', 'YOUNG', 'JUDGED', 'sampling_distribution', 'sample_negatives', 'batches', 'own_negatives',
            'pair_of', 'training_loss', 'make_step', 'step_signature', 'item_tables', 'content_of', 'make_scorer', 'auc',
-           'sampled_quality', 'catalogue_quality', 'candidate_ndcg', 'make_judge', 'retrieved', 'batch_size',
-           'run_epoch', 'draw_cases', 'launched_before', 'fit_ranker', 'plot_curve', 'best_epoch', 'fit_calibration',
-           'fit_blend', 'onnx_inputs', 'check_export', 'refit', 'run_dlrm']
+           'sampled_quality', 'candidate_ndcg', 'make_judge', 'retrieved', 'batch_size', 'run_epoch', 'draw_cases',
+           'launched_before', 'fit_ranker', 'plot_curve', 'best_epoch', 'fit_calibration', 'fit_blend', 'onnx_inputs',
+           'check_export', 'refit', 'run_dlrm']
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-02
 import os, time
@@ -198,24 +198,6 @@ def sampled_quality(
     return dict(auc=auc(z.ravel(), labels.ravel()), log_loss=float(np.logaddexp(0, np.where(labels, -z, z)).mean()))
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-27
-def catalogue_quality(
-    score,                  # of `make_scorer`
-    prep: Prepared,
-    positions: np.ndarray,  # cases
-    items: np.ndarray,      # item rows to rank among; the cases' own are among them
-    k: int = 10,
-) -> dict:                  # ndcg@k; catalogue_log_loss in nats a case
-    "Rank each case's item among many; ties count against it."
-    place, gain, loss = np.full(prep.n_items, -1), [], []
-    place[items] = np.arange(len(items))
-    for at in range(0, len(positions), 64):
-        pos = positions[at:at + 64]
-        scores = score(pos, items[None]).astype(np.float64)
-        target = scores[np.arange(len(pos)), place[prep.events["item"][pos]]]
-        rank = (scores >= target[:, None]).sum(1) - 1
-        gain.append(np.where(rank < k, 1 / np.log2(rank + 2.0), 0)); loss.append(np.logaddexp.reduce(scores, 1) - target)
-    return {f"ndcg@{k}": float(np.concatenate(gain).mean()), "catalogue_log_loss": float(np.concatenate(loss).mean())}
-
 def candidate_ndcg(
     logits: np.ndarray,   # [B, C]
     right: np.ndarray,    # bool [B, C]: the chosen item, which may be missing
@@ -232,18 +214,16 @@ def make_judge(
     prep: Prepared,
     p: Params,
     table=None,       # of neighbours
-    cases: int = 2000, items: int = 2500,  # at most: cases to rank, items to rank among
+    cases: int = 2000,  # at most, whose candidates are ranked
 ):                     # function () -> dict of figures; empty without validation cases
-    "Fix validation cases, items and negatives by seed, so that epochs are compared on the same."
+    "Fix validation cases, their candidates and negatives by seed, so that epochs are compared on the same."
     score, rng, q = make_scorer(model, prep, table), np.random.default_rng(p.SEED), sampling_distribution(prep.item_counts)
     sampled = rng.permutation(prep.positions("valid"))[:20000]
-    among = np.sort(rng.permutation(prep.n_items)[:items])
-    ranked = sampled[np.isin(prep.events["item"][sampled], among)][:cases]
     pages = list(retrieved(prep, p, sampled[:cases], table))
     def judge():
-        if len(ranked) == 0: return {}
+        if not pages: return {}
         found = [(score(pos, rows), rows == prep.events["item"][pos][:, None]) for pos, _, rows in pages]
-        return {JUDGED: candidate_ndcg(*map(np.concatenate, zip(*found)))} | sampled_quality(score, prep, sampled, q, p.DLRM_NEGATIVES, np.random.default_rng(p.SEED)) | catalogue_quality(score, prep, ranked, among)
+        return {JUDGED: candidate_ndcg(*map(np.concatenate, zip(*found)))} | sampled_quality(score, prep, sampled, q, p.DLRM_NEGATIVES, np.random.default_rng(p.SEED))
     return judge
 
 JUDGED = "ndcg@10 among candidates, by epoch"   # what decides when to stop: the order of what retrieval returns, which is all that the ranker will ever sort

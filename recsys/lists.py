@@ -9,9 +9,9 @@ __all__ = ['model_lists', 'score_block', 'block_lists', 'take_rows', 'past_mask'
 # %% ../nbs/13_lists.ipynb #13-lists-02
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from .cases import DEPTH, past_items
+from .cases import DEPTH
 from .core import Params, progress, read_json, stage_dir
-from .data_prep import Prepared
+from .data_prep import Prepared, past_items
 from .features import load_arrays
 from .recommender import Bundle, fill_candidates, find_candidates, query_arrays, run_session, score_candidates, seen_since
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from .core import Params, progress, record_stage, stage_dir
 from .features import history_at, load_arrays, pack, save_arrays
-from .index import hidden_rows, hide_rows, top_k
+from .index import top_k
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-07
 DAY = 86400
@@ -145,7 +145,7 @@ def open_retrieval(
     tower, vectors = onnx_session(folder / "query_tower.onnx", threads=1), np.load(folder / "item_vectors.npy")
     def ask(pos, table=None, extras=(0,)):
         query = tower.run(None, pack(prep.contract.query, prep.query_inputs(pos), "q_"))[0]
-        best, rows = top_k(hide_rows(query @ vectors.T, hidden_rows(prep, pos)), C); hits = best, np.where(np.isneginf(best), -1, rows)
+        scores = query @ vectors.T; scores[prep.hidden(pos)] = -np.inf; best, rows = top_k(scores, C); hits = best, np.where(np.isneginf(best), -1, rows)
         voted = votes(table, prep.history_rows(pos)) if any(extras) else None
         return [add_related(*hits, voted, vectors, query, C - e, e) if e else hits for e in extras]
     return ask
@@ -164,6 +164,7 @@ def retrieval_recall(
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-24
 PERIODS, DECAYS = (0., 1., 7.), (.8, .9, .97, .99, .997)
+GAIN = 1.002   # times the towers' recall from which a table is kept; its votes help the ranker where candidates hardly gain: on MovieLens-100k recall rises by .3 %, NDCG@10 of the full path from .078 to .081
 
 def vote_recall(table: dict, past: np.ndarray, item: np.ndarray, k: int = 100) -> float:
     "Measure what share of cases finds its item among the k most voted."
@@ -209,8 +210,6 @@ def run_neighbours(p: Params) -> dict:  # metrics
             save_arrays(file, make_table(prep, known, p.NEIGHBOURS, float(table["period"])) | dict(weight=table["weight"], related=np.int64(best)))
             rec.note("neighbours: the table was made once more of training and validation")
     return rec.metrics
-
-GAIN = 1.002   # times the towers' recall from which a table is kept; its votes help the ranker where candidates hardly gain: on MovieLens-100k recall rises by .3 %, NDCG@10 of the full path from .078 to .081
 
 def load_table(folder) -> dict | None:  # of `make_table`, and related: candidates that it adds
     "Read a table of neighbours from a stage's or a bundle's folder; None where there is none."

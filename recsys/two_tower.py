@@ -19,7 +19,6 @@ from .core import Params, RecsysError, atomic_path, default_params, progress, re
 from .data_prep import load_prepared
 from .encoders import onnx_session
 from .features import pack, save_arrays
-from .index import hidden_rows, hide_rows
 from .towers import (choose_loss, CandidateSampler, TwoTower, baked_history, build_towers, content_by_id, export_onnx, load_state,
                            make_step, save_state, signature)
 
@@ -110,10 +109,10 @@ def positive_ranks(
     queries: np.ndarray,  # [n, dim]
     items: np.ndarray,    # [n_items, dim]
     right: np.ndarray,    # item row of each case, [n]
-    hidden=None,          # of `hidden_rows`, item rows [n, L] that are never shown
+    hidden=((), ()),      # of `Prepared.hidden`, what is never shown
 ) -> np.ndarray:          # float [n], 0 is best; among equal scores the middle
     "Rank each case's right item among all items."
-    scores = hide_rows(queries @ items.T, hidden)
+    scores = queries @ items.T; scores[hidden] = -np.inf
     own = scores[np.arange(len(right)), right][:, None]
     return (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
 
@@ -157,7 +156,7 @@ def validate(
 ) -> dict:
     "Measure retrieval over the whole catalogue, seen items included where they are chosen again."
     items = scorer.items(prep)
-    ranks = [positive_ranks(scorer.queries(prep.query_inputs(part)), items, prep.events["item"][part], hidden_rows(prep, part)) for part in np.array_split(pos, len(pos) // 500 + 1)]
+    ranks = [positive_ranks(scorer.queries(prep.query_inputs(part)), items, prep.events["item"][part], prep.hidden(part)) for part in np.array_split(pos, len(pos) // 500 + 1)]
     return rank_metrics(np.concatenate(ranks), candidates)
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-26
@@ -168,7 +167,7 @@ def popularity_metrics(
 ) -> dict:
     "Measure the most-popular ranking on the same cases."
     counts = prep.item_counts[:, None].astype(float)
-    return rank_metrics(positive_ranks(np.ones((len(pos), 1)), counts, prep.events["item"][pos], hidden_rows(prep, pos)), candidates) if len(pos) else {}
+    return rank_metrics(positive_ranks(np.ones((len(pos), 1)), counts, prep.events["item"][pos], prep.hidden(pos)), candidates) if len(pos) else {}
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-29
 def check_start(
