@@ -22,7 +22,7 @@ from .data_prep import Prepared, load_prepared
 from .encoders import onnx_session
 from .features import FIRST, OOV, PAD, PAIR, pack, pair_features
 from .neighbours import held_out, load_table, open_retrieval, training_votes, votes as votes_of
-from .ranker import Ranker, export_ranker, load_ranker, measure_latency, new_ranker, ranker_config, save_ranker, signature
+from .ranker import MASKED, Ranker, export_ranker, load_ranker, measure_latency, new_ranker, ranker_config, save_ranker, signature
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-07
 def sampling_distribution(
@@ -217,12 +217,11 @@ def make_judge(
     cases: int = 2000,  # at most, whose candidates are ranked
 ):                     # function () -> dict of figures; empty without validation cases
     "Fix validation cases, their candidates and negatives by seed, so that epochs are compared on the same."
-    score, rng, q = make_scorer(model, prep, table), np.random.default_rng(p.SEED), sampling_distribution(prep.item_counts)
-    sampled = rng.permutation(prep.positions("valid"))[:20000]
+    score, q, sampled = make_scorer(model, prep, table), sampling_distribution(prep.item_counts), np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:20000]
     pages = list(retrieved(prep, p, sampled[:cases], table))
     def judge():
         if not pages: return {}
-        found = [(score(pos, rows), rows == prep.events["item"][pos][:, None]) for pos, _, rows in pages]
+        found = [(np.where(rows < 0, MASKED, score(pos, rows)), rows == prep.events["item"][pos][:, None]) for pos, _, rows in pages]
         return {JUDGED: candidate_ndcg(*map(np.concatenate, zip(*found)))} | sampled_quality(score, prep, sampled, q, p.DLRM_NEGATIVES, np.random.default_rng(p.SEED))
     return judge
 
@@ -231,7 +230,7 @@ JUDGED = "ndcg@10 among candidates, by epoch"   # what decides when to stop: the
 def retrieved(prep: Prepared, p: Params, cases: np.ndarray, table=None, size: int = 64):  # yields cases, retrieval's scores, item rows [b, CANDIDATES]
     "Ask towers and neighbours for the candidates of validation cases, block by block."
     ask, extra = open_retrieval(prep, p), (int(table["related"]) if table else 0,)
-    for pos in (cases[a:a + size] for a in range(0, len(cases), size)): (scores, rows), = ask(pos, table, extra); yield pos, scores, rows
+    for pos in (cases[a:a + size] for a in range(0, len(cases), size)): (scores, rows), = ask(pos, table, extra); yield pos, np.where(rows < 0, 0, scores), rows
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-32
 def batch_size(
@@ -352,7 +351,7 @@ def fit_blend(
     "Choose how much retrieval's score counts beside the ranker's, then calibrate the sum."
     model.calibration.assign([1.0, 0.0])
     pos, score, found = np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:cases], make_scorer(model, prep, table), []
-    for part, scores, rows in retrieved(prep, p, pos, table): found.append((score(part, rows), scores, rows == prep.events["item"][part][:, None], rows >= 0))
+    for part, scores, rows in retrieved(prep, p, pos, table): found.append((np.where(rows < 0, MASKED, score(part, rows)), scores, rows == prep.events["item"][part][:, None], rows >= 0))
     if not found: return []
     logits, scores, right, there = (np.concatenate(x) for x in zip(*found))   # without scores: a weight that is there doesn't count twice
     tried = [(w, candidate_ndcg(logits + w * scores, right)) for w in grid]
