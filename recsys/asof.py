@@ -228,7 +228,7 @@ def check_counts(prep: Prepared, bundle: Bundle, raw: Raw) -> list:  # rows of t
              "first training event of each item": (launch, prep.item_columns["first_event"]),
              "first and last training second": (span, prep.meta["train"]), "first and last training second in the bundle": (span, bundle.manifest["data"]["train"])}
     pairs |= {f"{n} in the bundle": (prep.item_columns[n], columns[n]) for n in prep.item_columns}
-    return [compare_arrays(name, *pair, ids) for name, pair in pairs.items()] + (check_table(bundle.neighbours, raw, ids) if bundle.neighbours else [])
+    return [compare_arrays(name, *pair, ids) for name, pair in pairs.items()] + (check_table(bundle.neighbours, raw, ids, prep.refits(read_json(prep.folder.parent / "neighbours" / "stage.json")["parameters"]["REFIT"])) if bundle.neighbours else [])
 
 def compare_arrays(name: str, expected, found, ids) -> dict:  # row of the table
     "Compare what was learned item by item, and show the first that differs."
@@ -239,9 +239,9 @@ def compare_arrays(name: str, expected, found, ids) -> dict:  # row of the table
     return result("learned", name, len(expected), len(wrong), told)
 
 # %% ../nbs/14_asof.ipynb #14-asof-31
-def check_table(table: dict, raw: Raw, ids, most: int = 500, longest: int = 500) -> list:  # rows of the table
+def check_table(table: dict, raw: Raw, ids, refitted: bool = False, most: int = 500, longest: int = 500) -> list:  # rows of the table
     "Compare a table of neighbours with who chose what in training: how many people, or people and periods, each item had, and how near some pairs are."
-    t, period = raw.events[(raw.events.split < (2 if raw.p.get("REFIT") else 1)) & (raw.events.split >= 0) & raw.events.case & raw.events.user_id.notna()], int(float(table["period"]) * 86400)
+    t, period = raw.events[(raw.events.split < (2 if refitted else 1)) & (raw.events.split >= 0) & raw.events.case & raw.events.user_id.notna()], int(float(table["period"]) * 86400)
     group = t.groupby([t.user_id, t.timestamp // period if period else t.timestamp * 0], observed=True).ngroup()
     kept = group.groupby(group).tail(longest).index
     people = group[kept].groupby(t.item_id[kept].astype(str)).agg(set).reindex(ids)
@@ -249,18 +249,26 @@ def check_table(table: dict, raw: Raw, ids, most: int = 500, longest: int = 500)
     item, place = np.nonzero(table["sim"][:, 1:] > 0); some = np.random.default_rng(0).permutation(len(item))[:most]
     pairs = [(own[i], own[table["near"][i, 1 + k]], table["sim"][i, 1 + k]) for i, k in zip(item[some], place[some])]
     near = [len(a & b) / (np.sqrt(len(a) * len(b)) + float(table["shrink"])) for a, b, _ in pairs]
-    return [compare_arrays("people of each item, neighbours", list(map(len, own)), table["counts"], ids), compare_arrays("nearness of neighbours", near, [x for *_, x in pairs], ids)]
+    chosen, number = raw.events[raw.events.case & raw.events.user_id.notna()], t.item_id.astype(str).value_counts().reindex(ids, fill_value=0).to_numpy()   # by user and time
+    what, learned = chosen.item_id.astype(str).to_numpy(), chosen.index.isin(t.index); same = chosen.groupby(["user_id", "timestamp"], observed=True).cumcount(); before = (chosen.groupby("user_id", observed=True).cumcount() - same).to_numpy()
+    steps = []
+    for lag, w in ((1, 1), (2, .5), (3, .25)): here = np.flatnonzero(learned & (before >= lag)); steps.append(pd.DataFrame(dict(i=what[here - same.to_numpy()[here] - lag], j=what[here], w=w)))
+    item, place = np.nonzero(table["next_sim"] > 0); some = np.random.default_rng(0).permutation(len(item))[:most]; after = table["next_near"][item[some], place[some]]
+    soon = pd.concat(steps).groupby(["i", "j"]).w.sum().reindex(zip(map(str, ids[item[some]]), map(str, ids[after]))).fillna(0).to_numpy() / (np.sqrt(number[item[some]] * number[after]) + float(table["shrink"]))
+    return [compare_arrays("people of each item, neighbours", list(map(len, own)), table["counts"], ids), compare_arrays("nearness of neighbours", near, [x for *_, x in pairs], ids),
+            compare_arrays("choices of each item, followers", number, table["next_counts"], ids), compare_arrays("how often followers follow", soon, table["next_sim"][item[some], place[some]], ids)]
 
 # %% ../nbs/14_asof.ipynb #14-asof-34
 def expected_pair(raw: Raw, past: list, item: str, now: int, launch: dict, table: dict | None, row_of: dict) -> dict:  # name of PAIR -> value
     "Compute the facts of one case and one candidate from what came strictly before."
     seen = [i for second, i, case in past if second < now and case][-raw.p.HISTORY:]; same = [back for back, i in enumerate(reversed(seen)) if i == item and i in raw.words["item_id"]]
-    out = dict(age=np.log1p((now - launch[item]) / 86400) if launch.get(item, now) < now else 0.0, count=np.log1p(len(same)), last=1 - np.log(1 + same[0]) / np.log(1 + raw.p.HISTORY) if same else 0.0, faded=np.log1p(sum(2 ** (-FADE * back / raw.p.HISTORY) for back in same)), due=0.0, votes=0.0)
+    out = dict(age=np.log1p((now - launch[item]) / 86400) if launch.get(item, now) < now else 0.0, count=np.log1p(len(same)), last=1 - np.log(1 + same[0]) / np.log(1 + raw.p.HISTORY) if same else 0.0, faded=np.log1p(sum(2 ** (-FADE * back / raw.p.HISTORY) for back in same)), due=0.0, votes=0.0, next=0.0)
     if len(same) > 1: waited, rhythm = 1 + same[0], (same[-1] - same[0]) / (len(same) - 1); out["due"] = waited / (waited + rhythm)
     for back, i in enumerate(reversed(seen)) if table else ():
-        if i in raw.words["item_id"]: out["votes"] += table["weight"][-1 - back] * table["sim"][row_of[i]][table["near"][row_of[i]] == row_of[item]].sum()
-    if table and same and not table["again"]: out["votes"] = 0.0
-    return out | dict(votes=np.log1p(100 * out["votes"]))
+        for name, part in (("votes", ""), ("next", "next_")) if i in raw.words["item_id"] else ():
+            out[name] += table[part + "weight"][-1 - back] * table[part + "sim"][row_of[i]][table[part + "near"][row_of[i]] == row_of[item]].sum()
+    if table and same and not table["again"]: out["votes"] = out["next"] = 0.0
+    return out | {name: np.log1p(100 * out[name]) for name in ("votes", "next")}
 
 def check_pairs(p: Params, prep: Prepared, bundle: Bundle, raw: Raw, n: int = 150) -> list:  # rows of the table
     "Compare what the ranker reads of cases and candidates: the chosen item, the newest of the history, one at random."

@@ -79,12 +79,12 @@ _PARAMS = [
     Param("TT_DIM", 64, "dimensions of query and item vectors", 4, 512),
     Param("TT_HIDDEN", "128", "hidden layers of each tower, widths separated by commas"),
     Param("TT_BATCH", 1024, "training rows a step", 16, 65536),
-    Param("TT_EPOCHS", 10, "passes over the training cases, at most", 1, 200),
+    Param("TT_EPOCHS", 40, "passes over the training cases, at most", 1, 200),
     Param("TT_LR", 0.002, "learning rate", 1e-6, 1.0),
     Param("TT_PATIENCE", 2, "epochs without a better validation before training stops", 0, 100),
     Param("TT_DROPOUT", 0.1, "share of embedding components dropped in training", 0.0, 0.9),
-    Param("TT_LOSS", "auto", "softmax over what: shared samples, the batch, or the whole catalogue; auto: the whole one where it is as small as a sample, or the data are", choices=("auto", "sampled", "in_batch", "full")),
-    Param("REFIT", False, "fit towers and ranker once more, on training and validation together, for the epochs that were best"),
+    Param("TT_LOSS", "auto", "softmax over what: shared samples, the batch, or the whole catalogue; auto: the whole one where it is about as small as a sample", choices=("auto", "sampled", "in_batch", "full")),
+    Param("REFIT", "auto", "fit towers, neighbours and ranker once more, on training and validation together, for the epochs that were best; auto: only for leave_one_out", choices=("auto", "true", "false")),
     Param("TT_NEGATIVES", 2048, "TT_LOSS sampled: negatives shared by a batch", 16, 65536),
     Param("TT_COMBINER", "decay", "how a history becomes one vector", choices=("decay", "mean", "none")),
     Param("USER_ID", False, "give the towers and the ranker an embedding of the user's id"),
@@ -187,6 +187,7 @@ def check_value(
         raise RecsysError(f"{source}: unknown parameter {name}" + (f"; did you mean {near[0]}?" if near else "; `recsys params` lists them all"))
     q = PARAMS[name]
     if q.type is float and type(value) is int: value = float(value)
+    if type(value) is bool and "true" in q.choices: value = str(value).lower()   # YAML's true is no string
     if type(value) is not q.type:
         raise RecsysError(f"{source}: {name} is {value!r} ({type(value).__name__}), expected {q.type.__name__}: {q.doc}")
     if q.choices and value not in q.choices: raise RecsysError(f"{source}: {name} is {value!r}, expected one of {', '.join(q.choices)}")

@@ -265,6 +265,8 @@ class Prepared:
     @property
     def repeats(self) -> bool: return "again" not in self.events   # whether what a user chose before may be a case
 
+    def refits(self, wanted: str) -> bool: return wanted == "true" or wanted == "auto" and self.meta["split"] == "leave_one_out"   # REFIT; there validation holds each user's newest choice, a tenth of all in short sequences
+
     def history_rows(self, pos: np.ndarray) -> np.ndarray:  # item rows [B, HISTORY], newest last, -1 padded
         "Gather each event's history as item rows."
         return history_at(self.hist_items, self.events["hist_first"][pos], self.events["hist_cut"][pos], self.length)

@@ -21,7 +21,7 @@ from .core import Params, RecsysError, progress, record_stage, stage_dir
 from .data_prep import Prepared, load_prepared
 from .encoders import onnx_session
 from .features import FIRST, OOV, PAD, PAIR, pack, pair_features
-from .neighbours import held_out, load_table, open_retrieval, training_votes, votes as votes_of
+from .neighbours import heard as heard_of, held_out, load_table, open_retrieval, training_votes
 from .ranker import MASKED, Ranker, export_ranker, load_ranker, measure_latency, new_ranker, ranker_config, save_ranker, signature
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-07
@@ -68,7 +68,7 @@ def batches(
         rows = np.concatenate([positive[:, None], sample_negatives(positive, q, n, rng)], axis=1)
         x = prep.query_inputs(pos, rng if mask else None); past = np.where(x["hist_items"] > PAD, prep.history_rows(pos), -1)
         rows = np.concatenate([rows, own_negatives(past, positive, own, rng)], axis=1); there = rows >= 0; rows = np.maximum(rows, 0)
-        pair = pair_of(prep, pos, rows, x["hist_items"], heard(pos, past, rows) if heard else 0.0); pair[:, :, MASK] *= there
+        pair = pair_of(prep, pos, rows, x["hist_items"], heard(pos, past, rows) if heard else (0., 0.)); pair[:, :, MASK] *= there
         noise = n * q[rows] + own * np.expm1(pair[:, :, COUNT]) / np.maximum((past >= 0).sum(1), 1)[:, None]   # expected number of times that each item is drawn for this case
         yield *pack(prep.contract.query, x).values(), rows.astype(np.int32), pair, noise.astype(np.float32)
 
@@ -88,13 +88,13 @@ def pair_of(
     pos: np.ndarray,    # events [B]
     rows: np.ndarray,   # item rows [R, C]; R is B or 1
     past: np.ndarray,   # encoded ids of the history [B, L]
-    votes=0.0,          # of `neighbours.votes` [B, C]
+    heard=(0., 0.),     # of `neighbours.heard` [2, B, C]
     score=None,         # retrieval's, [B, C]; None: in training, where the mask says what was launched at that moment
 ) -> np.ndarray:        # float32 [B, C, len(PAIR)]
     "Compute the facts of cases and candidates."
     now, launch = np.asarray(prep.events["timestamp"][pos]), prep.item_columns["first_event"][rows]
     there, score = (now[:, None] >= launch, 0) if score is None else (rows >= 0, score)
-    return pair_features(there, score, now, launch, past, prep.item_columns["item_id"][rows], votes)
+    return pair_features(there, score, now, launch, past, prep.item_columns["item_id"][rows], heard)
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-14
 def training_loss(
@@ -164,7 +164,7 @@ def make_scorer(
     ints, floats = item_tables(prep)
     graph = tf.function(lambda q, f, rows, pair: model(q, f, tf.gather(ints, rows), tf.gather(floats, rows), pair), input_signature=step_signature(model))
     def score(pos, rows, scores=0.0):
-        x, v = prep.query_inputs(pos), np.take_along_axis(votes_of(table, prep.history_rows(pos)), np.broadcast_to(rows, (len(pos), rows.shape[1])), 1) if table else 0.0
+        x, v = prep.query_inputs(pos), heard_of(table, prep.history_rows(pos), rows)
         return graph(*pack(prep.contract.query, x).values(), rows.astype(np.int32), pair_of(prep, pos, rows, x["hist_items"], v, scores)).numpy()
     return score
 
@@ -364,11 +364,11 @@ def onnx_inputs(
     prep: Prepared,
     positions: np.ndarray,  # events, [B]
     rows: np.ndarray,       # item rows [B, C], -1 where there is no candidate
-    scores=0.0, votes=0.0,  # retrieval's, the neighbours', [B, C]
+    scores=0.0, heard=(0., 0.),  # retrieval's [B, C]; of `neighbours.heard`
 ) -> dict:                  # name -> array
     "Gather what the exported ranker wants."
     x = prep.query_inputs(positions)
-    return pack(prep.contract.query, x, "q_") | pack(prep.contract.item, prep.item_inputs(np.maximum(rows, 0)), "i_") | dict(pair=pair_of(prep, positions, rows, x["hist_items"], votes, scores))
+    return pack(prep.contract.query, x, "q_") | pack(prep.contract.item, prep.item_inputs(np.maximum(rows, 0)), "i_") | dict(pair=pair_of(prep, positions, rows, x["hist_items"], heard, scores))
 
 def check_export(
     session,        # of `onnx_session`
@@ -398,7 +398,7 @@ def run_dlrm(p: Params) -> dict:  # metrics
         prep, table = load_prepared(p), load_table(held_out(stage_dir(p, "neighbours")))
         with rec.timing("fit"): model, curve = fit_ranker(prep, p, table=table)
         with rec.timing("blend"): tried = fit_blend(model, prep, p, table)
-        if p.REFIT and tried: model = refit(model, prep, p, curve, rec)
+        if prep.refits(p.REFIT) and tried: model = refit(model, prep, p, curve, rec)
         save_ranker(model, rec.dir / "train_state")
         with rec.timing("export"): session = onnx_session(export_ranker(model, rec.dir / "dlrm.onnx"), threads=1)
         rec.rows.update({s: len(prep.positions(s)) for s in ("train", "valid")} | dict(items=prep.n_items))

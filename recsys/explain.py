@@ -19,7 +19,7 @@ from .recommender import Reasons, Recommender, candidate_features, finite, nobod
 # %% ../nbs/22_explain.ipynb #22-explain-06
 GROUPS = dict(history="the history", user="the user's profile", context="device and time", item="the item itself (popularity, age)",
               attributes="category and attributes", price="price", text="text", image="image")   # group -> what people call it
-PAIR_GROUPS = dict(mask="", score="item", age="item", count="history", last="history", faded="history", due="history", votes="history")   # of what is known of a request and a candidate together
+PAIR_GROUPS = dict(mask="", score="item", age="item", count="history", last="history", faded="history", due="history", votes="history", next="history")   # of what is known of a request and a candidate together
 
 def group_of(feature) -> str:
     "Tell which group a feature of the contract belongs to."

@@ -300,7 +300,7 @@ def history_length(rows: np.ndarray) -> np.ndarray:  # [B, L] with -1 as padding
     return (np.log1p((rows >= 0).sum(-1)) / np.log1p(rows.shape[-1])).astype(np.float32)
 
 # %% ../nbs/01_features.ipynb #01-features-53
-PAIR = ("mask", "score", "age", "count", "last", "faded", "due", "votes")   # columns: whether there is a candidate; retrieval's score; log(1 + days since launch); the four of `repeats`; log(1 + 100 votes of the history's neighbours)
+PAIR = ("mask", "score", "age", "count", "last", "faded", "due", "votes", "next")   # columns: whether there is a candidate; retrieval's score; log(1 + days since launch); the four of `repeats`; log(1 + 100 votes) of the history's neighbours, and of what follows its items
 UNSEEN = 2**40                    # launch of an item without training events, seconds
 
 def item_age(
@@ -337,10 +337,10 @@ def pair_features(
     score,               # retrieval's, [B, C]
     now: np.ndarray, launch: np.ndarray,   # see `item_age`
     past: np.ndarray, ids: np.ndarray,     # see `repeats`
-    votes=0.,            # of `neighbours.votes`, [B, C]; 0 where there is no table
+    heard=(0., 0.),      # of `neighbours.heard`, [2, B, C]; zeros where there is no table
 ) -> np.ndarray:         # float32 [B, C, len(PAIR)]
     "Lay out what is known of each request and candidate together."
-    return np.stack(np.broadcast_arrays(there, np.where(there, score, 0), item_age(now, launch), *repeats(past, ids), np.log1p(100 * np.asarray(votes))), -1).astype(np.float32)
+    return np.stack(np.broadcast_arrays(there, np.where(there, score, 0), item_age(now, launch), *repeats(past, ids), *np.log1p(100 * np.asarray(heard))), -1).astype(np.float32)
 
 # %% ../nbs/01_features.ipynb #01-features-56
 def mark_cases(

@@ -21,7 +21,7 @@ from .cache import ItemColumns
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, record_stage, resolve, run_dir, sha256_file, stage_dir, write_json
 from .features import FIRST, NULL, OOV, PAD, PAIR, UNSEEN, Contract, Encoder, as_bytes, columns_of, encode_context, history_length, load_arrays, load_encoder, pack, pair_features, save_arrays, top_category
 from .index import load_index, plain_index, search
-from .neighbours import OWN, add_related, load_table, votes
+from .neighbours import OWN, add_related, heard, load_table, votes
 from .rerank import rerank
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-07
@@ -79,9 +79,9 @@ def _columns_with(x, rows: list):  # ItemColumns, additions
 def table_with(x, rows: list):  # a table of neighbours or None, additions
     "Let added items into a table of neighbours, where each votes for itself."
     if x is None: return None
-    n, k = len(x["near"]), len(rows); near, sim = np.zeros((k, x["near"].shape[1]), np.int32), np.zeros((k, x["sim"].shape[1]), np.float32)
-    near[:, 0], sim[:, 0] = np.arange(n, n + k), OWN
-    return x | dict(near=np.concatenate([x["near"], near]), sim=np.concatenate([x["sim"], sim]), counts=np.append(x["counts"], np.zeros(k, np.float32)))
+    n, k = len(x["near"]), len(rows); grown = {name: np.concatenate([x[name], np.zeros((k, *x[name].shape[1:]), x[name].dtype)]) for name in ("near", "sim", "counts", "next_near", "next_sim", "next_counts")}
+    grown["near"][n:, 0], grown["sim"][n:, 0] = np.arange(n, n + k), OWN
+    return x | grown
 
 def _index_with(x, rows: list):
     vectors = np.stack([to_array(r["vector"]) for r in rows])
@@ -297,8 +297,8 @@ def candidate_features(
 ) -> dict:               # i_ints, i_floats, pair, each [B, C, n]
     "Gather the columns of the candidates and what the moment says of them; padding takes row 0 and is masked."
     at = np.maximum(rows, 0); found, history, own = bundle.columns.gather(at), *bundle.places
-    heard = 0.0 if bundle.neighbours is None else np.take_along_axis(votes(bundle.neighbours, past_rows(bundle, q_ints)), at, 1)
-    return found | dict(pair=pair_features(rows >= 0, scores, now, found.pop("first_event"), q_ints[:, history], found["i_ints"][:, :, own], heard))
+    told = heard(bundle.neighbours, past_rows(bundle, q_ints), at)
+    return found | dict(pair=pair_features(rows >= 0, scores, now, found.pop("first_event"), q_ints[:, history], found["i_ints"][:, :, own], told))
 
 def past_rows(bundle: Bundle, q_ints: np.ndarray) -> np.ndarray: "Read histories as item rows [B, L], -1 where unknown or padded."; return bundle.row_of_code[q_ints[:, bundle.places[0]]]
 
@@ -309,9 +309,8 @@ def find_candidates(
     width: int,          # items wanted
 ) -> tuple:              # scores, item rows [B, width]
     "Search the index, and let the history's neighbours in where the bundle has a table of them."
-    hits, table = search(bundle.index, query, width), bundle.neighbours
-    if table is None: return hits
-    C, extra = min(bundle.serving.CANDIDATES, len(bundle.ids)), int(table["related"])
+    hits, table = search(bundle.index, query, width), bundle.neighbours; C, extra = min(bundle.serving.CANDIDATES, len(bundle.ids)), int(table["related"]) if table else 0
+    if not extra: return hits
     return add_related(*hits, votes(table, past_rows(bundle, q_ints)), bundle.vectors, query, C - extra, extra)
 
 def query_arrays(bundle: Bundle, features: dict) -> dict: "Lay out query features as the models take them: q_ints, q_floats [B, n]."; return pack(bundle.contract.query, features, "q_")

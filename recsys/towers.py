@@ -191,12 +191,11 @@ def query_variables(model: TwoTower) -> list:  # of tf.Variable
 
 # %% ../nbs/05_towers.ipynb #05-towers-31
 def choose_loss(
-    items: int,        # that training saw
-    cases: int,        # of training
-    drawn: int,        # candidates of a step with sampling
-) -> str:              # full or sampled
-    "Choose the whole catalogue where it costs no more than a sample, or where the data are small enough to pay for it."
-    return "full" if items <= 1.5 * drawn or (items <= 20_000 and items * cases <= 3e9) else "sampled"
+    items: int,   # that training saw
+    drawn: int,   # candidates of a step with sampling
+) -> str:         # full or sampled
+    "Choose the whole catalogue where it costs no more than a sample."
+    return "full" if items <= 1.5 * drawn else "sampled"
 
 class CandidateSampler:
     "Choose the candidates of each step and the logarithm of their chance to be there."

@@ -17,7 +17,7 @@ from .features import NULL, columns_of, history_length, local_time
 from .features import pack as side_by_side
 from .member import PythonMember
 from .recommender import STAGES_MS, Bundle, Reasons, Recommender, finite, pair_features, past_rows, query_arrays, read_request
-from .neighbours import votes
+from .neighbours import heard
 from .repository import REQUEST, RESPONSE, Ensemble, Member, Step, Tensor, pinned_version, write_repository
 from .triton import StageMember, column_of, lines_of, onnx_tensors, pack, request_of, unpack
 
@@ -193,8 +193,7 @@ class UnrollFeatures(StageMember):
         b, rows, (B, C) = self.recommender.bundle, x["candidates"], x["candidates"].shape
         now, launch = unpack(x["request"])[0]["timestamp"], b.columns.gather(np.maximum(rows, 0), ["first_event"])["first_event"]
         items = side_by_side(b.contract.item, {n[2:]: a for n, a in x.items() if n.startswith("i_")}, "i_")
-        heard = 0.0 if b.neighbours is None else np.take_along_axis(votes(b.neighbours, past_rows(b, x["q_ints"])), np.maximum(rows, 0), 1)
-        items |= dict(pair=pair_features(rows >= 0, x["retrieved"], now, launch, x["q_ints"][:, b.places[0]], x["i_item_id"], heard))
+        items |= dict(pair=pair_features(rows >= 0, x["retrieved"], now, launch, x["q_ints"][:, b.places[0]], x["i_item_id"], heard(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0))))
         return {f"u_{n}": np.repeat(x[n], C, axis=0) for n in ("q_ints", "q_floats")} | {f"u_{n}": a.reshape(B * C, 1, -1) for n, a in items.items()}
 
 # %% ../nbs/18_triton_reference.ipynb #18-triton-reference-16

@@ -206,7 +206,7 @@ def fit(
     train, valid = prep.positions("train") if train is None else train, validation_cases(prep, p.SEED) if valid is None else valid
     if len(train) == 0: raise RecsysError("two-tower: no training cases; lower VALID or TEST, or check POSITIVE_EVENTS")
     counts = np.bincount(prep.events["item"][train], minlength=len(prep.item_counts))
-    loss = choose_loss((counts > 0).sum(), len(train), p.TT_BATCH + p.TT_NEGATIVES) if p.TT_LOSS == "auto" else p.TT_LOSS
+    loss = choose_loss((counts > 0).sum(), p.TT_BATCH + p.TT_NEGATIVES) if p.TT_LOSS == "auto" else p.TT_LOSS
     sampler, scorer, seen, rng = CandidateSampler(counts, loss, p.TT_NEGATIVES), Scorer(model), seen_lately(prep, p.SEEN_DAYS if prep.repeats else np.inf), np.random.default_rng(p.SEED)
     step = make_step(model, prep.item_inputs(np.arange(len(prep.item_counts))), mm.LazyAdam(p.TT_LR), kept=kept)
     names, curve, best = model.query_features.names(), [], None
@@ -286,7 +286,7 @@ def run_two_tower(p: Params) -> dict:  # the learning curve and what was measure
         with rec.timing("build"): model = build_towers(prep.contract, p, content_by_id(prep))
         with rec.timing("fit"): curve = fit(model, prep, p)
         shutil.rmtree(rec.dir / "held_out", ignore_errors=True)
-        if p.REFIT and len(prep.positions("valid")): model = refit(model, prep, p, curve, rec)
+        if prep.refits(p.REFIT) and len(prep.positions("valid")): model = refit(model, prep, p, curve, rec)
         with rec.timing("export"): gap = export_towers(model, prep, rec.dir)
         save_state(model, rec.dir / "train_state")
         best, popular = max(curve, key=lambda c: c.get("ndcg", c["epoch"])), popularity_metrics(prep, validation_cases(prep, p.SEED), p.CANDIDATES)
