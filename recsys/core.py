@@ -68,7 +68,7 @@ _PARAMS = [
     Param("REPEATS", "auto", "whether what a user chose before is a case again; false: it is neither trained on nor judged, and the history is hidden; auto: false where the data hold next to none", choices=("auto", "true", "false")),
     Param("VALID", 0.1, "validation before the test: below 1 a share of the span, else days", 0.0, 400),
     Param("TEST", 0.1, "test at the end: below 1 a share of the span, else days", 0.001, 400),
-    Param("HISTORY", 20, "most recent items of a user that the models see, the networks the newest 32 of them", 1, 500),
+    Param("HISTORY", 50, "most recent items of a user that the models see, the networks the newest 32 of them", 1, 500),
     Param("TOP_CATEGORY_HOURS", 24, "window of a user's top category, hours", 1, 24 * 365),
     # embeddings
     Param("TEXT_ENCODER", "minilm", "minilm, none, or a sentence-transformers ONNX folder or hub id"),
