@@ -83,8 +83,8 @@ def followers(
 ):                        # csr_matrix [n_items, n_items] float32, row i: what is chosen soon after item i
     "Find what follows each item, by shrunk cosine of how often it did; unlike `neighbours` this has a direction.\n\nRendle et al., 2010, count the same steps for FPMC."
     from scipy import sparse
-    n, known = prep.n_items, of_users(prep, known); item = np.asarray(prep.events["item"][known])
-    before = np.concatenate([np.zeros((0, len(LAGS)), int), *(prep.history_rows(known[a:a + 8192])[:, :-1 - len(LAGS):-1] for a in range(0, len(known), 8192))])
+    n, known = prep.n_items, of_users(prep, known); item, last = np.asarray(prep.events["item"][known]), min(len(LAGS), prep.length)
+    before = history_at(prep.hist_items, prep.events["hist_first"][known], prep.events["hist_cut"][known], last)[:, ::-1]
     case, lag = np.nonzero(before >= 0)
     met = sparse.csr_matrix((LAGS[lag], (before[case, lag], item[case])), (n, n))
     return nearest(lambda a: met[a:a + BLOCK].toarray(), np.bincount(item, minlength=n).astype(np.float64), top, shrink)
