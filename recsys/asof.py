@@ -254,7 +254,7 @@ def check_table(table: dict, raw: Raw, ids, refitted: bool = False, most: int = 
     steps = []
     for lag, w in ((1, 1), (2, .5), (3, .25)): here = np.flatnonzero(learned & (before >= lag)); steps.append(pd.DataFrame(dict(i=what[here - same.to_numpy()[here] - lag], j=what[here], w=w)))
     item, place = np.nonzero(table["next_sim"] > 0); some = np.random.default_rng(0).permutation(len(item))[:most]; after = table["next_near"][item[some], place[some]]
-    soon = pd.concat(steps).groupby(["i", "j"]).w.sum().reindex(zip(map(str, ids[item[some]]), map(str, ids[after]))).fillna(0).to_numpy() / (np.sqrt(number[item[some]] * number[after]) + float(table["shrink"]))
+    soon = pd.concat(steps).groupby(["i", "j"]).w.sum().reindex(zip(map(str, ids[item[some]]), map(str, ids[after]))).fillna(0).to_numpy() / (np.sqrt(number[item[some]] * number[after]) + float(table["next_shrink"]))
     return [compare_arrays("people of each item, neighbours", list(map(len, own)), table["counts"], ids), compare_arrays("nearness of neighbours", near, [x for *_, x in pairs], ids),
             compare_arrays("choices of each item, followers", number, table["next_counts"], ids), compare_arrays("how often followers follow", soon, table["next_sim"][item[some], place[some]], ids)]
 

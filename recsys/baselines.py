@@ -75,7 +75,7 @@ DECAY, OWN = (.9, .5, .7, .8, .97, .99, .997, .999), (0., .1, .3, 1., 3.)
 GRIDS = dict(
     popularity={}, recent_popularity=dict(half_life=(3., 1., 7., 30., 365.)), category_popularity=dict(boost=(30., 2., 5., 10., 1000.)),
     repeat=dict(decay=(.999, .7, .8, .9, .97, .99, .9999), popular=(0., .1, 1.)),
-    item_knn=dict(own=(*OWN, 10.), decay=DECAY, period=(0., .1, 1., 7.)), ease=dict(own=OWN, decay=DECAY, period=(0., .1, 7.), l2=(300., 100., 1000.)),
+    item_knn=dict(own=(*OWN, 10.), decay=DECAY, period=(0., .1, 1., 7.), shrink=(10., 30., 100., 300.)), ease=dict(own=OWN, decay=DECAY, period=(0., .1, 7.), l2=(300., 100., 30., 1000.)),
     als=dict(own=OWN, decay=DECAY, factors=(32, 16, 64), alpha=(10., 3., 1.), l2=(1., 10.)), bpr=dict(weight=(.3, 0., 1.), own=OWN, decay=DECAY, l2=(.0001, .001)))
 AGAIN = ("own", "decay")   # tried once more at the end
 LARGEST_EASE = 12_000      # items: beyond them the dense weights cost minutes and gigabytes

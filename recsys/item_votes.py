@@ -63,19 +63,18 @@ def item_knn_maker(
     times: np.ndarray,      # seconds UTC
     n_items: int,           # size of the catalogue
     top: int = 200,         # neighbours of an item
-    shrink: float = 10.,    # see `neighbours`
-):                          # function of (period, decay, own) -> baseline; each period is fitted once
-    "Prepare item neighbours for tuning: only another period costs another fit.\n\nSarwar et al., 2001."
+):                          # function of (period, shrink, decay, own) -> baseline; each period and shrink is fitted once
+    "Prepare item neighbours for tuning: only another period or shrink costs another fit.\n\nSarwar et al., 2001."
     fits, counts = {}, np.bincount(items, minlength=n_items)
-    def make(period: float = 0., decay: float = .9, own: float = 0.):
-        if period not in fits: fits[period] = neighbours(interactions_matrix(users, items, times, n_items, period), top, shrink)
-        return item_votes(fits[period], counts, decay, own)
+    def make(period: float = 0., shrink: float = 10., decay: float = .9, own: float = 0.):
+        if (period, shrink) not in fits: fits[period, shrink] = neighbours(interactions_matrix(users, items, times, n_items, period), top, shrink)
+        return item_votes(fits[period, shrink], counts, decay, own)
     return make
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-15
-def item_knn(users, items, times, n_items, period: float = 0., decay: float = .9, own: float = 0., **fit):
+def item_knn(users, items, times, n_items, period: float = 0., decay: float = .9, own: float = 0., shrink: float = 10., **fit):
     "Recommend the neighbours of the user's latest items, then the popular, with fixed settings."
-    return item_knn_maker(users, items, times, n_items, **fit)(period, decay, own)
+    return item_knn_maker(users, items, times, n_items, **fit)(period, shrink, decay, own)
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-18
 def mirror(
