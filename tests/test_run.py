@@ -196,9 +196,9 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     taste, n = rng.integers(0, 6, 300), rng.integers(4, 25, 300)
     user = np.repeat(np.arange(300), n)
     item = taste[user] * 40 + rng.integers(0, 40, len(user)) ** 2 // 40
-    pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_700_000_000 + rng.integers(0, 10**6, len(user)))).to_parquet(tmp_path / "t.parquet")
+    pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_600_000_000 + rng.integers(0, 10**8, len(user)))).to_parquet(tmp_path / "t.parquet")   # three years, as public sets span
     params = tmp_path / "own.yaml"
-    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nREFIT: true\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n")
+    params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n")
     run = recsys("run", "--params", params)
     assert run.returncode == 0, run.stdout + run.stderr
     notes = " ".join(stages(tmp_path / "own")["data_prep"]["notes"])
