@@ -159,13 +159,13 @@ def make_scorer(
     model: Ranker,
     prep: Prepared,
     table=None,    # of neighbours
-):                 # function (positions [B], item rows [R, C], retrieval's scores) -> logits [B, C]; R is B, or 1 for items that all share
+):                 # function (positions [B], item rows [R, C], -1 where there is none, retrieval's scores) -> logits [B, C]; R is B, or 1 for items that all share
     "Build a graph that scores any items for any events as of their moment."
     ints, floats = item_tables(prep)
     graph = tf.function(lambda q, f, rows, pair: model(q, f, tf.gather(ints, rows), tf.gather(floats, rows), pair), input_signature=step_signature(model))
     def score(pos, rows, scores=0.0):
         x, v = prep.query_inputs(pos), heard_of(table, prep.history_rows(pos), rows)
-        return graph(*pack(prep.contract.query, x).values(), rows.astype(np.int32), pair_of(prep, pos, rows, x["hist_items"], v, scores)).numpy()
+        return graph(*pack(prep.contract.query, x).values(), np.maximum(rows, 0).astype(np.int32), pair_of(prep, pos, rows, x["hist_items"], v, scores)).numpy()
     return score
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-23

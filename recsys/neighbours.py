@@ -244,7 +244,7 @@ def vote_quality(
     rank = []
     for a in range(0, len(item), 256):
         v = votes(table, past[a:a + 256], part); own = v[np.arange(len(v)), item[a:a + 256]][:, None]
-        rank.append(np.where(own[:, 0] > 0, (v > own).sum(1), len(table["near"])))
+        rank.append(np.where(own[:, 0] > 0, (v > own).sum(1), np.inf))   # what has no vote is not found
     rank = np.concatenate(rank)
     return float((rank < 100).mean()), float(np.where(rank < 10, 1 / np.log2(rank + 2.), 0).mean())
 

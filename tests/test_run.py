@@ -196,7 +196,7 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
     taste, n = rng.integers(0, 6, 300), rng.integers(4, 25, 300)
     user = np.repeat(np.arange(300), n)
     item = taste[user] * 40 + rng.integers(0, 40, len(user)) ** 2 // 40
-    pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_600_000_000 + rng.integers(0, 10**8, len(user)))).to_parquet(tmp_path / "t.parquet")   # three years, as public sets span
+    pd.DataFrame(dict(user_id=user, item_id=item, timestamp=1_600_000_000 + rng.integers(0, 10**8, len(user)))).drop_duplicates(["user_id", "item_id"]).to_parquet(tmp_path / "t.parquet")   # three years, each item once a user, as public sets have them: with fewer items than CANDIDATES some places stay empty
     params = tmp_path / "own.yaml"
     params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n")
     run = recsys("run", "--params", params)
