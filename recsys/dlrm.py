@@ -285,7 +285,8 @@ def fit_ranker(
 ) -> tuple[Ranker, list]:  # the model with its best weights; one dict of figures an epoch
     "Train with early stopping on validation."
     tf.keras.utils.set_random_seed(p.SEED)
-    if model is None: config = ranker_config(prep.contract, p); model = new_ranker(config, content_of(prep, config), prep.n_items)
+    # without a table nothing is known of what follows what: a column of zeros would only change the weights that are drawn
+    if model is None: config = ranker_config(prep.contract, p) | dict(used=len(PAIR) - (table is None)); model = new_ranker(config, content_of(prep, config), prep.n_items)
     train = launched_before(prep, prep.positions("train") if train is None else train)
     ages, half_life = np.asarray(prep.events["timestamp"][train]), p.DLRM_HALF_LIFE
     q, n, size, rng = sampling_distribution(prep.item_counts), p.DLRM_NEGATIVES, batch_size(len(train), p.DLRM_BATCH), np.random.default_rng(p.SEED)
