@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DAY', 'BLOCK', 'LAGS', 'OWN', 'SOON', 'PARTS', 'LARGEST', 'PERIODS', 'SHRINKS', 'DECAYS', 'SOONS', 'GAIN', 'ALIKE',
-           'interactions_matrix', 'slots', 'neighbours', 'nearest', 'followers', 'of_users', 'side_by_side', 'fading',
-           'make_table', 'votes', 'heard', 'training_votes', 'square', 'add_related', 'held_out', 'open_retrieval',
-           'retrieval_recall', 'vote_quality', 'tuned_table', 'run_neighbours', 'load_table', 'plot_recalls']
+           'interactions_matrix', 'slots', 'neighbours', 'nearest', 'of_users', 'followers', 'side_by_side', 'fading',
+           'neighbour_part', 'follower_part', 'whole', 'make_table', 'votes', 'heard', 'training_votes', 'square',
+           'add_related', 'held_out', 'open_retrieval', 'retrieval_recall', 'vote_quality', 'tuned_table',
+           'run_neighbours', 'load_table', 'plot_recalls']
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-02
 import shutil
@@ -75,6 +76,8 @@ def nearest(
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-11
 LAGS = np.float32([1, .5, .25])   # how much the first, second and third choice after an item follow it
 
+def of_users(prep, known: np.ndarray) -> np.ndarray: "Leave out anonymous events: nothing is known before them."; return known[np.asarray(prep.events["user"][known]) >= 0]
+
 def followers(
     prep,                 # recsys.data_prep.Prepared
     known: np.ndarray,    # cases, positions
@@ -89,10 +92,7 @@ def followers(
     met = sparse.csr_matrix((LAGS[lag], (before[case, lag], item[case])), (n, n))
     return nearest(lambda a: met[a:a + BLOCK].toarray(), np.bincount(item, minlength=n).astype(np.float64), top, shrink)
 
-def of_users(prep, known: np.ndarray) -> np.ndarray: "Leave out anonymous events: nothing is known before them."; return known[np.asarray(prep.events["user"][known]) >= 0]
-
-OWN = 1.0   # how near an item is to itself: what was chosen before is a candidate too
-
+# %% ../nbs/06_neighbours.ipynb #06-neighbours-11b
 def side_by_side(s) -> tuple:  # csr_matrix [n, n] -> int32, float32 [n, largest row]
     "Lay out the rows of a sparse matrix as places and values, zeros where there are fewer."
     n, size = s.shape[0], np.diff(s.indptr); near, sim = np.zeros((n, max(1, size.max(initial=0))), np.int32), np.zeros((n, max(1, size.max(initial=0))), np.float32)
@@ -105,24 +105,37 @@ def fading(decay: float, length: int, least: float = 0.) -> np.ndarray:  # float
     weight = (decay ** np.arange(length)[::-1]).astype(np.float32)
     return np.where(weight < least, np.float32(0), weight)
 
+# %% ../nbs/06_neighbours.ipynb #06-neighbours-11d
+OWN = 1.0    # how near an item is to itself: what was chosen before is a candidate too
 SOON = .01   # least weight of a place that says what follows: the last seven of a decay of .5
 
+def neighbour_part(
+    prep,                 # recsys.data_prep.Prepared
+    known: np.ndarray,    # events that may be learned from, positions
+    top: int,             # neighbours of an item
+    period: float = 0.,   # see `interactions_matrix`
+    shrink: float = 10.,  # see `neighbours`
+) -> dict:                # near int32, sim float32 [n_items, at most 1 + top], the item itself first; counts [n_items], period, shrink
+    "Lay out each item's neighbours side by side."
+    x = interactions_matrix(*(np.asarray(prep.events[k][known]) for k in ("user", "item", "timestamp")), prep.n_items, period); near, sim = side_by_side(neighbours(x, top, shrink)); n = prep.n_items
+    return dict(near=np.c_[np.arange(n, dtype=np.int32), near], sim=np.c_[np.full(n, OWN, np.float32), sim], counts=np.asarray(x.sum(0)).ravel().astype(np.float32), period=np.float64(period), shrink=np.float64(shrink))
+
+def follower_part(prep, known: np.ndarray, top: int, shrink: float = 10.) -> dict:  # next_near, next_sim, next_counts, next_shrink, as above
+    "Lay out what follows each item side by side."
+    near, sim = side_by_side(followers(prep, known, top, shrink))
+    return dict(next_near=near, next_sim=sim, next_counts=np.bincount(np.asarray(prep.events["item"][of_users(prep, known)]), minlength=prep.n_items).astype(np.float32), next_shrink=np.float64(shrink))
+
+def whole(prep, known: np.ndarray, *parts: dict) -> dict: "Put a table's parts together; again: whether a history's own items get votes, until: the last second that it knows."; return dict(again=np.bool_(prep.repeats), until=np.int64(prep.events["timestamp"][known].max(initial=0))) | {k: v for part in parts for k, v in part.items()}
+
 def make_table(
-    prep,                  # recsys.data_prep.Prepared
-    known: np.ndarray,     # events that may be learned from, positions
-    top: int,              # neighbours of an item
-    period: float = 0.,    # see `interactions_matrix`
-    decay: float = .9,     # weight of a history item relative to the one after it
-    shrink: float = 10.,   # see `neighbours`
-    soon: float = .5,      # decay of what follows
+    prep, known: np.ndarray, top: int, period: float = 0., shrink: float = 10.,   # see `neighbour_part`
+    decay: float = .9,         # weight of a history item relative to the one after it
+    soon: float = .5,          # the same for what follows
     soon_shrink: float = 10.,
-) -> dict:                 # near int32, sim float32 [n_items, at most 1 + top], the item itself first; weight [HISTORY], counts [n_items], period, shrink; again: whether a history's own items get votes; until: the last second of what it knows; next_near, next_sim, next_weight, next_counts, next_shrink: followers
-    "Lay out each item's neighbours and followers side by side, zeros where there are fewer."
-    x = interactions_matrix(*(np.asarray(prep.events[k][known]) for k in ("user", "item", "timestamp")), prep.n_items, period)
-    near, sim = side_by_side(neighbours(x, top, shrink)); after, often = side_by_side(followers(prep, known, top, soon_shrink)); n = prep.n_items
-    near, sim = np.c_[np.arange(n, dtype=np.int32), near], np.c_[np.full(n, OWN, np.float32), sim]
-    return dict(near=near, sim=sim, weight=fading(decay, prep.length), counts=np.asarray(x.sum(0)).ravel().astype(np.float32), period=np.float64(period), shrink=np.float64(shrink), again=np.bool_(prep.repeats), until=np.int64(prep.events["timestamp"][known].max(initial=0)),
-                next_shrink=np.float64(soon_shrink), next_near=after, next_sim=often, next_weight=fading(soon, prep.length, SOON), next_counts=np.bincount(np.asarray(prep.events["item"][of_users(prep, known)]), minlength=n).astype(np.float32))
+) -> dict:                     # both parts, weight and next_weight [HISTORY], again, until
+    "Make a table of known settings."
+    weights = dict(weight=fading(decay, prep.length), next_weight=fading(soon, prep.length, SOON))
+    return whole(prep, known, neighbour_part(prep, known, top, period, shrink), follower_part(prep, known, top, soon_shrink), weights)
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-14
 def votes(
@@ -253,16 +266,16 @@ def tuned_table(
     pos: np.ndarray,    # validation cases
 ) -> tuple:             # table; the larger NDCG@10 of its neighbours' and followers' votes
     "Choose what belongs together, how much few meetings count and how fast a history fades: for neighbours by recall@100, for they find candidates; for followers by NDCG@10."
-    known, tried = np.flatnonzero(prep.events["case"] & (prep.events["split"] == 0)), []
+    known, near, after = np.flatnonzero(prep.events["case"] & (prep.events["split"] == 0)), [], []
     item, past = np.asarray(prep.events["item"][pos]), prep.history_rows(pos)
+    def judged(name, part, decays, least=0.):
+        made = [whole(prep, known, part, {name + "weight": fading(d, prep.length, least)}) for d in decays]
+        return [(vote_quality(t, past, item, name), t) for t in made]
     for shrink in progress(SHRINKS, "neighbours"):
-        for period in PERIODS:
-            made = make_table(prep, known, p.NEIGHBOURS, period, shrink=shrink, soon_shrink=shrink)
-            for decay in DECAYS: tried.append((*vote_quality(t := made | dict(weight=fading(decay, prep.length)), past, item), t))
-        soon = [(vote_quality(t := made | dict(next_weight=fading(d, prep.length, SOON)), past, item, "next_")[1], t) for d in SOONS]
-        followed = max([*soon, *([followed] if shrink != SHRINKS[0] else [])], key=lambda x: x[0])
-    best = max(tried, key=lambda x: x[0])
-    return best[2] | {k: v for k, v in followed[1].items() if k.startswith("next_")}, max(best[1], followed[0])
+        for period in PERIODS: near += judged("", neighbour_part(prep, known, p.NEIGHBOURS, period, shrink), DECAYS)
+        after += judged("next_", follower_part(prep, known, p.NEIGHBOURS, shrink), SOONS, SOON)
+    (votes, table), (steps, then) = max(near, key=lambda x: x[0][0]), max(after, key=lambda x: x[0][1])
+    return table | then, max(votes[1], steps[1])
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-27
 def run_neighbours(p: Params) -> dict:  # metrics
