@@ -32,7 +32,7 @@ def ranker_config(
     side = lambda c: dict(ids=[f.vocabulary for f in c.kind("categorical")], numbers=len(c.kind("continuous")))
     known = [(f.name, f.dim) for f in contract.item.kind("embedding", "continuous")]
     known += [(f.name, f.cardinality) for f in contract.item.kind("categorical") if f.name != "item_id" and f.cardinality <= WIDEST]
-    return dict(dim=p.DLRM_DIM, bottom=widths(p.DLRM_BOTTOM), top=widths(p.DLRM_TOP), dropout=p.DLRM_DROPOUT, history=contract["hist_items"].dim, recent=min(contract["hist_items"].dim, RECENT), pair=list(PAIR), used=len(PAIR),
+    return dict(dim=p.DLRM_DIM, bottom=widths(p.DLRM_BOTTOM), top=widths(p.DLRM_TOP), dropout=p.DLRM_DROPOUT, history=contract["hist_items"].dim, recent=min(contract["hist_items"].dim, RECENT), pair=list(PAIR),
                 content=known, tables=dict(sorted((f.vocabulary, f.cardinality) for f in contract.kind("categorical", "list"))),
                 query=side(contract.query), item=side(contract.item) | dict(embeddings=[f.dim for f in contract.item.kind("embedding")]))
 
@@ -184,12 +184,12 @@ def call(self: Ranker,
     flat = lambda a: tf.reshape(a, [-1, a.shape[-1]])
     q, x = self.query_vectors(q_ints, q_floats), self.item_vectors(flat(i_ints), flat(i_floats))
     cross, item_id = cross_dots(q, tf.reshape(x, [r, c, x.shape[1], config["dim"]])), i_ints[:, :, config["item"]["ids"].index("item_id")]
-    told = pair[:, :, 2:config["used"]]; facts = tf.concat([cross, told], 2)
+    facts = tf.concat([cross, pair[:, :, 2:]], 2)
     hidden = tf.reshape(self.first["pair"](flat(facts)), [-1, c, width])
     hidden += tf.reshape(self.first["item"](tf.concat([pair_dots(x), x[:, -1]], 1)), [r, c, width])
     hidden = tf.nn.relu(hidden + self.first["query"](tf.concat([pair_dots(q), q[:, -1]], 1))[:, None])
     if training and config["dropout"]: hidden = tf.nn.dropout(hidden, config["dropout"], noise_shape=[tf.shape(q)[0], 1, width])
-    logits = tf.reshape(self.out(self.rest(flat(hidden))) + self.direct(flat(cross)) + self.facts(flat(told)), [-1, c])
+    logits = tf.reshape(self.out(self.rest(flat(hidden))) + self.direct(flat(cross)) + self.facts(flat(pair[:, :, 2:])), [-1, c])
     logits += tf.reshape(self.popularity.table(item_id), [r, c]) + self.blend * pair[:, :, 1]
     return logits if training else logits * self.calibration[0] + self.calibration[1]
 
