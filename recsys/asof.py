@@ -6,7 +6,7 @@
 __all__ = ['FUNNEL', 'TEXT', 'raw_events', 'raw_cases', 'raw_splits', 'Raw', 'expected_query', 'sample_events', 'event_keys',
            'raw_pasts', 'expected_rows', 'expected_embeddings', 'result', 'agrees', 'shown', 'check_features', 'moment',
            'training_columns', 'check_learned', 'check_counts', 'compare_arrays', 'check_table', 'expected_pair',
-           'check_pairs']
+           'demand_at', 'check_pairs']
 
 # %% ../nbs/14_asof.ipynb #14-asof-02
 from datetime import datetime, timezone
@@ -259,16 +259,22 @@ def check_table(table: dict, raw: Raw, ids, refitted: bool = False, most: int = 
             compare_arrays("choices of each item, followers", number, table["next_counts"], ids), compare_arrays("how often followers follow", soon, table["next_sim"][item[some], place[some]], ids)]
 
 # %% ../nbs/14_asof.ipynb #14-asof-34
-def expected_pair(raw: Raw, past: list, item: str, now: int, launch: dict, table: dict | None, row_of: dict) -> dict:  # name of PAIR -> value
+def expected_pair(raw: Raw, past: list, item: str, now: int, launch: dict, table: dict | None, row_of: dict, demand) -> dict:  # name of PAIR -> value
     "Compute the facts of one case and one candidate from what came strictly before."
     seen = [i for second, i, case in past if second < now and case][-raw.p.HISTORY:]; same = [back for back, i in enumerate(reversed(seen)) if i == item and i in raw.words["item_id"]]
-    out = dict(age=np.log1p((now - launch[item]) / 86400) if launch.get(item, now) < now else 0.0, count=np.log1p(len(same)), last=1 - np.log(1 + same[0]) / np.log(1 + raw.p.HISTORY) if same else 0.0, faded=np.log1p(sum(2 ** (-FADE * back / raw.p.HISTORY) for back in same)), due=0.0, votes=0.0, next=0.0)
+    out = dict(age=np.log1p((now - launch[item]) / 86400) if launch.get(item, now) < now else 0.0, count=np.log1p(len(same)), last=1 - np.log(1 + same[0]) / np.log(1 + raw.p.HISTORY) if same else 0.0, faded=np.log1p(sum(2 ** (-FADE * back / raw.p.HISTORY) for back in same)), due=0.0, votes=0.0, next=0.0, trend=np.log1p(demand.get(item, 0.0)))
     if len(same) > 1: waited, rhythm = 1 + same[0], (same[-1] - same[0]) / (len(same) - 1); out["due"] = waited / (waited + rhythm)
     for back, i in enumerate(reversed(seen)) if table else ():
         for name, part in (("votes", ""), ("next", "next_")) if i in raw.words["item_id"] else ():
             out[name] += table[part + "weight"][-1 - back] * table[part + "sim"][row_of[i]][table[part + "near"][row_of[i]] == row_of[item]].sum()
     if table and same and not table["again"]: out["votes"] = out["next"] = 0.0
     return out | {name: np.log1p(100 * out[name]) for name in ("votes", "next")}
+
+def demand_at(raw: Raw, now: int, trends: dict, n: int) -> dict:  # of meta.json; items in the catalogue; item -> n x its share of choices, newer ones more
+    "Count what was chosen up to the last moment of the table of trends; the test cases of leave-one-out are nobody's past."
+    until = now // trends["step"] * trends["step"]; t = raw.events[raw.events.case & (raw.events.split >= 0) & (raw.events.timestamp < until) & ((raw.events.split < 2) | (raw.p.SPLIT == "time"))]
+    weight = (0.5 ** ((until - t.timestamp) / 86400 / trends["half_life"])).groupby(t.item_id.astype(str)).sum()
+    return (weight / weight.sum() * n).to_dict()
 
 def check_pairs(p: Params, prep: Prepared, bundle: Bundle, raw: Raw, n: int = 150) -> list:  # rows of the table
     "Compare what the ranker reads of cases and candidates: the chosen item, the newest of the history, one at random."
@@ -277,7 +283,7 @@ def check_pairs(p: Params, prep: Prepared, bundle: Bundle, raw: Raw, n: int = 15
     rows = np.stack([own, np.where(newest < 0, own, newest), np.random.default_rng(p.SEED).integers(0, len(ids), len(own))], 1)
     found = candidate_features(bundle, query_arrays(bundle, prep.query_inputs(pos))["q_ints"], rows, np.zeros(rows.shape, np.float32), np.asarray(prep.events["timestamp"][pos]))["pair"]
     train, row_of = raw.events[raw.events.split == 0], {v: i for i, v in enumerate(ids)}; launch = train.groupby(train.item_id.astype(str)).timestamp.min().to_dict()
-    expected = [[expected_pair(raw, past.get(k[0], []), ids[r], k[2], launch, bundle.neighbours, row_of) for r in row] for k, row in zip(keys, rows)]
+    expected = [[expected_pair(raw, past.get(k[0], []), ids[r], k[2], launch, bundle.neighbours, row_of, demand) for r in row] for k, row in zip(keys, rows) for demand in (demand_at(raw, k[2], prep.meta["trends"], len(ids)),)]
     out = []
     for i, name in enumerate(PAIR[2:], 2):   # the first two say that there is a candidate, and what retrieval gave it
         wrong = [(k, ids[rows[a, b]], x.get(name), found[a, b, i]) for a, (k, line) in enumerate(zip(keys, expected)) for b, x in enumerate(line) if name not in x or not agrees(x[name], found[a, b, i])]

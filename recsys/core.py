@@ -91,6 +91,7 @@ _PARAMS = [
     # index
     Param("INDEX", "auto", "candidate index; auto measures and takes the fastest that is good enough", choices=("auto", "flat", "ivf", "hnsw")),
     Param("NEIGHBOURS", 100, "nearest neighbours kept of an item, for candidates and votes beside the towers'; 0: no table", 0, 1000),
+    Param("DEMAND", -1.0, "weight of an item's trend beside the towers' score where candidates are chosen; -1: chosen on validation", -1, 100),
     Param("RELATED", -1, "candidates that the table of neighbours adds; -1: chosen on validation, none where it doesn't help", -1, 10_000),
     Param("INDEX_GPU", False, "build the index on the first GPU; it is stored in its CPU form"),
     Param("INDEX_RECALL", 0.99, "recall against exact search that an index must reach", 0.5, 1.0),
@@ -103,6 +104,7 @@ _PARAMS = [
     Param("DLRM_LR", 0.002, "learning rate", 1e-6, 1.0),
     Param("DLRM_PATIENCE", 1, "epochs without a better validation before training stops", 0, 100),
     Param("DLRM_DROPOUT", 0.1, "share of embedding components dropped in training", 0.0, 0.9),
+    Param("DLRM_HARD_NEGATIVES", 4, "negatives more from what retrieval returns, in every fourth batch", 0, 100),
     Param("DLRM_LOSS", "bce", "binary cross-entropy of each candidate, or softmax over a positive and its negatives", choices=("bce", "softmax")),
     Param("DLRM_HALF_LIFE", 0.35, "share of the training span over which a case's chance to be drawn halves; 0: every case once an epoch", 0.0, 100.0),
     Param("DLRM_NEGATIVES", 5, "sampled negatives a positive", 1, 100),
@@ -152,6 +154,7 @@ _PARAMS = [
     Param("MASK_HISTORY", "auto", "hide every item of the user's history in evaluation; auto: only for leave_one_out", choices=("auto", "true", "false")),
     Param("BASELINES", "popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr", "baselines to tune and run, separated by commas"),
     Param("BASELINE_HISTORY", 500, "earlier items that the baselines see, at most", 1, 2000),
+    Param("TREND_DAYS", 0.0, "half-life of an item's trend, days; 0: chosen on validation", 0, 4000),
     Param("RECENT_DAYS", 3.0, "half-life of recent popularity, days; the baseline's tuning starts from it", 0.05, 400),
     # promotion
     Param("GATE_METRIC", "ndcg@10", "what the gate compares the candidate by", choices=tuple(f"{m}@{k}" for m in ("ndcg", "recall", "mrr") for k in (10, 20, 50))),

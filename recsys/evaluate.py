@@ -166,7 +166,7 @@ def run_evaluate(p: Params) -> list:  # rows {system, segment, metric, value, lo
         ranks, users, cuts = {s: rank_of_relevant(top, np.asarray(prep.events["item"][pos])) for s, top in lists.items()}, np.asarray(prep.events["user"][pos]), segments(prep, pos); every = cuts | fine_segments(prep, pos)
         with rec.timing("intervals"):
             rows = system_rows(lists, prep, pos, p.BOOTSTRAP, p.SEED) + share_rows(ranks, users, every, p.BOOTSTRAP, p.SEED)
-            pairs = compare_systems(lists, prep, pos, p.BOOTSTRAP, p.SEED)
+            pairs = [r for metric in ("ndcg@10", "recall@10") for r in compare_systems(lists, prep, pos, p.BOOTSTRAP, p.SEED, metric=metric)]
         fits = fitted_on(p, lists, told)
         for name, value in dict(metrics=rows, comparisons=pairs, fitted_on=fits).items(): write_json(rec.dir / f"{name}.json", value)
         rec.note(f"{len(pos):,} cases, the whole catalogue of {prep.n_items:,} items; history {'hidden' if masked else 'not hidden'}")

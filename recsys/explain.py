@@ -19,7 +19,7 @@ from .recommender import Reasons, Recommender, candidate_features, finite, nobod
 # %% ../nbs/22_explain.ipynb #22-explain-06
 GROUPS = dict(history="the history", user="the user's profile", context="device and time", item="the item itself (popularity, age)",
               attributes="category and attributes", price="price", text="text", image="image")   # group -> what people call it
-PAIR_GROUPS = dict(mask="", score="item", age="item", count="history", last="history", faded="history", due="history", votes="history", next="history")   # of what is known of a request and a candidate together
+PAIR_GROUPS = dict(mask="", score="item", age="item", count="history", last="history", faded="history", due="history", votes="history", next="history", trend="item")   # of what is known of a request and a candidate together
 
 def group_of(feature) -> str:
     "Tell which group a feature of the contract belongs to."
@@ -115,14 +115,14 @@ def retrieved_part(
     query, q_ints,       # query vector [1, d] or None; of `query_arrays`
     row: int,            # of the item
     last: int,           # item row of the last candidate
-) -> dict:               # retrieved, rank, score, cut; rank None where the index never finds it
+) -> dict:               # retrieved, rank, score, cut, inner: the towers' part of the score; rank None where the index never finds it
     "Find an item in retrieval's order of the whole catalogue."
     b, n = recommender.bundle, len(recommender.bundle.ids)
-    scores, rows = (x[0] for x in recommender.retrieve(query, q_ints, n, Reasons(1)))
+    scores, rows = (x[0] for x in recommender.retrieve(query, q_ints, r["timestamp"], n, Reasons(1)))
     place = {int(x): i for i, x in enumerate(rows) if x >= 0}; cut = place.get(last, n - 1)
     exact = float(np.asarray(b.vectors[row]) @ query[0]) if query is not None else float(scores[-1])   # of what an approximate index misses
-    score = float(scores[place[row]]) if row in place else exact
-    return dict(retrieved=place.get(row, n) <= cut, rank=place[row] + 1 if row in place else None, score=score, cut=float(scores[cut]))
+    score, plus = float(scores[place[row]]) if row in place else exact, (lambda x: b.demand * float(b.trends(r["timestamp"], np.array([[x]]))[0, 0])) if query is not None else lambda x: 0.   # what demand adds
+    return dict(retrieved=place.get(row, n) <= cut, rank=place[row] + 1 if row in place else None, score=score + plus(row), cut=float(scores[cut]) + plus(rows[cut]), inner=score)
 
 def hidden_by(recommender: Recommender, r: dict, row: int, why: Reasons) -> str | None:
     "Name the rule that hides an item: excluded, out of stock, seen, or none."
@@ -180,13 +180,13 @@ def explain(
     r, why = read_request(one_request(request, k=k), b.serving, recommender.clock), Reasons(1)
     x = query_arrays(b, recommender.user_features(r, why)[0])
     query = why.attempt(lambda: finite(run_session(b.query_tower, x)), "query_tower", "popularity")
-    rows, scores, rank = recommender.filter_candidates(r, query, x["q_ints"], recommender.retrieve(query, x["q_ints"], recommender.first_width(r), why), why)
+    rows, scores, rank = recommender.filter_candidates(r, query, x["q_ints"], recommender.retrieve(query, x["q_ints"], r["timestamp"], recommender.first_width(r), why), why)
     if not (rows >= 0).any(): raise RecsysError("explain: no item may be shown for this request; exclude fewer")
     towers = not any(f["fallback"] == "popularity" for f in why[0])
-    retrieved = retrieved_part(recommender, r, query if towers else None, x["q_ints"], row, int(rows[rows >= 0][-1]))
+    retrieved = retrieved_part(recommender, r, query if towers else None, x["q_ints"], row, int(rows[rows >= 0][-1])); inner = retrieved.pop("inner")
     logits = finite(score_candidates(b, x, rows, scores, r["timestamp"]))
     return dict(item_id=b.ids[row].decode(), retrieved=retrieved, filtered=dict(by=None if row in rows[0] else hidden_by(recommender, r, row, why)),
-                ranked=ranked_part(recommender, r, x, rows, scores, logits, row, retrieved["score"], towers), reranked=chance_of_place(recommender, r, rows, scores, rank, logits, row, draws), k=k, fallbacks=why[0])
+                ranked=ranked_part(recommender, r, x, rows, scores, logits, row, inner, towers), reranked=chance_of_place(recommender, r, rows, scores, rank, logits, row, draws), k=k, fallbacks=why[0])
 
 # %% ../nbs/22_explain.ipynb #22-explain-40
 def listed(groups: dict, sign: int, most: int = 3) -> str:  # "price (+0.31) and text (+0.12)"

@@ -38,7 +38,7 @@ def inherit(p: Params) -> Params:
     "Take the base run's parameters except a daily run's own; time alone splits, and nothing is held out for choosing."
     base, found = base_folder(p), {}
     for stage in ("data_prep", "two_tower", "index", "neighbours", "dlrm", "bundle"): found |= read_json(base / stage / "stage.json")["parameters"]
-    return Params(found | {n: p[n] for n in OWN} | dict(SPLIT="time", VALID=0.0, REFIT="false", REPEATS="false" if (base / "data_prep" / "events" / "again.npy").is_file() else "true"), source=f"{base}: stage.json")
+    return Params(found | {n: p[n] for n in OWN} | dict(SPLIT="time", VALID=0.0, REFIT="false", TREND_DAYS=read_json(base / "data_prep" / "meta.json")["trends"]["half_life"], REPEATS="false" if (base / "data_prep" / "events" / "again.npy").is_file() else "true"), source=f"{base}: stage.json")
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-10
 def prepare_days(p: Params, base: Path) -> Prepared:  # of `inherit`; the base run's folder

@@ -38,7 +38,7 @@ def score_block(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool) -
     seen = past_mask(prep, pos, seen_since(prep.events["timestamp"][pos], days), prep.n_items) if days else nothing
     always = past_mask(prep, pos, None, prep.n_items) if masked else nothing
     extra = int((seen | always).sum(1).max(initial=0))
-    scores, found = find_candidates(bundle, run_session(bundle.query_tower, x), x["q_ints"], min(n, C + extra))
+    scores, found = find_candidates(bundle, run_session(bundle.query_tower, x), x["q_ints"], prep.events["timestamp"][pos], min(n, C + extra))
     hidden = lambda mask: np.take_along_axis(mask, np.maximum(found, 0), 1)
     return found, score_candidates(bundle, x, found, scores, prep.events["timestamp"][pos]), hidden(always), hidden(seen)
 

@@ -19,14 +19,14 @@ from .additions import additions_file, read_added, to_array
 from .bloom import DAY, SeenItems, day_of, hash_ids
 from .cache import ItemColumns
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, record_stage, resolve, run_dir, sha256_file, stage_dir, write_json
-from .features import FIRST, NULL, OOV, PAD, PAIR, UNSEEN, Contract, Encoder, as_bytes, columns_of, encode_context, history_length, load_arrays, load_encoder, pack, pair_features, save_arrays, top_category
+from .features import FIRST, NULL, OOV, PAD, PAIR, UNSEEN, Contract, Trends, Encoder, as_bytes, columns_of, encode_context, history_length, load_arrays, load_encoder, pack, pair_features, save_arrays, top_category
 from .index import load_index, plain_index, search
-from .neighbours import OWN, add_related, heard, load_table, votes
+from .neighbours import OWN, add_related, heard, in_demand, load_demand, load_table, votes
 from .rerank import rerank
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-07
-COPIED = dict(data_prep=("encoder.json", "encoder.npz"), two_tower=("query_tower.onnx", "candidate_tower.onnx", "item_vectors.npy"),
-              index=("index.faiss", "index.json"), neighbours=("neighbours.npz",), dlrm=("dlrm.onnx",), embeddings=("text_pca.npz", "image_pca.npz"))
+COPIED = dict(data_prep=("encoder.json", "encoder.npz", "trends.npy"), two_tower=("query_tower.onnx", "candidate_tower.onnx", "item_vectors.npy"),
+              index=("index.faiss", "index.json"), neighbours=("neighbours.npz", "retrieval.json"), dlrm=("dlrm.onnx",), embeddings=("text_pca.npz", "image_pca.npz"))
 SERVING = ("CANDIDATES", "SEEN_DAYS", "SEEN_CAPACITY", "SEEN_ERROR", "K", "TEMPERATURE", "DIVERSITY", "MAX_PER_CATEGORY", "CLOCK", "TOP_CATEGORY_HOURS")  # defaults of a request
 
 UNLISTED = ("manifest.json", "stage.json")  # the stage's own record may lie beside the bundle; nothing loads it
@@ -42,7 +42,7 @@ def write_bundle(p: Params, folder: Path) -> dict:  # the manifest
     records = {s: read_json(stage_dir(p, s) / "stage.json") for s in ("data_prep", "two_tower", "dlrm")}
     files = {f.name: sha256_file(f) for f in sorted(folder.iterdir()) if f.name not in UNLISTED and not f.name.startswith(".")}
     content = dict(files=files, contract=read_json(folder / "encoder.json")["contract"], pair=list(PAIR), serving={n: p[n] for n in SERVING},
-                   data={k: meta[k] for k in ("span", "train", "positive_events", "split", "timezone")}, parameters={n: v for r in records.values() for n, v in r["parameters"].items() if n not in ("RUN", "OUTPUTS")})
+                   data={k: meta[k] for k in ("span", "train", "positive_events", "split", "timezone", "trends")}, parameters={n: v for r in records.values() for n, v in r["parameters"].items() if n not in ("RUN", "OUTPUTS")})
     manifest = dict(content, version=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12], metrics={s: r["metrics"] for s, r in records.items()})
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -147,6 +147,8 @@ class Bundle:
     popularity = by_item("popularity", lambda self: load_arrays(self.folder / "popularity.npz")["popularity"])
     by_popularity = cached_property(lambda self: np.lexsort((np.arange(len(self.ids)), -self.popularity)))
     vectors, neighbours = by_item("vectors", lambda self: np.load(self.folder / "item_vectors.npy", mmap_mode="r")), by_item("neighbours", lambda self: load_table(self.folder))
+    trends = cached_property(lambda self: Trends(np.load(self.folder / "trends.npy", mmap_mode="r"), **self.manifest["data"]["trends"]))
+    demand = cached_property(lambda self: load_demand(self.folder))
     row_of_code = cached_property(_row_of_code)   # encoded id -> item row, -1 where the id is no one item
     index, columns = by_item("index", lambda self: plain_index(load_index(self.folder / "index.faiss"))), by_item("columns", _columns)
     query_tower, ranker = (cached_property(lambda self, n=n: onnx_session(self.folder / n)) for n in ("query_tower.onnx", "dlrm.onnx"))
@@ -298,7 +300,7 @@ def candidate_features(
     "Gather the columns of the candidates and what the moment says of them; padding takes row 0 and is masked."
     at = np.maximum(rows, 0); found, history, own = bundle.columns.gather(at), *bundle.places
     told = heard(bundle.neighbours, past_rows(bundle, q_ints), at)
-    return found | dict(pair=pair_features(rows >= 0, scores, now, found.pop("first_event"), q_ints[:, history], found["i_ints"][:, :, own], told))
+    return found | dict(pair=pair_features(rows >= 0, scores, now, found.pop("first_event"), q_ints[:, history], found["i_ints"][:, :, own], told, bundle.trends(now, at)))
 
 def past_rows(bundle: Bundle, q_ints: np.ndarray) -> np.ndarray: "Read histories as item rows [B, L], -1 where unknown or padded."; return bundle.row_of_code[q_ints[:, bundle.places[0]]]
 
@@ -306,10 +308,12 @@ def find_candidates(
     bundle: Bundle,
     query: np.ndarray,   # query vectors [B, d]
     q_ints: np.ndarray,  # of `query_arrays`
+    now: np.ndarray,     # seconds [B]
     width: int,          # items wanted
 ) -> tuple:              # scores, item rows [B, width]
-    "Search the index, and let the history's neighbours in where the bundle has a table of them."
+    "Search the index, and let in what is in demand, and the history's neighbours where the bundle has a table of them."
     hits, table = search(bundle.index, query, width), bundle.neighbours; C, extra = min(bundle.serving.CANDIDATES, len(bundle.ids)), int(table["related"]) if table else 0
+    if bundle.demand: hot = bundle.trends.top(now, C); hits = in_demand(*hits, hot, np.einsum("bd,bhd->bh", query, bundle.vectors[hot]), bundle.trends, now, bundle.demand, C)
     if not extra: return hits
     return add_related(*hits, votes(table, past_rows(bundle, q_ints)), bundle.vectors, query, C - extra, extra)
 
@@ -405,10 +409,10 @@ def page_width(self: Recommender, r: dict) -> np.ndarray: "Count the candidates 
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-46
 @patch
-def retrieve(self: Recommender, query, q_ints, width: int, why: Reasons) -> tuple:  # query vectors [B, d] or None, of `query_arrays`; scores, item rows [B, width]
+def retrieve(self: Recommender, query, q_ints, now, width: int, why: Reasons) -> tuple:  # query vectors [B, d] or None, of `query_arrays`, seconds [B]; scores, item rows [B, width]
     "Second: the items nearest to the query and to the history; popular ones where there is no query vector or no index."
     if query is not None:
-        hits = why.attempt(lambda: find_candidates(self.bundle, finite(query), q_ints, width), "retrieve", "popularity")
+        hits = why.attempt(lambda: find_candidates(self.bundle, finite(query), q_ints, now, width), "retrieve", "popularity")
         if hits is not None: return hits
     B, at = len(why), columns_of(self.bundle.contract.query, "ints").get("top_category"); top = np.full(B, NULL) if at is None else q_ints[:, at.start]
     ask = lambda c: self.users.popular(self.bundle.category_names.get(int(c), ""), width)
@@ -437,7 +441,7 @@ def filter_candidates(self: Recommender, r: dict, query, q_ints, hits: tuple, wh
         asked = Reasons(len(why)); never, seen = self.hide(r, rows, asked)
         left = (~never & ~seen).sum(1)
         if rows.shape[1] >= n or (left >= C).all(): break
-        score, rows = self.retrieve(query, q_ints, min(n, 2 * rows.shape[1]), Reasons(len(why)))
+        score, rows = self.retrieve(query, q_ints, r["timestamp"], min(n, 2 * rows.shape[1]), Reasons(len(why)))
     for i, notes in enumerate(asked): why[i] += notes
     short = np.flatnonzero((left < r["k"]) & seen.any(1))
     for i in short: seen[i, np.flatnonzero(seen[i])[:r["k"][i] - left[i]]] = False
@@ -467,7 +471,7 @@ def pages(self: Recommender, request: dict) -> dict:  # as `recommend`, item_ids
     why = Reasons(len(r["user_id"]))
     with ms("user_features"): features, known = self.user_features(r, why); packed = query_arrays(b, features)
     with ms("query_tower"): query = why.attempt(lambda: run_session(b.query_tower, packed), "query_tower", "popularity")
-    with ms("retrieve"): hits = self.retrieve(query, packed["q_ints"], self.first_width(r), why)
+    with ms("retrieve"): hits = self.retrieve(query, packed["q_ints"], r["timestamp"], self.first_width(r), why)
     with ms("seen_filter"): rows, retrieved, rank = self.filter_candidates(r, query, packed["q_ints"], hits, why)
     with ms("item_features"): items = candidate_features(b, packed["q_ints"], rows, retrieved, r["timestamp"])
     with ms("dlrm"): logits = why.attempt(lambda: finite(run_session(b.ranker, packed | items)), "dlrm", "the order of retrieval")

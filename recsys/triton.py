@@ -145,12 +145,12 @@ class UserFeatures(StageMember):
 # %% ../nbs/18_triton.ipynb #18-triton-19
 class Retrieve(StageMember):
     "Third member: the items nearest to the query."
-    parts = ("index", "in_stock", "neighbours", "vectors")
+    parts = ("index", "in_stock", "neighbours", "vectors", "trends")
 
     def answer(self, x: dict) -> dict:  # query [B, d], q_ints, request -> rows, row_scores [B, W], request
         "Search the index, or order by popularity where the query can't be used."
         began = time.monotonic(); r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
-        scores, rows = self.recommender.retrieve(x["query"], x["q_ints"], self.recommender.first_width(r), why)
+        scores, rows = self.recommender.retrieve(x["query"], x["q_ints"], r["timestamp"], self.recommender.first_width(r), why)
         return dict(rows=rows, row_scores=scores) | note(x["request"], why, began)
 
 # %% ../nbs/18_triton.ipynb #18-triton-20
@@ -167,7 +167,7 @@ class SeenFilter(StageMember):
 # %% ../nbs/18_triton.ipynb #18-triton-21
 class ItemFeatures(StageMember):
     "Fifth member: gather the candidates' columns."
-    parts = ("columns", "neighbours")
+    parts = ("columns", "neighbours", "trends")
 
     def answer(self, x: dict) -> dict:  # q_ints, candidates, retrieved, request -> i_ints, i_floats, pair [B, C, n], request
         "Give the ranker's inputs on the side of the items."

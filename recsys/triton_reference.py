@@ -126,7 +126,7 @@ class FaissRetrieval(StageMember):
 
     def answer(self, x: dict) -> dict:
         r = unpack(x["request"])[0]
-        scores, rows = self.recommender.retrieve(x["query"], x["q_ints"], self.recommender.first_width(r), Reasons(len(x["query"])))
+        scores, rows = self.recommender.retrieve(x["query"], x["q_ints"], r["timestamp"], self.recommender.first_width(r), Reasons(len(x["query"])))
         return dict(rows=rows, row_scores=scores)
 
 class FilterSeenItems(StageMember):
@@ -193,7 +193,7 @@ class UnrollFeatures(StageMember):
         b, rows, (B, C) = self.recommender.bundle, x["candidates"], x["candidates"].shape
         now, launch = unpack(x["request"])[0]["timestamp"], b.columns.gather(np.maximum(rows, 0), ["first_event"])["first_event"]
         items = side_by_side(b.contract.item, {n[2:]: a for n, a in x.items() if n.startswith("i_")}, "i_")
-        items |= dict(pair=pair_features(rows >= 0, x["retrieved"], now, launch, x["q_ints"][:, b.places[0]], x["i_item_id"], heard(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0))))
+        items |= dict(pair=pair_features(rows >= 0, x["retrieved"], now, launch, x["q_ints"][:, b.places[0]], x["i_item_id"], heard(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0)), b.trends(now, np.maximum(rows, 0))))
         return {f"u_{n}": np.repeat(x[n], C, axis=0) for n in ("q_ints", "q_floats")} | {f"u_{n}": a.reshape(B * C, 1, -1) for n, a in items.items()}
 
 # %% ../nbs/18_triton_reference.ipynb #18-triton-reference-16

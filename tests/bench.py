@@ -1,6 +1,7 @@
 """Speed and memory of what runs exist: `make bench` writes outputs/bench.json and a plot.
 
 The stages' own records give rates and peaks; requests are timed here, interleaved, in one process.
+`make bench ARGS=sequences` times own tables of 200,000 interactions instead (bench_sequences.py).
 """
 import json
 import os
@@ -112,6 +113,7 @@ def plot(figures, path):
 
 
 def main():
+    if "sequences" in sys.argv: import bench_sequences; return bench_sequences.main()
     runs = sorted(f.parent.parent for f in OUT.glob("*/evaluate/stage.json") if f.parent.parent.name != "tiny")
     if not runs: sys.exit("bench: no finished run in outputs/; `make run` makes one")
     figures = dict(cores=os.cpu_count(), load=os.getloadavg()[0], runs={}, metrics=apart(metric_figures))
