@@ -29,7 +29,7 @@ from .ranker import export_ranker, load_ranker, save_ranker
 from .recommender import Bundle, table_with, write_bundle, write_train_state
 from .sources import base_folder
 from .towers import load_state, save_state
-from .two_tower import export_query, fit
+from .two_tower import export_query, fit, learning_rate
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-07
 OWN = ("RUN", "OUTPUTS", "SEED", "BASE_RUN", "FINETUNE_EPOCHS", "FINETUNE_LR", "REPLAY", "TEST", "EVAL_CASES", "BOOTSTRAP")   # a daily run's own parameters
@@ -86,7 +86,7 @@ def tune_towers(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dic
     "Fine-tune the query tower on the base's item vectors and write the stage two_tower."
     with record_stage(p, "two_tower") as rec:
         model, vectors = load_state(base / "train_state" / "two_tower"), np.load(rec.dir / "item_vectors.npy")
-        once = Params({**p, "TT_EPOCHS": p.FINETUNE_EPOCHS, "TT_LR": p.TT_LR * p.FINETUNE_LR})
+        once = Params({**p, "TT_EPOCHS": p.FINETUNE_EPOCHS, "TT_LR": learning_rate(prep, p) * p.FINETUNE_LR})
         with rec.timing("fit"): curve = fit(model, prep, once, cases, cases[:0], fresh=False, kept=vectors)
         with rec.timing("export"): rec.metrics["onnx gap query"] = export_query(model, prep, rec.dir)
         save_state(model, rec.dir / "train_state")

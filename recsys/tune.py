@@ -13,7 +13,7 @@ from .core import PARAMS, Params, RecsysError, atomic_path, run_dir, sha256_file
 
 # %% ../nbs/07_tune.ipynb #07-tune-07
 RANGES = dict(
-    two_tower=dict(TT_LR=(5e-4, 1e-2, "log"), TT_DROPOUT=(0.0, 0.5), TT_DIM=[32, 64, 128], TT_LOSS=["auto", "sampled", "full"], TT_COMBINER=["decay", "mean"]),
+    two_tower=dict(TT_LR=(5e-4, 2e-2, "log"), TT_DROPOUT=(0.0, 0.5), TT_DIM=[32, 64, 128], TT_LOSS=["auto", "sampled", "full"], TT_COMBINER=["decay", "mean"]),
     dlrm=dict(DLRM_LR=(5e-4, 1e-2, "log"), DLRM_DROPOUT=(0.0, 0.5), DLRM_DIM=[16, 32, 64], DLRM_HALF_LIFE=(0.1, 2.0, "log"), DLRM_NEGATIVES=[5, 10, 20]))
 
 def suggest(
