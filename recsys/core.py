@@ -104,7 +104,7 @@ _PARAMS = [
     Param("DLRM_LR", 0.002, "learning rate", 1e-6, 1.0),
     Param("DLRM_PATIENCE", 1, "epochs without a better validation before training stops", 0, 100),
     Param("DLRM_DROPOUT", 0.1, "share of embedding components dropped in training", 0.0, 0.9),
-    Param("DLRM_HARD_NEGATIVES", 4, "negatives more from what retrieval returns, in every fourth batch", 0, 100),
+    Param("DLRM_HARD_NEGATIVES", 4, "negatives more from what retrieval returns, in every eighth batch", 0, 100),
     Param("DLRM_LOSS", "bce", "binary cross-entropy of each candidate, or softmax over a positive and its negatives", choices=("bce", "softmax")),
     Param("DLRM_HALF_LIFE", 0.35, "share of the training span over which a case's chance to be drawn halves; 0: every case once an epoch", 0.0, 100.0),
     Param("DLRM_NEGATIVES", 5, "sampled negatives a positive", 1, 100),
