@@ -6,10 +6,11 @@
 __all__ = ['FUNNEL', 'TEXT', 'raw_events', 'raw_cases', 'raw_splits', 'Raw', 'expected_query', 'sample_events', 'event_keys',
            'raw_pasts', 'expected_rows', 'expected_embeddings', 'result', 'agrees', 'shown', 'check_features', 'moment',
            'training_columns', 'check_learned', 'check_counts', 'compare_arrays', 'check_table', 'expected_pair',
-           'demand_at', 'check_pairs']
+           'open_demand', 'check_pairs']
 
 # %% ../nbs/14_asof.ipynb #14-asof-02
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
 import numpy as np
@@ -270,11 +271,15 @@ def expected_pair(raw: Raw, past: list, item: str, now: int, launch: dict, table
     if table and same and not table["again"]: out["votes"] = out["next"] = 0.0
     return out | {name: np.log1p(100 * out[name]) for name in ("votes", "next")}
 
-def demand_at(raw: Raw, now: int, trends: dict, n: int) -> dict:  # of meta.json; items in the catalogue; item -> n x its share of choices, newer ones more
+def open_demand(raw: Raw, trends: dict, n: int):  # trends of meta.json, items in the catalogue; function second -> {item: n x its share of choices, newer ones more}
     "Count what was chosen up to the last moment of the table of trends; the test cases of leave-one-out are nobody's past."
-    until = now // trends["step"] * trends["step"]; t = raw.events[raw.events.case & (raw.events.split >= 0) & (raw.events.timestamp < until) & ((raw.events.split < 2) | (raw.p.SPLIT == "time"))]
-    weight = (0.5 ** ((until - t.timestamp) / 86400 / trends["half_life"])).groupby(t.item_id.astype(str)).sum()
-    return (weight / weight.sum() * n).to_dict()
+    e = raw.events; t = e[e.case & (e.split >= 0) & ((e.split < 2) | (raw.p.SPLIT == "time"))]
+    item, names = pd.factorize(t.item_id.astype(str)); ts = t.timestamp.to_numpy()
+    @lru_cache(None)
+    def at(until):
+        before = ts < until; weight = np.bincount(item[before], 0.5 ** ((until - ts[before]) / 86400 / trends["half_life"]), len(names))
+        return dict(zip(names, weight * n / max(weight.sum(), 1e-300)))
+    return lambda now: at(int(now) // trends["step"] * trends["step"])
 
 def check_pairs(p: Params, prep: Prepared, bundle: Bundle, raw: Raw, n: int = 150) -> list:  # rows of the table
     "Compare what the ranker reads of cases and candidates: the chosen item, the newest of the history, one at random."
@@ -282,8 +287,8 @@ def check_pairs(p: Params, prep: Prepared, bundle: Bundle, raw: Raw, n: int = 15
     own, newest = np.asarray(prep.events["item"][pos]), prep.history_rows(pos)[:, -1]
     rows = np.stack([own, np.where(newest < 0, own, newest), np.random.default_rng(p.SEED).integers(0, len(ids), len(own))], 1)
     found = candidate_features(bundle, query_arrays(bundle, prep.query_inputs(pos))["q_ints"], rows, np.zeros(rows.shape, np.float32), np.asarray(prep.events["timestamp"][pos]))["pair"]
-    train, row_of = raw.events[raw.events.split == 0], {v: i for i, v in enumerate(ids)}; launch = train.groupby(train.item_id.astype(str)).timestamp.min().to_dict()
-    expected = [[expected_pair(raw, past.get(k[0], []), ids[r], k[2], launch, bundle.neighbours, row_of, demand) for r in row] for k, row in zip(keys, rows) for demand in (demand_at(raw, k[2], prep.meta["trends"], len(ids)),)]
+    train, row_of = raw.events[raw.events.split == 0], {v: i for i, v in enumerate(ids)}; launch = train.groupby(train.item_id.astype(str)).timestamp.min().to_dict(); demand = open_demand(raw, prep.meta["trends"], len(ids))
+    expected = [[expected_pair(raw, past.get(k[0], []), ids[r], k[2], launch, bundle.neighbours, row_of, demand(k[2])) for r in row] for k, row in zip(keys, rows)]
     out = []
     for i, name in enumerate(PAIR[2:], 2):   # the first two say that there is a candidate, and what retrieval gave it
         wrong = [(k, ids[rows[a, b]], x.get(name), found[a, b, i]) for a, (k, line) in enumerate(zip(keys, expected)) for b, x in enumerate(line) if name not in x or not agrees(x[name], found[a, b, i])]

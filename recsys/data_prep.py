@@ -428,7 +428,9 @@ def choose_trends(
         at, sure = t.moment(e["timestamp"][pos]), 0.
         for a in range(0, len(pos), 256): v = t.values[np.maximum(at[a:a + 256], 0)]; sure += (1 / np.log2(2. + (v > v[np.arange(len(v)), e["item"][pos[a:a + 256]]][:, None]).sum(1))).sum()
         return sure
-    best = max(((gain(t := make_trends(item, ts, n, h)), -h) for h in HALF_LIVES)); return make_trends(item, ts, n, -best[1])
+    best = -1, None
+    for h in HALF_LIVES: best = max(best, (gain(t := make_trends(item, ts, n, h)), t), key=lambda x: x[0])   # two tables at a time
+    return best[1]
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-55
 FEW = .001   # share of training cases that are chosen again, below which REPEATS: auto leaves them out

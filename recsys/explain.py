@@ -17,7 +17,7 @@ from .features import PAIR, columns_of, encode_context, pack
 from .recommender import Reasons, Recommender, candidate_features, finite, nobody, onnx_session, query_arrays, read_request, run_session, score_candidates
 
 # %% ../nbs/22_explain.ipynb #22-explain-06
-GROUPS = dict(history="the history", user="the user's profile", context="device and time", item="the item itself (popularity, age)",
+GROUPS = dict(history="the history", user="the user's profile", context="device and time", item="the item itself (popularity, demand, age)",
               attributes="category and attributes", price="price", text="text", image="image")   # group -> what people call it
 PAIR_GROUPS = dict(mask="", score="item", age="item", count="history", last="history", faded="history", due="history", votes="history", next="history", trend="item")   # of what is known of a request and a candidate together
 

@@ -354,7 +354,7 @@ class Trends:
         first: int,        # number of the first moment: `now // step` where it is the newest
         step: int,         # seconds from row to row
         half_life: float,  # days
-    ): self.values, self.first, self.step, self.half_life, self._top = values, first, step, half_life, {}
+    ): self.values, self.first, self.step, self.half_life, self._top = np.asarray(values), first, step, half_life, {}   # a view: numpy's mapped arrays are slow to index
 
     def __call__(self,
         now: np.ndarray,   # seconds [B]

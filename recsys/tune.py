@@ -56,12 +56,11 @@ def tune(
 ) -> tuple:                 # the best parameters as a dict; list of (value, parameters), in the order of trials
     "Search a stage's parameters; what was tried before on the same data is remembered in <run>/tune/."
     import optuna
-    from recsys.two_tower import RATES
     if stage not in RANGES: raise RecsysError(f"tune: no ranges for stage {stage!r}; there are {', '.join(RANGES)}")
     meta = stage_dir(p, "data_prep") / "meta.json"
     if not meta.is_file(): raise RecsysError(f"{meta}: no such file; run the stages up to {stage} first: recsys run --params FILE --to {stage}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    p = Params({**p, "TT_LR": p.TT_LR or RATES[read_json(meta).get("split", "time")]})   # the run's own, a number to start from
+    if stage == "two_tower" and not p.TT_LR: from recsys.two_tower import RATES; p = Params({**p, "TT_LR": RATES[read_json(meta)["split"]]})   # a number to start from
     ranges = {n: r + [p[n]] if isinstance(r, list) and p[n] not in r else r for n, r in (ranges or RANGES[stage]).items()}   # what the run has now is a choice, too
     judge, folder = judge or JUDGES[stage], run_dir(p) / "tune"; folder.mkdir(exist_ok=True)
     study = optuna.create_study(direction="maximize", storage=f"sqlite:///{(folder / f'{stage}.db').resolve()}", study_name=f"{sha256_file(meta)[:12]} {sorted(ranges)}", load_if_exists=True,
