@@ -101,7 +101,7 @@ _PARAMS = [
     Param("DLRM_TOP", "128,64", "top MLP on the interactions, widths separated by commas"),
     Param("DLRM_BATCH", 2048, "positives a step", 16, 65536),
     Param("DLRM_EPOCHS", 5, "passes over the training cases, at most", 1, 200),
-    Param("DLRM_LR", 0.002, "learning rate", 1e-6, 1.0),
+    Param("DLRM_LR", 0.0, "learning rate; 0: .002, and .0007 for leave_one_out, whose cases are few", 0.0, 1.0),
     Param("DLRM_PATIENCE", 1, "epochs without a better validation before training stops", 0, 100),
     Param("DLRM_DROPOUT", 0.1, "share of embedding components dropped in training", 0.0, 0.9),
     Param("DLRM_HARD_NEGATIVES", 4, "negatives more from what retrieval returns, in every eighth batch", 0, 100),

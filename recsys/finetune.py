@@ -17,7 +17,7 @@ from .additions import additions_file, read_added, to_array
 from .core import Params, RecsysError, read_json, record_stage, run_dir, sha256_file, stage_dir, write_json
 from .cases import is_masked, test_cases
 from .data_prep import Prepared, encode_tables, load_prepared
-from .dlrm import check_export, fit_ranker
+from .dlrm import blend_of, check_export, fit_ranker, ranker_rate
 from .encoders import onnx_session
 from .evaluate import compare_systems
 from .lists import model_lists
@@ -99,11 +99,11 @@ def fitted(p: Params) -> str: "Say what a fine-tuned model has seen."; return f"
 def tune_ranker(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dict:  # metrics
     "Fine-tune the ranker and write the stage dlrm."
     with record_stage(p, "dlrm") as rec:
-        once = Params({**p, "DLRM_EPOCHS": p.FINETUNE_EPOCHS, "DLRM_LR": p.DLRM_LR * p.FINETUNE_LR, "DLRM_HALF_LIFE": 0.0})
+        once = Params({**p, "DLRM_EPOCHS": p.FINETUNE_EPOCHS, "DLRM_LR": ranker_rate(prep, p) * p.FINETUNE_LR, "DLRM_HALF_LIFE": 0.0})
         with rec.timing("fit"): model, curve = fit_ranker(prep, once, load_ranker(base / "train_state" / "dlrm"), cases, table=load_table(run_dir(p) / "neighbours"), judged=False)
         save_ranker(model, rec.dir / "train_state")
         with rec.timing("export"): session = onnx_session(export_ranker(model, rec.dir / "dlrm.onnx"), threads=1)
-        rec.rows["train"] = len(cases); rec.metrics |= curve[-1] | check_export(session, model, prep, p) | {"blend": float(model.blend), "fitted on": fitted(p)}
+        rec.rows["train"] = len(cases); rec.metrics |= curve[-1] | check_export(session, model, prep, p) | blend_of(model) | {"fitted on": fitted(p)}
     return rec.metrics
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-21

@@ -102,7 +102,7 @@ class Ranker(tf.keras.Model):
         self.facts = tf.keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="facts")
         self.rest = mm.MLPBlock(config["top"][1:] or [config["top"][0]])
         self.out = tf.keras.layers.Dense(1, bias_initializer=tf.constant_initializer(-np.log(items)))
-        self.blend = self.add_weight("blend", (), trainable=False, initializer="zeros")   # of retrieval's score
+        self.blend = self.add_weight("blend", (len(PAIR), 1), trainable=False, initializer="zeros")   # of retrieval's score and votes, beside what training made of them; training goes without
         self.calibration = self.add_weight("calibration", (2,), trainable=False, initializer=tf.constant_initializer([1.0, 0.0]))   # scale and shift of the logits; training goes without
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-16
@@ -190,8 +190,8 @@ def call(self: Ranker,
     hidden = tf.nn.relu(hidden + self.first["query"](tf.concat([pair_dots(q), q[:, -1]], 1))[:, None])
     if training and config["dropout"]: hidden = tf.nn.dropout(hidden, config["dropout"], noise_shape=[tf.shape(q)[0], 1, width])
     logits = tf.reshape(self.out(self.rest(flat(hidden))) + self.direct(flat(cross)) + self.facts(flat(pair[:, :, 2:])), [-1, c])
-    logits += tf.reshape(self.popularity.table(item_id), [r, c]) + self.blend * pair[:, :, 1]
-    return logits if training else logits * self.calibration[0] + self.calibration[1]
+    logits += tf.reshape(self.popularity.table(item_id), [r, c])
+    return logits if training else (logits + tf.reshape(flat(pair) @ self.blend, [-1, c])) * self.calibration[0] + self.calibration[1]
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-33
 def new_ranker(

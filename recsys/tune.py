@@ -7,6 +7,7 @@ __all__ = ['RANGES', 'JUDGES', 'suggest', 'judge_towers', 'judge_ranker', 'tune'
 
 # %% ../nbs/07_tune.ipynb #07-tune-02
 import time
+from importlib import import_module
 from pathlib import Path
 import numpy as np
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, run_dir, sha256_file, stage_dir
@@ -14,7 +15,7 @@ from .core import PARAMS, Params, RecsysError, atomic_path, read_json, run_dir, 
 # %% ../nbs/07_tune.ipynb #07-tune-07
 RANGES = dict(
     two_tower=dict(TT_LR=(5e-4, 2e-2, "log"), TT_DROPOUT=(0.0, 0.5), TT_DIM=[32, 64, 128], TT_LOSS=["auto", "sampled", "full"], TT_COMBINER=["decay", "mean"]),
-    dlrm=dict(DLRM_LR=(5e-4, 1e-2, "log"), DLRM_DROPOUT=(0.0, 0.5), DLRM_DIM=[16, 32, 64], DLRM_HALF_LIFE=(0.1, 2.0, "log"), DLRM_NEGATIVES=[5, 10, 20]))
+    dlrm=dict(DLRM_LR=(2e-4, 1e-2, "log"), DLRM_DROPOUT=(0.0, 0.5), DLRM_DIM=[16, 32, 64], DLRM_HALF_LIFE=(0.1, 2.0, "log"), DLRM_NEGATIVES=[5, 10, 20]))
 
 def suggest(
     trial,          # optuna.Trial
@@ -35,11 +36,11 @@ def judge_towers(p: Params) -> float:
     return max(c["ndcg"] for c in fit(build_towers(prep.contract, p, content_by_id(prep)), prep, p))
 
 def judge_ranker(p: Params) -> float:
-    "Train the ranker and give its NDCG@10 among what retrieval returns, retrieval's score blended in."
+    "Train the ranker and give its NDCG@10 among what retrieval returns, retrieval's score and votes blended in."
     from recsys.data_prep import load_prepared
     from recsys.dlrm import fit_blend, fit_ranker
-    from recsys.neighbours import load_table
-    prep, table = load_prepared(p), load_table(stage_dir(p, "neighbours"))
+    from recsys.neighbours import held_out, load_table
+    prep, table = load_prepared(p), load_table(held_out(stage_dir(p, "neighbours")))   # one that hasn't seen validation
     return max(v for _, v in fit_blend(fit_ranker(prep, p, table=table)[0], prep, p, table))
 
 JUDGES = dict(two_tower=judge_towers, dlrm=judge_ranker)
@@ -60,7 +61,8 @@ def tune(
     meta = stage_dir(p, "data_prep") / "meta.json"
     if not meta.is_file(): raise RecsysError(f"{meta}: no such file; run the stages up to {stage} first: recsys run --params FILE --to {stage}")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if stage == "two_tower" and not p.TT_LR: from recsys.two_tower import RATES; p = Params({**p, "TT_LR": RATES[read_json(meta)["split"]]})   # a number to start from
+    rate = dict(two_tower="TT_LR", dlrm="DLRM_LR")[stage]
+    if not p[rate]: p = Params({**p, rate: import_module(f"recsys.{stage}").RATES[read_json(meta)["split"]]})   # a number to start from
     ranges = {n: r + [p[n]] if isinstance(r, list) and p[n] not in r else r for n, r in (ranges or RANGES[stage]).items()}   # what the run has now is a choice, too
     judge, folder = judge or JUDGES[stage], run_dir(p) / "tune"; folder.mkdir(exist_ok=True)
     study = optuna.create_study(direction="maximize", storage=f"sqlite:///{(folder / f'{stage}.db').resolve()}", study_name=f"{sha256_file(meta)[:12]} {sorted(ranges)}", load_if_exists=True,
