@@ -222,7 +222,7 @@ def load_ranker(
     model = new_ranker(config)
     found = [a for _, a in sorted(load_arrays(Path(folder) / "weights.npz").items())]
     want, got = ([w.shape for w in weights] for weights in (model.get_weights(), found))
-    if want != got: raise RecsysError(f"{folder}/weights.npz: shapes {got}, config.json asks for {want}; both must come from the same training")
+    if want != got: raise RecsysError(f"{folder}/weights.npz: shapes {got}, config.json asks for {want}; both must come from the same training, by this version of recsys: train it again")
     model.set_weights(found)
     return model
 
