@@ -372,7 +372,7 @@ def fit_blend(
     for part, scores, rows in retrieved(prep, p, pos, table): logits, pair = score(part, rows, scores, True); found.append((np.where(rows < 0, MASKED, logits), pair[:, :, columns], rows == prep.events["item"][part][:, None], rows >= 0))
     if not found: return []
     logits, facts, right, there = (np.concatenate(x) for x in zip(*found)); best = (0.,) * len(BLENDED); tried = [(best, candidate_ndcg(logits, right))]
-    for i in (i for _ in range(2) for i in range(len(BLENDED)) if facts[:, :, i].any()):   # without a table there are no votes
+    for i in 2 * [i for i in range(len(BLENDED)) if facts[:, :, i].any()]:   # without a table there are no votes
         ways = [(*best[:i], w, *best[i + 1:]) for w in grid]; tried += (some := [(w, candidate_ndcg(logits + facts @ np.float32(w), right)) for w in ways])
         best = max(some, key=lambda x: x[1])[0]
     weight = np.zeros(model.blend.shape, np.float32); weight[columns, 0] = best; model.blend.assign(weight)
