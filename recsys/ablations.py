@@ -15,21 +15,40 @@ from .core import RecsysError, read_json
 from .data_prep import Prepared
 from .features import NULL, columns_of, load_arrays
 from .lists import model_lists
-from .metrics import case_metrics, metric_rows, paired_bootstrap, per_user_mean, rank_of_relevant
+from recsys.metrics import (
+    case_metrics,
+    metric_rows,
+    paired_bootstrap,
+    per_user_mean,
+    rank_of_relevant,
+)
 from .recommender import Bundle, onnx_session, run_session
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-07
 def hideable(contract) -> list:  # names
     "List what a contract has that can be hidden."
-    there = dict(image=contract["image"], text=contract["text"], history=True, context=contract.side("context"), **{"user id": contract.side("user")})
+    there = dict(
+        image=contract["image"],
+        text=contract["text"],
+        history=True,
+        context=contract.side("context"),
+        **{"user id": contract.side("user")},
+    )
     return [name for name, found in there.items() if found]
+
 
 def hide_query(prep: Prepared, what: str) -> Prepared:
     "Copy prepared data whose requests leave history, context or user id unknown."
-    q, e = copy.copy(prep), dict(prep.events); n = len(e["user"])
-    if what == "user id": e["user"] = np.full(n, -1)
-    if what == "context": e |= {f.name: np.full(n, NULL) for f in prep.contract.side("context")}
-    if what == "history": e |= dict(hist_cut=e["hist_first"]) | ({"top_category": np.full(n, NULL)} if prep.contract["top_category"] else {})
+    q, e = copy.copy(prep), dict(prep.events)
+    n = len(e["user"])
+    if what == "user id":
+        e["user"] = np.full(n, -1)
+    if what == "context":
+        e |= {f.name: np.full(n, NULL) for f in prep.contract.side("context")}
+    if what == "history":
+        e |= dict(hist_cut=e["hist_first"]) | (
+            {"top_category": np.full(n, NULL)} if prep.contract["top_category"] else {}
+        )
     q.events = e
     return q
 
@@ -37,97 +56,208 @@ def hide_query(prep: Prepared, what: str) -> Prepared:
 def swap_table(path: Path, old: np.ndarray, new: np.ndarray):  # onnxruntime session
     "Open an ONNX file with one of its constants replaced; raise `RecsysError` where it holds the old one not exactly once."
     import onnx
-    graph = onnx.load(str(path)); near = lambda t: tuple(t.dims) == old.shape and np.allclose(onnx.numpy_helper.to_array(t), old, atol=1e-5)
+
+    graph = onnx.load(str(path))
+    near = lambda t: tuple(t.dims) == old.shape and np.allclose(
+        onnx.numpy_helper.to_array(t), old, atol=1e-5
+    )
     found = [t for t in graph.graph.initializer if near(t)]
-    if len(found) != 1: raise RecsysError(f"{path}: found the table {old.shape} {len(found)} times, expected once; bundle and train_state must come from one training")
+    if len(found) != 1:
+        raise RecsysError(
+            f"{path}: found the table {old.shape} {len(found)} times, expected once; bundle and train_state must come from one training"
+        )
     found[0].CopyFrom(onnx.numpy_helper.from_array(np.asarray(new, np.float32), found[0].name))
-    with tempfile.NamedTemporaryFile(suffix=".onnx") as f: f.write(graph.SerializeToString()); f.flush(); return onnx_session(f.name)
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as f:
+        f.write(graph.SerializeToString())
+        f.flush()
+        return onnx_session(f.name)
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-11
 def history_table(
-    state: Path,      # train_state
-    keep: np.ndarray, # 0 or 1 for each component of the content
-):                    # float32 [cardinality of item_id, dim]; None where the towers read no history
+    state: Path,  # train_state
+    keep: np.ndarray,  # 0 or 1 for each component of the content
+):  # float32 [cardinality of item_id, dim]; None where the towers read no history
     "Compute the vectors by which the query tower looks up the history's items."
-    if not (path := state / "two_tower" / "weights.npz").is_file(): raise RecsysError(f"{path}: no such file; run the stage bundle again")
-    w = load_arrays(path); of = lambda end: next((v for k, v in w.items() if k.partition(":")[0].endswith(end)), None)
+    if not (path := state / "two_tower" / "weights.npz").is_file():
+        raise RecsysError(f"{path}: no such file; run the stage bundle again")
+    w = load_arrays(path)
+    of = lambda end: next((v for k, v in w.items() if k.partition(":")[0].endswith(end)), None)
     content = of(" content_by_id")
-    return None if content is None else of("item_id|embeddings") + (content * of(" content_scale") * keep) @ of("project_content|kernel")
+    return (
+        None
+        if content is None
+        else of("item_id|embeddings")
+        + (content * of(" content_scale") * keep) @ of("project_content|kernel")
+    )
+
 
 def candidate_vectors(bundle: Bundle, columns: dict) -> np.ndarray:  # [n_items, d]
     "Run the candidate tower over the catalogue."
-    return run_session(onnx_session(bundle.folder / "candidate_tower.onnx"), {k: columns[k] for k in ("i_ints", "i_floats") if k in columns})
+    return run_session(
+        onnx_session(bundle.folder / "candidate_tower.onnx"),
+        {k: columns[k] for k in ("i_ints", "i_floats") if k in columns},
+    )
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-13
 def hide_content(bundle: Bundle, side: str, state: Path) -> Bundle:  # side: image or text
     "Copy a bundle in which no item has an image, or a text."
-    b, columns, kept = copy.copy(bundle), dict(bundle.columns.columns), [f for f in bundle.contract.item.kind("embedding")]
-    columns["i_floats"] = columns["i_floats"].copy(); columns["i_floats"][:, columns_of(bundle.contract.item, "floats")[side]] = 0
+    b, columns, kept = (
+        copy.copy(bundle),
+        dict(bundle.columns.columns),
+        [f for f in bundle.contract.item.kind("embedding")],
+    )
+    columns["i_floats"] = columns["i_floats"].copy()
+    columns["i_floats"][:, columns_of(bundle.contract.item, "floats")[side]] = 0
     b.columns = ItemColumns(columns, bundle.columns.ids)
     b.vectors = b.index = candidate_vectors(bundle, columns)
-    old, new = (history_table(state, np.concatenate([np.full(f.dim, f.name != gone) for f in kept])) for gone in ("", side))
-    if old is not None: b.query_tower = swap_table(bundle.folder / "query_tower.onnx", old, new)
-    config, w = read_json(state / "dlrm" / "config.json"), load_arrays(state / "dlrm" / "weights.npz")
+    old, new = (
+        history_table(state, np.concatenate([np.full(f.dim, f.name != gone) for f in kept]))
+        for gone in ("", side)
+    )
+    if old is not None:
+        b.query_tower = swap_table(bundle.folder / "query_tower.onnx", old, new)
+    config, w = (
+        read_json(state / "dlrm" / "config.json"),
+        load_arrays(state / "dlrm" / "weights.npz"),
+    )
     if config["content"]:
         at = np.repeat([name for name, _ in config["content"]], [n for _, n in config["content"]])
         old = next(a for a in w.values() if a.shape == (config["tables"]["item_id"], len(at)))
         b.ranker = swap_table(bundle.folder / "dlrm.onnx", old, old * (at != side))
     return b
 
+
 def without(bundle: Bundle, prep: Prepared, what: str, state: Path) -> tuple[Bundle, Prepared]:
     "Hide one input everywhere."
-    return (hide_content(bundle, what, state), prep) if what in ("image", "text") else (bundle, hide_query(prep, what))
+    return (
+        (hide_content(bundle, what, state), prep)
+        if what in ("image", "text")
+        else (bundle, hide_query(prep, what))
+    )
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-16
-def ablate(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, state: Path, say=print) -> dict:  # what is hidden -> system -> place of the chosen item [B]
+def ablate(
+    bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, state: Path, say=print
+) -> dict:  # what is hidden -> system -> place of the chosen item [B]
     "Rank the cases again and again, each time with one input hidden; say which can't be."
     item, out = np.asarray(prep.events["item"][pos]), {}
     for what in hideable(prep.contract):
-        try: b, q = without(bundle, prep, what, state)
-        except RecsysError as e: say(f"no ablation without {what}: {e}"); continue
-        out[what] = {s: rank_of_relevant(rows, item) for s, rows in model_lists(b, q, pos, masked).items() if s in ("full", "retrieval")}
+        try:
+            b, q = without(bundle, prep, what, state)
+        except RecsysError as e:
+            say(f"no ablation without {what}: {e}")
+            continue
+        out[what] = {
+            s: rank_of_relevant(rows, item)
+            for s, rows in model_lists(b, q, pos, masked).items()
+            if s in ("full", "retrieval")
+        }
     return out
 
+
 def ablation_rows(
-    served: dict,      # system -> place of each case with every input [B]
-    hidden: dict,      # of `ablate`
-    users: np.ndarray, # user row [B], -1 anonymous
-    cuts: dict,        # segment -> bool [B]
-    draws: int = 1000, seed: int = 42,
+    served: dict,  # system -> place of each case with every input [B]
+    hidden: dict,  # of `ablate`
+    users: np.ndarray,  # user row [B], -1 anonymous
+    cuts: dict,  # segment -> bool [B]
+    draws: int = 1000,
+    seed: int = 42,
     metric: str = "ndcg@10",
-) -> list:             # rows {without, system, segment, metric, value, served, difference, low, high, n}
+) -> list:  # rows {without, system, segment, metric, value, served, difference, low, high, n}
     "Measure what each hidden input changes, paired, with the interval over users."
     of, rows = lambda ranks: case_metrics(ranks, (int(metric.split("@")[1]),))[metric], []
-    base = {s: of(r) for s, r in served.items()}; value = {(what, s): of(r) for what, by in hidden.items() for s, r in by.items()}
+    base = {s: of(r) for s, r in served.items()}
+    value = {(what, s): of(r) for what, by in hidden.items() for s, r in by.items()}
     for segment, m in ((s, m) for s, m in cuts.items() if m.any() and value):
         mean = lambda v: per_user_mean(v[m], users[m])
-        rows += [dict(without=what, system=s, segment=segment, metric=metric, value=mean(value[what, s]), served=mean(base[s]), difference=r["value"], low=r["low"], high=r["high"], n=r["n"])
-                 for r in metric_rows("", segment, {k: (v - base[k[1]])[m] for k, v in value.items()}, users[m], draws, seed) for what, s in [r["metric"]]]
+        rows += [
+            dict(
+                without=what,
+                system=s,
+                segment=segment,
+                metric=metric,
+                value=mean(value[what, s]),
+                served=mean(base[s]),
+                difference=r["value"],
+                low=r["low"],
+                high=r["high"],
+                n=r["n"],
+            )
+            for r in metric_rows(
+                "",
+                segment,
+                {k: (v - base[k[1]])[m] for k, v in value.items()},
+                users[m],
+                draws,
+                seed,
+            )
+            for what, s in [r["metric"]]
+        ]
     return rows
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-18
 NOT_RETRAINED = "hidden at request time, the models are not retrained"
 
+
 def plot_ablations(rows: list):
     "Draw what each hidden input changes: the full path as dots, retrieval alone as rings."
     import matplotlib.pyplot as plt
-    names = list(dict.fromkeys(r["without"] for r in rows)); fig, ax = plt.subplots(figsize=(7, 0.5 * len(names) + 1.2))
-    for system, mark, up in (("full", dict(fmt="ko"), -.1), ("retrieval", dict(fmt="o", color="0.5", mfc="none"), .12)):
-        mine = [r for r in rows if r["system"] == system and r["segment"] == "all"]; d = np.array([r["difference"] for r in mine])
-        ax.errorbar(d, np.array([names.index(r["without"]) for r in mine]) + up, xerr=[d - [r["low"] for r in mine], np.array([r["high"] for r in mine]) - d], capsize=3, label=system, **mark)
-    most = min((r for r in rows if r["system"] == "full" and r["segment"] == "all"), key=lambda r: r["difference"])
-    ax.axvline(0, color="0.5", lw=.8); ax.set_yticks(range(len(names)), [f"without {n}" for n in names]); ax.invert_yaxis(); ax.grid(alpha=.3, axis="x"); ax.legend(fontsize=8)
-    ax.set(xlabel=f"change of {most['metric']} with paired 95 % interval; {NOT_RETRAINED}", title=f"{most['without'].capitalize()} is worth most: without it {-most['difference'] / max(most['served'], 1e-12):.0%} of {most['metric']} is gone")
+
+    names = list(dict.fromkeys(r["without"] for r in rows))
+    fig, ax = plt.subplots(figsize=(7, 0.5 * len(names) + 1.2))
+    for system, mark, up in (
+        ("full", dict(fmt="ko"), -0.1),
+        ("retrieval", dict(fmt="o", color="0.5", mfc="none"), 0.12),
+    ):
+        mine = [r for r in rows if r["system"] == system and r["segment"] == "all"]
+        d = np.array([r["difference"] for r in mine])
+        ax.errorbar(
+            d,
+            np.array([names.index(r["without"]) for r in mine]) + up,
+            xerr=[d - [r["low"] for r in mine], np.array([r["high"] for r in mine]) - d],
+            capsize=3,
+            label=system,
+            **mark,
+        )
+    most = min(
+        (r for r in rows if r["system"] == "full" and r["segment"] == "all"),
+        key=lambda r: r["difference"],
+    )
+    ax.axvline(0, color="0.5", lw=0.8)
+    ax.set_yticks(range(len(names)), [f"without {n}" for n in names])
+    ax.invert_yaxis()
+    ax.grid(alpha=0.3, axis="x")
+    ax.legend(fontsize=8)
+    ax.set(
+        xlabel=f"change of {most['metric']} with paired 95 % interval; {NOT_RETRAINED}",
+        title=f"{most['without'].capitalize()} is worth most: without it {-most['difference'] / max(most['served'], 1e-12):.0%} of {most['metric']} is gone",
+    )
     return fig
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-21
 def context_rows(
-    seeing: dict,       # system -> place of each case [B]
-    blind: dict,        # the same with device, hour and weekday hidden
+    seeing: dict,  # system -> place of each case [B]
+    blind: dict,  # the same with device, hour and weekday hidden
     users: np.ndarray,
-    draws: int = 1000, seed: int = 42,
-) -> list:              # rows {system, metric, value, blind, gain, low, high, n}
+    draws: int = 1000,
+    seed: int = 42,
+) -> list:  # rows {system, metric, value, blind, gain, low, high, n}
     "Measure by how much each system is better for knowing device, hour and weekday."
     of = lambda ranks: case_metrics(ranks)["ndcg@10"]
-    gain = lambda s: dict(zip(("gain", "low", "high"), paired_bootstrap(of(seeing[s]), of(blind[s]), users, draws, seed)))
-    return [dict(system=s, metric="ndcg@10", value=per_user_mean(of(seeing[s]), users), blind=per_user_mean(of(blind[s]), users), **gain(s), n=len(users)) for s in blind]
+    gain = lambda s: dict(
+        zip(
+            ("gain", "low", "high"),
+            paired_bootstrap(of(seeing[s]), of(blind[s]), users, draws, seed),
+        )
+    )
+    return [
+        dict(
+            system=s,
+            metric="ndcg@10",
+            value=per_user_mean(of(seeing[s]), users),
+            blind=per_user_mean(of(blind[s]), users),
+            **gain(s),
+            n=len(users),
+        )
+        for s in blind
+    ]

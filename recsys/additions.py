@@ -15,9 +15,14 @@ from .core import RecsysError, read_json
 # %% ../nbs/01_additions.ipynb #01-additions-04
 def additions_file(bundle: str | Path) -> Path:  # folder of the bundle
     "Name the file beside a bundle, with its version, for the rows hold its vectors; where a bundle is a copy, a pointer beside it leads to the original's."
-    folder = Path(bundle); pointer = folder.with_name(folder.name + ".added")
-    if pointer.is_file(): return folder.parent / pointer.read_text()
-    return folder.with_name(f"{folder.name}.{read_json(folder / 'manifest.json')['version']}.added.jsonl")
+    folder = Path(bundle)
+    pointer = folder.with_name(folder.name + ".added")
+    if pointer.is_file():
+        return folder.parent / pointer.read_text()
+    return folder.with_name(
+        f"{folder.name}.{read_json(folder / 'manifest.json')['version']}.added.jsonl"
+    )
+
 
 def share_additions(copy: str | Path, original: str | Path) -> None:
     "Let a copy of a bundle have the additions of its original."
@@ -25,43 +30,76 @@ def share_additions(copy: str | Path, original: str | Path) -> None:
     copy.with_name(copy.name + ".added").write_text(os.path.relpath(file, copy.parent.resolve()))
 
 # %% ../nbs/01_additions.ipynb #01-additions-07
-def to_text(x: np.ndarray) -> str: "Write numbers as float32 in base64."; return base64.b64encode(np.ascontiguousarray(x, "<f4").tobytes()).decode()
+def to_text(x: np.ndarray) -> str:
+    "Write numbers as float32 in base64."
+    return base64.b64encode(np.ascontiguousarray(x, "<f4").tobytes()).decode()
 
-def to_array(text: str) -> np.ndarray: "Read what `to_text` wrote."; return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+
+def to_array(text: str) -> np.ndarray:
+    "Read what `to_text` wrote."
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
 # %% ../nbs/01_additions.ipynb #01-additions-09
 def seal(row: dict, before: str) -> str:
     "Hash a row together with the seal of the one before."
-    return hashlib.sha256((before + json.dumps({k: v for k, v in row.items() if k != "seal"}, sort_keys=True, ensure_ascii=False)).encode()).hexdigest()
+    return hashlib.sha256(
+        (
+            before
+            + json.dumps(
+                {k: v for k, v in row.items() if k != "seal"}, sort_keys=True, ensure_ascii=False
+            )
+        ).encode()
+    ).hexdigest()
+
 
 def read_added(
     file: str | Path,
     at: tuple = (0, ""),  # bytes and seal where the last reading ended
-) -> tuple:               # rows since then, where this reading ended
+) -> tuple:  # rows since then, where this reading ended
     "Read the whole lines that were added; one that is still being written waits. Raise `RecsysError` where a seal doesn't fit."
     try:
-        with open(file, "rb") as f: f.seek(at[0]); text = f.read()
-    except FileNotFoundError: return [], at
+        with open(file, "rb") as f:
+            f.seek(at[0])
+            text = f.read()
+    except FileNotFoundError:
+        return [], at
     rows, (end, last) = [], at
-    for line in text[:text.rfind(b"\n") + 1].splitlines(keepends=True):
-        try: row = json.loads(line)
-        except ValueError: row = {}
-        if row.get("seal") != seal(row, last): raise RecsysError(f"{file}: the line at byte {end} is not what was written there; restore the file, or remove it from that line on")
-        rows.append(row); end, last = end + len(line), row["seal"]
+    for line in text[: text.rfind(b"\n") + 1].splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = {}
+        if row.get("seal") != seal(row, last):
+            raise RecsysError(
+                f"{file}: the line at byte {end} is not what was written there; restore the file, or remove it from that line on"
+            )
+        rows.append(row)
+        end, last = end + len(line), row["seal"]
     return rows, (end, last)
 
 # %% ../nbs/01_additions.ipynb #01-additions-10
 def append_added(
     file: str | Path,
-    rows: list,       # dicts with an item_id
-) -> int:             # items added so far
+    rows: list,  # dicts with an item_id
+) -> int:  # items added so far
     "Append rows, durable when this returns; raise `RecsysError` for an id that is there already."
     with FileLock(f"{file}.lock"):
-        old, (end, last) = read_added(file); there = {r["item_id"] for r in old}
+        old, (end, last) = read_added(file)
+        there = {r["item_id"] for r in old}
         for row in rows:
-            if row["item_id"] in there: raise RecsysError(f"{file}: item {row['item_id']} was added before; an item is added once")
+            if row["item_id"] in there:
+                raise RecsysError(
+                    f"{file}: item {row['item_id']} was added before; an item is added once"
+                )
             there.add(row["item_id"])
         text = b""
-        for n, row in enumerate(rows, len(old) + 1): row = dict(row, n=n); row["seal"] = last = seal(row, last); text += json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-        with open(file, "ab") as f: f.truncate(end); f.write(text); f.flush(); os.fsync(f.fileno())   # what a writer that died left half is cut off
+        for n, row in enumerate(rows, len(old) + 1):
+            row = dict(row, n=n)
+            row["seal"] = last = seal(row, last)
+            text += json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+        with open(file, "ab") as f:
+            f.truncate(end)
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())  # what a writer that died left half is cut off
     return len(old) + len(rows)

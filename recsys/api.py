@@ -13,52 +13,94 @@ __all__ = ['Text', 'Id', 'Kind', 'Second', 'OPERATIONS', 'STATUSES', 'Model', 'w
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Optional
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic.json_schema import models_json_schema
 from .core import RecsysError
 
 # %% ../nbs/23_api.ipynb #23-api-05
 class Model(BaseModel):
     "Refuse unknown fields and other types."
+
     model_config = ConfigDict(extra="forbid", strict=True)
+
 
 Text = Annotated[str, StringConstraints(max_length=64, pattern="^[^\\u0000]*$")]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern="^[^\\u0000]*$")]
 Kind = Annotated[str, StringConstraints(max_length=64, pattern="^[^|\\u0000]*$")]
-def whole(low: int, high: int): "Make the type of a whole number; JSON doesn't tell 3 from 3.0."; return Annotated[int, Field(ge=low, le=high), BeforeValidator(lambda x: int(x) if type(x) is float and x.is_integer() else x)]
 
-Second = whole(0, 2**40)   # seconds since 1970 UTC
+
+def whole(low: int, high: int):
+    "Make the type of a whole number; JSON doesn't tell 3 from 3.0."
+    return Annotated[
+        int,
+        Field(ge=low, le=high),
+        BeforeValidator(lambda x: int(x) if type(x) is float and x.is_integer() else x),
+    ]
+
+
+Second = whole(0, 2**40)  # seconds since 1970 UTC
 
 # %% ../nbs/23_api.ipynb #23-api-06
 class PageRequest(Model):
     "Ask for a page."
+
     user_id: Text = Field("", description="empty: an anonymous visitor")
     device_type: Text = ""
-    timestamp: Optional[Second] = Field(None, description="moment of the request, seconds since 1970 UTC; missing: now, by the run's clock")
+    timestamp: Optional[Second] = Field(
+        None,
+        description="moment of the request, seconds since 1970 UTC; missing: now, by the run's clock",
+    )
     k: whole(1, 100) = Field(10, description="items on the page")
-    exclude: Annotated[list[Id], Field(max_length=1000)] = Field([], description="items that must not be shown")
-    temperature: Optional[Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]] = Field(None, description="0 orders by score, above 0 samples")
-    diversity: Optional[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = Field(None, description="weight of dissimilarity")
-    seed: Optional[whole(0, 2**53)] = Field(None, description="of the sampling; missing: another page each time")
+    exclude: Annotated[list[Id], Field(max_length=1000)] = Field(
+        [], description="items that must not be shown"
+    )
+    temperature: Optional[Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]] = Field(
+        None, description="0 orders by score, above 0 samples"
+    )
+    diversity: Optional[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = Field(
+        None, description="weight of dissimilarity"
+    )
+    seed: Optional[whole(0, 2**53)] = Field(
+        None, description="of the sampling; missing: another page each time"
+    )
     request_id: Text = Field("", description="joins events to this page; missing: one is made")
-    timeout_ms: Optional[whole(1, 60_000)] = Field(None, description="longest wait; the gateway's own where that is shorter")
+    timeout_ms: Optional[whole(1, 60_000)] = Field(
+        None, description="longest wait; the gateway's own where that is shorter"
+    )
 
 # %% ../nbs/23_api.ipynb #23-api-07
 def read_model(
-    model: type,   # of the body or the query
-    data,          # bytes of a body, dict of a query's strings
-):                 # a model
+    model: type,  # of the body or the query
+    data,  # bytes of a body, dict of a query's strings
+):  # a model
     "Read a body or a query; raise `RecsysError` naming field and bound, without repeating what was sent."
-    try: return model.model_validate_json(data) if isinstance(data, bytes) else model.model_validate_strings(data, strict=False)
-    except ValidationError as e: why = e.errors(include_url=False, include_input=False, include_context=False)[0]
-    if why["type"] == "json_invalid": raise BrokenJson(f"the body is not JSON: {why['msg'].partition(': ')[2][:80]}")
+    try:
+        return (
+            model.model_validate_json(data)
+            if isinstance(data, bytes)
+            else model.model_validate_strings(data, strict=False)
+        )
+    except ValidationError as e:
+        why = e.errors(include_url=False, include_input=False, include_context=False)[0]
+    if why["type"] == "json_invalid":
+        raise BrokenJson(f"the body is not JSON: {why['msg'].partition(': ')[2][:80]}")
     raise RecsysError(f"{'.'.join(str(x)[:40] for x in why['loc']) or 'body'}: {why['msg']}")
 
-class BrokenJson(RecsysError): "Signal a body that is no JSON at all."
+
+class BrokenJson(RecsysError):
+    "Signal a body that is no JSON at all."
 
 # %% ../nbs/23_api.ipynb #23-api-10
 class Shown(Model):
     "Describe an item to a person."
+
     item_id: str
     title: Optional[str]
     category: Optional[str]
@@ -67,23 +109,31 @@ class Shown(Model):
     in_stock: bool
     image: str = Field(description="path of its picture at this service")
 
+
 class Placed(Shown):
     "Describe an item on a page."
+
     score: float
     propensity: Optional[float] = Field(description="probability of its place, given those above")
     rank: Optional[int] = Field(description="its place among what retrieval found")
     reason: str
 
+
 class Fallback(Model):
     "Say which stage was answered by something else, and why."
+
     stage: str
     fallback: str
     reason: str
 
+
 class Page(Model):
     "Answer a request."
+
     request_id: str
-    user: str = Field(description="known, new, anonymous, or unknown where it could not be looked up")
+    user: str = Field(
+        description="known, new, anonymous, or unknown where it could not be looked up"
+    )
     source: str = Field(description="two-tower or popularity")
     bundle_version: str
     items: list[Placed]
@@ -94,43 +144,68 @@ class Page(Model):
 # %% ../nbs/23_api.ipynb #23-api-12
 class Event(Model):
     "Report what a visitor did."
+
     item_id: Id
     user_id: Text = ""
-    event_id: Optional[Id] = Field(None, description="sent again with the same id it counts once; missing: one is made")
-    timestamp: Optional[Second] = Field(None, description="seconds since 1970 UTC, at most a day after the clock; missing: now, by the run's clock")
+    event_id: Optional[Id] = Field(
+        None, description="sent again with the same id it counts once; missing: one is made"
+    )
+    timestamp: Optional[Second] = Field(
+        None,
+        description="seconds since 1970 UTC, at most a day after the clock; missing: now, by the run's clock",
+    )
     event_type: Kind = "view"
     device_type: Text = ""
     request_id: Text = Field("", description="of the page that it comes from")
 
-class Events(Model): events: Annotated[list[Event], Field(min_length=1, max_length=100)]
+
+class Events(Model):
+    events: Annotated[list[Event], Field(min_length=1, max_length=100)]
+
 
 class Recorded(Model):
     event_id: str
     result: str = Field(description="new, duplicate or anonymous")
 
-class EventsAnswer(Model): results: list[Recorded]
 
-class Forgotten(Model): erased: int = Field(description="keys that were there")
+class EventsAnswer(Model):
+    results: list[Recorded]
+
+
+class Forgotten(Model):
+    erased: int = Field(description="keys that were there")
 
 # %% ../nbs/23_api.ipynb #23-api-14
 class ItemsQuery(Model):
     "Browse the catalogue."
+
     category: Text = ""
     text: Text = Field("", description="part of the title")
     limit: whole(1, 100) = 24
     offset: whole(0, 10**7) = 0
 
-class Category(Model): name: str; count: int
-class ItemsAnswer(Model): items: list[Shown]; total: int; categories: list[Category]
+
+class Category(Model):
+    name: str
+    count: int
+
+
+class ItemsAnswer(Model):
+    items: list[Shown]
+    total: int
+    categories: list[Category]
+
 
 class NewItem(Model):
     "Add an item, which is placed by what it says of itself."
+
     title: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern="^[^\\u0000]*$")]
     price: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)]
     description: Annotated[str, StringConstraints(max_length=2000, pattern="^[^\\u0000]*$")] = ""
     category: Text = ""
     subcategory: Text = ""
     item_id: Optional[Id] = Field(None, description="missing: one is made")
+
 
 class Added(Model):
     item: Shown
@@ -139,6 +214,7 @@ class Added(Model):
 # %% ../nbs/23_api.ipynb #23-api-16
 class ExplainQuery(Model):
     "Ask why an item is on a user's page, or why not."
+
     item_id: Id
     user_id: Text = ""
     device_type: Text = ""
@@ -148,6 +224,7 @@ class ExplainQuery(Model):
     diversity: Optional[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = None
     seed: Optional[whole(0, 2**53)] = None
     draws: whole(10, 1000) = 200
+
 
 class Explanation(Model):
     item_id: str
@@ -162,15 +239,20 @@ class Explanation(Model):
 # %% ../nbs/23_api.ipynb #23-api-17
 class UserAnswer(Model):
     "Say what the online side knows of a user."
+
     user_id: str
     known: bool = Field(description="training knew this user")
     top_category: Optional[str]
     history: list[Shown] = Field(description="newest first")
 
-class UsersAnswer(Model): users: list[str]
+
+class UsersAnswer(Model):
+    users: list[str]
+
 
 class Options(Model):
     "Say what a page can be asked with."
+
     bundle_version: str
     clock: int = Field(description="seconds since 1970 UTC")
     timezone: str
@@ -178,49 +260,118 @@ class Options(Model):
     event_types: list[str]
     writes: bool = Field(description="an API key is set")
 
+
 class Health(Model):
     status: str
     triton: Optional[bool] = None
     valkey: Optional[bool] = None
     bundle_version: Optional[str] = None
 
-class Failure(Model): error: str
+
+class Failure(Model):
+    error: str
 
 # %% ../nbs/23_api.ipynb #23-api-20
 @dataclass(frozen=True)
 class Operation:
     "Describe one operation of the service."
-    name: str               # of the gateway's method
+
+    name: str  # of the gateway's method
     method: str
     path: str
     summary: str
-    answer: object          # a model, or a media type
-    body: type = None       # model of the JSON body
-    query: type = None      # model of the query
-    key: bool = False       # it needs the API key
-    light: bool = False     # answered even when the gateway is full
-    may: tuple = ()         # more statuses of failures
+    answer: object  # a model, or a media type
+    body: type = None  # model of the JSON body
+    query: type = None  # model of the query
+    key: bool = False  # it needs the API key
+    light: bool = False  # answered even when the gateway is full
+    may: tuple = ()  # more statuses of failures
 
 # %% ../nbs/23_api.ipynb #23-api-21
 OPERATIONS = (
-    Operation("recommend", "POST", "/v1/recommendations", "A page of items for a user", Page, PageRequest),
-    Operation("record", "POST", "/v1/events", "Record what visitors did; the next page knows it", EventsAnswer, Events, key=True, may=(404, 409, 429)),
+    Operation(
+        "recommend", "POST", "/v1/recommendations", "A page of items for a user", Page, PageRequest
+    ),
+    Operation(
+        "record",
+        "POST",
+        "/v1/events",
+        "Record what visitors did; the next page knows it",
+        EventsAnswer,
+        Events,
+        key=True,
+        may=(404, 409, 429),
+    ),
     Operation("users", "GET", "/v1/users", "Some users to try", UsersAnswer, key=True, may=(429,)),
-    Operation("user", "GET", "/v1/users/{user_id}", "What the online side knows of a user", UserAnswer, key=True, may=(404, 429)),
-    Operation("forget", "DELETE", "/v1/users/{user_id}", "Erase what the online side knows of a user", Forgotten, key=True, may=(404, 429)),
-    Operation("explanation", "GET", "/v1/explanations", "Why an item is on a user's page, or why not", Explanation, query=ExplainQuery, may=(404, 429)),
+    Operation(
+        "user",
+        "GET",
+        "/v1/users/{user_id}",
+        "What the online side knows of a user",
+        UserAnswer,
+        key=True,
+        may=(404, 429),
+    ),
+    Operation(
+        "forget",
+        "DELETE",
+        "/v1/users/{user_id}",
+        "Erase what the online side knows of a user",
+        Forgotten,
+        key=True,
+        may=(404, 429),
+    ),
+    Operation(
+        "explanation",
+        "GET",
+        "/v1/explanations",
+        "Why an item is on a user's page, or why not",
+        Explanation,
+        query=ExplainQuery,
+        may=(404, 429),
+    ),
     Operation("items", "GET", "/v1/items", "Browse the catalogue", ItemsAnswer, query=ItemsQuery),
-    Operation("add", "POST", "/v1/items", "Add an item; it is retrieved from the next request on", Added, NewItem, key=True, may=(409, 429)),
-    Operation("image", "GET", "/v1/items/{item_id}/image", "Picture of an item", "image/*", may=(404,)),
+    Operation(
+        "add",
+        "POST",
+        "/v1/items",
+        "Add an item; it is retrieved from the next request on",
+        Added,
+        NewItem,
+        key=True,
+        may=(409, 429),
+    ),
+    Operation(
+        "image", "GET", "/v1/items/{item_id}/image", "Picture of an item", "image/*", may=(404,)
+    ),
     Operation("options", "GET", "/v1/options", "What a page can be asked with", Options),
     Operation("healthz", "GET", "/healthz", "The process is alive", Health, light=True),
-    Operation("readyz", "GET", "/readyz", "It can answer, and what it can ask", Health, light=True, may=(503,)),
+    Operation(
+        "readyz",
+        "GET",
+        "/readyz",
+        "It can answer, and what it can ask",
+        Health,
+        light=True,
+        may=(503,),
+    ),
     Operation("metrics", "GET", "/metrics", "Prometheus metrics", "text/plain", light=True),
-    Operation("openapi", "GET", "/openapi.json", "This document", "application/json", light=True))
+    Operation("openapi", "GET", "/openapi.json", "This document", "application/json", light=True),
+)
+
 
 def failures(o: Operation) -> list:  # statuses
     "List the statuses of an operation's failures."
-    return sorted({*o.may, *([400, 408, 413, 415, 422] if o.body else []), *([422] if o.query else []), *([400, 422] if "{" in o.path else []), *([401, 403] if o.key else []), *([] if o.light else [503])})
+    return sorted(
+        {
+            *o.may,
+            *([400, 408, 413, 415, 422] if o.body else []),
+            *([422] if o.query else []),
+            *([400, 422] if "{" in o.path else []),
+            *([401, 403] if o.key else []),
+            *([] if o.light else [503]),
+        }
+    )
 
 # %% ../nbs/23_api.ipynb #23-api-23
 def path_pattern(path: str) -> re.Pattern:
@@ -230,36 +381,97 @@ def path_pattern(path: str) -> re.Pattern:
 # %% ../nbs/23_api.ipynb #23-api-25
 _REF = "#/components/schemas/"
 
-def describe(o: Operation, parameters, example: str) -> dict:  # parameters: function of a model -> its properties
-    "Describe one operation as OpenAPI does."
-    fits = lambda m: {"application/json": dict(schema={"$ref": _REF + m.__name__})} if not isinstance(m, str) else {m: dict(schema={} if "json" in m else dict(type="string"))}
-    asked = [dict(name=n, **{"in": "path"}, required=True, schema=dict(type="string", minLength=1, maxLength=64, pattern="^[^\\u0000]*$")) for n in re.findall(r"\{(\w+)\}", o.path)]
-    if o.query: asked += [dict(name=n, **{"in": "query"}, required=needed, schema=s) for n, s, needed in parameters(o.query)]
-    if example: asked = [x | (dict(example=example) if x["name"] == "item_id" else {}) for x in asked]
-    answers = {"200": dict(description="done", content=fits(o.answer))} | {str(s): dict(description=STATUSES[s], content=fits(Health if o.name == "readyz" else Failure)) for s in failures(o)}
-    return dict(operationId=o.name, summary=o.summary, responses=answers) | (dict(parameters=asked) if asked else {}) | (dict(security=[dict(key=[])]) if o.key else {}) | (dict(requestBody=dict(required=True, content=fits(o.body))) if o.body else {})
 
-STATUSES = {400: "not readable", 401: "the API key is missing or wrong", 403: "no API key is set, so this is switched off", 404: "no such item, user or path", 408: "the body came too slowly", 409: "in conflict with the clock",
-            413: "the body is too large", 415: "the body is not application/json", 422: "a field is out of its bounds", 429: "too much of this kind at once", 503: "too much at once, or a server behind is gone"}
+def describe(
+    o: Operation, parameters, example: str
+) -> dict:  # parameters: function of a model -> its properties
+    "Describe one operation as OpenAPI does."
+    fits = (
+        lambda m: {"application/json": dict(schema={"$ref": _REF + m.__name__})}
+        if not isinstance(m, str)
+        else {m: dict(schema={} if "json" in m else dict(type="string"))}
+    )
+    asked = [
+        dict(
+            name=n,
+            **{"in": "path"},
+            required=True,
+            schema=dict(type="string", minLength=1, maxLength=64, pattern="^[^\\u0000]*$"),
+        )
+        for n in re.findall(r"\{(\w+)\}", o.path)
+    ]
+    if o.query:
+        asked += [
+            dict(name=n, **{"in": "query"}, required=needed, schema=s)
+            for n, s, needed in parameters(o.query)
+        ]
+    if example:
+        asked = [x | (dict(example=example) if x["name"] == "item_id" else {}) for x in asked]
+    answers = {"200": dict(description="done", content=fits(o.answer))} | {
+        str(s): dict(
+            description=STATUSES[s], content=fits(Health if o.name == "readyz" else Failure)
+        )
+        for s in failures(o)
+    }
+    return (
+        dict(operationId=o.name, summary=o.summary, responses=answers)
+        | (dict(parameters=asked) if asked else {})
+        | (dict(security=[dict(key=[])]) if o.key else {})
+        | (dict(requestBody=dict(required=True, content=fits(o.body))) if o.body else {})
+    )
+
+
+STATUSES = {
+    400: "not readable",
+    401: "the API key is missing or wrong",
+    403: "no API key is set, so this is switched off",
+    404: "no such item, user or path",
+    408: "the body came too slowly",
+    409: "in conflict with the clock",
+    413: "the body is too large",
+    415: "the body is not application/json",
+    422: "a field is out of its bounds",
+    429: "too much of this kind at once",
+    503: "too much at once, or a server behind is gone",
+}
 
 # %% ../nbs/23_api.ipynb #23-api-26
 def openapi(
-    example: str = "",   # id of an item, to try
+    example: str = "",  # id of an item, to try
     version: str = "1",
 ) -> dict:
     "Make the OpenAPI document of the operations."
-    models = {m for o in OPERATIONS for m in (o.answer, o.body, Failure) if m and not isinstance(m, str)}
-    schemas = models_json_schema([(m, "validation") for m in sorted(models, key=lambda m: m.__name__)], ref_template=_REF + "{model}")[1]["$defs"]
+    models = {
+        m for o in OPERATIONS for m in (o.answer, o.body, Failure) if m and not isinstance(m, str)
+    }
+    schemas = models_json_schema(
+        [(m, "validation") for m in sorted(models, key=lambda m: m.__name__)],
+        ref_template=_REF + "{model}",
+    )[1]["$defs"]
+
     def parameters(model):
         s = model.model_json_schema()
         return [(n, _plain(v), n in s.get("required", ())) for n, v in s["properties"].items()]
-    if example: schemas["Event"]["properties"]["item_id"]["examples"] = [example]
+
+    if example:
+        schemas["Event"]["properties"]["item_id"]["examples"] = [example]
     paths = {}
-    for o in OPERATIONS: paths.setdefault(o.path, {})[o.method.lower()] = describe(o, parameters, example)
-    return dict(openapi="3.1.0", info=dict(title="Recommender gateway", version=version), paths=paths, components=dict(schemas=schemas, securitySchemes=dict(key={"type": "apiKey", "in": "header", "name": "X-API-Key"})))
+    for o in OPERATIONS:
+        paths.setdefault(o.path, {})[o.method.lower()] = describe(o, parameters, example)
+    return dict(
+        openapi="3.1.0",
+        info=dict(title="Recommender gateway", version=version),
+        paths=paths,
+        components=dict(
+            schemas=schemas,
+            securitySchemes=dict(key={"type": "apiKey", "in": "header", "name": "X-API-Key"}),
+        ),
+    )
+
 
 def _plain(schema: dict) -> dict:
     "Describe a field of a query: it is left out, not null."
     kinds = [s for s in schema.pop("anyOf", [{}]) if s.get("type") != "null"]
-    if schema.get("default", 0) is None: schema.pop("default")
+    if schema.get("default", 0) is None:
+        schema.pop("default")
     return kinds[0] | schema

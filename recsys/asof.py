@@ -18,64 +18,132 @@ import pandas as pd
 import pyarrow.parquet as pq
 from .core import Params, read_json, resolve, run_dir
 from .data_prep import Prepared
-from .features import FADE, NULL, OOV, PAD, PAIR, UNSEEN, Contract, Encoder, Feature, load_arrays
+from recsys.features import (
+    FADE,
+    NULL,
+    OOV,
+    PAD,
+    PAIR,
+    UNSEEN,
+    Contract,
+    Encoder,
+    Feature,
+    load_arrays,
+)
 from .recommender import Bundle, candidate_features, query_arrays
 
 # %% ../nbs/14_asof.ipynb #14-asof-07
-FUNNEL = ("view", "purchase")   # the order in which a shopper passes them; other types follow by name
+FUNNEL = (
+    "view",
+    "purchase",
+)  # the order in which a shopper passes them; other types follow by name
 TEXT = ("user_id", "item_id", "event_type", "device_type")
 
-def raw_events(file: Path) -> pd.DataFrame:  # TEXT as ordered categories, timestamp; by user (anonymous first), time, item, type
+
+def raw_events(
+    file: Path,
+) -> (
+    pd.DataFrame
+):  # TEXT as ordered categories, timestamp; by user (anonymous first), time, item, type
     "Read the interactions, what a known user did twice in the same second once."
     there = [c for c in TEXT if c in pq.read_schema(file).names]
     t = pq.read_table(file, read_dictionary=there).unify_dictionaries().to_pandas()
     place = lambda v: (FUNNEL.index(v) if v in FUNNEL else len(FUNNEL), v)
-    for c in there: t[c] = t[c].cat.reorder_categories(sorted(t[c].cat.categories, key=place if c == "event_type" else None))
-    if "event_type" not in t or not t.event_type.notna().any(): t["event_type"] = pd.Categorical([""] * len(t))
-    if "device_type" not in t: t["device_type"] = pd.Categorical([None] * len(t))
+    for c in there:
+        t[c] = t[c].cat.reorder_categories(
+            sorted(t[c].cat.categories, key=place if c == "event_type" else None)
+        )
+    if "event_type" not in t or not t.event_type.notna().any():
+        t["event_type"] = pd.Categorical([""] * len(t))
+    if "device_type" not in t:
+        t["device_type"] = pd.Categorical([None] * len(t))
     keys = [t.user_id.cat.codes, t.timestamp, t.item_id.cat.codes, t.event_type.cat.codes]
-    order = np.lexsort(keys[::-1]); again = np.r_[False, np.all([np.diff(k.to_numpy()[order]) == 0 for k in keys], 0)] & t.user_id.notna().to_numpy()[order]
+    order = np.lexsort(keys[::-1])
+    again = (
+        np.r_[False, np.all([np.diff(k.to_numpy()[order]) == 0 for k in keys], 0)]
+        & t.user_id.notna().to_numpy()[order]
+    )
     return t.iloc[order[~again]].reset_index(drop=True)
 
 # %% ../nbs/14_asof.ipynb #14-asof-09
 def raw_cases(
-    t: pd.DataFrame,      # of `raw_events`
-    wanted: str,          # POSITIVE_EVENTS
+    t: pd.DataFrame,  # of `raw_events`
+    wanted: str,  # POSITIVE_EVENTS
     window: int = 86400,  # seconds for which a later step of the funnel is the same choice
-) -> np.ndarray:          # bool [n]
+) -> np.ndarray:  # bool [n]
     "Find the cases: positive events that no earlier step with the same item comes before."
     order = list(t.event_type.cat.categories)
-    steps = [x.strip() for x in wanted.split(",") if x.strip()] or [x for x in FUNNEL if x in order] or order
+    steps = (
+        [x.strip() for x in wanted.split(",") if x.strip()]
+        or [x for x in FUNNEL if x in order]
+        or order
+    )
     case = t.event_type.isin(steps).to_numpy()
-    if len(steps) > 1: case &= (t.user_id.notna() | (t.event_type == steps[0])).to_numpy()   # who is anonymous can't be followed
-    t = pd.DataFrame(dict(key=t.user_id.cat.codes.astype(np.int64) * 2**32 + t.item_id.cat.codes, timestamp=t.timestamp, type=t.event_type, at=range(len(t))))[t.user_id.notna()].sort_values("timestamp", kind="stable")
+    if len(steps) > 1:
+        case &= (
+            t.user_id.notna() | (t.event_type == steps[0])
+        ).to_numpy()  # who is anonymous can't be followed
+    t = pd.DataFrame(
+        dict(
+            key=t.user_id.cat.codes.astype(np.int64) * 2**32 + t.item_id.cat.codes,
+            timestamp=t.timestamp,
+            type=t.event_type,
+            at=range(len(t)),
+        )
+    )[t.user_id.notna()].sort_values("timestamp", kind="stable")
     for i, later in enumerate(steps):
         for earlier in steps[:i]:
-            pair = pd.merge_asof(t[t.type == later], t[t.type == earlier][["key", "timestamp", "at"]], on="timestamp", by="key", tolerance=window,
-                                 allow_exact_matches=order.index(earlier) < order.index(later), suffixes=("", "_before"))
+            pair = pd.merge_asof(
+                t[t.type == later],
+                t[t.type == earlier][["key", "timestamp", "at"]],
+                on="timestamp",
+                by="key",
+                tolerance=window,
+                allow_exact_matches=order.index(earlier) < order.index(later),
+                suffixes=("", "_before"),
+            )
             case[pair["at"][pair.at_before.notna()]] = False
     return case
 
 # %% ../nbs/14_asof.ipynb #14-asof-10
-def raw_splits(t: pd.DataFrame, p: Params) -> np.ndarray:  # t with `case`; SPLIT, VALID, TEST -> int8 [n]: 0 train, 1 validation, 2 test
+def raw_splits(
+    t: pd.DataFrame, p: Params
+) -> np.ndarray:  # t with `case`; SPLIT, VALID, TEST -> int8 [n]: 0 train, 1 validation, 2 test
     "Find what is held out."
     if p.SPLIT == "time":
         lo, hi = int(t.timestamp.min()), int(t.timestamp.max())
         days = lambda x: int(x * 86400 if x >= 1 else x * (hi - lo))
         test = hi - days(p.TEST) + 1
-        return ((t.timestamp >= test).astype(int) + (t.timestamp >= test - days(p.VALID))).to_numpy(np.int8)
+        return ((t.timestamp >= test).astype(int) + (t.timestamp >= test - days(p.VALID))).to_numpy(
+            np.int8
+        )
     by_user = t[t.case & t.user_id.notna()].groupby("user_id", observed=True)
     left, many = by_user.cumcount(ascending=False), by_user.timestamp.transform("size") >= 3
     split = (2 - left)[many & (left < 2)].reindex(t.index)
-    return split.groupby(t.user_id, observed=True).ffill().fillna(0).to_numpy(np.int8)   # what follows a held-out case is held out with it
+    return (
+        split.groupby(t.user_id, observed=True).ffill().fillna(0).to_numpy(np.int8)
+    )  # what follows a held-out case is held out with it
 
 # %% ../nbs/14_asof.ipynb #14-asof-12
 class Raw:
     "Hold a run's ingested tables, and what its encoder learned as plain dictionaries."
+
     def __init__(self, p: Params, encoder: Encoder):
-        self.p, folder = Params(read_json(run_dir(p) / "data_prep" / "stage.json")["parameters"], source="data_prep/stage.json"), run_dir(p) / "ingest"
-        self.items, self.users = (pd.read_parquet(folder / f"{n}s.parquet").set_index(f"{n}_id", drop=False) for n in ("item", "user"))
-        self.words = {n: dict(zip((v.decode() for v in values), ids.tolist())) for n, (values, ids) in encoder.vocab.items()}
+        self.p, folder = (
+            Params(
+                read_json(run_dir(p) / "data_prep" / "stage.json")["parameters"],
+                source="data_prep/stage.json",
+            ),
+            run_dir(p) / "ingest",
+        )
+        self.items, self.users = (
+            pd.read_parquet(folder / f"{n}s.parquet").set_index(f"{n}_id", drop=False)
+            for n in ("item", "user")
+        )
+        self.words = {
+            n: dict(zip((v.decode() for v in values), ids.tolist()))
+            for n, (values, ids) in encoder.vocab.items()
+        }
         self.stats = encoder.stats
         self.events = raw_events(folder / "interactions.parquet")
         self.events["case"] = raw_cases(self.events, self.p.POSITIVE_EVENTS)
@@ -84,29 +152,43 @@ class Raw:
     def value(self, f: Feature, v):
         "Encode one raw value."
         missing = v is None or v != v or v == ""
-        if f.kind != "continuous": return NULL if missing else self.words[f.vocabulary].get(str(v), OOV)
-        s = self.stats[f.name]; x = float(s["fill"] if missing else v)
+        if f.kind != "continuous":
+            return NULL if missing else self.words[f.vocabulary].get(str(v), OOV)
+        s = self.stats[f.name]
+        x = float(s["fill"] if missing else v)
         return ((np.log1p(x) if s["log"] else x) - s["mean"]) / (s["std"] or 1)
 
 # %% ../nbs/14_asof.ipynb #14-asof-15
 def expected_query(
     raw: Raw,
     contract: Contract,
-    past: list,     # (second, item id, is a case) of everything that the user ever did, in order
-    user: str,      # user id, '' anonymous
-    now: int,       # second of the event
-    device: str,    # raw device type
-) -> dict:          # feature -> encoded value
+    past: list,  # (second, item id, is a case) of everything that the user ever did, in order
+    user: str,  # user id, '' anonymous
+    now: int,  # second of the event
+    device: str,  # raw device type
+) -> dict:  # feature -> encoded value
     "Compute the query features of one moment from what came strictly before it."
     p, past = raw.p, [x for x in past if x[0] < now]
     local = datetime.fromtimestamp(now, ZoneInfo(p.TIMEZONE))
     person = dict(raw.users.loc[user]) if user in raw.users.index else {}
-    source = person | dict(user_id=user, hour=local.hour, weekday=local.weekday(), device_type=device)
-    out = {f.name: raw.value(f, source.get(f.source if f.side == "user" else f.name)) for f in contract.side("user", "context")}
-    codes = [raw.value(contract["item_id"], item) for _, item, case in past if case][-p.HISTORY:]
-    out |= dict(hist_items=[PAD] * (p.HISTORY - len(codes)) + codes, hist_len=np.log1p(len(codes)) / np.log1p(p.HISTORY))
+    source = person | dict(
+        user_id=user, hour=local.hour, weekday=local.weekday(), device_type=device
+    )
+    out = {
+        f.name: raw.value(f, source.get(f.source if f.side == "user" else f.name))
+        for f in contract.side("user", "context")
+    }
+    codes = [raw.value(contract["item_id"], item) for _, item, case in past if case][-p.HISTORY :]
+    out |= dict(
+        hist_items=[PAD] * (p.HISTORY - len(codes)) + codes,
+        hist_len=np.log1p(len(codes)) / np.log1p(p.HISTORY),
+    )
     if contract["top_category"]:
-        recent = [raw.value(contract["category_l1"], raw.items.category_l1[item]) for second, item, _ in past if second >= now - p.TOP_CATEGORY_HOURS * 3600]
+        recent = [
+            raw.value(contract["category_l1"], raw.items.category_l1[item])
+            for second, item, _ in past
+            if second >= now - p.TOP_CATEGORY_HOURS * 3600
+        ]
         out["top_category"] = max(reversed(recent), key=recent.count, default=NULL)
     return out
 
@@ -114,32 +196,70 @@ def expected_query(
 def sample_events(prep: Prepared, n: int, seed: int) -> np.ndarray:  # positions, sorted
     "Draw cases, as many of each split."
     rng = np.random.default_rng(seed)
-    return np.sort(np.concatenate([rng.choice(x, min(len(x), -(-n // 3)), replace=False) for x in map(prep.positions, ("train", "valid", "test"))]))
+    return np.sort(
+        np.concatenate(
+            [
+                rng.choice(x, min(len(x), -(-n // 3)), replace=False)
+                for x in map(prep.positions, ("train", "valid", "test"))
+            ]
+        )
+    )
 
-def event_keys(prep: Prepared, pos: np.ndarray, types: list) -> list:  # (user id, item id, second, event type)
+
+def event_keys(
+    prep: Prepared, pos: np.ndarray, types: list
+) -> list:  # (user id, item id, second, event type)
     "Name events as the raw table does."
     e, users = prep.events, np.append(load_arrays(prep.folder / "users.npz")["user_id"], b"")
     items = pd.read_parquet(prep.folder / "items.parquet", columns=["item_id"]).item_id
-    return [(users[u].decode(), items[i], int(s), types[k]) for u, i, s, k in zip(*(np.asarray(e[n][pos]) for n in ("user", "item", "timestamp", "type")))]
+    return [
+        (users[u].decode(), items[i], int(s), types[k])
+        for u, i, s, k in zip(
+            *(np.asarray(e[n][pos]) for n in ("user", "item", "timestamp", "type"))
+        )
+    ]
 
 # %% ../nbs/14_asof.ipynb #14-asof-19
-def raw_pasts(raw: Raw, keys: list) -> dict:  # user id -> (second, item id, is a case) of all that the user ever did, in order
+def raw_pasts(
+    raw: Raw, keys: list
+) -> dict:  # user id -> (second, item id, is a case) of all that the user ever did, in order
     "Collect what the users of some events did, at any time."
     t = raw.events
-    return {u: list(zip(g.timestamp, g.item_id, g.case)) for u, g in t[t.user_id.isin({k[0] for k in keys})].groupby("user_id", observed=True)}
+    return {
+        u: list(zip(g.timestamp, g.item_id, g.case))
+        for u, g in t[t.user_id.isin({k[0] for k in keys})].groupby("user_id", observed=True)
+    }
 
-def expected_rows(raw: Raw, contract: Contract, keys: list, found: dict) -> list:  # a dict of expected values for each event, None where the raw table has no such event
+
+def expected_rows(
+    raw: Raw, contract: Contract, keys: list, found: dict
+) -> list:  # a dict of expected values for each event, None where the raw table has no such event
     "Compute everything about some events from the raw tables."
     t = raw.events
-    near = t[t.timestamp.isin([k[2] for k in keys])].astype({c: object for c in TEXT}); near, told = near.where(near.notna(), ""), {}
-    for r in near.itertuples(): told.setdefault((r.user_id, r.item_id, r.timestamp, r.event_type), []).append(r)
+    near = t[t.timestamp.isin([k[2] for k in keys])].astype({c: object for c in TEXT})
+    near, told = near.where(near.notna(), ""), {}
+    for r in near.itertuples():
+        told.setdefault((r.user_id, r.item_id, r.timestamp, r.event_type), []).append(r)
     past = raw_pasts(raw, keys)
+
     def row(i, key):
-        if key not in told: return None
-        same = lambda r: raw.value(contract["device_type"], r.device_type) == found["device_type"][i]   # several anonymous visits may differ in nothing else
+        if key not in told:
+            return None
+        same = (
+            lambda r: raw.value(contract["device_type"], r.device_type) == found["device_type"][i]
+        )  # several anonymous visits may differ in nothing else
         r = next(filter(same, told[key]), told[key][0]) if contract["device_type"] else told[key][0]
-        item = {f.name: raw.value(f, raw.items[f.source][key[1]]) for f in contract.item if f.kind != "embedding"}
-        return expected_query(raw, contract, past.get(key[0], []), key[0], key[2], r.device_type) | item | dict(case=r.case, split=r.split)
+        item = {
+            f.name: raw.value(f, raw.items[f.source][key[1]])
+            for f in contract.item
+            if f.kind != "embedding"
+        }
+        return (
+            expected_query(raw, contract, past.get(key[0], []), key[0], key[2], r.device_type)
+            | item
+            | dict(case=r.case, split=r.split)
+        )
+
     return [row(i, key) for i, key in enumerate(keys)]
 
 # %% ../nbs/14_asof.ipynb #14-asof-20
@@ -147,59 +267,146 @@ def expected_embeddings(p: Params, raw: Raw, items: list) -> dict:  # text, imag
     "Encode some items' texts and images once more and project them on the stored components."
     from recsys.embeddings import encode_items
     from recsys.encoders import load_encoders
-    q, root = Params(read_json(run_dir(p) / "embeddings" / "stage.json")["parameters"], source="embeddings/stage.json"), None
-    if q.ITEMS: root = resolve(q.ITEMS) if resolve(q.ITEMS).is_dir() else resolve(q.ITEMS).parent
-    encoded, out = encode_items(raw.items.loc[items].reset_index(drop=True), load_encoders(q), folder=root), {}
+
+    q, root = (
+        Params(
+            read_json(run_dir(p) / "embeddings" / "stage.json")["parameters"],
+            source="embeddings/stage.json",
+        ),
+        None,
+    )
+    if q.ITEMS:
+        root = resolve(q.ITEMS) if resolve(q.ITEMS).is_dir() else resolve(q.ITEMS).parent
+    encoded, out = (
+        encode_items(raw.items.loc[items].reset_index(drop=True), load_encoders(q), folder=root),
+        {},
+    )
     for side, e in encoded.items():
         pca = load_arrays(run_dir(p) / "embeddings" / f"{side}_pca.npz")
-        out[side] = np.where(e.present[:, None], (e.vectors - pca["mean"]) @ pca["components"].T * pca["scale"], 0)
+        out[side] = np.where(
+            e.present[:, None], (e.vectors - pca["mean"]) @ pca["components"].T * pca["scale"], 0
+        )
     return out
 
 # %% ../nbs/14_asof.ipynb #14-asof-22
-def result(part: str, check: str, checked: int, wrong: int, detail: str = "", verdict: str = "") -> dict:
+def result(
+    part: str, check: str, checked: int, wrong: int, detail: str = "", verdict: str = ""
+) -> dict:
     "Make one row of the table; what differs is a leak unless said otherwise."
-    return dict(part=part, check=check, checked=int(checked), wrong=int(wrong), verdict=verdict or ("leak" if wrong else "ok" if checked else "unclear"), detail=detail)
+    return dict(
+        part=part,
+        check=check,
+        checked=int(checked),
+        wrong=int(wrong),
+        verdict=verdict or ("leak" if wrong else "ok" if checked else "unclear"),
+        detail=detail,
+    )
 
-def agrees(a, b) -> bool: "Compare two values or lists within float32."; a, b = np.asarray(a, float), np.asarray(b, float); return a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+def agrees(a, b) -> bool:
+    "Compare two values or lists within float32."
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-5)
+
 
 def shown(raw: Raw, f: Feature, v) -> str:
     "Write an encoded value as people read it; of a list the newest three."
-    if f is None or f.kind in ("continuous", "embedding"): return str(np.round(np.asarray(v, float), 4).ravel()[:3].tolist()).strip("[]")
-    names = {i: w for w, i in raw.words[f.vocabulary].items()} | {PAD: "-", NULL: "(none)", OOV: "(unknown)"}
+    if f is None or f.kind in ("continuous", "embedding"):
+        return str(np.round(np.asarray(v, float), 4).ravel()[:3].tolist()).strip("[]")
+    names = {i: w for w, i in raw.words[f.vocabulary].items()} | {
+        PAD: "-",
+        NULL: "(none)",
+        OOV: "(unknown)",
+    }
     return " ".join(names.get(int(i), "?") for i in np.atleast_1d(v)[-3:])
 
 # %% ../nbs/14_asof.ipynb #14-asof-24
-def check_features(p: Params, prep: Prepared, raw: Raw, n: int = 300, embedded: int = 24) -> list:  # rows of the table
+def check_features(
+    p: Params, prep: Prepared, raw: Raw, n: int = 300, embedded: int = 24
+) -> list:  # rows of the table
     "Compare what the models read of `n` events with what the raw tables give; a feature that no rule here computes is a leak until one does."
     pos = sample_events(prep, n, p.SEED)
-    keys, rows = event_keys(prep, pos, list(raw.events.event_type.cat.categories)), np.asarray(prep.events["item"][pos])
-    found = prep.query_inputs(pos) | prep.item_inputs(rows) | {k: np.asarray(prep.events[k][pos]) for k in ("case", "split")}
+    keys, rows = (
+        event_keys(prep, pos, list(raw.events.event_type.cat.categories)),
+        np.asarray(prep.events["item"][pos]),
+    )
+    found = (
+        prep.query_inputs(pos)
+        | prep.item_inputs(rows)
+        | {k: np.asarray(prep.events[k][pos]) for k in ("case", "split")}
+    )
     expected = expected_rows(raw, prep.contract, keys, found)
     lost = [k for k, x in zip(keys, expected) if x is None]
-    out = [result("features", "the event itself", len(keys), len(lost), f"{lost[0]} is not in the raw table" if lost else "")]
+    out = [
+        result(
+            "features",
+            "the event itself",
+            len(keys),
+            len(lost),
+            f"{lost[0]} is not in the raw table" if lost else "",
+        )
+    ]
     if any(f.kind == "embedding" for f in prep.contract):
         for side, v in expected_embeddings(p, raw, [k[1] for k in keys[:embedded]]).items():
-            for x, y in zip(expected, v): x and x.update({side: y})
+            for x, y in zip(expected, v):
+                x and x.update({side: y})
     for name in (*prep.contract.names(), "case", "split"):
-        f, pairs = prep.contract[name], [(k, x[name], found[name][i]) for i, (k, x) in enumerate(zip(keys, expected)) if x and name in x]
+        f, pairs = (
+            prep.contract[name],
+            [
+                (k, x[name], found[name][i])
+                for i, (k, x) in enumerate(zip(keys, expected))
+                if x and name in x
+            ],
+        )
         wrong = [x for x in pairs if not agrees(*x[1:])]
-        told = "" if not wrong else "user {}, {}: expected {}, found {}".format(wrong[0][0][0] or "(anonymous)", moment(wrong[0][0][2]), *(shown(raw, f, v) for v in wrong[0][1:]))
-        out.append(result("features", name, len(pairs), len(wrong), told) if pairs else result("features", name, 0, 0, "no rule computes it: add one to recsys.leaks", "leak"))
+        told = (
+            ""
+            if not wrong
+            else "user {}, {}: expected {}, found {}".format(
+                wrong[0][0][0] or "(anonymous)",
+                moment(wrong[0][0][2]),
+                *(shown(raw, f, v) for v in wrong[0][1:]),
+            )
+        )
+        out.append(
+            result("features", name, len(pairs), len(wrong), told)
+            if pairs
+            else result(
+                "features", name, 0, 0, "no rule computes it: add one to recsys.leaks", "leak"
+            )
+        )
     return out
 
-def moment(second: int) -> str: "Write a second as a time of day, UTC."; return datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+
+def moment(second: int) -> str:
+    "Write a second as a time of day, UTC."
+    return datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 # %% ../nbs/14_asof.ipynb #14-asof-27
-def training_columns(raw: Raw, contract: Contract) -> dict:  # feature -> pandas series of training values, one a user, item or event
+def training_columns(
+    raw: Raw, contract: Contract
+) -> dict:  # feature -> pandas series of training values, one a user, item or event
     "Collect the raw values from which a feature's vocabulary or scale may be learned."
     train, out = raw.events[raw.events.split == 0], {}
-    local = pd.to_datetime(train.timestamp.drop_duplicates(), unit="s", utc=True).dt.tz_convert(raw.p.TIMEZONE).dt
+    local = (
+        pd.to_datetime(train.timestamp.drop_duplicates(), unit="s", utc=True)
+        .dt.tz_convert(raw.p.TIMEZONE)
+        .dt
+    )
     context = dict(hour=local.hour, weekday=local.weekday, device_type=train.device_type)
     for f in contract.side("user", "item", "context"):
         ids = train[f"{f.side}_id"].dropna().unique().astype(str) if f.side != "context" else None
-        if ids is None: out[f.name] = context[f.name]
-        elif f.kind != "embedding": out[f.name] = pd.Series(ids) if f.source == f"{f.side}_id" else (raw.users if f.side == "user" else raw.items)[f.source].reindex(ids)
+        if ids is None:
+            out[f.name] = context[f.name]
+        elif f.kind != "embedding":
+            out[f.name] = (
+                pd.Series(ids)
+                if f.source == f"{f.side}_id"
+                else (raw.users if f.side == "user" else raw.items)[f.source].reindex(ids)
+            )
     return out
+
 
 def check_learned(prep: Prepared, raw: Raw) -> list:  # rows of the table
     "Compare vocabularies and statistics with those of the training events."
@@ -207,91 +414,284 @@ def check_learned(prep: Prepared, raw: Raw) -> list:  # rows of the table
     for name, column in training_columns(raw, prep.contract).items():
         f, known = prep.contract[name], column.dropna()
         if f.kind == "continuous":
-            s = raw.stats[name]; fill = float(known.median()); x = column.astype(float).fillna(fill); x = np.log1p(x) if f.transform == "log_standardize" else x
+            s = raw.stats[name]
+            fill = float(known.median())
+            x = column.astype(float).fillna(fill)
+            x = np.log1p(x) if f.transform == "log_standardize" else x
             expected, found = [fill, x.mean(), x.std()], [s["fill"], s["mean"], s["std"]]
-            rows.append(result("learned", f"fill, mean, std of {name}", 3, 0 if agrees(expected, found) else 1, "" if agrees(expected, found) else f"expected {np.round(expected, 4).tolist()}, found {np.round(found, 4).tolist()}"))
+            rows.append(
+                result(
+                    "learned",
+                    f"fill, mean, std of {name}",
+                    3,
+                    0 if agrees(expected, found) else 1,
+                    ""
+                    if agrees(expected, found)
+                    else f"expected {np.round(expected, 4).tolist()}, found {np.round(found, 4).tolist()}",
+                )
+            )
             continue
         expected, found = set(known.astype(str).unique()) - {""}, set(raw.words[f.vocabulary])
-        told = [f"{v} is known, but no training event has it" for v in sorted(found - expected)[:1]] + [f"training events have {v}, which isn't known" for v in sorted(expected - found)[:1]]
-        rows.append(result("learned", f"vocabulary of {name}", len(expected | found), len(expected ^ found), "; ".join(told)))
+        told = [
+            f"{v} is known, but no training event has it" for v in sorted(found - expected)[:1]
+        ] + [f"training events have {v}, which isn't known" for v in sorted(expected - found)[:1]]
+        rows.append(
+            result(
+                "learned",
+                f"vocabulary of {name}",
+                len(expected | found),
+                len(expected ^ found),
+                "; ".join(told),
+            )
+        )
     return rows
 
 # %% ../nbs/14_asof.ipynb #14-asof-29
 def check_counts(prep: Prepared, bundle: Bundle, raw: Raw) -> list:  # rows of the table
     "Compare item counts, popularity and the training span, in the prepared data and in the bundle, with those of the training cases."
-    ids, train = pd.read_parquet(prep.folder / "items.parquet", columns=["item_id"]).item_id, raw.events[raw.events.split == 0]
+    ids, train = (
+        pd.read_parquet(prep.folder / "items.parquet", columns=["item_id"]).item_id,
+        raw.events[raw.events.split == 0],
+    )
     cases = train[train.case]
-    weight = pd.Series(0.5 ** ((cases.timestamp.max() - cases.timestamp) / 86400 / raw.p.RECENT_DAYS), cases.index)
+    weight = pd.Series(
+        0.5 ** ((cases.timestamp.max() - cases.timestamp) / 86400 / raw.p.RECENT_DAYS), cases.index
+    )
     by_item = lambda x: x.groupby(cases.item_id.astype(str)).sum().reindex(ids).fillna(0).to_numpy()
-    count, popular, span = by_item(weight > 0), by_item(weight), [train.timestamp.min(), train.timestamp.max()]
-    columns, launch = load_arrays(bundle.folder / "items.npz"), train.groupby(train.item_id.astype(str)).timestamp.min().reindex(ids).fillna(UNSEEN).to_numpy()
-    pairs = {"cases of each item": (count, prep.item_counts), "popularity": (popular, prep.popularity), "popularity in the bundle": (popular, bundle.popularity),
-             "first training event of each item": (launch, prep.item_columns["first_event"]),
-             "first and last training second": (span, prep.meta["train"]), "first and last training second in the bundle": (span, bundle.manifest["data"]["train"])}
+    count, popular, span = (
+        by_item(weight > 0),
+        by_item(weight),
+        [train.timestamp.min(), train.timestamp.max()],
+    )
+    columns, launch = (
+        load_arrays(bundle.folder / "items.npz"),
+        train.groupby(train.item_id.astype(str))
+        .timestamp.min()
+        .reindex(ids)
+        .fillna(UNSEEN)
+        .to_numpy(),
+    )
+    pairs = {
+        "cases of each item": (count, prep.item_counts),
+        "popularity": (popular, prep.popularity),
+        "popularity in the bundle": (popular, bundle.popularity),
+        "first training event of each item": (launch, prep.item_columns["first_event"]),
+        "first and last training second": (span, prep.meta["train"]),
+        "first and last training second in the bundle": (span, bundle.manifest["data"]["train"]),
+    }
     pairs |= {f"{n} in the bundle": (prep.item_columns[n], columns[n]) for n in prep.item_columns}
-    return [compare_arrays(name, *pair, ids) for name, pair in pairs.items()] + (check_table(bundle.neighbours, raw, ids, prep.refits(read_json(prep.folder.parent / "neighbours" / "stage.json")["parameters"]["REFIT"])) if bundle.neighbours else [])
+    return [compare_arrays(name, *pair, ids) for name, pair in pairs.items()] + (
+        check_table(
+            bundle.neighbours,
+            raw,
+            ids,
+            prep.refits(
+                read_json(prep.folder.parent / "neighbours" / "stage.json")["parameters"]["REFIT"]
+            ),
+        )
+        if bundle.neighbours
+        else []
+    )
+
 
 def compare_arrays(name: str, expected, found, ids) -> dict:  # row of the table
     "Compare what was learned item by item, and show the first that differs."
     expected, found = np.asarray(expected, float), np.asarray(found, float)
-    if expected.shape != found.shape: return result("learned", name, len(expected), len(expected), f"expected {expected.shape} values, found {found.shape}")
-    wrong = np.flatnonzero(~np.isclose(expected, found, rtol=1e-4, atol=1e-5).reshape(len(expected), -1).all(1))
-    told = f"{ids[wrong[0]] if len(expected) == len(ids) else name}: expected {np.ravel(expected[wrong[0]])[0]:.10g}, found {np.ravel(found[wrong[0]])[0]:.10g}" if len(wrong) else ""
+    if expected.shape != found.shape:
+        return result(
+            "learned",
+            name,
+            len(expected),
+            len(expected),
+            f"expected {expected.shape} values, found {found.shape}",
+        )
+    wrong = np.flatnonzero(
+        ~np.isclose(expected, found, rtol=1e-4, atol=1e-5).reshape(len(expected), -1).all(1)
+    )
+    told = (
+        f"{ids[wrong[0]] if len(expected) == len(ids) else name}: expected {np.ravel(expected[wrong[0]])[0]:.10g}, found {np.ravel(found[wrong[0]])[0]:.10g}"
+        if len(wrong)
+        else ""
+    )
     return result("learned", name, len(expected), len(wrong), told)
 
 # %% ../nbs/14_asof.ipynb #14-asof-31
-def check_table(table: dict, raw: Raw, ids, refitted: bool = False, most: int = 500, longest: int = 500) -> list:  # rows of the table
+def check_table(
+    table: dict, raw: Raw, ids, refitted: bool = False, most: int = 500, longest: int = 500
+) -> list:  # rows of the table
     "Compare a table of neighbours with who chose what in training: how many people, or people and periods, each item had, and how near some pairs are."
-    t, period = raw.events[(raw.events.split < (2 if refitted else 1)) & (raw.events.split >= 0) & raw.events.case & raw.events.user_id.notna()], int(float(table["period"]) * 86400)
-    group = t.groupby([t.user_id, t.timestamp // period if period else t.timestamp * 0], observed=True).ngroup()
+    t, period = (
+        raw.events[
+            (raw.events.split < (2 if refitted else 1))
+            & (raw.events.split >= 0)
+            & raw.events.case
+            & raw.events.user_id.notna()
+        ],
+        int(float(table["period"]) * 86400),
+    )
+    group = t.groupby(
+        [t.user_id, t.timestamp // period if period else t.timestamp * 0], observed=True
+    ).ngroup()
     kept = group.groupby(group).tail(longest).index
     people = group[kept].groupby(t.item_id[kept].astype(str)).agg(set).reindex(ids)
     own = [x if isinstance(x, set) else set() for x in people]
-    item, place = np.nonzero(table["sim"][:, 1:] > 0); some = np.random.default_rng(0).permutation(len(item))[:most]
-    pairs = [(own[i], own[table["near"][i, 1 + k]], table["sim"][i, 1 + k]) for i, k in zip(item[some], place[some])]
+    item, place = np.nonzero(table["sim"][:, 1:] > 0)
+    some = np.random.default_rng(0).permutation(len(item))[:most]
+    pairs = [
+        (own[i], own[table["near"][i, 1 + k]], table["sim"][i, 1 + k])
+        for i, k in zip(item[some], place[some])
+    ]
     near = [len(a & b) / (np.sqrt(len(a) * len(b)) + float(table["shrink"])) for a, b, _ in pairs]
-    chosen, number = raw.events[raw.events.case & raw.events.user_id.notna()], t.item_id.astype(str).value_counts().reindex(ids, fill_value=0).to_numpy()   # by user and time
-    what, learned = chosen.item_id.astype(str).to_numpy(), chosen.index.isin(t.index); same = chosen.groupby(["user_id", "timestamp"], observed=True).cumcount(); before = (chosen.groupby("user_id", observed=True).cumcount() - same).to_numpy()
+    chosen, number = (
+        raw.events[raw.events.case & raw.events.user_id.notna()],
+        t.item_id.astype(str).value_counts().reindex(ids, fill_value=0).to_numpy(),
+    )  # by user and time
+    what, learned = chosen.item_id.astype(str).to_numpy(), chosen.index.isin(t.index)
+    same = chosen.groupby(["user_id", "timestamp"], observed=True).cumcount()
+    before = (chosen.groupby("user_id", observed=True).cumcount() - same).to_numpy()
     steps = []
-    for lag, w in ((1, 1), (2, .5), (3, .25)): here = np.flatnonzero(learned & (before >= lag)); steps.append(pd.DataFrame(dict(i=what[here - same.to_numpy()[here] - lag], j=what[here], w=w)))
-    item, place = np.nonzero(table["next_sim"] > 0); some = np.random.default_rng(0).permutation(len(item))[:most]; after = table["next_near"][item[some], place[some]]
-    soon = pd.concat(steps).groupby(["i", "j"]).w.sum().reindex(zip(map(str, ids[item[some]]), map(str, ids[after]))).fillna(0).to_numpy() / (np.sqrt(number[item[some]] * number[after]) + float(table["next_shrink"]))
-    return [compare_arrays("people of each item, neighbours", list(map(len, own)), table["counts"], ids), compare_arrays("nearness of neighbours", near, [x for *_, x in pairs], ids),
-            compare_arrays("choices of each item, followers", number, table["next_counts"], ids), compare_arrays("how often followers follow", soon, table["next_sim"][item[some], place[some]], ids)]
+    for lag, w in ((1, 1), (2, 0.5), (3, 0.25)):
+        here = np.flatnonzero(learned & (before >= lag))
+        steps.append(
+            pd.DataFrame(dict(i=what[here - same.to_numpy()[here] - lag], j=what[here], w=w))
+        )
+    item, place = np.nonzero(table["next_sim"] > 0)
+    some = np.random.default_rng(0).permutation(len(item))[:most]
+    after = table["next_near"][item[some], place[some]]
+    soon = pd.concat(steps).groupby(["i", "j"]).w.sum().reindex(
+        zip(map(str, ids[item[some]]), map(str, ids[after]))
+    ).fillna(0).to_numpy() / (
+        np.sqrt(number[item[some]] * number[after]) + float(table["next_shrink"])
+    )
+    return [
+        compare_arrays(
+            "people of each item, neighbours", list(map(len, own)), table["counts"], ids
+        ),
+        compare_arrays("nearness of neighbours", near, [x for *_, x in pairs], ids),
+        compare_arrays("choices of each item, followers", number, table["next_counts"], ids),
+        compare_arrays(
+            "how often followers follow", soon, table["next_sim"][item[some], place[some]], ids
+        ),
+    ]
 
 # %% ../nbs/14_asof.ipynb #14-asof-34
-def expected_pair(raw: Raw, past: list, item: str, now: int, launch: dict, table: dict | None, row_of: dict, demand) -> dict:  # name of PAIR -> value
+def expected_pair(
+    raw: Raw,
+    past: list,
+    item: str,
+    now: int,
+    launch: dict,
+    table: dict | None,
+    row_of: dict,
+    demand,
+) -> dict:  # name of PAIR -> value
     "Compute the facts of one case and one candidate from what came strictly before."
-    seen = [i for second, i, case in past if second < now and case][-raw.p.HISTORY:]; same = [back for back, i in enumerate(reversed(seen)) if i == item and i in raw.words["item_id"]]
-    out = dict(age=np.log1p((now - launch[item]) / 86400) if launch.get(item, now) < now else 0.0, count=np.log1p(len(same)), last=1 - np.log(1 + same[0]) / np.log(1 + raw.p.HISTORY) if same else 0.0, faded=np.log1p(sum(2 ** (-FADE * back / raw.p.HISTORY) for back in same)), due=0.0, votes=0.0, next=0.0, trend=np.log1p(demand.get(item, 0.0)))
-    if len(same) > 1: waited, rhythm = 1 + same[0], (same[-1] - same[0]) / (len(same) - 1); out["due"] = waited / (waited + rhythm)
+    seen = [i for second, i, case in past if second < now and case][-raw.p.HISTORY :]
+    same = [
+        back for back, i in enumerate(reversed(seen)) if i == item and i in raw.words["item_id"]
+    ]
+    out = dict(
+        age=np.log1p((now - launch[item]) / 86400) if launch.get(item, now) < now else 0.0,
+        count=np.log1p(len(same)),
+        last=1 - np.log(1 + same[0]) / np.log(1 + raw.p.HISTORY) if same else 0.0,
+        faded=np.log1p(sum(2 ** (-FADE * back / raw.p.HISTORY) for back in same)),
+        due=0.0,
+        votes=0.0,
+        next=0.0,
+        trend=np.log1p(demand.get(item, 0.0)),
+    )
+    if len(same) > 1:
+        waited, rhythm = 1 + same[0], (same[-1] - same[0]) / (len(same) - 1)
+        out["due"] = waited / (waited + rhythm)
     for back, i in enumerate(reversed(seen)) if table else ():
         for name, part in (("votes", ""), ("next", "next_")) if i in raw.words["item_id"] else ():
-            out[name] += table[part + "weight"][-1 - back] * table[part + "sim"][row_of[i]][table[part + "near"][row_of[i]] == row_of[item]].sum()
-    if table and same and not table["again"]: out["votes"] = out["next"] = 0.0
+            out[name] += (
+                table[part + "weight"][-1 - back]
+                * table[part + "sim"][row_of[i]][
+                    table[part + "near"][row_of[i]] == row_of[item]
+                ].sum()
+            )
+    if table and same and not table["again"]:
+        out["votes"] = out["next"] = 0.0
     return out | {name: np.log1p(100 * out[name]) for name in ("votes", "next")}
 
-def open_demand(raw: Raw, trends: dict, n: int):  # trends of meta.json, items in the catalogue; function second -> {item: n x its share of choices, newer ones more}
+
+def open_demand(
+    raw: Raw, trends: dict, n: int
+):  # trends of meta.json, items in the catalogue; function second -> {item: n x its share of choices, newer ones more}
     "Count what was chosen up to the last moment of the table of trends; the test cases of leave-one-out are nobody's past."
-    e = raw.events; t = e[e.case & (e.split >= 0) & ((e.split < 2) | (raw.p.SPLIT == "time"))]
-    item, names = pd.factorize(t.item_id.astype(str)); ts = t.timestamp.to_numpy()
+    e = raw.events
+    t = e[e.case & (e.split >= 0) & ((e.split < 2) | (raw.p.SPLIT == "time"))]
+    item, names = pd.factorize(t.item_id.astype(str))
+    ts = t.timestamp.to_numpy()
+
     @lru_cache(None)
     def at(until):
-        before = ts < until; weight = np.bincount(item[before], 0.5 ** ((until - ts[before]) / 86400 / trends["half_life"]), len(names))
+        before = ts < until
+        weight = np.bincount(
+            item[before], 0.5 ** ((until - ts[before]) / 86400 / trends["half_life"]), len(names)
+        )
         return dict(zip(names, weight * n / max(weight.sum(), 1e-300)))
+
     return lambda now: at(int(now) // trends["step"] * trends["step"])
 
-def check_pairs(p: Params, prep: Prepared, bundle: Bundle, raw: Raw, n: int = 150) -> list:  # rows of the table
+
+def check_pairs(
+    p: Params, prep: Prepared, bundle: Bundle, raw: Raw, n: int = 150
+) -> list:  # rows of the table
     "Compare what the ranker reads of cases and candidates: the chosen item, the newest of the history, one at random."
-    pos = sample_events(prep, n, p.SEED); keys = event_keys(prep, pos, list(raw.events.event_type.cat.categories)); past, ids = raw_pasts(raw, keys), bundle.ids.astype(str)
+    pos = sample_events(prep, n, p.SEED)
+    keys = event_keys(prep, pos, list(raw.events.event_type.cat.categories))
+    past, ids = raw_pasts(raw, keys), bundle.ids.astype(str)
     own, newest = np.asarray(prep.events["item"][pos]), prep.history_rows(pos)[:, -1]
-    rows = np.stack([own, np.where(newest < 0, own, newest), np.random.default_rng(p.SEED).integers(0, len(ids), len(own))], 1)
-    found = candidate_features(bundle, query_arrays(bundle, prep.query_inputs(pos))["q_ints"], rows, np.zeros(rows.shape, np.float32), np.asarray(prep.events["timestamp"][pos]))["pair"]
-    train, row_of = raw.events[raw.events.split == 0], {v: i for i, v in enumerate(ids)}; launch = train.groupby(train.item_id.astype(str)).timestamp.min().to_dict(); demand = open_demand(raw, prep.meta["trends"], len(ids))
-    expected = [[expected_pair(raw, past.get(k[0], []), ids[r], k[2], launch, bundle.neighbours, row_of, demand(k[2])) for r in row] for k, row in zip(keys, rows)]
+    rows = np.stack(
+        [
+            own,
+            np.where(newest < 0, own, newest),
+            np.random.default_rng(p.SEED).integers(0, len(ids), len(own)),
+        ],
+        1,
+    )
+    found = candidate_features(
+        bundle,
+        query_arrays(bundle, prep.query_inputs(pos))["q_ints"],
+        rows,
+        np.zeros(rows.shape, np.float32),
+        np.asarray(prep.events["timestamp"][pos]),
+    )["pair"]
+    train, row_of = raw.events[raw.events.split == 0], {v: i for i, v in enumerate(ids)}
+    launch = train.groupby(train.item_id.astype(str)).timestamp.min().to_dict()
+    demand = open_demand(raw, prep.meta["trends"], len(ids))
+    expected = [
+        [
+            expected_pair(
+                raw,
+                past.get(k[0], []),
+                ids[r],
+                k[2],
+                launch,
+                bundle.neighbours,
+                row_of,
+                demand(k[2]),
+            )
+            for r in row
+        ]
+        for k, row in zip(keys, rows)
+    ]
     out = []
-    for i, name in enumerate(PAIR[2:], 2):   # the first two say that there is a candidate, and what retrieval gave it
-        wrong = [(k, ids[rows[a, b]], x.get(name), found[a, b, i]) for a, (k, line) in enumerate(zip(keys, expected)) for b, x in enumerate(line) if name not in x or not agrees(x[name], found[a, b, i])]
-        told = f"user {wrong[0][0][0] or '(anonymous)'}, {moment(wrong[0][0][2])}, item {wrong[0][1]}: expected {wrong[0][2]}, found {wrong[0][3]:.4g}" if wrong else ""
+    for i, name in enumerate(
+        PAIR[2:], 2
+    ):  # the first two say that there is a candidate, and what retrieval gave it
+        wrong = [
+            (k, ids[rows[a, b]], x.get(name), found[a, b, i])
+            for a, (k, line) in enumerate(zip(keys, expected))
+            for b, x in enumerate(line)
+            if name not in x or not agrees(x[name], found[a, b, i])
+        ]
+        told = (
+            f"user {wrong[0][0][0] or '(anonymous)'}, {moment(wrong[0][0][2])}, item {wrong[0][1]}: expected {wrong[0][2]}, found {wrong[0][3]:.4g}"
+            if wrong
+            else ""
+        )
         out.append(result("pairs", name, rows.size, len(wrong), told))
     return out

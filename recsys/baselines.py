@@ -11,7 +11,16 @@ __all__ = ['DECAY', 'OWN', 'GRIDS', 'AGAIN', 'LARGEST_EASE', 'popularity', 'rece
 import threading
 import numpy as np
 from .cases import DEPTH, Cases, is_masked, known_of, recommend, test_cases, tune
-from .core import Params, RecsysError, atomic_path, progress, read_json, record_stage, run_dir, write_json
+from recsys.core import (
+    Params,
+    RecsysError,
+    atomic_path,
+    progress,
+    read_json,
+    record_stage,
+    run_dir,
+    write_json,
+)
 from .data_prep import Prepared, load_prepared, past_items
 from .features import NULL
 from .factors import FIT_EVENTS, als_maker, bpr_maker
@@ -21,102 +30,169 @@ from .neighbours import DAY
 # %% ../nbs/13_baselines.ipynb #13-baselines-07
 def popularity(
     counts: np.ndarray,  # events of each item [n_items]
-):                       # baseline
+):  # baseline
     "Recommend what most people chose, to everyone."
     scores = np.asarray(counts, np.float32)
     return lambda cases: np.tile(scores, (len(cases), 1))
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-10
 def recent_popularity(
-    items: np.ndarray,        # item row of every event, also of the test days
-    times: np.ndarray,        # seconds UTC of every event
-    n_items: int,             # size of the catalogue
-    half_life: float = 3.,    # days until an event counts half
-):                            # baseline
+    items: np.ndarray,  # item row of every event, also of the test days
+    times: np.ndarray,  # seconds UTC of every event
+    n_items: int,  # size of the catalogue
+    half_life: float = 3.0,  # days until an event counts half
+):  # baseline
     "Recommend what people chose lately, computed anew at every midnight UTC."
-    order = np.argsort(times, kind="stable"); items, times, nights, lock = items[order], times[order], {}, threading.Lock()
+    order = np.argsort(times, kind="stable")
+    items, times, nights, lock = items[order], times[order], {}, threading.Lock()
+
     def night(day):
-        if day in nights: return nights[day]
-        last = max((d for d in nights if d < day), default=None)   # the night before, decayed, and what came since
-        since, upto = (0 if last is None else np.searchsorted(times, last * DAY)), np.searchsorted(times, day * DAY)
-        count = np.bincount(items[since:upto], 0.5 ** ((day * DAY - times[since:upto]) / DAY / half_life), n_items)
-        nights[day] = count if last is None else count + nights[last] * 0.5 ** ((day - last) / half_life)
+        if day in nights:
+            return nights[day]
+        last = max(
+            (d for d in nights if d < day), default=None
+        )  # the night before, decayed, and what came since
+        since, upto = (
+            (0 if last is None else np.searchsorted(times, last * DAY)),
+            np.searchsorted(times, day * DAY),
+        )
+        count = np.bincount(
+            items[since:upto], 0.5 ** ((day * DAY - times[since:upto]) / DAY / half_life), n_items
+        )
+        nights[day] = (
+            count if last is None else count + nights[last] * 0.5 ** ((day - last) / half_life)
+        )
         return nights[day]
+
     def scores(cases):
         days, which = np.unique(np.asarray(cases.ts) // DAY, return_inverse=True)
-        with lock: return np.stack([night(int(d)) for d in days]).astype(np.float32)[which]
+        with lock:
+            return np.stack([night(int(d)) for d in days]).astype(np.float32)[which]
+
     return scores
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-14
 def category_popularity(
-    counts: np.ndarray,      # events of each item [n_items]
+    counts: np.ndarray,  # events of each item [n_items]
     categories: np.ndarray,  # encoded category of each item [n_items]
-    boost: float = 30.,      # times that an item of the top category counts more
-):                           # baseline
+    boost: float = 30.0,  # times that an item of the top category counts more
+):  # baseline
     "Recommend what most people chose, the user's top category before the rest."
     counts = np.asarray(counts, np.float32)
+
     def scores(cases):
         inside = (cases.category[:, None] == categories) & (cases.category != NULL)[:, None]
-        return counts * np.where(inside, np.float32(boost), np.float32(1)) + inside * np.float32(1e-3)   # what nobody chose yet, too
+        return counts * np.where(inside, np.float32(boost), np.float32(1)) + inside * np.float32(
+            1e-3
+        )  # what nobody chose yet, too
+
     return scores
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-17
 def repeat(
-    counts: np.ndarray,    # popularity [n_items], fills up
-    decay: float = .999,   # weight of a history item relative to the one after it; nearly 1: how often, then how lately
-    popular: float = 0.,   # weight of popularity: above 0 it stands for purchases that the history lacks
-):                         # baseline
+    counts: np.ndarray,  # popularity [n_items], fills up
+    decay: float = 0.999,  # weight of a history item relative to the one after it; nearly 1: how often, then how lately
+    popular: float = 0.0,  # weight of popularity: above 0 it stands for purchases that the history lacks
+):  # baseline
     "Recommend the user's own earlier items, those chosen often and lately first, then the popular."
     n, fill = len(counts), tiny(counts) * np.float32(max(popular, 1e-6))
     return lambda cases: history_matrix(cases.hist, n, decay).toarray() + fill
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-20
-DECAY, OWN = (.9, .5, .7, .8, .97, .99, .997, .999), (0., .1, .3, 1., 3.)
+DECAY, OWN = (0.9, 0.5, 0.7, 0.8, 0.97, 0.99, 0.997, 0.999), (0.0, 0.1, 0.3, 1.0, 3.0)
 GRIDS = dict(
-    popularity={}, recent_popularity=dict(half_life=(3., 1., 7., 30., 365.)), category_popularity=dict(boost=(30., 2., 5., 10., 1000.)),
-    repeat=dict(decay=(.999, .7, .8, .9, .97, .99, .9999), popular=(0., .1, 1.)),
-    item_knn=dict(own=(*OWN, 10.), decay=DECAY, period=(0., .1, 1., 7.), shrink=(10., 30., 100., 300.)), ease=dict(own=OWN, decay=DECAY, period=(0., .1, 7.), l2=(300., 100., 30., 1000.)),
-    als=dict(own=OWN, decay=DECAY, factors=(32, 16, 64), alpha=(10., 3., 1.), l2=(1., 10.)), bpr=dict(weight=(.3, 0., 1.), own=OWN, decay=DECAY, l2=(.0001, .001)))
-AGAIN = ("own", "decay")   # tried once more at the end
-LARGEST_EASE = 12_000      # items: beyond them the dense weights cost minutes and gigabytes
+    popularity={},
+    recent_popularity=dict(half_life=(3.0, 1.0, 7.0, 30.0, 365.0)),
+    category_popularity=dict(boost=(30.0, 2.0, 5.0, 10.0, 1000.0)),
+    repeat=dict(decay=(0.999, 0.7, 0.8, 0.9, 0.97, 0.99, 0.9999), popular=(0.0, 0.1, 1.0)),
+    item_knn=dict(
+        own=(*OWN, 10.0),
+        decay=DECAY,
+        period=(0.0, 0.1, 1.0, 7.0),
+        shrink=(10.0, 30.0, 100.0, 300.0),
+    ),
+    ease=dict(own=OWN, decay=DECAY, period=(0.0, 0.1, 7.0), l2=(300.0, 100.0, 30.0, 1000.0)),
+    als=dict(own=OWN, decay=DECAY, factors=(32, 16, 64), alpha=(10.0, 3.0, 1.0), l2=(1.0, 10.0)),
+    bpr=dict(weight=(0.3, 0.0, 1.0), own=OWN, decay=DECAY, l2=(0.0001, 0.001)),
+)
+AGAIN = ("own", "decay")  # tried once more at the end
+LARGEST_EASE = 12_000  # items: beyond them the dense weights cost minutes and gigabytes
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-21
 def makers(
     prep: Prepared,
-    fit: np.ndarray,   # cases to learn from, positions into events
-    p: Params,         # SEED
-) -> dict:             # name -> function of the settings -> baseline
+    fit: np.ndarray,  # cases to learn from, positions into events
+    p: Params,  # SEED
+) -> dict:  # name -> function of the settings -> baseline
     "Prepare every baseline to be fitted on the same cases."
     e, n = prep.events, prep.n_items
     events = user, item, ts = [np.asarray(e[k][fit]) for k in ("user", "item", "timestamp")]
-    recent = np.flatnonzero(e["case"]) if prep.meta["split"] == "time" else fit     # leave_one_out: the test cases of others lie in the past
+    recent = (
+        np.flatnonzero(e["case"]) if prep.meta["split"] == "time" else fit
+    )  # leave_one_out: the test cases of others lie in the past
     counts = np.bincount(item, minlength=n)
-    return dict(popularity=lambda: popularity(counts), recent_popularity=lambda half_life: recent_popularity(np.asarray(e["item"][recent]), np.asarray(e["timestamp"][recent]), n, half_life),
-                category_popularity=lambda boost: category_popularity(counts, prep.item_columns["category_l1"], boost), repeat=lambda **s: repeat(counts, **s),
-                item_knn=item_knn_maker(*events, n), ease=ease_maker(*events, n), als=als_maker(user, item, n, p.SEED), bpr=bpr_maker(user, item, n, p.SEED))
+    return dict(
+        popularity=lambda: popularity(counts),
+        recent_popularity=lambda half_life: recent_popularity(
+            np.asarray(e["item"][recent]), np.asarray(e["timestamp"][recent]), n, half_life
+        ),
+        category_popularity=lambda boost: category_popularity(
+            counts, prep.item_columns["category_l1"], boost
+        ),
+        repeat=lambda **s: repeat(counts, **s),
+        item_knn=item_knn_maker(*events, n),
+        ease=ease_maker(*events, n),
+        als=als_maker(user, item, n, p.SEED),
+        bpr=bpr_maker(user, item, n, p.SEED),
+    )
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-23
-def choose_baselines(prep: Prepared, wanted: str) -> tuple[list, dict]:  # names; name -> why it is left out
+def choose_baselines(
+    prep: Prepared, wanted: str
+) -> tuple[list, dict]:  # names; name -> why it is left out
     "Read BASELINES; raise `RecsysError` for a name that isn't one."
     names = list(dict.fromkeys(x.strip() for x in wanted.split(",") if x.strip()))
-    if unknown := [x for x in names if x not in GRIDS]: raise RecsysError(f"BASELINES names {', '.join(unknown)}; there are {', '.join(GRIDS)}")
+    if unknown := [x for x in names if x not in GRIDS]:
+        raise RecsysError(f"BASELINES names {', '.join(unknown)}; there are {', '.join(GRIDS)}")
     out = {}
-    if prep.n_items > LARGEST_EASE: out["ease"] = f"{prep.n_items:,} items, at most {LARGEST_EASE:,} for its dense weights"
-    if prep.contract["top_category"] is None: out["category_popularity"] = "the source has no category"
+    if prep.n_items > LARGEST_EASE:
+        out["ease"] = f"{prep.n_items:,} items, at most {LARGEST_EASE:,} for its dense weights"
+    if prep.contract["top_category"] is None:
+        out["category_popularity"] = "the source has no category"
     return [x for x in names if x not in out], {x: out[x] for x in names if x in out}
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-25
-def tune_baseline(name: str, prep: Prepared, p: Params, cases: int = 2000) -> tuple[dict, list]:  # settings; what was tried, with NDCG@10
+def tune_baseline(
+    name: str, prep: Prepared, p: Params, cases: int = 2000
+) -> tuple[dict, list]:  # settings; what was tried, with NDCG@10
     "Choose a baseline's settings on a sample of validation cases, learned from training cases alone."
-    grid = {k: (p.RECENT_DAYS, *(x for x in v if x != p.RECENT_DAYS)) if k == "half_life" else v for k, v in GRIDS[name].items()}
-    e, pos, masked = prep.events, test_cases(prep, cases, p.SEED, "valid"), is_masked(prep, p.MASK_HISTORY)
-    if not len(pos): return {k: v[0] for k, v in grid.items()}, []
+    grid = {
+        k: (p.RECENT_DAYS, *(x for x in v if x != p.RECENT_DAYS)) if k == "half_life" else v
+        for k, v in GRIDS[name].items()
+    }
+    e, pos, masked = (
+        prep.events,
+        test_cases(prep, cases, p.SEED, "valid"),
+        is_masked(prep, p.MASK_HISTORY),
+    )
+    if not len(pos):
+        return {k: v[0] for k, v in grid.items()}, []
     make = makers(prep, np.flatnonzero(e["case"] & (e["split"] == 0)), p)[name]
     hide = (lambda b: past_items(prep, pos[b])) if masked else None
-    return tune(make, grid, known_of(prep, pos, p.BASELINE_HISTORY), np.asarray(e["item"][pos]), np.asarray(e["user"][pos]), hide, AGAIN)
+    return tune(
+        make,
+        grid,
+        known_of(prep, pos, p.BASELINE_HISTORY),
+        np.asarray(e["item"][pos]),
+        np.asarray(e["user"][pos]),
+        hide,
+        AGAIN,
+    )
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-32
-def baseline_lists(name: str, settings: dict, prep: Prepared, pos: np.ndarray, p: Params, depth: int = DEPTH) -> np.ndarray:  # item rows [B, depth]
+def baseline_lists(
+    name: str, settings: dict, prep: Prepared, pos: np.ndarray, p: Params, depth: int = DEPTH
+) -> np.ndarray:  # item rows [B, depth]
     "Fit a baseline on training and validation cases and list its items for the test cases."
     make = makers(prep, np.flatnonzero(prep.events["case"] & (prep.events["split"] < 2)), p)[name]
     hide = (lambda b: past_items(prep, pos[b])) if is_masked(prep, p.MASK_HISTORY) else None
@@ -126,55 +202,111 @@ def baseline_lists(name: str, settings: dict, prep: Prepared, pos: np.ndarray, p
 def describe(name: str, row: dict) -> str:
     "Say in one line how a baseline was chosen and how good it was on validation."
     chosen = ", ".join(f"{k} {v:g}" for k, v in row["settings"].items()) or "nothing to choose"
-    return f"{name}: {chosen}; " + ("no validation cases" if row["ndcg"] is None else f"NDCG@10 on validation {row['ndcg']:.4f}") + f"; fitted on {row['fitted_on']}"
+    return (
+        f"{name}: {chosen}; "
+        + (
+            "no validation cases"
+            if row["ndcg"] is None
+            else f"NDCG@10 on validation {row['ndcg']:.4f}"
+        )
+        + f"; fitted on {row['fitted_on']}"
+    )
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-36
 def plot_tuning(rows: dict):
     "Draw what each baseline reached on validation with every setting tried."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(7, 0.38 * max(len(rows), 1) + 1))
     for y, (name, r) in enumerate(rows.items()):
         ax.plot([t["ndcg"] for t in r["tried"]], [y] * len(r["tried"]), "|", color="0.6", ms=12)
-        if r["ndcg"] is not None: ax.plot(r["ndcg"], y, "ko", ms=5)
+        if r["ndcg"] is not None:
+            ax.plot(r["ndcg"], y, "ko", ms=5)
     best = max((r["ndcg"] or 0, n) for n, r in rows.items()) if rows else (0, "nothing")
-    ax.set_yticks(range(len(rows)), list(rows)); ax.invert_yaxis(); ax.grid(alpha=.3, axis="x")
-    ax.set(xlabel="NDCG@10 on validation: every setting tried, the chosen one as a dot", title=f"{best[1]} is the baseline to beat on validation, {best[0]:.3f}")
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.invert_yaxis()
+    ax.grid(alpha=0.3, axis="x")
+    ax.set(
+        xlabel="NDCG@10 on validation: every setting tried, the chosen one as a dot",
+        title=f"{best[1]} is the baseline to beat on validation, {best[0]:.3f}",
+    )
     return fig
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-37
 def save_array(path, a: np.ndarray) -> None:
     "Write one array, whole or not at all."
-    with atomic_path(path) as tmp: np.save(tmp, a)
+    with atomic_path(path) as tmp:
+        np.save(tmp, a)
 
-def load_lists(p: Params, pos: np.ndarray) -> tuple[dict, dict]:  # item rows [B, DEPTH] a baseline; their rows of baselines.json
+
+def load_lists(
+    p: Params, pos: np.ndarray
+) -> tuple[dict, dict]:  # item rows [B, DEPTH] a baseline; their rows of baselines.json
     "Read what the stage wrote; raise `RecsysError` where it ranked other cases than these."
-    folder = run_dir(p) / "baselines"; rows = read_json(folder / "baselines.json")
-    if not np.array_equal(np.load(folder / "cases.npy"), pos): raise RecsysError(f"{folder}: lists of other cases; run the stage baselines again with this SEED and EVAL_CASES")
+    folder = run_dir(p) / "baselines"
+    rows = read_json(folder / "baselines.json")
+    if not np.array_equal(np.load(folder / "cases.npy"), pos):
+        raise RecsysError(
+            f"{folder}: lists of other cases; run the stage baselines again with this SEED and EVAL_CASES"
+        )
     return {n: np.load(folder / "lists" / f"{n}.npy").astype(np.int64) for n in rows}, rows
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-38
 def report_baselines(rec, prep: Prepared, p: Params, rows: dict, out: dict) -> None:
     "Put settings, seconds and what was fitted on which data into the stage's record."
-    rec.rows["cases"], rec.rows["of"] = len(np.load(rec.dir / "cases.npy")), len(prep.positions("test"))
-    rec.metrics |= {f"{n} ndcg@10 on validation": r["ndcg"] for n, r in rows.items() if r["ndcg"] is not None}
-    for name, r in rows.items(): rec.note(f"{describe(name, r)}; {rec.timings[name]:.1f} s")
-    for name, why in out.items(): rec.note(f"{name} is left out: {why}")
-    known = int((prep.events["case"] & (prep.events["split"] < 2) & (prep.events["user"] >= 0)).sum())
-    if known > FIT_EVENTS and {"als", "bpr"} & set(rows): rec.note(f"als and bpr learn from a random part of the users, {FIT_EVENTS:,} of {known:,} events at most")
+    rec.rows["cases"], rec.rows["of"] = (
+        len(np.load(rec.dir / "cases.npy")),
+        len(prep.positions("test")),
+    )
+    rec.metrics |= {
+        f"{n} ndcg@10 on validation": r["ndcg"] for n, r in rows.items() if r["ndcg"] is not None
+    }
+    for name, r in rows.items():
+        rec.note(f"{describe(name, r)}; {rec.timings[name]:.1f} s")
+    for name, why in out.items():
+        rec.note(f"{name} is left out: {why}")
+    known = int(
+        (prep.events["case"] & (prep.events["split"] < 2) & (prep.events["user"] >= 0)).sum()
+    )
+    if known > FIT_EVENTS and {"als", "bpr"} & set(rows):
+        rec.note(
+            f"als and bpr learn from a random part of the users, {FIT_EVENTS:,} of {known:,} events at most"
+        )
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-39
 def run_baselines(p: Params) -> dict:  # name -> {settings, ndcg, fitted_on, tried}
     "Tune the baselines and write their lists for the test cases."
     with record_stage(p, "baselines") as rec:
-        prep = load_prepared(p); pos = test_cases(prep, p.EVAL_CASES, p.SEED); rows, (names, out) = {}, choose_baselines(prep, p.BASELINES)
-        small, on = np.int16 if prep.n_items < 2**15 else np.int32, "train and validation" if len(prep.positions("valid")) else "train"
-        for old in (rec.dir / "lists").glob("*.npy"): old.unlink()      # of a run with other baselines
+        prep = load_prepared(p)
+        pos = test_cases(prep, p.EVAL_CASES, p.SEED)
+        rows, (names, out) = {}, choose_baselines(prep, p.BASELINES)
+        small, on = (
+            np.int16 if prep.n_items < 2**15 else np.int32,
+            "train and validation" if len(prep.positions("valid")) else "train",
+        )
+        for old in (rec.dir / "lists").glob("*.npy"):
+            old.unlink()  # of a run with other baselines
         for name in progress(names, "baselines"):
             with rec.timing(name):
                 settings, tried = tune_baseline(name, prep, p)
-                save_array(rec.dir / "lists" / f"{name}.npy", baseline_lists(name, settings, prep, pos, p).astype(small))
-            rows[name] = dict(settings=settings, tried=tried, ndcg=max((t["ndcg"] for t in tried), default=None), fitted_on="every case before the midnight" if name == "recent_popularity" and prep.meta["split"] == "time" else on)
-        save_array(rec.dir / "cases.npy", pos); write_json(rec.dir / "baselines.json", rows)
+                save_array(
+                    rec.dir / "lists" / f"{name}.npy",
+                    baseline_lists(name, settings, prep, pos, p).astype(small),
+                )
+            rows[name] = dict(
+                settings=settings,
+                tried=tried,
+                ndcg=max((t["ndcg"] for t in tried), default=None),
+                fitted_on="every case before the midnight"
+                if name == "recent_popularity" and prep.meta["split"] == "time"
+                else on,
+            )
+        save_array(rec.dir / "cases.npy", pos)
+        write_json(rec.dir / "baselines.json", rows)
         report_baselines(rec, prep, p, rows, out)
-        rec.figure(plot_tuning(rows), "tuning", "What tuning was worth: NDCG@10 of each baseline on validation cases, for all settings tried")
+        rec.figure(
+            plot_tuning(rows),
+            "tuning",
+            "What tuning was worth: NDCG@10 of each baseline on validation cases, for all settings tried",
+        )
     return rows

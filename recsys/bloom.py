@@ -15,20 +15,26 @@ from .core import RecsysError
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-05
 def hash_ids(
-    ids,            # strings, their UTF-8 bytes, or integers that stand for their decimal string
-) -> np.ndarray:    # uint64 [n], the same in every process and on every machine
+    ids,  # strings, their UTF-8 bytes, or integers that stand for their decimal string
+) -> np.ndarray:  # uint64 [n], the same in every process and on every machine
     "Hash ids to 64 bits.\n\nRFC 7693 (BLAKE2b)."
-    digests = [hashlib.blake2b(i if isinstance(i, bytes) else str(i).encode(), digest_size=8).digest() for i in ids]
+    digests = [
+        hashlib.blake2b(i if isinstance(i, bytes) else str(i).encode(), digest_size=8).digest()
+        for i in ids
+    ]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-07
-_STEPS = np.arange(1, 65, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2**64; no filter has more hashes
+_STEPS = np.arange(1, 65, dtype=np.uint64) * np.uint64(
+    0x9E3779B97F4A7C15
+)  # modulo 2**64; no filter has more hashes
+
 
 def places(
     hashes: np.ndarray,  # uint64 [n]
-    n_hashes: int,       # places an item
-    n_bits: int,         # size of the filter
-) -> np.ndarray:         # bit numbers [n, n_hashes] int64
+    n_hashes: int,  # places an item
+    n_bits: int,  # size of the filter
+) -> np.ndarray:  # bit numbers [n, n_hashes] int64
     "Spread each hash over a filter, one SplitMix64 step a place."
     x = hashes[:, None] + _STEPS[:n_hashes]
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -38,12 +44,15 @@ def places(
 # %% ../nbs/08_bloom.ipynb #08-bloom-10
 def bloom_size(
     capacity: int,  # distinct items
-    error: float,   # share of unseen items that a full filter takes for seen
+    error: float,  # share of unseen items that a full filter takes for seen
 ) -> tuple[int, int]:  # bits, a multiple of 64, and hashes
     "Size a filter so that it keeps its error when full.\n\nBloom, 1970; the correction for small filters is by Bose et al., 2008."
-    if capacity < 1 or not 0 < error < 1: raise RecsysError(f"Bloom filter: capacity {capacity} and error {error}, expected at least 1 and between 0 and 1")
+    if capacity < 1 or not 0 < error < 1:
+        raise RecsysError(
+            f"Bloom filter: capacity {capacity} and error {error}, expected at least 1 and between 0 and 1"
+        )
     n_hashes = max(1, round(math.log2(1 / error)))
-    bits = -n_hashes * capacity / math.log1p(-error ** (1 / n_hashes))
+    bits = -n_hashes * capacity / math.log1p(-(error ** (1 / n_hashes)))
     return 64 * math.ceil((bits + 2 * n_hashes) / 64), n_hashes
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-11
@@ -54,34 +63,40 @@ def bloom_error(n: int, n_bits: int, n_hashes: int) -> float:
 # %% ../nbs/08_bloom.ipynb #08-bloom-13
 class BloomFilter:
     "Remember a set of hashes in a bit array: no false negatives, a bounded share of false positives."
-    def __init__(self,
+
+    def __init__(
+        self,
         capacity: int = 1000,  # distinct items until it is full
-        error: float = .01,    # false positives when full
+        error: float = 0.01,  # false positives when full
     ):
         self.capacity, self.error, self.count = capacity, error, 0
         self.n_bits, self.n_hashes = bloom_size(capacity, error)
         self.bytes = np.zeros(self.n_bits // 8, np.uint8)
 
-    def __contains__(self, item: str) -> bool: return bool(self.contains(hash_ids([item]))[0])
+    def __contains__(self, item: str) -> bool:
+        return bool(self.contains(hash_ids([item]))[0])
 
     @property
-    def full(self) -> bool: return self.count >= self.capacity
+    def full(self) -> bool:
+        return self.count >= self.capacity
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-15
 @patch
-def contains(self: BloomFilter,
+def contains(
+    self: BloomFilter,
     hashes: np.ndarray,  # uint64 [n]
-    at=None,             # their `places`, where already known
-) -> np.ndarray:         # bool [n]
+    at=None,  # their `places`, where already known
+) -> np.ndarray:  # bool [n]
     "Tell which hashes may have been added."
     at = places(hashes, self.n_hashes, self.n_bits) if at is None else at
     return (self.bytes[at >> 3] & (128 >> (at & 7))).all(1)
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-16
 @patch
-def add(self: BloomFilter,
+def add(
+    self: BloomFilter,
     hashes: np.ndarray,  # uint64 [n]
-) -> np.ndarray:         # bool [n], True: was not there before
+) -> np.ndarray:  # bool [n], True: was not there before
     "Add hashes; the count grows by those that are new."
     at = places(hashes, self.n_hashes, self.n_bits)
     new = ~self.contains(hashes, at)
@@ -92,21 +107,30 @@ def add(self: BloomFilter,
 # %% ../nbs/08_bloom.ipynb #08-bloom-23
 LINKS = 4  # filters in a chain at most: capacity grows to 1 + 2 + 4 + 8 = 15 times
 
+
 class ChainedFilter:
     "Chain filters of growing capacity and shrinking error, within a bound on both."
-    def __init__(self, capacity: int = 1000, error: float = .01):
-        self.links, self.capacity, self.error, self.dropped = [BloomFilter(capacity, error / 2)], capacity, error, 0
+
+    def __init__(self, capacity: int = 1000, error: float = 0.01):
+        self.links, self.capacity, self.error, self.dropped = (
+            [BloomFilter(capacity, error / 2)],
+            capacity,
+            error,
+            0,
+        )
 
     def contains(self, hashes: np.ndarray, first=None) -> np.ndarray:
         "Tell which hashes any link may hold; `first` are their places in the first link."
         found = self.links[0].contains(hashes, first)
-        for link in self.links[1:]: found |= link.contains(hashes)
+        for link in self.links[1:]:
+            found |= link.contains(hashes)
         return found
 
     def room(self) -> bool:
         "Tell whether another item fits, opening the next link where the last is full."
         i = len(self.links)
-        if self.links[-1].full and i < LINKS: self.links.append(BloomFilter(self.capacity << i, self.error / 2 ** (i + 1)))
+        if self.links[-1].full and i < LINKS:
+            self.links.append(BloomFilter(self.capacity << i, self.error / 2 ** (i + 1)))
         return not self.links[-1].full
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-25
@@ -114,15 +138,18 @@ class ChainedFilter:
 def add(self: ChainedFilter, hashes: np.ndarray) -> np.ndarray:  # bool [n], True: taken as new
     "Add the hashes that aren't there, open links as needed, count what no longer fits."
     unique = np.unique(hashes)
-    new = unique[~self.contains(unique)]; taken = 0
+    new = unique[~self.contains(unique)]
+    taken = 0
     while taken < len(new) and self.room():
-        part = new[taken:taken + self.links[-1].capacity - self.links[-1].count]
-        self.links[-1].add(part); taken += len(part)
+        part = new[taken : taken + self.links[-1].capacity - self.links[-1].count]
+        self.links[-1].add(part)
+        taken += len(part)
     self.dropped += len(new) - taken
     return np.isin(hashes, new[:taken])
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-28
 DAY = 86400
+
 
 def day_of(ts):  # seconds UTC, one or an array -> days since 1970
     "Number the date of a moment."
@@ -130,9 +157,9 @@ def day_of(ts):  # seconds UTC, one or an array -> days since 1970
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-30
 def window(
-    now: int,   # seconds UTC
+    now: int,  # seconds UTC
     days: int,  # SEEN_DAYS
-) -> range:     # days since 1970, oldest first; empty where SEEN_DAYS is 0
+) -> range:  # days since 1970, oldest first; empty where SEEN_DAYS is 0
     "List the dates whose events are hidden at a moment."
     today = int(day_of(now))
     return range(today - days, today + 1) if days else range(0)
@@ -155,11 +182,13 @@ def bucket_error(error: float, days: int) -> float:
 # %% ../nbs/08_bloom.ipynb #08-bloom-37
 class SeenItems:
     "Keep what each user saw, a filter a day with its own expiry, in memory."
-    def __init__(self,
-        days: int = 3,         # SEEN_DAYS; 0 hides nothing
+
+    def __init__(
+        self,
+        days: int = 3,  # SEEN_DAYS; 0 hides nothing
         capacity: int = 1000,  # SEEN_CAPACITY, items a user and day before the filter chains another
-        error: float = .01,    # SEEN_ERROR, false positives over the whole window
-        last: int = 50,        # items of the exact list
+        error: float = 0.01,  # SEEN_ERROR, false positives over the whole window
+        last: int = 50,  # items of the exact list
     ):
         self.days, self.capacity, self.error, self.last = days, capacity, error, last
         self.buckets, self.recent = {}, {}  # day -> user -> filter; user -> (day, hash) newest last
@@ -167,26 +196,35 @@ class SeenItems:
     def bucket(self, user: str, day: int) -> ChainedFilter:
         "Give a user's filter of a date, made where it is missing."
         users = self.buckets.setdefault(day, {})
-        if user not in users: users[user] = ChainedFilter(self.capacity, bucket_error(self.error, self.days))
+        if user not in users:
+            users[user] = ChainedFilter(self.capacity, bucket_error(self.error, self.days))
         return users[user]
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-39
 def as_hashes(items) -> np.ndarray:  # uint64 [n]
     "Hash item ids unless they are hashes already."
-    return items if isinstance(items, np.ndarray) and items.dtype == np.uint64 else hash_ids(np.atleast_1d(np.asarray(items, object)))
+    return (
+        items
+        if isinstance(items, np.ndarray) and items.dtype == np.uint64
+        else hash_ids(np.atleast_1d(np.asarray(items, object)))
+    )
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-41
 @patch
-def seen(self: SeenItems,
-    user: str,   # user id
-    items,       # ids or uint64 hashes, [C]
-    now: int,    # seconds UTC
-) -> np.ndarray: # bool [C]
+def seen(
+    self: SeenItems,
+    user: str,  # user id
+    items,  # ids or uint64 hashes, [C]
+    now: int,  # seconds UTC
+) -> np.ndarray:  # bool [C]
     "Tell which items a user saw within the window."
     hashes, days = as_hashes(items), window(now, self.days)
     out, first = np.zeros(len(hashes), bool), None
     for f in (self.buckets[d][user] for d in days if user in self.buckets.get(d, ())):
-        if first is None: first = places(hashes, f.links[0].n_hashes, f.links[0].n_bits)  # the same in every bucket
+        if first is None:
+            first = places(
+                hashes, f.links[0].n_hashes, f.links[0].n_bits
+            )  # the same in every bucket
         out |= f.contains(hashes, first)
     exact = [h for d, h in self.recent.get(user, ()) if d in days]
     return out | np.isin(hashes, np.array(exact, np.uint64)) if exact else out
@@ -196,26 +234,41 @@ def seen(self: SeenItems,
 def expire(self: SeenItems, now: int) -> int:
     "Drop the dates that have left the window and say how many."
     old = [d for d in self.buckets if bucket_expiry(d, self.days) <= now]
-    for d in old: del self.buckets[d]
-    if old: self.recent = {u: r for u, r in self.recent.items() if r and max(d for d, _ in r) >= window(now, self.days)[0]}
+    for d in old:
+        del self.buckets[d]
+    if old:
+        self.recent = {
+            u: r
+            for u, r in self.recent.items()
+            if r and max(d for d, _ in r) >= window(now, self.days)[0]
+        }
     return len(old)
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-44
 @patch
-def add(self: SeenItems,
-    user: str,   # user id; '' is anonymous and leaves no trace
-    items,       # one id, ids, or uint64 hashes
-    ts,          # seconds UTC of each event, or one
-    now=None,    # clock of the store, for expiry; the newest event's where it is missing
-) -> int:        # events that were too old to matter
+def add(
+    self: SeenItems,
+    user: str,  # user id; '' is anonymous and leaves no trace
+    items,  # one id, ids, or uint64 hashes
+    ts,  # seconds UTC of each event, or one
+    now=None,  # clock of the store, for expiry; the newest event's where it is missing
+) -> int:  # events that were too old to matter
     "Record that a user saw items."
-    hashes = as_hashes(items); day = np.broadcast_to(day_of(np.asarray(ts, np.int64)), hashes.shape)
-    if not user or not self.days or not len(hashes): return 0
+    hashes = as_hashes(items)
+    day = np.broadcast_to(day_of(np.asarray(ts, np.int64)), hashes.shape)
+    if not user or not self.days or not len(hashes):
+        return 0
     kept = window(day.max() * DAY if now is None else now, self.days)
-    if (day > kept[-1] + 1).any(): raise RecsysError(f"seen items of user {user}: event of {np.datetime64(int(day.max()), 'D')}, more than a day after the clock, {np.datetime64(kept[-1], 'D')}; check the unit and zone of its timestamp")
+    if (day > kept[-1] + 1).any():
+        raise RecsysError(
+            f"seen items of user {user}: event of {np.datetime64(int(day.max()), 'D')}, more than a day after the clock, {np.datetime64(kept[-1], 'D')}; check the unit and zone of its timestamp"
+        )
     fresh = day >= kept[0]
-    for d in np.unique(day[fresh]): self.bucket(user, int(d)).add(hashes[day == d])
-    self.recent.setdefault(user, deque(maxlen=self.last)).extend(zip(day[fresh].tolist(), hashes[fresh].tolist()))
+    for d in np.unique(day[fresh]):
+        self.bucket(user, int(d)).add(hashes[day == d])
+    self.recent.setdefault(user, deque(maxlen=self.last)).extend(
+        zip(day[fresh].tolist(), hashes[fresh].tolist())
+    )
     self.expire(kept[-1] * DAY)
     return int((~fresh).sum())
 
@@ -224,4 +277,5 @@ def add(self: SeenItems,
 def forget(self: SeenItems, user: str) -> None:
     "Erase everything about a user."
     self.recent.pop(user, None)
-    for users in self.buckets.values(): users.pop(user, None)
+    for users in self.buckets.values():
+        users.pop(user, None)

@@ -21,7 +21,11 @@ def store_home(p: Params) -> Path:  # has bundles/, live.json and live/
     "Name the folder of the store: that of all runs."
     return run_dir(p) if p.RUN == PARAMS["RUN"].default else run_dir(p).parent
 
-def bundle_path(home: Path, version: str) -> Path: "Name the folder of a stored bundle."; return Path(home) / "bundles" / version
+
+def bundle_path(home: Path, version: str) -> Path:
+    "Name the folder of a stored bundle."
+    return Path(home) / "bundles" / version
+
 
 def live_lock(home: Path) -> FileLock:
     "Give the lock of what is live; the system lets it go with the process that holds it."
@@ -32,37 +36,55 @@ def live_lock(home: Path) -> FileLock:
 def sync(path: Path) -> None:
     "Wait until a file's content, or a folder's list of names, is on the disk.\n\nfsync(2)."
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
 
 def write_durable(path: Path, obj) -> None:
     "Write JSON so that even a power cut leaves the old file or the new one."
-    with atomic_path(path) as tmp: write_json(tmp, obj); sync(tmp)
+    with atomic_path(path) as tmp:
+        write_json(tmp, obj)
+        sync(tmp)
     sync(Path(path).parent)
 
 # %% ../nbs/20_bundles.ipynb #20-bundles-13
 def keep_bundle(
     home: Path,
-    bundle: Path,   # folder of a bundle
-    **told,         # what its record says beside the version: run, online, metrics
-) -> str:           # version
+    bundle: Path,  # folder of a bundle
+    **told,  # what its record says beside the version: run, online, metrics
+) -> str:  # version
     "Copy a bundle into the store, verified; one that is there already must be whole."
-    version = check_bundle(bundle)["version"]; target = bundle_path(home, version)
-    if target.is_dir(): check_bundle(target)
+    version = check_bundle(bundle)["version"]
+    target = bundle_path(home, version)
+    if target.is_dir():
+        check_bundle(target)
     else:
         with new_folder(target) as tmp:
-            for name in [*check_bundle(bundle)["files"], "manifest.json"]: shutil.copyfile(Path(bundle) / name, tmp / name); (tmp / name).chmod(0o444); sync(tmp / name)
+            for name in [*check_bundle(bundle)["files"], "manifest.json"]:
+                shutil.copyfile(Path(bundle) / name, tmp / name)
+                (tmp / name).chmod(0o444)
+                sync(tmp / name)
             check_bundle(tmp)
-        share_additions(target, bundle); sync(target.parent)
+        share_additions(target, bundle)
+        sync(target.parent)
     write_durable(record_path(home, version), dict(told, version=version))
     return version
 
-def record_path(home: Path, version: str) -> Path: return Path(home) / "bundles" / f"{version}.json"
+
+def record_path(home: Path, version: str) -> Path:
+    return Path(home) / "bundles" / f"{version}.json"
+
 
 def read_record(home: Path, version: str) -> dict:  # version, run, online, metrics
     "Read what the store says of a bundle; raise `RecsysError` where it has none."
-    if not record_path(home, version).is_file(): raise RecsysError(f"{bundle_path(home, version)}: no such bundle in the store; there are {', '.join(stored(home)) or 'none'}")
+    if not record_path(home, version).is_file():
+        raise RecsysError(
+            f"{bundle_path(home, version)}: no such bundle in the store; there are {', '.join(stored(home)) or 'none'}"
+        )
     return read_json(record_path(home, version))
+
 
 def stored(home: Path) -> list:  # versions, the one that was kept last first
     "List the bundles of the store."
@@ -70,40 +92,75 @@ def stored(home: Path) -> list:  # versions, the one that was kept last first
     return [f.stem for f in sorted(there, key=lambda f: (-f.stat().st_mtime_ns, f.stem))]
 
 # %% ../nbs/20_bundles.ipynb #20-bundles-16
-def read_live(home: Path) -> dict:  # version, since, run, online_run, metrics, predecessor, earlier, reason; empty where nothing is live
+def read_live(
+    home: Path,
+) -> dict:  # version, since, run, online_run, metrics, predecessor, earlier, reason; empty where nothing is live
     "Read the pointer."
     return read_json(Path(home) / "live.json") if (Path(home) / "live.json").is_file() else {}
 
+
 def point(
     home: Path,
-    version: str,      # stored
-    earlier: list,     # versions that were live before, newest last
+    version: str,  # stored
+    earlier: list,  # versions that were live before, newest last
     reason: str = "",  # why, where a person or a rule said so
-) -> dict:             # the pointer
+) -> dict:  # the pointer
     "Make a stored bundle the live one, in one rename."
-    check_bundle(bundle_path(home, version)); record, earlier = read_record(home, version), [v for v in earlier if v in stored(home)]
-    pointer = dict(version=version, since=datetime.now(timezone.utc).isoformat(timespec="seconds"), run=record["run"], online_run=read_live(home).get("online_run") or record["run"],
-                   metrics=record["metrics"], predecessor=earlier[-1] if earlier else None, earlier=earlier, reason=reason)
+    check_bundle(bundle_path(home, version))
+    record, earlier = read_record(home, version), [v for v in earlier if v in stored(home)]
+    pointer = dict(
+        version=version,
+        since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        run=record["run"],
+        online_run=read_live(home).get("online_run") or record["run"],
+        metrics=record["metrics"],
+        predecessor=earlier[-1] if earlier else None,
+        earlier=earlier,
+        reason=reason,
+    )
     write_durable(Path(home) / "live.json", pointer)
     return pointer
 
-def after_promotion(live: dict, version: str) -> list: "List what was live before a promotion."; return [v for v in [*live.get("earlier", []), live.get("version")] if v and v != version]
+
+def after_promotion(live: dict, version: str) -> list:
+    "List what was live before a promotion."
+    return [v for v in [*live.get("earlier", []), live.get("version")] if v and v != version]
+
 
 def after_rollback(live: dict) -> tuple:  # version, what was live before it
     "Say what a rollback makes live; raise `RecsysError` where nothing was live before."
-    if not live.get("predecessor"): raise RecsysError("rollback: no earlier bundle is there to go back to" if live else "rollback: nothing is live yet; promote a run first")
+    if not live.get("predecessor"):
+        raise RecsysError(
+            "rollback: no earlier bundle is there to go back to"
+            if live
+            else "rollback: nothing is live yet; promote a run first"
+        )
     return live["predecessor"], live["earlier"][:-1]
 
 # %% ../nbs/20_bundles.ipynb #20-bundles-19
 def prune(
     home: Path,
-    keep: int,   # bundles that stay, at least the live one and its predecessor
-) -> list:       # versions that went
+    keep: int,  # bundles that stay, at least the live one and its predecessor
+) -> list:  # versions that went
     "Remove the bundles that were kept longest ago, and what killed processes have left; the caller holds the lock."
     live, there = read_live(home), stored(home)
     safe = [v for v in (live.get("version"), live.get("predecessor")) if v]
-    gone = [v for v in [*safe, *(v for v in there if v not in safe)][max(keep, len(safe)):] if v in there]
-    for v in gone: record_path(home, v).unlink(); bundle_path(home, f"{v}.added").unlink(missing_ok=True); bundle_path(home, v).rename(bundle_path(home, f".{v}.gone"))   # a half removed bundle never has a bundle's name
-    there = [f for f in (Path(home) / "bundles").glob("*") if f.name.startswith(".") or (f.is_dir() and not record_path(home, f.name).is_file())]
-    for left in [*there, *Path(home).glob(".live.json.*")]: shutil.rmtree(left) if left.is_dir() else left.unlink()
+    gone = [
+        v
+        for v in [*safe, *(v for v in there if v not in safe)][max(keep, len(safe)) :]
+        if v in there
+    ]
+    for v in gone:
+        record_path(home, v).unlink()
+        bundle_path(home, f"{v}.added").unlink(missing_ok=True)
+        bundle_path(home, v).rename(
+            bundle_path(home, f".{v}.gone")
+        )  # a half removed bundle never has a bundle's name
+    there = [
+        f
+        for f in (Path(home) / "bundles").glob("*")
+        if f.name.startswith(".") or (f.is_dir() and not record_path(home, f.name).is_file())
+    ]
+    for left in [*there, *Path(home).glob(".live.json.*")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     return gone

@@ -14,85 +14,125 @@ from .core import RecsysError, atomic_path
 # %% ../nbs/09_cache.ipynb #09-cache-05
 class UnknownItem(RecsysError, KeyError):
     "Signal an id or a row that isn't in the catalogue."
-    def __str__(self) -> str: return str(self.args[0])
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 # %% ../nbs/09_cache.ipynb #09-cache-06
 def utf8(
-    values,         # strings
-    name: str,      # column, for the message
-) -> np.ndarray:    # bytes of fixed width
+    values,  # strings
+    name: str,  # column, for the message
+) -> np.ndarray:  # bytes of fixed width
     "Encode strings as UTF-8 bytes of fixed width."
     encoded = [str(v).encode() for v in values]
     bad = [v for v in encoded if v.endswith(b"\0")]
-    if bad: raise RecsysError(f"column {name}: {bad[0]!r} ends with a NUL byte, which a fixed width can't keep")
+    if bad:
+        raise RecsysError(
+            f"column {name}: {bad[0]!r} ends with a NUL byte, which a fixed width can't keep"
+        )
     return np.array(encoded, dtype=f"S{max(map(len, encoded), default=1) or 1}")
 
 # %% ../nbs/09_cache.ipynb #09-cache-08
 def check_column(name: str, values, n: int) -> np.ndarray:
     "Refuse a column of another length or of Python objects; make it read-only."
     values = np.asarray(values)
-    if values.dtype.kind == "U": values = utf8(values, name)
-    if values.dtype.kind not in "biufS": raise RecsysError(f"column {name}: found {values.dtype}, expected numbers, booleans or strings")
-    if values.ndim < 1 or len(values) != n: raise RecsysError(f"column {name}: found shape {values.shape}, expected {n} rows, one an item id")
-    values = values.view(); values.flags.writeable = False
+    if values.dtype.kind == "U":
+        values = utf8(values, name)
+    if values.dtype.kind not in "biufS":
+        raise RecsysError(
+            f"column {name}: found {values.dtype}, expected numbers, booleans or strings"
+        )
+    if values.ndim < 1 or len(values) != n:
+        raise RecsysError(
+            f"column {name}: found shape {values.shape}, expected {n} rows, one an item id"
+        )
+    values = values.view()
+    values.flags.writeable = False
     return values
 
 # %% ../nbs/09_cache.ipynb #09-cache-10
 class _Table:
     "Hold one version of the columns; it never changes."
+
     def __init__(self, columns: dict, ids):
         self.ids = [i.decode() if isinstance(i, bytes) else str(i) for i in ids]
         self.row = {i: r for r, i in enumerate(self.ids)}
-        if len(self.row) != len(self.ids): raise RecsysError(f"item ids: {next(i for r, i in enumerate(self.ids) if self.row[i] != r)} stands there twice")
+        if len(self.row) != len(self.ids):
+            raise RecsysError(
+                f"item ids: {next(i for r, i in enumerate(self.ids) if self.row[i] != r)} stands there twice"
+            )
         self.columns = {name: check_column(name, v, len(self.ids)) for name, v in columns.items()}
 
 # %% ../nbs/09_cache.ipynb #09-cache-11
 class ItemColumns:
     "Give item features by row, from a table that is replaced as a whole."
-    def __init__(self,
+
+    def __init__(
+        self,
         columns: dict,  # name -> array [n] or [n, d]
-        ids,            # item ids [n], strings; the position is the item's row
-    ): self._table = _Table(columns, ids)
+        ids,  # item ids [n], strings; the position is the item's row
+    ):
+        self._table = _Table(columns, ids)
 
-    def __len__(self) -> int: return len(self._table.ids)
+    def __len__(self) -> int:
+        return len(self._table.ids)
 
     @property
-    def ids(self) -> list: return self._table.ids
+    def ids(self) -> list:
+        return self._table.ids
 
     @property
-    def columns(self) -> dict: return self._table.columns
+    def columns(self) -> dict:
+        return self._table.columns
 
 # %% ../nbs/09_cache.ipynb #09-cache-14
 @patch
-def rows(self: ItemColumns,
-    ids,             # item ids, strings
-) -> np.ndarray:     # int64, in the same order
+def rows(
+    self: ItemColumns,
+    ids,  # item ids, strings
+) -> np.ndarray:  # int64, in the same order
     "Look up the rows of ids; raise `UnknownItem` naming those that aren't there."
     row = self._table.row
-    try: return np.fromiter(map(row.__getitem__, ids), np.int64, len(ids))
-    except KeyError: unknown = [i for i in ids if i not in row]
-    raise UnknownItem(f"items: {len(unknown)} of {len(ids)} ids aren't in the catalogue of {len(row)}: {', '.join(map(repr, unknown[:5]))}{', ...' * (len(unknown) > 5)}")
+    try:
+        return np.fromiter(map(row.__getitem__, ids), np.int64, len(ids))
+    except KeyError:
+        unknown = [i for i in ids if i not in row]
+    raise UnknownItem(
+        f"items: {len(unknown)} of {len(ids)} ids aren't in the catalogue of {len(row)}: {', '.join(map(repr, unknown[:5]))}{', ...' * (len(unknown) > 5)}"
+    )
 
 # %% ../nbs/09_cache.ipynb #09-cache-16
 @patch
-def gather(self: ItemColumns,
+def gather(
+    self: ItemColumns,
     rows: np.ndarray,  # integers of any shape
-    names=None,        # columns wanted; all where missing
-) -> dict:             # name -> array of the rows' shape plus the column's own
+    names=None,  # columns wanted; all where missing
+) -> dict:  # name -> array of the rows' shape plus the column's own
     "Read columns at rows; raise `UnknownItem` for a row that isn't there, never give another item's."
     table, rows = self._table, np.asarray(rows)
-    if rows.dtype.kind not in "iu": raise UnknownItem(f"rows: found {rows.dtype}, expected integers")
+    if rows.dtype.kind not in "iu":
+        raise UnknownItem(f"rows: found {rows.dtype}, expected integers")
     if rows.size and not 0 <= rows.min() <= rows.max() < len(table.ids):
         bad = rows[(rows < 0) | (rows >= len(table.ids))]
-        raise UnknownItem(f"rows: {len(bad)} of {rows.size} are outside 0 to {len(table.ids) - 1}, the first is {bad[0]}")
-    try: return {name: table.columns[name].take(rows, 0) for name in (table.columns if names is None else names)}
-    except KeyError as e: raise RecsysError(f"columns: no column {e}, expected some of {', '.join(table.columns)}") from None
+        raise UnknownItem(
+            f"rows: {len(bad)} of {rows.size} are outside 0 to {len(table.ids) - 1}, the first is {bad[0]}"
+        )
+    try:
+        return {
+            name: table.columns[name].take(rows, 0)
+            for name in (table.columns if names is None else names)
+        }
+    except KeyError as e:
+        raise RecsysError(
+            f"columns: no column {e}, expected some of {', '.join(table.columns)}"
+        ) from None
 
 # %% ../nbs/09_cache.ipynb #09-cache-20
 @patch
 def snapshot(self: ItemColumns) -> ItemColumns:
     "Hold on to the present version for the length of a request; nothing is copied."
-    held = object.__new__(ItemColumns); held._table = self._table
+    held = object.__new__(ItemColumns)
+    held._table = self._table
     return held
 
 # %% ../nbs/09_cache.ipynb #09-cache-21
@@ -101,22 +141,33 @@ def swap(self: ItemColumns, new: ItemColumns) -> None:
     "Replace the whole table; one with other columns or types is refused."
     kind = lambda c: {n: (v.dtype.kind, v.shape[1:]) for n, v in c.columns.items()}
     old, other = kind(self), kind(new)
-    if old != other: raise RecsysError(f"swap: columns differ in {', '.join(sorted({n for n, _ in set(old.items()) ^ set(other.items())}))}; refresh with a table of the same features")
+    if old != other:
+        raise RecsysError(
+            f"swap: columns differ in {', '.join(sorted({n for n, _ in set(old.items()) ^ set(other.items())}))}; refresh with a table of the same features"
+        )
     self._table = new._table
 
 # %% ../nbs/09_cache.ipynb #09-cache-24
 @patch
-def refresh(self: ItemColumns,
-    ids,            # items with new values, strings [m]
+def refresh(
+    self: ItemColumns,
+    ids,  # items with new values, strings [m]
     columns: dict,  # name -> array [m] or [m, d], some or all of the columns
 ) -> None:
     "Replace the values of some items, in a copy of the table that is then swapped in whole."
-    held = self.snapshot(); new, rows = dict(held.columns), held.rows(ids)
+    held = self.snapshot()
+    new, rows = dict(held.columns), held.rows(ids)
     for name, values in columns.items():
-        if name not in new: raise RecsysError(f"refresh: no column {name!r}, expected some of {', '.join(new)}")
+        if name not in new:
+            raise RecsysError(f"refresh: no column {name!r}, expected some of {', '.join(new)}")
         old, values = new[name], check_column(name, values, len(rows))
-        if (values.dtype.kind, values.shape[1:]) != (old.dtype.kind, old.shape[1:]): raise RecsysError(f"refresh: column {name} is {values.dtype} of shape {values.shape}, expected {old.dtype} of shape {(len(rows), *old.shape[1:])}")
-        new[name] = old.astype(np.promote_types(old.dtype, values.dtype) if old.dtype.kind == "S" else old.dtype)
+        if (values.dtype.kind, values.shape[1:]) != (old.dtype.kind, old.shape[1:]):
+            raise RecsysError(
+                f"refresh: column {name} is {values.dtype} of shape {values.shape}, expected {old.dtype} of shape {(len(rows), *old.shape[1:])}"
+            )
+        new[name] = old.astype(
+            np.promote_types(old.dtype, values.dtype) if old.dtype.kind == "S" else old.dtype
+        )
         new[name][rows] = values
     self.swap(ItemColumns(new, held.ids))
 
@@ -125,15 +176,24 @@ def refresh(self: ItemColumns,
 def save(self: ItemColumns, path: str | Path) -> Path:
     "Write ids and columns as npz, atomically."
     t = self._table
-    with atomic_path(path) as tmp, open(tmp, "wb") as f: np.savez(f, **{"ids": utf8(t.ids, "ids")}, **{f"column.{n}": v for n, v in t.columns.items()})
+    with atomic_path(path) as tmp, open(tmp, "wb") as f:
+        np.savez(
+            f, **{"ids": utf8(t.ids, "ids")}, **{f"column.{n}": v for n, v in t.columns.items()}
+        )
     return Path(path)
 
 # %% ../nbs/09_cache.ipynb #09-cache-30
 @patch(cls_method=True)
 def load(cls: ItemColumns, path: str | Path) -> ItemColumns:
     "Read what `save` wrote; pickled content is refused."
-    if not Path(path).is_file(): raise RecsysError(f"{path}: no such item columns; build the bundle first")
+    if not Path(path).is_file():
+        raise RecsysError(f"{path}: no such item columns; build the bundle first")
     try:
-        with np.load(path, allow_pickle=False) as z: return cls({n.removeprefix("column."): z[n] for n in z.files if n != "ids"}, z["ids"])
+        with np.load(path, allow_pickle=False) as z:
+            return cls({n.removeprefix("column."): z[n] for n in z.files if n != "ids"}, z["ids"])
     except (ValueError, OSError, KeyError) as e:
-        raise e if isinstance(e, RecsysError) else RecsysError(f"{path}: not item columns ({e}); build the bundle again") from None
+        raise (
+            e
+            if isinstance(e, RecsysError)
+            else RecsysError(f"{path}: not item columns ({e}); build the bundle again")
+        ) from None

@@ -16,38 +16,75 @@ from .recommender import Bundle, fill_candidates
 def to_probabilities(logits: np.ndarray, loss: str) -> np.ndarray:  # [B, C] -> [B, C]; -inf is 0
     "Read logits as the loss meant them: each for itself, or as shares of a request."
     logits = np.asarray(logits, np.float64)
-    if loss == "softmax": z = np.exp(logits - logits.max(1, keepdims=True)); return z / z.sum(1, keepdims=True)
+    if loss == "softmax":
+        z = np.exp(logits - logits.max(1, keepdims=True))
+        return z / z.sum(1, keepdims=True)
     return 1 / (1 + np.exp(-np.maximum(logits, -700)))
 
 # %% ../nbs/14_calibration.ipynb #14-calibration-09
-def predicted_choices(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, block: int = 64) -> tuple:  # probability, chosen or not, one value a candidate; cases' numbers
+def predicted_choices(
+    bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, block: int = 64
+) -> tuple:  # probability, chosen or not, one value a candidate; cases' numbers
     "Collect what the ranker says of every candidate that reaches it, and what the user chose."
     loss, out, C = bundle.manifest["parameters"]["DLRM_LOSS"], [], bundle.serving.CANDIDATES
     for a in range(0, len(pos), block):
-        found, logits, always, seen = score_block(bundle, prep, pos[a:a + block], masked)
-        kept = fill_candidates(np.where(found < 0, -1, np.arange(found.shape[1])), always | seen, C); there = kept >= 0
-        chance = to_probabilities(np.where(there, np.take_along_axis(logits, np.maximum(kept, 0), 1), -np.inf), loss)
-        chosen = take_rows(found, kept) == np.asarray(prep.events["item"][pos[a:a + block]])[:, None]
+        found, logits, always, seen = score_block(bundle, prep, pos[a : a + block], masked)
+        kept = fill_candidates(np.where(found < 0, -1, np.arange(found.shape[1])), always | seen, C)
+        there = kept >= 0
+        chance = to_probabilities(
+            np.where(there, np.take_along_axis(logits, np.maximum(kept, 0), 1), -np.inf), loss
+        )
+        chosen = (
+            take_rows(found, kept) == np.asarray(prep.events["item"][pos[a : a + block]])[:, None]
+        )
         out.append((chance[there], chosen[there], a + np.nonzero(there)[0]))
-    return tuple(np.concatenate(x) for x in zip(*out)) if out else (np.zeros(0), np.zeros(0, bool), np.zeros(0, int))
+    return (
+        tuple(np.concatenate(x) for x in zip(*out))
+        if out
+        else (np.zeros(0), np.zeros(0, bool), np.zeros(0, int))
+    )
 
 # %% ../nbs/14_calibration.ipynb #14-calibration-12
 def ranker_quality(chance: np.ndarray, chosen: np.ndarray, cases: int, bins: int = 30) -> dict:
     "Measure AUC, log loss and calibration over candidates."
     number = lambda x: float(x) if np.isfinite(x) else None
-    return dict(over="candidates of test cases, after the seen filter", cases=cases, candidates=len(chosen), chosen=int(chosen.sum()), auc=number(auc(chosen, chance)),
-                log_loss=log_loss(chosen, chance), log_loss_of_the_mean=log_loss(chosen, np.full(len(chosen), chosen.mean())),
-                calibration_error=calibration_error(chosen, chance, bins), predicted_a_case=float(chance.sum() / cases), chosen_a_case=float(chosen.sum() / cases),
-                table=calibration(chosen, chance, bins).tolist())
+    return dict(
+        over="candidates of test cases, after the seen filter",
+        cases=cases,
+        candidates=len(chosen),
+        chosen=int(chosen.sum()),
+        auc=number(auc(chosen, chance)),
+        log_loss=log_loss(chosen, chance),
+        log_loss_of_the_mean=log_loss(chosen, np.full(len(chosen), chosen.mean())),
+        calibration_error=calibration_error(chosen, chance, bins),
+        predicted_a_case=float(chance.sum() / cases),
+        chosen_a_case=float(chosen.sum() / cases),
+        table=calibration(chosen, chance, bins).tolist(),
+    )
 
 # %% ../nbs/14_calibration.ipynb #14-calibration-14
 def plot_calibration(quality: dict):  # of `ranker_quality`
     "Draw predicted probability against the share that was chosen, both on a log scale."
     import matplotlib.pyplot as plt
-    p, y, n = np.array(quality["table"]).T; shown = y > 0; half = 1.96 * np.sqrt(y * (1 - y) / n)[shown]
-    fig, ax = plt.subplots(figsize=(4.8, 4.2)); p, y = p[shown], y[shown]
-    if not len(p): return fig
-    ax.errorbar(p, y, yerr=[np.minimum(half, y * .99), half], fmt="ko", ms=4, capsize=2, lw=.8); ends = [min(p.min(), y.min()), max(p.max(), y.max())]; ax.plot(ends, ends, "--", color="0.5", label="as predicted")
+
+    p, y, n = np.array(quality["table"]).T
+    shown = y > 0
+    half = 1.96 * np.sqrt(y * (1 - y) / n)[shown]
+    fig, ax = plt.subplots(figsize=(4.8, 4.2))
+    p, y = p[shown], y[shown]
+    if not len(p):
+        return fig
+    ax.errorbar(p, y, yerr=[np.minimum(half, y * 0.99), half], fmt="ko", ms=4, capsize=2, lw=0.8)
+    ends = [min(p.min(), y.min()), max(p.max(), y.max())]
+    ax.plot(ends, ends, "--", color="0.5", label="as predicted")
     ratio = quality["predicted_a_case"] / max(quality["chosen_a_case"], 1e-12)
-    ax.set(xscale="log", yscale="log", xlabel="predicted probability, mean of a group of candidates", ylabel="share that was chosen", title=f"The ranker promises {ratio:.2f} times what is chosen"); ax.grid(alpha=.3); ax.legend()
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="predicted probability, mean of a group of candidates",
+        ylabel="share that was chosen",
+        title=f"The ranker promises {ratio:.2f} times what is chosen",
+    )
+    ax.grid(alpha=0.3)
+    ax.legend()
     return fig

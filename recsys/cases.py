@@ -16,78 +16,117 @@ from .index import top_k
 from .metrics import case_metrics, per_user_mean, rank_of_relevant
 
 # %% ../nbs/13_cases.ipynb #13-cases-07
-DEPTH = 100   # items of a list: what is kept of every system
+DEPTH = 100  # items of a list: what is kept of every system
 
-def test_cases(prep: Prepared, at_most: int, seed: int, split: str = "test") -> np.ndarray:  # positions into events, sorted
+
+def test_cases(
+    prep: Prepared, at_most: int, seed: int, split: str = "test"
+) -> np.ndarray:  # positions into events, sorted
     "Sample the cases of a split."
     pos = prep.positions(split)
-    return pos if len(pos) <= at_most else np.sort(np.random.default_rng(seed).choice(pos, at_most, replace=False))
+    return (
+        pos
+        if len(pos) <= at_most
+        else np.sort(np.random.default_rng(seed).choice(pos, at_most, replace=False))
+    )
 
 # %% ../nbs/13_cases.ipynb #13-cases-10
 def is_masked(prep: Prepared, wanted: str) -> bool:
     "Tell whether the history is hidden in evaluation."
-    return wanted == "true" or wanted == "auto" and (prep.meta["split"] == "leave_one_out" or not prep.repeats)
+    return (
+        wanted == "true"
+        or wanted == "auto"
+        and (prep.meta["split"] == "leave_one_out" or not prep.repeats)
+    )
 
 # %% ../nbs/13_cases.ipynb #13-cases-15
 @dataclass(frozen=True)
 class Cases:
     "Hold what a baseline may know of some cases, all of it from strictly before them; a slice gives a part."
-    hist: np.ndarray      # item rows [B, L], newest last, -1 padded
-    ts: np.ndarray        # the moment, seconds UTC [B]
-    category: np.ndarray  # top category of the hours before, encoded as the items' are; 1 where it is unknown [B]
 
-    def __len__(self): return len(self.ts)
-    def __getitem__(self, b): return Cases(self.hist[b], self.ts[b], self.category[b])
+    hist: np.ndarray  # item rows [B, L], newest last, -1 padded
+    ts: np.ndarray  # the moment, seconds UTC [B]
+    category: (
+        np.ndarray
+    )  # top category of the hours before, encoded as the items' are; 1 where it is unknown [B]
+
+    def __len__(self):
+        return len(self.ts)
+
+    def __getitem__(self, b):
+        return Cases(self.hist[b], self.ts[b], self.category[b])
 
 # %% ../nbs/13_cases.ipynb #13-cases-16
 def known_of(prep: Prepared, pos: np.ndarray, length: int) -> Cases:
     "Gather what baselines may know of events, with histories of `length` items."
     e = prep.events
-    parts = [history_at(prep.hist_items, e["hist_first"][b], e["hist_cut"][b], length).astype(np.int32) for b in np.array_split(pos, len(pos) // 4096 + 1)]
-    return Cases(np.concatenate(parts), np.asarray(e["timestamp"][pos]), np.asarray(e["top_category"][pos]) if "top_category" in e else np.full(len(pos), NULL))
+    parts = [
+        history_at(prep.hist_items, e["hist_first"][b], e["hist_cut"][b], length).astype(np.int32)
+        for b in np.array_split(pos, len(pos) // 4096 + 1)
+    ]
+    return Cases(
+        np.concatenate(parts),
+        np.asarray(e["timestamp"][pos]),
+        np.asarray(e["top_category"][pos]) if "top_category" in e else np.full(len(pos), NULL),
+    )
 
 # %% ../nbs/13_cases.ipynb #13-cases-19
 def blocks(
-    n: int,            # cases
-    n_items: int,      # scores a case
+    n: int,  # cases
+    n_items: int,  # scores a case
     cells: int = 2_000_000,  # scores at a time, 4 bytes each
-):                     # yields slices
+):  # yields slices
     "Cut cases into blocks whose scores fit in memory."
     size = max(1, cells // max(n_items, 1))
     return (slice(a, min(a + size, n)) for a in range(0, n, size))
 
 # %% ../nbs/13_cases.ipynb #13-cases-21
 def recommend(
-    baseline,      # function of Cases -> scores [b, n_items]
+    baseline,  # function of Cases -> scores [b, n_items]
     cases: Cases,
-    k: int,        # items a case
-    hide=None,     # function of a slice -> (case within the block, item row) pairs that must not be shown
-) -> np.ndarray:   # item rows [B, k] int64, -1 padded
+    k: int,  # items a case
+    hide=None,  # function of a slice -> (case within the block, item row) pairs that must not be shown
+) -> np.ndarray:  # item rows [B, k] int64, -1 padded
     "List the k best items of every case, block by block, ties to the lower row."
+
     def work(b):
         scores = baseline(cases[b])
-        if hide is not None: scores[hide(b)] = -np.inf
+        if hide is not None:
+            scores[hide(b)] = -np.inf
         best, rows = top_k(scores, k)
         return np.where(np.isneginf(best), -1, rows)
+
     n_items = baseline(cases[:1]).shape[1] if len(cases) else 1
-    with threadpool_limits(1), ThreadPoolExecutor(2) as pool: return np.concatenate([np.zeros((0, k), np.int64), *pool.map(work, blocks(len(cases), n_items))])
+    with threadpool_limits(1), ThreadPoolExecutor(2) as pool:
+        return np.concatenate(
+            [np.zeros((0, k), np.int64), *pool.map(work, blocks(len(cases), n_items))]
+        )
 
 # %% ../nbs/13_cases.ipynb #13-cases-25
 def tune(
-    make,                  # function of the settings -> baseline
-    grid: dict,            # setting -> values to try, the first to start from
-    cases: Cases,          # validation cases
+    make,  # function of the settings -> baseline
+    grid: dict,  # setting -> values to try, the first to start from
+    cases: Cases,  # validation cases
     relevant: np.ndarray,  # item row chosen [B]
-    users: np.ndarray,     # user row [B]
-    hide=None,             # see `recommend`
-    again: tuple = (),     # settings to go over a second time, where the grid has them
-) -> tuple[dict, list]:    # best settings; rows of settings and their NDCG@10, in the order tried
+    users: np.ndarray,  # user row [B]
+    hide=None,  # see `recommend`
+    again: tuple = (),  # settings to go over a second time, where the grid has them
+) -> tuple[dict, list]:  # best settings; rows of settings and their NDCG@10, in the order tried
     "Choose settings by NDCG@10 on validation cases, one setting after the other."
     best, tried = {name: values[0] for name, values in grid.items()}, {}
+
     def score(setting):
         key = tuple(setting.items())
-        if key not in tried: tried[key] = per_user_mean(case_metrics(rank_of_relevant(recommend(make(**setting), cases, 10, hide), relevant))["ndcg@10"], users)
+        if key not in tried:
+            tried[key] = per_user_mean(
+                case_metrics(
+                    rank_of_relevant(recommend(make(**setting), cases, 10, hide), relevant)
+                )["ndcg@10"],
+                users,
+            )
         return tried[key]
+
     score(best)
-    for name in (*grid, *(n for n in again if n in grid)): best = max(({**best, name: v} for v in grid[name]), key=score)
+    for name in (*grid, *(n for n in again if n in grid)):
+        best = max(({**best, name: v} for v in grid[name]), key=score)
     return best, [dict(key, ndcg=v) for key, v in tried.items()]

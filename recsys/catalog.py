@@ -26,16 +26,32 @@ STYLES = {  # style: words that tell it, the first three are written into genera
     "elegant": "elegant refined luxurious elegance sophisticated exquisite formal",
     "bohemian": "bohemian boho free-spirited artisanal handcrafted woven intricate",
     "playful": "playful whimsical cheerful festive vibrant fun adorable",
-    "industrial": "industrial utilitarian factory-made urban metal professional-grade ergonomic"}
+    "industrial": "industrial utilitarian factory-made urban metal professional-grade ergonomic",
+}
 COLOURS = {  # colour: its red, green, blue, then the words that tell it
-    "black": ((40, 40, 44), "black ebony charcoal"), "white": ((240, 238, 230), "white ivory cream"),
-    "grey": ((140, 144, 148), "grey gray silver"), "red": ((196, 44, 48), "red crimson burgundy"),
-    "orange": ((232, 132, 40), "orange amber copper"), "yellow": ((236, 204, 64), "yellow gold golden"),
-    "green": ((64, 144, 80), "green olive emerald"), "blue": ((52, 96, 184), "blue navy teal"),
-    "purple": ((124, 72, 160), "purple lavender mauve"), "pink": ((232, 140, 172), "pink blush rose"),
-    "brown": ((128, 88, 56), "brown tan beige")}
+    "black": ((40, 40, 44), "black ebony charcoal"),
+    "white": ((240, 238, 230), "white ivory cream"),
+    "grey": ((140, 144, 148), "grey gray silver"),
+    "red": ((196, 44, 48), "red crimson burgundy"),
+    "orange": ((232, 132, 40), "orange amber copper"),
+    "yellow": ((236, 204, 64), "yellow gold golden"),
+    "green": ((64, 144, 80), "green olive emerald"),
+    "blue": ((52, 96, 184), "blue navy teal"),
+    "purple": ((124, 72, 160), "purple lavender mauve"),
+    "pink": ((232, 140, 172), "pink blush rose"),
+    "brown": ((128, 88, 56), "brown tan beige"),
+}
 MATERIALS = "oak cotton steel linen leather ceramic bamboo wool glass cork".split()
-PLACES = ["a small flat", "a busy week", "long weekends", "a quiet morning", "a first home", "a thoughtful gift", "daily use", "a full house"]
+PLACES = [
+    "a small flat",
+    "a busy week",
+    "long weekends",
+    "a quiet morning",
+    "a first home",
+    "a thoughtful gift",
+    "daily use",
+    "a full house",
+]
 BRANDS = "Alder Brook Corvid Dunmore Eider Fennel Garrick Holm Ingle Juniper Kestrel Larkin".split()
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-07
@@ -59,20 +75,29 @@ toys: jigsaw puzzle 19 u, plush bear 25 u, building set 49 u, board game 35 u
 pets: dog bed 59 u, cat tree 89 u, leash 19 u, feeding bowl 15 u
 groceries: coffee tin 11 u, tea box 9 u, olive oil 14 u, chocolate bar 4 u
 luggage: suitcase 149 g, duffel bag 79 g, travel wallet 29 g, packing cubes 25 u"""
-CATEGORIES = pd.DataFrame(  # one row a category_l2: median price, whether products are for women or men
-    [(line.split(":")[0], *re.fullmatch(r"(.+) (\d+) ([ug])", c.strip()).groups())
-     for line in _CATEGORIES.splitlines() for c in line.split(":")[1].split(",")],
-    columns=["category_l1", "category_l2", "price", "gendered"]).astype({"price": float}).assign(gendered=lambda d: d.gendered == "g")
+CATEGORIES = (
+    pd.DataFrame(  # one row a category_l2: median price, whether products are for women or men
+        [
+            (line.split(":")[0], *re.fullmatch(r"(.+) (\d+) ([ug])", c.strip()).groups())
+            for line in _CATEGORIES.splitlines()
+            for c in line.split(":")[1].split(",")
+        ],
+        columns=["category_l1", "category_l2", "price", "gendered"],
+    )
+    .astype({"price": float})
+    .assign(gendered=lambda d: d.gendered == "g")
+)
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-10
 _WORD = re.compile(r"[a-z-]+")
 _STYLE_OF = {w: i for i, ws in enumerate(STYLES.values()) for w in ws.split()}
 _COLOUR_OF = {w: i for i, (_, ws) in enumerate(COLOURS.values()) for w in ws.split()}
 
+
 def infer_look(
-    item_id: str,      # decides where the text doesn't tell
+    item_id: str,  # decides where the text doesn't tell
     description: str,  # any English text, may be empty
-) -> tuple:            # position in STYLES, position in COLOURS
+) -> tuple:  # position in STYLES, position in COLOURS
     "Read style and colour from a description: the style named most often, the first colour."
     words = _WORD.findall(str(description).lower())
     digest = hashlib.sha256(str(item_id).encode()).digest()
@@ -84,111 +109,231 @@ def infer_look(
 def _pattern(style, x, y):  # pixel grids in -1..1 -> darkness in 0..1
     "Draw one of eight patterns, one a style."
     stripes, r = (lambda z, n: (np.sin(np.pi * n * z) > 0)), np.hypot(x, y)
-    return np.array([np.zeros_like(x), stripes(y, 5), stripes(r, 6), stripes(x + y, 5), stripes(x, 9) * 0.6,
-                     stripes(x, 6) ^ stripes(y, 6), (np.sin(9 * x) * np.sin(9 * y) > 0.45), (np.abs(np.sin(7 * x)) < 0.25) | (np.abs(np.sin(7 * y)) < 0.25)][style], float)
+    return np.array(
+        [
+            np.zeros_like(x),
+            stripes(y, 5),
+            stripes(r, 6),
+            stripes(x + y, 5),
+            stripes(x, 9) * 0.6,
+            stripes(x, 6) ^ stripes(y, 6),
+            (np.sin(9 * x) * np.sin(9 * y) > 0.45),
+            (np.abs(np.sin(7 * x)) < 0.25) | (np.abs(np.sin(7 * y)) < 0.25),
+        ][style],
+        float,
+    )
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-15
 def draw_item(
-    l1: int, l2: int,           # positions of the category and of its part: the silhouette
-    style: int, colour: int,    # positions in STYLES and COLOURS
-    rng: np.random.Generator,   # placement and shade differ from item to item
-    size: int = 48,             # pixels a side
-) -> bytes:                     # PNG
+    l1: int,
+    l2: int,  # positions of the category and of its part: the silhouette
+    style: int,
+    colour: int,  # positions in STYLES and COLOURS
+    rng: np.random.Generator,  # placement and shade differ from item to item
+    size: int = 48,  # pixels a side
+) -> bytes:  # PNG
     "Draw a product whose look follows category, style and colour."
     axis = np.linspace(-1.25, 1.25, size)
     dx, dy, turn = rng.normal(0, [0.05, 0.05, 0.08])
     x, y = np.meshgrid(axis - dx, axis - dy)
     angle = np.arctan2(y * (1 + 0.25 * (l2 % 3)), x) + turn + 0.5 * (l2 % 4)
-    edge = 0.85 + (0.06 + 0.09 * (l1 // 7 % 3)) * np.cos((2 + l1 % 7) * angle) - 0.07 * (l2 % 4) * np.cos(angle)
+    edge = (
+        0.85
+        + (0.06 + 0.09 * (l1 // 7 % 3)) * np.cos((2 + l1 % 7) * angle)
+        - 0.07 * (l2 % 4) * np.cos(angle)
+    )
     shape = np.clip((edge - np.hypot(x, y * (1 + 0.25 * (l2 % 3)))) * 12, 0, 1)[..., None]
     rgb = np.array(list(COLOURS.values())[colour][0]) * rng.uniform(0.92, 1.04)
     ink = 1 - 0.45 * _pattern(style, x, y)[..., None]
-    pixels = (1 - shape) * (214 - 24 * (colour == 1)) + shape * np.where(rgb.mean() < 60, rgb + (1 - ink) * 150, rgb * ink)
-    out = io.BytesIO(); Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(out, "PNG")
+    pixels = (1 - shape) * (214 - 24 * (colour == 1)) + shape * np.where(
+        rgb.mean() < 60, rgb + (1 - ink) * 150, rgb * ink
+    )
+    out = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(out, "PNG")
     return out.getvalue()
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-18
 def _describe(noun, style, colour, rng):
     "Write a description that names style and colour by one of their words."
     pick = lambda options: options[rng.integers(len(options))]
-    words, colours = list(STYLES.values())[style].split()[:3], list(COLOURS.values())[colour][1].split()
+    words, colours = (
+        list(STYLES.values())[style].split()[:3],
+        list(COLOURS.values())[colour][1].split(),
+    )
     first, again = rng.permutation(words)[:2]
     return f"A {first} {noun} in {pick(colours)}, made of {pick(MATERIALS)}. Its {again} look is right for {pick(PLACES)}."
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-20
 def make_catalog(
-    n_items: int = 2465,    # products
-    seed: int = 42,         # same seed, same bytes
-    images: bool = False,   # add a column `image_bytes` of PNGs
-) -> pd.DataFrame:          # item_id, title, description, category_l1, category_l2, price, item_gender, in_stock
+    n_items: int = 2465,  # products
+    seed: int = 42,  # same seed, same bytes
+    images: bool = False,  # add a column `image_bytes` of PNGs
+) -> (
+    pd.DataFrame
+):  # item_id, title, description, category_l1, category_l2, price, item_gender, in_stock
     "Generate a catalogue of products over 20 categories and 80 subcategories."
     rng = np.random.default_rng([seed, 1])
-    cell = np.sort(np.concatenate([rng.permutation(len(CATEGORIES))[:n_items], rng.choice(len(CATEGORIES), max(n_items - len(CATEGORIES), 0), p=rng.dirichlet(np.full(len(CATEGORIES), 8.0)))]))
+    cell = np.sort(
+        np.concatenate(
+            [
+                rng.permutation(len(CATEGORIES))[:n_items],
+                rng.choice(
+                    len(CATEGORIES),
+                    max(n_items - len(CATEGORIES), 0),
+                    p=rng.dirichlet(np.full(len(CATEGORIES), 8.0)),
+                ),
+            ]
+        )
+    )
     cell = cell[rng.permutation(n_items)]
     kind = CATEGORIES.iloc[cell].reset_index(drop=True)
-    style, colour = rng.integers(len(STYLES), size=n_items), rng.integers(len(COLOURS), size=n_items)
+    style, colour = (
+        rng.integers(len(STYLES), size=n_items),
+        rng.integers(len(COLOURS), size=n_items),
+    )
     gender = np.where(kind.gendered, rng.choice(["F", "M", ""], n_items, p=[0.45, 0.35, 0.2]), "")
-    items = pd.DataFrame({
-        "item_id": [f"i{i:0{len(str(n_items))}d}" for i in range(1, n_items + 1)],
-        "title": [f"{BRANDS[b]} {m.title()} {n.title()}" for b, m, n in zip(rng.integers(len(BRANDS), size=n_items), rng.choice(MATERIALS, n_items), kind.category_l2)],
-        "description": [_describe(n, s, c, rng) for n, s, c in zip(kind.category_l2, style, colour)],
-        "category_l1": kind.category_l1, "category_l2": kind.category_l2,
-        "price": np.ceil(kind.price * np.exp(rng.normal(0, 0.45, n_items))) - 0.01,
-        "item_gender": pd.Series(gender, dtype=object).where(gender != "", None),
-        "in_stock": rng.random(n_items) > 0.015})
-    if images: items["image_bytes"] = [draw_item(c // 4, c % 4, s, k, rng) for c, s, k in zip(cell, style, colour)]
+    items = pd.DataFrame(
+        {
+            "item_id": [f"i{i:0{len(str(n_items))}d}" for i in range(1, n_items + 1)],
+            "title": [
+                f"{BRANDS[b]} {m.title()} {n.title()}"
+                for b, m, n in zip(
+                    rng.integers(len(BRANDS), size=n_items),
+                    rng.choice(MATERIALS, n_items),
+                    kind.category_l2,
+                )
+            ],
+            "description": [
+                _describe(n, s, c, rng) for n, s, c in zip(kind.category_l2, style, colour)
+            ],
+            "category_l1": kind.category_l1,
+            "category_l2": kind.category_l2,
+            "price": np.ceil(kind.price * np.exp(rng.normal(0, 0.45, n_items))) - 0.01,
+            "item_gender": pd.Series(gender, dtype=object).where(gender != "", None),
+            "in_stock": rng.random(n_items) > 0.015,
+        }
+    )
+    if images:
+        items["image_bytes"] = [
+            draw_item(c // 4, c % 4, s, k, rng) for c, s, k in zip(cell, style, colour)
+        ]
     return items
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-24
 def complete_catalog(
     items: pd.DataFrame,  # at least item_id and category_l1
-    source: str,          # file's name, for messages
-) -> pd.DataFrame:        # every column that the shop needs, further ones kept
+    source: str,  # file's name, for messages
+) -> pd.DataFrame:  # every column that the shop needs, further ones kept
     "Check a catalogue and add the columns it lacks; raise `RecsysError` naming file, column and row."
     for c in ("item_id", "category_l1"):
-        if c not in items: raise RecsysError(f"{source}: no column {c}; found {', '.join(map(str, items.columns))}")
-        if items[c].isna().any(): raise RecsysError(f"{source}: column {c} is empty in row {int(items[c].isna().to_numpy().argmax())}, expected a value in every row")
+        if c not in items:
+            raise RecsysError(
+                f"{source}: no column {c}; found {', '.join(map(str, items.columns))}"
+            )
+        if items[c].isna().any():
+            raise RecsysError(
+                f"{source}: column {c} is empty in row {int(items[c].isna().to_numpy().argmax())}, expected a value in every row"
+            )
     items = items.reset_index(drop=True).assign(item_id=items.item_id.astype(str).to_numpy())
     twice = items.item_id.duplicated().to_numpy()
-    if twice.any(): raise RecsysError(f"{source}: column item_id has {items.item_id[twice.argmax()]!r} twice, again in row {twice.argmax()}; expected one row a product")
-    for c, fill in [("title", items.item_id), ("description", ""), ("category_l2", items.category_l1), ("price", np.nan), ("item_gender", None), ("in_stock", True)]:
-        if c not in items: items[c] = fill
+    if twice.any():
+        raise RecsysError(
+            f"{source}: column item_id has {items.item_id[twice.argmax()]!r} twice, again in row {twice.argmax()}; expected one row a product"
+        )
+    for c, fill in [
+        ("title", items.item_id),
+        ("description", ""),
+        ("category_l2", items.category_l1),
+        ("price", np.nan),
+        ("item_gender", None),
+        ("in_stock", True),
+    ]:
+        if c not in items:
+            items[c] = fill
     price = pd.to_numeric(items.price, errors="coerce")
     wrong = ((price < 0) | (price.isna() & items.price.notna())).to_numpy()
-    if wrong.any(): raise RecsysError(f"{source}: column price is {items.price[wrong.argmax()]!r} in row {wrong.argmax()}, expected a number, 0 or more")
-    return items.assign(price=price.astype(float), category_l2=items.category_l2.fillna(items.category_l1), in_stock=items.in_stock.fillna(True).astype(bool))
+    if wrong.any():
+        raise RecsysError(
+            f"{source}: column price is {items.price[wrong.argmax()]!r} in row {wrong.argmax()}, expected a number, 0 or more"
+        )
+    return items.assign(
+        price=price.astype(float),
+        category_l2=items.category_l2.fillna(items.category_l1),
+        in_stock=items.in_stock.fillna(True).astype(bool),
+    )
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-26
 def read_catalog(
     path: str | Path,  # .parquet or .csv with the columns of `make_catalog`
-) -> pd.DataFrame:     # the table, completed and checked
+) -> pd.DataFrame:  # the table, completed and checked
     "Read a table of products; raise `RecsysError` naming file, column and row."
     path = Path(path)
-    if not path.is_file(): raise RecsysError(f"CATALOG: {path}: no such file")
-    readers = {".parquet": pd.read_parquet, ".csv": lambda f: pd.read_csv(f, dtype={"item_id": str})}
-    if path.suffix not in readers: raise RecsysError(f"CATALOG: {path}: expected a .parquet or .csv file; `recsys catalog FILE.yaml` makes one of a products.yaml")
-    try: items = readers[path.suffix](path)
-    except (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise RecsysError(f"CATALOG: {path}: not a readable {path.suffix[1:]} table: {e}") from None
-    if len(items) < 20: raise RecsysError(f"CATALOG: {path}: {len(items)} products, expected at least 20")
+    if not path.is_file():
+        raise RecsysError(f"CATALOG: {path}: no such file")
+    readers = {
+        ".parquet": pd.read_parquet,
+        ".csv": lambda f: pd.read_csv(f, dtype={"item_id": str}),
+    }
+    if path.suffix not in readers:
+        raise RecsysError(
+            f"CATALOG: {path}: expected a .parquet or .csv file; `recsys catalog FILE.yaml` makes one of a products.yaml"
+        )
+    try:
+        items = readers[path.suffix](path)
+    except (
+        pa.ArrowInvalid,
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+    ) as e:
+        raise RecsysError(f"CATALOG: {path}: not a readable {path.suffix[1:]} table: {e}") from None
+    if len(items) < 20:
+        raise RecsysError(f"CATALOG: {path}: {len(items)} products, expected at least 20")
     return complete_catalog(items, str(path))
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-28
 _YAML_KEYS = ("id", "current_stock", "name", "category", "style", "description", "price", "image")
 
+
 def catalog_from_yaml(
     path: str | Path,  # products.yaml of the AWS Retail Demo Store: one list of products
-) -> pd.DataFrame:     # the same products as `read_catalog` wants them
+) -> pd.DataFrame:  # the same products as `read_catalog` wants them
     "Turn the Retail Demo Store's products into a catalogue; raise `RecsysError` naming file, product and key."
     path = Path(path)
-    if not path.is_file(): raise RecsysError(f"{path}: no such file")
-    try: products = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise RecsysError(f"{path}: not valid YAML: {e}") from None
-    if not isinstance(products, list) or not products: raise RecsysError(f"{path}: expected one list of products, found {type(products).__name__}")
+    if not path.is_file():
+        raise RecsysError(f"{path}: no such file")
+    try:
+        products = yaml.load(
+            path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise RecsysError(f"{path}: not valid YAML: {e}") from None
+    if not isinstance(products, list) or not products:
+        raise RecsysError(f"{path}: expected one list of products, found {type(products).__name__}")
     for i, q in enumerate(products):
         lacks = [k for k in _YAML_KEYS if not isinstance(q, dict) or k not in q]
-        if lacks: raise RecsysError(f"{path}: product {i} ({q.get('id', 'no id') if isinstance(q, dict) else type(q).__name__}) lacks {', '.join(lacks)}")
-        if type(q["current_stock"]) is not int: raise RecsysError(f"{path}: product {i} ({q['id']}): current_stock is {q['current_stock']!r}, expected a whole number")
+        if lacks:
+            raise RecsysError(
+                f"{path}: product {i} ({q.get('id', 'no id') if isinstance(q, dict) else type(q).__name__}) lacks {', '.join(lacks)}"
+            )
+        if type(q["current_stock"]) is not int:
+            raise RecsysError(
+                f"{path}: product {i} ({q['id']}): current_stock is {q['current_stock']!r}, expected a whole number"
+            )
     t = pd.DataFrame(products)
     gender = t.gender_affinity if "gender_affinity" in t else pd.Series(None, t.index, object)
-    return complete_catalog(pd.DataFrame({"item_id": t["id"], "title": t["name"], "description": t.description, "category_l1": t.category, "category_l2": t["style"],
-        "price": t.price, "item_gender": gender.astype(object).where(gender.notna(), None), "in_stock": t.current_stock > 0}), str(path))
+    return complete_catalog(
+        pd.DataFrame(
+            {
+                "item_id": t["id"],
+                "title": t["name"],
+                "description": t.description,
+                "category_l1": t.category,
+                "category_l2": t["style"],
+                "price": t.price,
+                "item_gender": gender.astype(object).where(gender.notna(), None),
+                "in_stock": t.current_stock > 0,
+            }
+        ),
+        str(path),
+    )

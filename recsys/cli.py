@@ -14,44 +14,88 @@ import json, sys, time
 from pathlib import Path
 from typing import List, Optional
 import typer
-from .core import PARAMS, Params, RecsysError, check_value, load_params, parse_set, read_json, resolve, run_dir
+from recsys.core import (
+    PARAMS,
+    Params,
+    RecsysError,
+    check_value,
+    load_params,
+    parse_set,
+    read_json,
+    resolve,
+    run_dir,
+)
 
 # %% ../nbs/25_cli.ipynb #25-cli-04
-app = typer.Typer(name="recsys", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Multistage recommender: train it, ask it, look into it. Every command has --help.")
+app = typer.Typer(
+    name="recsys",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Multistage recommender: train it, ask it, look into it. Every command has --help.",
+)
 
 # %% ../nbs/25_cli.ipynb #25-cli-06
-def print_line(text: str) -> None: "Print, at once, also into a pipe."; print(text, flush=True)
+def print_line(text: str) -> None:
+    "Print, at once, also into a pipe."
+    print(text, flush=True)
+
 
 class Bar:
     "Show the stage at work, the newest line of its notebook and the elapsed time, on a terminal only."
+
     def __init__(self):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         self.console = Console()
-        self.bar = Progress(SpinnerColumn(), BarColumn(20), TextColumn("{task.completed}/{task.total} {task.description}"), TimeElapsedColumn(),
-                            console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar = Progress(
+            SpinnerColumn(),
+            BarColumn(20),
+            TextColumn("{task.completed}/{task.total} {task.description}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
         self.task = self.bar.add_task("starting", total=None)
 
     def __call__(self, stage, number: int, total: int, line: str) -> None:
-        self.bar.update(self.task, completed=number - 1, total=total, description=f"{stage.name}: {line}"[: max(20, self.console.width - 50)].replace("[", "("))
+        self.bar.update(
+            self.task,
+            completed=number - 1,
+            total=total,
+            description=f"{stage.name}: {line}"[: max(20, self.console.width - 50)].replace(
+                "[", "("
+            ),
+        )
 
-    def show(self, text: str) -> None: self.bar.console.print(text, highlight=False, markup=False) if self.console.is_terminal else print_line(text)
+    def show(self, text: str) -> None:
+        self.bar.console.print(
+            text, highlight=False, markup=False
+        ) if self.console.is_terminal else print_line(text)
 
 # %% ../nbs/25_cli.ipynb #25-cli-07
 @app.command()
 def run(
     params: Path = typer.Option(..., help="parameters of the run, a YAML file"),
-    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE that wins over the file; may stand several times"
+    ),
     start: str = typer.Option("", "--from", help="first stage to run"),
     end: str = typer.Option("", "--to", help="last stage to run"),
     force: bool = typer.Option(False, help="run unchanged stages again"),
 ):
     "Execute the stages' notebooks in order; unchanged stages are skipped."
     from recsys.pipeline import run_pipeline
+
     p, bar = load_params(params, tuple(set)), Bar()
-    with bar.bar: seconds = run_pipeline(p, start, end, force, bar.show, bar)
-    print_line(f"run {p.RUN}: {sum(seconds.values()):.0f} s; report: {show_path(run_dir(p) / 'report.html')}")
+    with bar.bar:
+        seconds = run_pipeline(p, start, end, force, bar.show, bar)
+    print_line(
+        f"run {p.RUN}: {sum(seconds.values()):.0f} s; report: {show_path(run_dir(p) / 'report.html')}"
+    )
 
 # %% ../nbs/25_cli.ipynb #25-cli-08
 def show_path(path: Path) -> str:
@@ -62,9 +106,15 @@ def show_path(path: Path) -> str:
 def parse_time(text: str) -> int:  # seconds since 1970 UTC
     "Read a moment: integer seconds since 1970, or ISO 8601 (without a zone: UTC)."
     from datetime import datetime, timezone
-    if text.lstrip("-").isdigit(): return int(text)
-    try: t = datetime.fromisoformat(text)
-    except ValueError: raise RecsysError(f"--at {text}: expected seconds since 1970 or a time such as 2026-06-30T18:00") from None
+
+    if text.lstrip("-").isdigit():
+        return int(text)
+    try:
+        t = datetime.fromisoformat(text)
+    except ValueError:
+        raise RecsysError(
+            f"--at {text}: expected seconds since 1970 or a time such as 2026-06-30T18:00"
+        ) from None
     return int((t if t.tzinfo else t.replace(tzinfo=timezone.utc)).timestamp())
 
 # %% ../nbs/25_cli.ipynb #25-cli-13
@@ -73,9 +123,13 @@ def recommend(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
     user: str = typer.Option("", help="user id; left out: an anonymous visitor"),
     device: str = typer.Option("", help="device type"),
-    at: str = typer.Option("", help="moment of the request, seconds since 1970 or ISO 8601; left out: the run's clock"),
+    at: str = typer.Option(
+        "", help="moment of the request, seconds since 1970 or ISO 8601; left out: the run's clock"
+    ),
     k: int = typer.Option(10, "-k", help="items on the page"),
-    exclude: List[str] = typer.Option([], help="item id that must not be shown; may stand several times"),
+    exclude: List[str] = typer.Option(
+        [], help="item id that must not be shown; may stand several times"
+    ),
     temperature: float = typer.Option(0.0, help="0 orders by score, above 0 samples"),
     diversity: float = typer.Option(0.0, help="weight of dissimilarity, 0 to 1"),
     seed: int = typer.Option(0, help="seed of the sampling"),
@@ -83,16 +137,47 @@ def recommend(
 ):
     "Recommend from a run: what, with which score, from where."
     from recsys.recommender import load_run, one_answer
+
     moment = parse_time(at) if at else None
     recommender = load_run(run)
-    answer = one_answer(recommender, user_id=user, device_type=device, timestamp=moment, k=k, exclude=exclude, temperature=temperature, diversity=diversity, seed=seed)
-    if as_json: print_line(json.dumps(answer, ensure_ascii=False)); return
+    answer = one_answer(
+        recommender,
+        user_id=user,
+        device_type=device,
+        timestamp=moment,
+        k=k,
+        exclude=exclude,
+        temperature=temperature,
+        diversity=diversity,
+        seed=seed,
+    )
+    if as_json:
+        print_line(json.dumps(answer, ensure_ascii=False))
+        return
     from rich.console import Console
     from rich.table import Table
+
     table = Table(title=answer["title"], title_justify="left")
-    for name, side in (("", "right"), ("item", "left"), ("title", "left"), ("category", "left"), ("price", "right"), ("score", "right"), ("came from", "left")): table.add_column(name, justify=side)
+    for name, side in (
+        ("", "right"),
+        ("item", "left"),
+        ("title", "left"),
+        ("category", "left"),
+        ("price", "right"),
+        ("score", "right"),
+        ("came from", "left"),
+    ):
+        table.add_column(name, justify=side)
     for i, r in enumerate(answer["items"], 1):
-        table.add_row(str(i), r["item_id"], r.get("title") or "", r.get("category") or "", f"{r['price']:.2f}" if r.get("price") is not None else "", f"{r['score']:.3f}", r["source"])
+        table.add_row(
+            str(i),
+            r["item_id"],
+            r.get("title") or "",
+            r.get("category") or "",
+            f"{r['price']:.2f}" if r.get("price") is not None else "",
+            f"{r['score']:.3f}",
+            r["source"],
+        )
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
 
 # %% ../nbs/25_cli.ipynb #25-cli-15
@@ -102,11 +187,19 @@ def explain(
     user: str = typer.Option("", help="user id; left out: an anonymous visitor"),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
     device: str = typer.Option("", help="device type"),
-    at: str = typer.Option("", help="moment of the request, seconds since 1970 or ISO 8601; left out: the run's clock"),
+    at: str = typer.Option(
+        "", help="moment of the request, seconds since 1970 or ISO 8601; left out: the run's clock"
+    ),
     k: int = typer.Option(10, "-k", help="items on the page"),
-    exclude: List[str] = typer.Option([], help="item id that must not be shown; may stand several times"),
-    temperature: Optional[float] = typer.Option(None, help="0 orders by score, above 0 samples; left out: the bundle's own"),
-    diversity: Optional[float] = typer.Option(None, help="weight of dissimilarity, 0 to 1; left out: the bundle's own"),
+    exclude: List[str] = typer.Option(
+        [], help="item id that must not be shown; may stand several times"
+    ),
+    temperature: Optional[float] = typer.Option(
+        None, help="0 orders by score, above 0 samples; left out: the bundle's own"
+    ),
+    diversity: Optional[float] = typer.Option(
+        None, help="weight of dissimilarity, 0 to 1; left out: the bundle's own"
+    ),
     seed: int = typer.Option(0, help="seed of the first page drawn"),
     draws: int = typer.Option(200, min=1, help="pages drawn where the request samples"),
     as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table"),
@@ -114,32 +207,89 @@ def explain(
     "Explain why an item is on a page or not: what each stage did with it, which features move it."
     from recsys.explain import explain as explain_item, explained_rows, in_words
     from recsys.recommender import load_run
+
     moment = parse_time(at) if at else None
-    found = explain_item(load_run(run), dict(user_id=user, device_type=device, timestamp=moment, exclude=exclude, temperature=temperature, diversity=diversity, seed=seed), item, k, draws)
-    if as_json: print_line(json.dumps(found, ensure_ascii=False)); return
-    print_rows(f"Item {found['item_id']} for {f'user {user}' if user else 'an anonymous visitor'}", explained_rows(found))
+    found = explain_item(
+        load_run(run),
+        dict(
+            user_id=user,
+            device_type=device,
+            timestamp=moment,
+            exclude=exclude,
+            temperature=temperature,
+            diversity=diversity,
+            seed=seed,
+        ),
+        item,
+        k,
+        draws,
+    )
+    if as_json:
+        print_line(json.dumps(found, ensure_ascii=False))
+        return
+    print_rows(
+        f"Item {found['item_id']} for {f'user {user}' if user else 'an anonymous visitor'}",
+        explained_rows(found),
+    )
     print_line(in_words(found))
 
 # %% ../nbs/25_cli.ipynb #25-cli-17
 @app.command()
 def evaluate(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    compare: str = typer.Option("", help="another run, name or path: both side by side on the same cases, paired"),
-    out: Optional[Path] = typer.Option(None, help="page to write; left out: evaluation.html in the run's folder"),
+    compare: str = typer.Option(
+        "", help="another run, name or path: both side by side on the same cases, paired"
+    ),
+    out: Optional[Path] = typer.Option(
+        None, help="page to write; left out: evaluation.html in the run's folder"
+    ),
     as_json: bool = typer.Option(False, "--json", help="print JSON instead of tables"),
 ):
     "Print how good a run's systems are and write one page with segments, inputs, calibration, examples; what is missing is evaluated first."
     import contextlib
     import matplotlib
+
     matplotlib.use("agg")
     from recsys.page import compare_with, load_evaluation, run_names, summarize, write_page
-    with contextlib.redirect_stdout(sys.stderr): p, other = (open_run(r, [], ("evaluate",)) if r else None for r in (run, compare))
+
+    with contextlib.redirect_stdout(sys.stderr):
+        p, other = (open_run(r, [], ("evaluate",)) if r else None for r in (run, compare))
     found, compared = load_evaluation(p), compare_with(p, other) if other else []
-    page = write_page(p, out or run_dir(p) / "evaluation.html", other, compared); systems = summarize(found["metrics"], found["fitted_on"])
-    if as_json: print_line(json.dumps(dict(run=p.RUN, page=str(page), systems=systems, context=found["context"], compared=compared), ensure_ascii=False)); return
-    show = lambda r, signed="": {k: f"{v:{signed if k in ('difference', 'low', 'high') else ''}.4f}" if isinstance(v, float) else v for k, v in r.items()}
-    print_rows(f"Run {p.RUN}, {len(found['ranks'].pos):,} cases; value is NDCG@10 with its 95 % interval", [show(r) for r in systems])
-    if other: print_rows("{} less {}, paired".format(*run_names(p, other)), [show(r, "+") for r in compared if r["metric"] == "ndcg@10" and (r["segment"] == "all" or r["system"] == "full")])
+    page = write_page(p, out or run_dir(p) / "evaluation.html", other, compared)
+    systems = summarize(found["metrics"], found["fitted_on"])
+    if as_json:
+        print_line(
+            json.dumps(
+                dict(
+                    run=p.RUN,
+                    page=str(page),
+                    systems=systems,
+                    context=found["context"],
+                    compared=compared,
+                ),
+                ensure_ascii=False,
+            )
+        )
+        return
+    show = lambda r, signed="": {
+        k: f"{v:{signed if k in ('difference', 'low', 'high') else ''}.4f}"
+        if isinstance(v, float)
+        else v
+        for k, v in r.items()
+    }
+    print_rows(
+        f"Run {p.RUN}, {len(found['ranks'].pos):,} cases; value is NDCG@10 with its 95 % interval",
+        [show(r) for r in systems],
+    )
+    if other:
+        print_rows(
+            "{} less {}, paired".format(*run_names(p, other)),
+            [
+                show(r, "+")
+                for r in compared
+                if r["metric"] == "ndcg@10" and (r["segment"] == "all" or r["system"] == "full")
+            ],
+        )
     print_line(f"page: {show_path(page)}")
 
 # %% ../nbs/25_cli.ipynb #25-cli-19
@@ -147,85 +297,139 @@ def evaluate(
 def leaks(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
     events: int = typer.Option(300, min=3, help="events whose features are computed again"),
-    cases: int = typer.Option(1000, min=2, help="test cases ranked again with shuffled labels and as of other moments"),
-    z: float = typer.Option(4.0, min=1, help="standard errors beyond which a difference is no chance"),
+    cases: int = typer.Option(
+        1000, min=2, help="test cases ranked again with shuffled labels and as of other moments"
+    ),
+    z: float = typer.Option(
+        4.0, min=1, help="standard errors beyond which a difference is no chance"
+    ),
     as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table"),
 ):
     "Look for leaks in a run: features recomputed, labels shuffled, time shifted. The exit code is 1 where something leaks."
     import contextlib
     import matplotlib
+
     matplotlib.use("agg")
     from recsys.leaks import Criteria, run_leaks
+
     p = open_run(run, [])
-    with contextlib.redirect_stdout(sys.stderr): rows = run_leaks(p, Criteria(events=events, cases=cases, z=z))
+    with contextlib.redirect_stdout(sys.stderr):
+        rows = run_leaks(p, Criteria(events=events, cases=cases, z=z))
     found = [r["check"] for r in rows if r["verdict"] == "leak"]
-    if as_json: print_line(json.dumps(rows, ensure_ascii=False))
+    if as_json:
+        print_line(json.dumps(rows, ensure_ascii=False))
     else:
         print_rows(f"Leaks in run {p.RUN}", rows)
-        print_line((f"LEAK: {', '.join(found)}" if found else "no leak found") + f"; {show_path(run_dir(p) / 'leaks' / 'leaks.json')}, decay.png beside it")
-    if found: raise typer.Exit(1)
+        print_line(
+            (f"LEAK: {', '.join(found)}" if found else "no leak found")
+            + f"; {show_path(run_dir(p) / 'leaks' / 'leaks.json')}, decay.png beside it"
+        )
+    if found:
+        raise typer.Exit(1)
+
 
 def print_rows(title: str, rows: list) -> None:
     "Print dictionaries with the same keys as a table."
     from rich.console import Console
     from rich.table import Table
+
     table = Table(title=title, title_justify="left")
-    for name, v in rows[0].items(): table.add_column(name, justify="left" if isinstance(v, str) else "right", overflow="fold")
-    for r in rows: table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in r.values()))
+    for name, v in rows[0].items():
+        table.add_column(name, justify="left" if isinstance(v, str) else "right", overflow="fold")
+    for r in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in r.values()))
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 # %% ../nbs/25_cli.ipynb #25-cli-22
 def open_run(run: str, sets: list, stages: tuple = ()) -> Params:
     "Collect a run's parameters; run the stages that serving needs and that are missing or out of date."
     from recsys.triton import run_params
+
     folder = resolve(run) if "/" in run else run_dir(Params(dict(RUN=run), source="--run"))
-    if not (folder / "bundle" / "manifest.json").is_file(): raise RecsysError(f"{folder}: no bundle; make it with: recsys run --params params/{folder.name}.yaml")
-    over = dict(map(parse_set, sets)); p = run_params(folder, **{k: check_value(k, v, f"--set {k}") for k, v in over.items()})
+    if not (folder / "bundle" / "manifest.json").is_file():
+        raise RecsysError(
+            f"{folder}: no bundle; make it with: recsys run --params params/{folder.name}.yaml"
+        )
+    over = dict(map(parse_set, sets))
+    p = run_params(folder, **{k: check_value(k, v, f"--set {k}") for k, v in over.items()})
     if stages:
         from recsys.pipeline import STAGES, run_here
+
         for name in stages:
-            if run_here(STAGES[name], p): print_line(f"stage {name} is done")
+            if run_here(STAGES[name], p):
+                print_line(f"stage {name} is done")
     return p
 
 # %% ../nbs/25_cli.ipynb #25-cli-23
 @app.command()
 def serve(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    live: bool = typer.Option(False, "--live", help="serve what is live instead of a run, and follow promotions; may run several times"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as GRPC_PORT=9001 or VALKEY_URL=valkeys://host:6379; may stand several times"),
+    live: bool = typer.Option(
+        False,
+        "--live",
+        help="serve what is live instead of a run, and follow promotions; may run several times",
+    ),
+    set: List[str] = typer.Option(
+        [],
+        help="KEY=VALUE, such as GRPC_PORT=9001 or VALKEY_URL=valkeys://host:6379; may stand several times",
+    ),
 ):
     "Serve a run, or what is live: tritonserver, Valkey beside it, the worker that learns from events. Ctrl-C ends them."
     import contextlib, os, signal
     from recsys.serving import curl_line
     from recsys.triton import served
+
     p = None if live else open_run(run, set, ("feature_store", "triton"))
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.default_int_handler)   # also where a shell started it in the background, deaf to Ctrl-C
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(
+            s, signal.default_int_handler
+        )  # also where a shell started it in the background, deaf to Ctrl-C
     with contextlib.ExitStack() as stack:
         if live:
             from recsys.promote import served_live
-            home, over = live_home(set); one = stack.enter_context(served_live(home, print_line, os.environ.get("RECSYS_ADMIN_KEY", ""), **over)); server, look, run = one.server, one.follow, show_path(run_dir(one.p))
-        else: server, look = stack.enter_context(served(p, print_line))[0], lambda: ""
-        print_line(f"ready: HTTP {server.http}, gRPC {server.grpc}, metrics http://127.0.0.1:{server.metrics_port}/metrics; model control needs the key in {show_path(server.home / 'server.json')}")
+
+            home, over = live_home(set)
+            one = stack.enter_context(
+                served_live(home, print_line, os.environ.get("RECSYS_ADMIN_KEY", ""), **over)
+            )
+            server, look, run = one.server, one.follow, show_path(run_dir(one.p))
+        else:
+            server, look = stack.enter_context(served(p, print_line))[0], lambda: ""
+        print_line(
+            f"ready: HTTP {server.http}, gRPC {server.grpc}, metrics http://127.0.0.1:{server.metrics_port}/metrics; model control needs the key in {show_path(server.home / 'server.json')}"
+        )
         print_line(f"try:   {curl_line(server.http, user_id='u00042', device_type='mobile', k=5)}")
-        print_line(f"and:   recsys event --run {run} --user u00042 --item ITEM; recsys forget --run {run} --user u00042")
+        print_line(
+            f"and:   recsys event --run {run} --user u00042 --item ITEM; recsys forget --run {run} --user u00042"
+        )
         try:
             while server.running():
-                if said := look(): print_line(said)
-                time.sleep(.5)
-        except KeyboardInterrupt: print_line("stopping"); return
+                if said := look():
+                    print_line(said)
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            print_line("stopping")
+            return
         raise RecsysError(f"tritonserver ended by itself; {server.log} says:\n{server.tail()}")
 
 # %% ../nbs/25_cli.ipynb #25-cli-24
 @app.command()
 def worker(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    bundle: Optional[Path] = typer.Option(None, help="folder of the bundle whose items and rules count; left out: the run's own"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"),
+    bundle: Optional[Path] = typer.Option(
+        None, help="folder of the bundle whose items and rules count; left out: the run's own"
+    ),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"
+    ),
 ):
     "Work on events and impressions until told to stop: features, popularity, logs. `serve` runs one of its own."
     from recsys.recommender import Bundle
     from recsys.worker import run_worker
-    print_line(json.dumps(run_worker(open_run(run, set), bundle=Bundle(bundle) if bundle else None)))
+
+    print_line(
+        json.dumps(run_worker(open_run(run, set), bundle=Bundle(bundle) if bundle else None))
+    )
 
 # %% ../nbs/25_cli.ipynb #25-cli-25
 @app.command()
@@ -234,18 +438,32 @@ def event(
     user: str = typer.Option("", help="user id; left out: an anonymous visitor"),
     kind: str = typer.Option("view", "--type", help="event type, such as view or purchase"),
     at: str = typer.Option("", help="moment of the event; left out: now, by the run's clock"),
-    event_id: str = typer.Option("", help="id of the event; one that was recorded before changes nothing; left out: a new one"),
+    event_id: str = typer.Option(
+        "",
+        help="id of the event; one that was recorded before changes nothing; left out: a new one",
+    ),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"
+    ),
 ):
     "Record one interaction; the next request knows it."
     import secrets
     from recsys.servers import valkey_for
     from recsys.triton import online_parts
+
     p = open_run(run, set)
     with valkey_for(p) as url:
         recorder = online_parts(p, url)[1]
-        done = recorder.record_event(dict(event_id=event_id or secrets.token_hex(8), user_id=user, item_id=item, timestamp=parse_time(at) if at else int(recorder.clock()), event_type=kind))
+        done = recorder.record_event(
+            dict(
+                event_id=event_id or secrets.token_hex(8),
+                user_id=user,
+                item_id=item,
+                timestamp=parse_time(at) if at else int(recorder.clock()),
+                event_type=kind,
+            )
+        )
     print_line(f"{done}: {user or 'an anonymous visitor'}, {kind} of {item}")
 
 # %% ../nbs/25_cli.ipynb #25-cli-26
@@ -253,49 +471,115 @@ def event(
 def forget(
     user: str = typer.Option(..., help="user id"),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"
+    ),
 ):
     "Erase what the online side knows of a user: filters, history, features."
     from recsys.servers import valkey_for
     from recsys.triton import forget_user, online_parts
+
     p = open_run(run, set)
-    with valkey_for(p) as url: recorder = online_parts(p, url)[1]; n = forget_user(recorder.client, recorder.seen, user)
+    with valkey_for(p) as url:
+        recorder = online_parts(p, url)[1]
+        n = forget_user(recorder.client, recorder.seen, user)
     print_line(f"{n} keys of user {user} erased")
 
 # %% ../nbs/25_cli.ipynb #25-cli-28
 @app.command()
 def offpolicy(
-    temperature: List[float] = typer.Option(..., help="temperature of the policy in question; may stand several times"),
-    diversity: Optional[float] = typer.Option(None, help="its diversity; left out: as each page was drawn"),
-    max_per_category: Optional[int] = typer.Option(None, help="its most items of one category; left out: as each page was drawn"),
-    weights: str = typer.Option("prefix", help="what a click may depend on: page, prefix (item, place, what stands above) or place (item and place)"),
+    temperature: List[float] = typer.Option(
+        ..., help="temperature of the policy in question; may stand several times"
+    ),
+    diversity: Optional[float] = typer.Option(
+        None, help="its diversity; left out: as each page was drawn"
+    ),
+    max_per_category: Optional[int] = typer.Option(
+        None, help="its most items of one category; left out: as each page was drawn"
+    ),
+    weights: str = typer.Option(
+        "prefix",
+        help="what a click may depend on: page, prefix (item, place, what stands above) or place (item and place)",
+    ),
     clip: float = typer.Option(0.0, help="largest weight; 0: none"),
-    since: str = typer.Option("", help="only pages from this moment on, seconds since 1970 or ISO 8601"),
-    sampled_only: bool = typer.Option(False, help="leave pages at temperature 0 out instead of refusing them"),
+    since: str = typer.Option(
+        "", help="only pages from this moment on, seconds since 1970 or ISO 8601"
+    ),
+    sampled_only: bool = typer.Option(
+        False, help="leave pages at temperature 0 out instead of refusing them"
+    ),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as BOOTSTRAP=2000; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as BOOTSTRAP=2000; may stand several times"
+    ),
 ):
     "Estimate from logged pages what other policies would have earned, in clicks a page."
     import warnings
     from recsys.offpolicy import off_policy, policy_on, read_log
     from recsys.recommender import Bundle
     from recsys.segments import log_folders
-    p = open_run(run, set); folders, b = log_folders(p), Bundle(run_dir(p) / "bundle")
+
+    p = open_run(run, set)
+    folders, b = log_folders(p), Bundle(run_dir(p) / "bundle")
     warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr)
-    log = read_log(folders["impressions"], folders["events"], dict(zip((i.decode() for i in b.ids), b.categories.tolist())), parse_time(since) if since else 0, sampled_only)
-    show_estimates({f"temperature {t:g}": off_policy(log, policy_on(log, t, diversity, max_per_category), weights, clip, p.BOOTSTRAP, p.SEED) for t in temperature})
+    log = read_log(
+        folders["impressions"],
+        folders["events"],
+        dict(zip((i.decode() for i in b.ids), b.categories.tolist())),
+        parse_time(since) if since else 0,
+        sampled_only,
+    )
+    show_estimates(
+        {
+            f"temperature {t:g}": off_policy(
+                log,
+                policy_on(log, t, diversity, max_per_category),
+                weights,
+                clip,
+                p.BOOTSTRAP,
+                p.SEED,
+            )
+            for t in temperature
+        }
+    )
 
 # %% ../nbs/25_cli.ipynb #25-cli-29
 def show_estimates(found: dict) -> None:  # policy -> rows of `off_policy`
     "Print estimates as a table; the log's own policy comes first."
     from rich.console import Console
     from rich.table import Table
-    rows = [("logged", r) for r in next(iter(found.values()))[:1]] + [(name, r) for name, table in found.items() for r in table[1:]]
-    table = Table(title=f"{rows[0][1]['requests']:,} pages of {rows[0][1]['users']:,} users, 95 % intervals over users", title_justify="left")
-    for name in ("policy", "estimator", "clicks a page", "interval", "gain", "interval", "worth pages"): table.add_column(name, justify="left" if name in ("policy", "estimator") else "right")
+
+    rows = [("logged", r) for r in next(iter(found.values()))[:1]] + [
+        (name, r) for name, table in found.items() for r in table[1:]
+    ]
+    table = Table(
+        title=f"{rows[0][1]['requests']:,} pages of {rows[0][1]['users']:,} users, 95 % intervals over users",
+        title_justify="left",
+    )
+    for name in (
+        "policy",
+        "estimator",
+        "clicks a page",
+        "interval",
+        "gain",
+        "interval",
+        "worth pages",
+    ):
+        table.add_column(name, justify="left" if name in ("policy", "estimator") else "right")
     for name, r in rows:
-        gain = ("", "") if name == "logged" else (f"{r['gain']:+.4f}", f"{r['gain_low']:+.4f} to {r['gain_high']:+.4f}")
-        table.add_row(name, "mean" if name == "logged" else r["estimator"].upper(), f"{r['value']:.4f}", f"{r['low']:.4f} to {r['high']:.4f}", *gain, f"{r['ess']:,.0f}")
+        gain = (
+            ("", "")
+            if name == "logged"
+            else (f"{r['gain']:+.4f}", f"{r['gain_low']:+.4f} to {r['gain_high']:+.4f}")
+        )
+        table.add_row(
+            name,
+            "mean" if name == "logged" else r["estimator"].upper(),
+            f"{r['value']:.4f}",
+            f"{r['low']:.4f} to {r['high']:.4f}",
+            *gain,
+            f"{r['ess']:,.0f}",
+        )
     Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
 
 # %% ../nbs/25_cli.ipynb #25-cli-32
@@ -303,44 +587,79 @@ def show_estimates(found: dict) -> None:  # policy -> rows of `off_policy`
 def monitor(
     day: str = typer.Option("", help="day of the log, YYYY-MM-DD; left out: the newest"),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as MONITOR_PSI=0.1; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as MONITOR_PSI=0.1; may stand several times"
+    ),
     as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table"),
 ):
     "Judge a day of the log: drift, scores, clicks, coverage, fallbacks, latency. The exit code is 1 where there is an alarm."
     import contextlib
     import matplotlib
+
     matplotlib.use("agg")
     from recsys.monitor import run_monitor
+
     p = open_run(run, set)
-    with contextlib.redirect_stdout(sys.stderr): done = run_monitor(p, day)
-    if as_json: print_line(json.dumps(done, ensure_ascii=False))
+    with contextlib.redirect_stdout(sys.stderr):
+        done = run_monitor(p, day)
+    if as_json:
+        print_line(json.dumps(done, ensure_ascii=False))
     else:
-        print_rows(f"Run {p.RUN}, {done['day']}", [dict(alarm="ALARM" if c["alarm"] else "", check=c["check"], value=f"{c['value']:.3f}", limit=f"{c['limit']:g}", p="" if c["adjusted"] is None else f"{c['adjusted']:.3g}", says=c["says"]) for c in done["checks"]])
-        print_line(f"{done['day']}: {', '.join(done['alarms']) or 'no alarm'}; {show_path(run_dir(p) / 'monitor' / (done['day'] + '.html'))}")
-    if done["alarms"]: raise typer.Exit(1)
+        print_rows(
+            f"Run {p.RUN}, {done['day']}",
+            [
+                dict(
+                    alarm="ALARM" if c["alarm"] else "",
+                    check=c["check"],
+                    value=f"{c['value']:.3f}",
+                    limit=f"{c['limit']:g}",
+                    p="" if c["adjusted"] is None else f"{c['adjusted']:.3g}",
+                    says=c["says"],
+                )
+                for c in done["checks"]
+            ],
+        )
+        print_line(
+            f"{done['day']}: {', '.join(done['alarms']) or 'no alarm'}; {show_path(run_dir(p) / 'monitor' / (done['day'] + '.html'))}"
+        )
+    if done["alarms"]:
+        raise typer.Exit(1)
 
 # %% ../nbs/25_cli.ipynb #25-cli-34
 @app.command()
 def tune(
     stage: str = typer.Argument(..., help="two_tower or dlrm"),
-    params: Path = typer.Option(..., help="parameters of the run, a YAML file; its stages before this one must have run"),
+    params: Path = typer.Option(
+        ..., help="parameters of the run, a YAML file; its stages before this one must have run"
+    ),
     trials: int = typer.Option(20, help="trials more, at most"),
     minutes: float = typer.Option(30, help="no trial begins later"),
-    out: Optional[Path] = typer.Option(None, help="params file to write; left out: <run>/tune/<stage>.yaml"),
-    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file; may stand several times"),
+    out: Optional[Path] = typer.Option(
+        None, help="params file to write; left out: <run>/tune/<stage>.yaml"
+    ),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE that wins over the file; may stand several times"
+    ),
 ):
     "Search a stage's parameters on validation and write the winner as a params file; called again, it goes on."
     from recsys.tune import plot_trials, tune as search, write_params
+
     p = load_params(params, tuple(set))
     best, tried = search(p, stage, trials, minutes, say=print_line)
-    folder = run_dir(p) / "tune"; target = write_params(params, best, out or folder / f"{stage}.yaml")
+    folder = run_dir(p) / "tune"
+    target = write_params(params, best, out or folder / f"{stage}.yaml")
     plot_trials(tried).savefig(folder / f"{stage}.png", bbox_inches="tight")
-    print_line(f"best of {len(tried)} on validation: {max(v for v, _ in tried):.4f}, as it was {tried[0][0]:.4f}; {show_path(target)}, {show_path(folder / f'{stage}.png')}")
+    print_line(
+        f"best of {len(tried)} on validation: {max(v for v, _ in tried):.4f}, as it was {tried[0][0]:.4f}; {show_path(target)}, {show_path(folder / f'{stage}.png')}"
+    )
 
 # %% ../nbs/25_cli.ipynb #25-cli-36
 @app.command("add-items")
 def add_items(
-    table: Path = typer.Argument(..., help="parquet or CSV file of new items: item_id and the catalogue's columns; or the additions (.jsonl) of an earlier bundle"),
+    table: Path = typer.Argument(
+        ...,
+        help="parquet or CSV file of new items: item_id and the catalogue's columns; or the additions (.jsonl) of an earlier bundle",
+    ),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
 ):
     "Place new items by their text, image and attributes; servers of the run take them in with their next request."
@@ -348,11 +667,17 @@ def add_items(
     from recsys.recommender import Bundle
     from recsys.additions import read_added
     from recsys.sources import read_frame
-    folder = run_dir(open_run(run, [])); bundle = Bundle(folder / "bundle")
-    if table.suffix == ".jsonl":   # what was added to an earlier bundle
+
+    folder = run_dir(open_run(run, []))
+    bundle = Bundle(folder / "bundle")
+    if table.suffix == ".jsonl":  # what was added to an earlier bundle
         import pandas as pd
-        frame = pd.DataFrame([r["raw"] for r in read_added(table.resolve())[0] if r["item_id"] not in bundle])
-    else: frame = read_frame(str(table.resolve()), "TABLE")
+
+        frame = pd.DataFrame(
+            [r["raw"] for r in read_added(table.resolve())[0] if r["item_id"] not in bundle]
+        )
+    else:
+        frame = read_frame(str(table.resolve()), "TABLE")
     n = add(bundle, frame, folder / "embeddings", str(table))
     print_line(f"{n} item(s) added to run {folder.name} so far; they are retrieved from now on")
 
@@ -360,31 +685,55 @@ def add_items(
 @app.command()
 def gateway(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as GATEWAY_PORT=8081 or TRITON_URL=host:8001; may stand several times"),
+    set: List[str] = typer.Option(
+        [],
+        help="KEY=VALUE, such as GATEWAY_PORT=8081 or TRITON_URL=host:8001; may stand several times",
+    ),
 ):
     "Serve HTTP in front of Triton: pages with titles and pictures, events, the shop window. RECSYS_API_KEY of the environment allows writes."
     from recsys.gateway import serve_gateway
     from recsys.shop_window import window_files
-    serve_gateway(open_run(run, set), pages=window_files(), say=lambda text: print(text, file=sys.stderr, flush=True))
+
+    serve_gateway(
+        open_run(run, set),
+        pages=window_files(),
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
 
 # %% ../nbs/25_cli.ipynb #25-cli-40
 @app.command()
 def demo(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as GATEWAY_PORT=8081; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as GATEWAY_PORT=8081; may stand several times"
+    ),
     browser: bool = typer.Option(True, help="open the page in a browser, where there is one"),
 ):
     "Open the shop window: Valkey, Triton, the worker and the gateway at once. Ctrl-C ends them."
     import os, signal, webbrowser
     from recsys.shop_window import shop_window
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.default_int_handler)
-    p = open_run(run, [*(f"{n}=0" for n in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")), *set], ("feature_store", "triton"))
+
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, signal.default_int_handler)
+    p = open_run(
+        run,
+        [*(f"{n}=0" for n in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")), *set],
+        ("feature_store", "triton"),
+    )
     with shop_window(p, print_line) as (address, server, gate):
         print_line(f"ready: {address}")
-        if browser and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform == "darwin"): webbrowser.open(address)
+        if browser and (
+            os.environ.get("DISPLAY")
+            or os.environ.get("WAYLAND_DISPLAY")
+            or sys.platform == "darwin"
+        ):
+            webbrowser.open(address)
         try:
-            while server.running() and gate.running(): time.sleep(.5)
-        except KeyboardInterrupt: print_line("stopping"); return
+            while server.running() and gate.running():
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            print_line("stopping")
+            return
         ended = gate if server.running() else server
         raise RecsysError(f"{ended.name} ended by itself; {ended.log} says:\n{ended.tail()}")
 
@@ -393,157 +742,295 @@ def demo(
 def stage(
     name: str = typer.Argument(..., help="name of the stage"),
     params: Optional[Path] = typer.Option(None, help="parameters of the run, a YAML file"),
-    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file; may stand several times"),
-    run: str = typer.Option("", help="instead of a file: name of a run, or path of its folder, whose parameters are taken"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE that wins over the file; may stand several times"
+    ),
+    run: str = typer.Option(
+        "",
+        help="instead of a file: name of a run, or path of its folder, whose parameters are taken",
+    ),
     force: bool = typer.Option(False, help="run it though nothing changed"),
-    executor_input: str = typer.Option("", help="instead of both: what Kubeflow hands to a task, as JSON"),
+    executor_input: str = typer.Option(
+        "", help="instead of both: what Kubeflow hands to a task, as JSON"
+    ),
 ):
     "Run one stage of the pipeline, as a task on a cluster does; stages before it must have run."
     from recsys.kubeflow import find_stage, push_stage, run_stage, run_task
+
     s = find_stage(name)
-    if executor_input: p = run_task(s, json.loads(executor_input), print_line); print_line(f"stage {name} of run {p.RUN} is done"); return
-    if bool(params) == bool(run): raise RecsysError("stage: give either --params FILE or --run RUN")
+    if executor_input:
+        p = run_task(s, json.loads(executor_input), print_line)
+        print_line(f"stage {name} of run {p.RUN} is done")
+        return
+    if bool(params) == bool(run):
+        raise RecsysError("stage: give either --params FILE or --run RUN")
     p = load_params(params, tuple(set)) if params else open_run(run, set)
-    with push_stage(name): ran = run_stage(s, p, force, print_line)
+    with push_stage(name):
+        ran = run_stage(s, p, force, print_line)
     print_line(f"stage {name} of run {p.RUN} {'is done' if ran else 'is unchanged, skipped'}")
 
 # %% ../nbs/25_cli.ipynb #25-cli-46
 @app.command()
 def pod(
     role: str = typer.Argument(..., help="triton, follow, worker, materialise or gateway"),
-    host: str = typer.Option("127.0.0.1", help="address to listen on; 0.0.0.0: every one of the pod"),
+    host: str = typer.Option(
+        "127.0.0.1", help="address to listen on; 0.0.0.0: every one of the pod"
+    ),
     port: int = typer.Option(9102, help="port of the worker's health and metrics"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as HTTP_PORT=9000 or TRITON_URL=triton:8001; may stand several times"),
+    set: List[str] = typer.Option(
+        [],
+        help="KEY=VALUE, such as HTTP_PORT=9000 or TRITON_URL=triton:8001; may stand several times",
+    ),
 ):
     "Be one container of k8s/: the live bundle's server, what follows the pointer beside it, worker, hourly job, gateway."
     from recsys.pods import run_pod
-    run_pod(role, host, port, **{k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, set)})
+
+    run_pod(
+        role, host, port, **{k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, set)}
+    )
 
 # %% ../nbs/25_cli.ipynb #25-cli-47
-pipeline_app = typer.Typer(no_args_is_help=True, help="Compile the stages as Kubeflow pipelines, start them, schedule them, watch them.")
+pipeline_app = typer.Typer(
+    no_args_is_help=True,
+    help="Compile the stages as Kubeflow pipelines, start them, schedule them, watch them.",
+)
 app.add_typer(pipeline_app, name="pipeline")
-_HOST = typer.Option("", envvar="KFP_HOST", help="Kubeflow Pipelines, such as http://127.0.0.1:8888")
-_IMAGE = typer.Option("", envvar="RECSYS_IMAGE", help="image of the tasks; left out: the name that k8s/ builds")
-_PARAMS = typer.Option(None, help="parameters of the run, a YAML file; left out: the pipeline's own")
+_HOST = typer.Option(
+    "", envvar="KFP_HOST", help="Kubeflow Pipelines, such as http://127.0.0.1:8888"
+)
+_IMAGE = typer.Option(
+    "", envvar="RECSYS_IMAGE", help="image of the tasks; left out: the name that k8s/ builds"
+)
+_PARAMS = typer.Option(
+    None, help="parameters of the run, a YAML file; left out: the pipeline's own"
+)
 _NAME = typer.Argument(..., help="full or daily")
 
-def pipeline_inputs(name: str, params: Optional[Path], set: list, image: str) -> tuple:  # Params, Cluster
+
+def pipeline_inputs(
+    name: str, params: Optional[Path], set: list, image: str
+) -> tuple:  # Params, Cluster
     "Collect a pipeline's parameters and its cluster."
     from recsys.kubeflow import Cluster, params_file
-    return load_params(params or params_file(name), tuple(set)), Cluster(image=image) if image else Cluster()
+
+    return load_params(params or params_file(name), tuple(set)), Cluster(
+        image=image
+    ) if image else Cluster()
 
 # %% ../nbs/25_cli.ipynb #25-cli-48
 @pipeline_app.command("compile")
 def compile_command(
     names: List[str] = typer.Argument(None, help="full, daily; left out: all"),
     params: Optional[Path] = _PARAMS,
-    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE that wins over the file; may stand several times"
+    ),
     out: Path = typer.Option(Path("k8s/pipelines"), help="folder of the YAML files"),
     image: str = _IMAGE,
 ):
     "Compile pipelines from the list of stages, and check them against it."
     from recsys.kubeflow import PIPELINES, compile_pipeline
+
     for name in names or PIPELINES:
-        p, cluster = pipeline_inputs(name, params, set, image); start = time.perf_counter()
+        p, cluster = pipeline_inputs(name, params, set, image)
+        start = time.perf_counter()
         file = compile_pipeline(name, p, resolve(out) / f"{name}.yaml", cluster)
-        print_line(f"{show_path(file)}: {file.stat().st_size:,} bytes in {time.perf_counter() - start:.1f} s")
+        print_line(
+            f"{show_path(file)}: {file.stat().st_size:,} bytes in {time.perf_counter() - start:.1f} s"
+        )
 
 # %% ../nbs/25_cli.ipynb #25-cli-49
 @pipeline_app.command()
-def submit(name: str = _NAME, params: Optional[Path] = _PARAMS, set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file"), host: str = _HOST, image: str = _IMAGE):
+def submit(
+    name: str = _NAME,
+    params: Optional[Path] = _PARAMS,
+    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file"),
+    host: str = _HOST,
+    image: str = _IMAGE,
+):
     "Start a pipeline once."
     from recsys import kubeflow
+
     p, cluster = pipeline_inputs(name, params, set, image)
-    print_line(f"run {kubeflow.submit(name, p, host, cluster)} of pipeline {name} is under way; recsys pipeline status tells how it does")
+    print_line(
+        f"run {kubeflow.submit(name, p, host, cluster)} of pipeline {name} is under way; recsys pipeline status tells how it does"
+    )
+
 
 @pipeline_app.command()
-def schedule(name: str = _NAME, cron: str = typer.Option("30 3 * * *", help="minute hour day month weekday, UTC"), params: Optional[Path] = _PARAMS, set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file"), host: str = _HOST, image: str = _IMAGE):
+def schedule(
+    name: str = _NAME,
+    cron: str = typer.Option("30 3 * * *", help="minute hour day month weekday, UTC"),
+    params: Optional[Path] = _PARAMS,
+    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file"),
+    host: str = _HOST,
+    image: str = _IMAGE,
+):
     "Let a pipeline recur, instead of one that did so under the same name."
     from recsys import kubeflow
+
     p, cluster = pipeline_inputs(name, params, set, image)
-    print_line(f"pipeline {name} recurs at '{cron}' UTC: {kubeflow.schedule(name, p, host, cron, cluster)}")
+    print_line(
+        f"pipeline {name} recurs at '{cron}' UTC: {kubeflow.schedule(name, p, host, cron, cluster)}"
+    )
 
 # %% ../nbs/25_cli.ipynb #25-cli-50
 @pipeline_app.command()
-def tables(run: str = typer.Option("", help="name of a run, or path of its folder, whose features the tables hold; left out: the built-in shop's"), out: Optional[Path] = typer.Option(None, help="file to write; left out: k8s/cloud/tables.json")):
+def tables(
+    run: str = typer.Option(
+        "",
+        help="name of a run, or path of its folder, whose features the tables hold; left out: the built-in shop's",
+    ),
+    out: Optional[Path] = typer.Option(None, help="file to write; left out: k8s/cloud/tables.json"),
+):
     "Write the Glue tables of the feature contract as a CloudFormation template."
     from recsys.cloud import shop_contract, write_tables
     from recsys.recommender import Bundle
-    print_line(show_path(write_tables(Bundle(run_dir(open_run(run, [])) / "bundle").contract if run else shop_contract(), out)))
+
+    print_line(
+        show_path(
+            write_tables(
+                Bundle(run_dir(open_run(run, [])) / "bundle").contract if run else shop_contract(),
+                out,
+            )
+        )
+    )
+
 
 @pipeline_app.command()
-def status(host: str = _HOST, last: int = typer.Option(10, min=1, max=100, help="how many runs"), as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table")):
+def status(
+    host: str = _HOST,
+    last: int = typer.Option(10, min=1, max=100, help="how many runs"),
+    as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table"),
+):
     "List the newest runs. The exit code is 1 where the newest one failed."
     from recsys import kubeflow
+
     rows = kubeflow.status(host, last)
-    if as_json: print_line(json.dumps(rows))
-    elif rows: print_rows("Runs", rows)
-    else: print_line("no run yet")
-    if rows and rows[0]["state"] == "FAILED": raise typer.Exit(1)
+    if as_json:
+        print_line(json.dumps(rows))
+    elif rows:
+        print_rows("Runs", rows)
+    else:
+        print_line("no run yet")
+    if rows and rows[0]["state"] == "FAILED":
+        raise typer.Exit(1)
+
 
 @pipeline_app.command(hidden=True)
-def finish(name: str = _NAME, state: str = typer.Option(..., "--status", help="Kubeflow's final status, as JSON"), run: str = typer.Option(..., help="name of the run"), outputs: str = typer.Option(PARAMS["OUTPUTS"].default, help="folder of the runs")):
+def finish(
+    name: str = _NAME,
+    state: str = typer.Option(..., "--status", help="Kubeflow's final status, as JSON"),
+    run: str = typer.Option(..., help="name of the run"),
+    outputs: str = typer.Option(PARAMS["OUTPUTS"].default, help="folder of the runs"),
+):
     "End a pipeline's run: report and outcome. The last task of a pipeline calls this."
     from recsys import kubeflow
+
     kubeflow.finish(name, json.loads(state), run, outputs)
 
 # %% ../nbs/25_cli.ipynb #25-cli-52
 def live_home(sets: list) -> tuple:  # folder of the store, parameters that were given
     "Find the bundle store from --set."
     from recsys.bundles import store_home
+
     over = {k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, sets)}
     return store_home(Params(dict(RUN="live") | over, source="--set")), over
+
 
 @app.command()
 def promote(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    force: str = typer.Option("", help="reason for which the bundle goes live even if the gate refuses it; it is recorded"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as GATE_MIN_GAIN=-0.01 or KEEP_BUNDLES=3; may stand several times"),
+    force: str = typer.Option(
+        "", help="reason for which the bundle goes live even if the gate refuses it; it is recorded"
+    ),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as GATE_MIN_GAIN=-0.01 or KEEP_BUNDLES=3; may stand several times"
+    ),
     as_json: bool = typer.Option(False, "--json", help="print the report as JSON"),
 ):
     "Judge a run's bundle against what is live, and make it live on every server. The exit code is 1 where the gate refuses it."
     import contextlib
     import matplotlib
+
     matplotlib.use("agg")
     from recsys.promote import Refused, run_promote
+
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         p = open_run(run, set, ("feature_store", "triton"))
-        try: report = run_promote(p, force)
-        except Refused as e: print_line(f"{e}\n{show_path(run_dir(p) / 'promote' / 'gate.md')} has the figures; --force REASON overrules the gate"); raise typer.Exit(1)
-    if as_json: print_line(json.dumps(report))
+        try:
+            report = run_promote(p, force)
+        except Refused as e:
+            print_line(
+                f"{e}\n{show_path(run_dir(p) / 'promote' / 'gate.md')} has the figures; --force REASON overrules the gate"
+            )
+            raise typer.Exit(1)
+    if as_json:
+        print_line(json.dumps(report))
+
 
 @app.command()
 def rollback(
     reason: str = typer.Option("", help="why; it stays with the pointer"),
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"
+    ),
 ):
     "Make the bundle live again that was live before."
     from recsys.promote import roll_back
-    home, over = live_home(set); p = Params(over, source="--set")
-    report = roll_back(home, p.REPLICAS, p.KEEP_BUNDLES, p.VALKEY_URL, reason); live = report["pointer"]
-    print_line(f"bundle {live['version']} of run {live['run']} is live again after {report['seconds']:.1f} s")
-    for r in report["replicas"]: print_line(f"server {r['replica']}: " + (f"bundle {r['bundle']} after {r['seconds']:.1f} s" if r["ready"] else f"NOT READY any more: {r['error']}"))
+
+    home, over = live_home(set)
+    p = Params(over, source="--set")
+    report = roll_back(home, p.REPLICAS, p.KEEP_BUNDLES, p.VALKEY_URL, reason)
+    live = report["pointer"]
+    print_line(
+        f"bundle {live['version']} of run {live['run']} is live again after {report['seconds']:.1f} s"
+    )
+    for r in report["replicas"]:
+        print_line(
+            f"server {r['replica']}: "
+            + (
+                f"bundle {r['bundle']} after {r['seconds']:.1f} s"
+                if r["ready"]
+                else f"NOT READY any more: {r['error']}"
+            )
+        )
+
 
 @app.command()
 def status(
-    set: List[str] = typer.Option([], help="KEY=VALUE, such as OUTPUTS=... or REPLICAS=...; may stand several times"),
+    set: List[str] = typer.Option(
+        [], help="KEY=VALUE, such as OUTPUTS=... or REPLICAS=...; may stand several times"
+    ),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
 ):
     "Show what is live, since when, with which metrics, on which servers."
     from recsys.promote import status as read_status, status_text
-    home, over = live_home(set); p = Params(over, source="--set"); s = read_status(home, p.REPLICAS, p.VALKEY_URL)
+
+    home, over = live_home(set)
+    p = Params(over, source="--set")
+    s = read_status(home, p.REPLICAS, p.VALKEY_URL)
     print_line(json.dumps(s) if as_json else status_text(s))
 
 # %% ../nbs/25_cli.ipynb #25-cli-55
 @app.command()
 def docs(
-    run: str = typer.Option("", help="name of the run whose notebooks are shown, or path of its folder; left out: quickstart where it has run, else tiny"),
-    minutes: float = typer.Option(4.0, min=0, help="time for executing the notebooks that no run executes, on the tiny run; they are kept. 0: they are shown without results"),
+    run: str = typer.Option(
+        "",
+        help="name of the run whose notebooks are shown, or path of its folder; left out: quickstart where it has run, else tiny",
+    ),
+    minutes: float = typer.Option(
+        4.0,
+        min=0,
+        help="time for executing the notebooks that no run executes, on the tiny run; they are kept. 0: they are shown without results",
+    ),
     site: Path = typer.Option("site", help="folder to write"),
 ):
     "Build the docs site from a run's executed notebooks, offline."
     from recsys.docs import build_docs, docs_run
-    start = time.perf_counter(); page = build_docs(docs_run(run), resolve(site), minutes, print_line)
+
+    start = time.perf_counter()
+    page = build_docs(docs_run(run), resolve(site), minutes, print_line)
     print_line(f"docs: {show_path(page)}, {time.perf_counter() - start:.0f} s")
 
 # %% ../nbs/25_cli.ipynb #25-cli-56
@@ -551,51 +1038,116 @@ def docs(
 def params():
     "List every parameter: default, range, meaning."
     for q in PARAMS.values():
-        limit = "|".join(q.choices) if q.choices else f"{q.low:g} to {q.high:g}" if q.low is not None else ""
+        limit = (
+            "|".join(q.choices)
+            if q.choices
+            else f"{q.low:g} to {q.high:g}"
+            if q.low is not None
+            else ""
+        )
         print_line(f"{q.name:<20} {q.default!r:<14} {limit:<22} {q.doc}")
 
 # %% ../nbs/25_cli.ipynb #25-cli-57
 @app.command()
 def catalog(
     file: Path = typer.Argument(..., help="products.yaml of the Retail Demo Store"),
-    out: Optional[Path] = typer.Option(None, help="parquet file to write; left out: beside the input"),
+    out: Optional[Path] = typer.Option(
+        None, help="parquet file to write; left out: beside the input"
+    ),
 ):
     "Turn the Retail Demo Store's products.yaml into a table for CATALOG."
     from recsys.core import atomic_path
     from recsys.catalog import catalog_from_yaml
+
     table, out = catalog_from_yaml(file), out or file.with_suffix(".parquet")
-    with atomic_path(out) as tmp: table.to_parquet(tmp, index=False)
+    with atomic_path(out) as tmp:
+        table.to_parquet(tmp, index=False)
     print_line(f"{len(table):,} products in {out}; sell them with --set CATALOG={out}")
 
 # %% ../nbs/25_cli.ipynb #25-cli-58
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
     "Check Python, packages, memory, disk, GPU and system tools."
     import importlib.metadata as md, os, platform, shutil
-    found = [((3, 10) <= sys.version_info[:2] < (3, 12), "Python", f"{platform.python_version()}, wanted 3.10 or 3.11")]
-    for name, wanted in (("tensorflow", "2.12"), ("merlin-models", "23.12"), ("nvtabular", "23.8"), ("numpy", "1.23"), ("pandas", "1.5"), ("faiss-cpu", ""), ("onnxruntime", ""), ("papermill", ""), ("nbdev", "2.4"), ("pandera", "0.22")):
-        try: v = md.version(name); found.append((v.startswith(wanted), name, v + ("" if v.startswith(wanted) else f", wanted {wanted}")))
-        except md.PackageNotFoundError: found.append((False, name, "not installed; `make setup` installs the lock"))
+
+    found = [
+        (
+            (3, 10) <= sys.version_info[:2] < (3, 12),
+            "Python",
+            f"{platform.python_version()}, wanted 3.10 or 3.11",
+        )
+    ]
+    for name, wanted in (
+        ("tensorflow", "2.12"),
+        ("merlin-models", "23.12"),
+        ("nvtabular", "23.8"),
+        ("numpy", "1.23"),
+        ("pandas", "1.5"),
+        ("faiss-cpu", ""),
+        ("onnxruntime", ""),
+        ("papermill", ""),
+        ("nbdev", "2.4"),
+        ("pandera", "0.22"),
+    ):
+        try:
+            v = md.version(name)
+            found.append(
+                (
+                    v.startswith(wanted),
+                    name,
+                    v + ("" if v.startswith(wanted) else f", wanted {wanted}"),
+                )
+            )
+        except md.PackageNotFoundError:
+            found.append((False, name, "not installed; `make setup` installs the lock"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     free = shutil.disk_usage(resolve(".")).free / 2**30
-    found += [(memory >= 4, "memory", f"{memory:.1f} GiB, quickstart wants 4"), (free >= 5, "disk", f"{free:.0f} GiB free, wanted 5"), (os.access(resolve("."), os.W_OK), "project folder", "writable" if os.access(resolve("."), os.W_OK) else "not writable")]
-    found += [(None, "cores", str(os.cpu_count())), (None, "GPU", "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU")]
-    return found + [(None, t, "found" if shutil.which(t) else "not found; only tests and docs use it") for t in ("chromium", "promtool", "kubectl", "node")]
+    found += [
+        (memory >= 4, "memory", f"{memory:.1f} GiB, quickstart wants 4"),
+        (free >= 5, "disk", f"{free:.0f} GiB free, wanted 5"),
+        (
+            os.access(resolve("."), os.W_OK),
+            "project folder",
+            "writable" if os.access(resolve("."), os.W_OK) else "not writable",
+        ),
+    ]
+    found += [
+        (None, "cores", str(os.cpu_count())),
+        (
+            None,
+            "GPU",
+            "found" if shutil.which("nvidia-smi") else "none; everything runs on the CPU",
+        ),
+    ]
+    return found + [
+        (None, t, "found" if shutil.which(t) else "not found; only tests and docs use it")
+        for t in ("chromium", "promtool", "kubectl", "node")
+    ]
 
 # %% ../nbs/25_cli.ipynb #25-cli-59
 @app.command()
 def doctor():
     "Check the environment; the exit code is 1 where something needed is missing."
     found = check_environment()
-    for ok, what, detail in found: print_line(f"{'  ok ' if ok else '  -- ' if ok is None else ' BAD '} {what:<16} {detail}")
-    if any(ok is False for ok, _, _ in found): raise typer.Exit(1)
+    for ok, what, detail in found:
+        print_line(f"{'  ok ' if ok else '  -- ' if ok is None else ' BAD '} {what:<16} {detail}")
+    if any(ok is False for ok, _, _ in found):
+        raise typer.Exit(1)
 
 # %% ../nbs/25_cli.ipynb #25-cli-61
 def main() -> None:
     "Run the command line; a mistake in the input ends with one message and exit code 2, a failed stage with 1."
     from recsys.core import RecsysError
-    try: app()
-    except RecsysError as e: print(f"recsys: {e}", file=sys.stderr); sys.exit(2)
+
+    try:
+        app()
+    except RecsysError as e:
+        print(f"recsys: {e}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as e:
-        if type(e).__name__ != "StageError": raise
-        print(f"recsys: {e}", file=sys.stderr); sys.exit(1)
-    except KeyboardInterrupt: print("recsys: interrupted; finished stages are kept", file=sys.stderr); sys.exit(130)
+        if type(e).__name__ != "StageError":
+            raise
+        print(f"recsys: {e}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("recsys: interrupted; finished stages are kept", file=sys.stderr)
+        sys.exit(130)

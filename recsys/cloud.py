@@ -16,7 +16,9 @@ from .features import Contract, make_contract
 def shop_contract() -> Contract:
     "List the features of the built-in shop, with everything that it has."
     from recsys.sources import make_shop
-    p = Params(); shop = make_shop(p)
+
+    p = Params()
+    shop = make_shop(p)
     return make_contract(shop.users, shop.items, True, True, True, p)[0]
 
 # %% ../nbs/24_cloud.ipynb #24-cloud-06
@@ -24,12 +26,32 @@ def tables_template(contract: Contract) -> dict:  # CloudFormation
     "Describe the offline tables of a contract; Feast's own upload finds them there and renews them."
     text = lambda why, **more: dict(Type="String", Description=why, **more)
     place = lambda view: {"Fn::Sub": "s3://${Bucket}/${Prefix}/tables/" + view + "/"}
-    tables = {"".join(w.title() for w in v.split("_")): dict(Type="AWS::Glue::Table", Properties=dict(CatalogId={"Ref": "AWS::AccountId"}, DatabaseName={"Ref": "Database"}, TableInput=glue_table(contract, v, place(v)))) for v in ENTITY}
-    return dict(AWSTemplateFormatVersion="2010-09-09", Description="Offline tables of the feature store, made from the feature contract by recsys pipeline tables",
-                Parameters=dict(Bucket=text("Bucket of the stack"), Prefix=text("S3_LOCATION without the bucket", Default="feast"), Database=text("GLUE_DATABASE", Default="recsys")), Resources=tables)
+    tables = {
+        "".join(w.title() for w in v.split("_")): dict(
+            Type="AWS::Glue::Table",
+            Properties=dict(
+                CatalogId={"Ref": "AWS::AccountId"},
+                DatabaseName={"Ref": "Database"},
+                TableInput=glue_table(contract, v, place(v)),
+            ),
+        )
+        for v in ENTITY
+    }
+    return dict(
+        AWSTemplateFormatVersion="2010-09-09",
+        Description="Offline tables of the feature store, made from the feature contract by recsys pipeline tables",
+        Parameters=dict(
+            Bucket=text("Bucket of the stack"),
+            Prefix=text("S3_LOCATION without the bucket", Default="feast"),
+            Database=text("GLUE_DATABASE", Default="recsys"),
+        ),
+        Resources=tables,
+    )
+
 
 def write_tables(contract: Contract, path: Path | None = None) -> Path:
     "Write the template, by default where k8s/ has it."
     path = Path(path or find_root() / "k8s" / "cloud" / "tables.json")
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(tables_template(contract), indent=1) + "\n")
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(tables_template(contract), indent=1) + "\n")
     return path

@@ -22,62 +22,136 @@ def case_keys(prep: Prepared, pos: np.ndarray) -> np.ndarray:  # uint64 [B]
     rows, at = np.unique(prep.events["user"][pos], return_inverse=True)
     user = hash_ids(np.append(load_user_ids(prep), b"")[rows].tolist())[at]
     item = hash_ids(item_ids(prep))[prep.events["item"][pos]]
-    return (user * np.uint64(0x9E3779B97F4A7C15) ^ item) * np.uint64(0xBF58476D1CE4E5B9) + np.asarray(prep.events["timestamp"][pos]).astype(np.uint64)
+    return (user * np.uint64(0x9E3779B97F4A7C15) ^ item) * np.uint64(
+        0xBF58476D1CE4E5B9
+    ) + np.asarray(prep.events["timestamp"][pos]).astype(np.uint64)
+
 
 def item_ids(prep: Prepared) -> list:
     "Read the item ids in row order."
     import pyarrow.parquet as pq
+
     return pq.read_table(prep.folder / "items.parquet", columns=["item_id"])["item_id"].to_pylist()
 
 # %% ../nbs/14_compare.ipynb #14-compare-10
-ABSENT = 2**16 - 1   # the chosen item is not in the list
+ABSENT = 2**16 - 1  # the chosen item is not in the list
+
 
 def save_ranks(
     path: Path,
     prep: Prepared,
-    pos: np.ndarray,     # test cases [B]
-    ranks: dict,         # system -> place of the chosen item [B], inf if absent
-    cuts: dict,          # segment -> bool [B]
-    masked: bool,        # the history was hidden
-    candidates: int,     # length of retrieval's list; the others are longer than any metric asks
+    pos: np.ndarray,  # test cases [B]
+    ranks: dict,  # system -> place of the chosen item [B], inf if absent
+    cuts: dict,  # segment -> bool [B]
+    masked: bool,  # the history was hidden
+    candidates: int,  # length of retrieval's list; the others are longer than any metric asks
 ) -> None:
     "Write the places of all systems and what is needed to compare them with another run's."
     place = lambda r: np.where(r < ABSENT, np.minimum(r, ABSENT), ABSENT).astype(np.uint16)
     names = lambda d: np.array([k.encode() for k in d])
     ids = hash_ids(item_ids(prep))
-    save_arrays(path, dict(pos=pos, user=np.asarray(prep.events["user"][pos]), key=case_keys(prep, pos), systems=names(ranks), ranks=np.stack([place(r) for r in ranks.values()]),
-                           segments=names(cuts), cuts=np.packbits(np.stack(list(cuts.values())), axis=1), about=np.array([len(ids), masked, candidates]), catalogue=np.bitwise_xor.reduce(ids)))
+    save_arrays(
+        path,
+        dict(
+            pos=pos,
+            user=np.asarray(prep.events["user"][pos]),
+            key=case_keys(prep, pos),
+            systems=names(ranks),
+            ranks=np.stack([place(r) for r in ranks.values()]),
+            segments=names(cuts),
+            cuts=np.packbits(np.stack(list(cuts.values())), axis=1),
+            about=np.array([len(ids), masked, candidates]),
+            catalogue=np.bitwise_xor.reduce(ids),
+        ),
+    )
 
-def load_ranks(folder: Path) -> SimpleNamespace:  # pos, user, key [B]; ranks {system: [B]}, cuts {segment: bool [B]}; items, catalogue, masked, candidates
+
+def load_ranks(
+    folder: Path,
+) -> SimpleNamespace:  # pos, user, key [B]; ranks {system: [B]}, cuts {segment: bool [B]}; items, catalogue, masked, candidates
     "Read what `save_ranks` wrote to a run's evaluate folder."
     path = Path(folder) / "ranks.npz"
-    if not path.is_file(): raise RecsysError(f"{path}: no such file; run the stage evaluate of this run again")
-    z = load_arrays(path); n = len(z["pos"]); known = lambda names: [x.decode() for x in z[names]]
+    if not path.is_file():
+        raise RecsysError(f"{path}: no such file; run the stage evaluate of this run again")
+    z = load_arrays(path)
+    n = len(z["pos"])
+    known = lambda names: [x.decode() for x in z[names]]
     ranks = np.where(z["ranks"] == ABSENT, np.inf, z["ranks"])
-    return SimpleNamespace(pos=z["pos"], user=z["user"], key=z["key"], ranks=dict(zip(known("systems"), ranks)), cuts=dict(zip(known("segments"), np.unpackbits(z["cuts"], axis=1, count=n).astype(bool))),
-                           items=int(z["about"][0]), masked=bool(z["about"][1]), candidates=int(z["about"][2]), catalogue=int(z["catalogue"]))
+    return SimpleNamespace(
+        pos=z["pos"],
+        user=z["user"],
+        key=z["key"],
+        ranks=dict(zip(known("systems"), ranks)),
+        cuts=dict(zip(known("segments"), np.unpackbits(z["cuts"], axis=1, count=n).astype(bool))),
+        items=int(z["about"][0]),
+        masked=bool(z["about"][1]),
+        candidates=int(z["about"][2]),
+        catalogue=int(z["catalogue"]),
+    )
 
 # %% ../nbs/14_compare.ipynb #14-compare-13
 def check_same(a: SimpleNamespace, b: SimpleNamespace, names: tuple) -> None:
     "Refuse to compare runs of other cases, catalogues or protocols; raise `RecsysError` that says how they differ."
     one, two = names
-    if a.items != b.items or a.catalogue != b.catalogue: raise RecsysError(f"{one} and {two} rank different catalogues, {a.items:,} and {b.items:,} items; only runs on the same data can be compared")
-    if a.masked != b.masked: raise RecsysError(f"the history is {'hidden' if a.masked else 'not hidden'} in {one} and {'hidden' if b.masked else 'not hidden'} in {two}; make both with the same MASK_HISTORY")
+    if a.items != b.items or a.catalogue != b.catalogue:
+        raise RecsysError(
+            f"{one} and {two} rank different catalogues, {a.items:,} and {b.items:,} items; only runs on the same data can be compared"
+        )
+    if a.masked != b.masked:
+        raise RecsysError(
+            f"the history is {'hidden' if a.masked else 'not hidden'} in {one} and {'hidden' if b.masked else 'not hidden'} in {two}; make both with the same MASK_HISTORY"
+        )
     if len(a.key) != len(b.key) or (a.key != b.key).any():
         both = len(np.intersect1d(a.key, b.key))
-        raise RecsysError(f"{one} and {two} rank different test cases, {len(a.key):,} and {len(b.key):,}, of which {both:,} are the same; make both with the same data, SPLIT, VALID, TEST, POSITIVE_EVENTS, SEED and EVAL_CASES")
+        raise RecsysError(
+            f"{one} and {two} rank different test cases, {len(a.key):,} and {len(b.key):,}, of which {both:,} are the same; make both with the same data, SPLIT, VALID, TEST, POSITIVE_EVENTS, SEED and EVAL_CASES"
+        )
+
 
 def measured(r: SimpleNamespace, system: str) -> dict:  # metric -> one value a case
     "Compute what is compared: NDCG@10 and recall@10, of retrieval the recall of all candidates, too."
     m = case_metrics(r.ranks[system])
-    return {k: m[k] for k in ("ndcg@10", "recall@10")} | ({f"recall@{r.candidates}": np.isfinite(r.ranks[system]) * 1.0} if system == "retrieval" else {})
+    return {k: m[k] for k in ("ndcg@10", "recall@10")} | (
+        {f"recall@{r.candidates}": np.isfinite(r.ranks[system]) * 1.0}
+        if system == "retrieval"
+        else {}
+    )
 
 # %% ../nbs/14_compare.ipynb #14-compare-15
-def compare_runs(a: SimpleNamespace, b: SimpleNamespace, names: tuple = ("the first", "the second"), draws: int = 1000, seed: int = 42) -> list:  # rows {system, segment, metric, first, second, difference, low, high, n}
+def compare_runs(
+    a: SimpleNamespace,
+    b: SimpleNamespace,
+    names: tuple = ("the first", "the second"),
+    draws: int = 1000,
+    seed: int = 42,
+) -> list:  # rows {system, segment, metric, first, second, difference, low, high, n}
     "Estimate by how much each system of the first run exceeds the same one of the second, on the same cases; `full` and retrieval by segment."
-    check_same(a, b, names); x, y = ({(s, k): v for s in a.ranks if s in b.ranks for k, v in measured(r, s).items()} for r in (a, b)); rows = []
+    check_same(a, b, names)
+    x, y = (
+        {(s, k): v for s in a.ranks if s in b.ranks for k, v in measured(r, s).items()}
+        for r in (a, b)
+    )
+    rows = []
     for segment, m in ((s, m) for s, m in a.cuts.items() if m.any()):
-        some, mean = [k for k in x if k in y and (segment == "all" or k[0] in ("full", "retrieval"))], lambda v: per_user_mean(v[m], a.user[m])
-        rows += [dict(system=k[0], segment=segment, metric=k[1], first=mean(x[k]), second=mean(y[k]), difference=r["value"], low=r["low"], high=r["high"], n=r["n"])
-                 for r in metric_rows("", segment, {k: (x[k] - y[k])[m] for k in some}, a.user[m], draws, seed) for k in [r["metric"]]]
+        some, mean = (
+            [k for k in x if k in y and (segment == "all" or k[0] in ("full", "retrieval"))],
+            lambda v: per_user_mean(v[m], a.user[m]),
+        )
+        rows += [
+            dict(
+                system=k[0],
+                segment=segment,
+                metric=k[1],
+                first=mean(x[k]),
+                second=mean(y[k]),
+                difference=r["value"],
+                low=r["low"],
+                high=r["high"],
+                n=r["n"],
+            )
+            for r in metric_rows(
+                "", segment, {k: (x[k] - y[k])[m] for k in some}, a.user[m], draws, seed
+            )
+            for k in [r["metric"]]
+        ]
     return rows

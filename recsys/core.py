@@ -20,35 +20,58 @@ class RecsysError(ValueError):
     "Signal a mistake in the input that its message tells how to mend."
 
 # %% ../nbs/00_core.ipynb #00-core-08
-for _message in ("PyTorch dtype mappings did not load", "Initializing an NVTabular Dataset in CPU mode"): warnings.filterwarnings("ignore", message=_message)
+for _message in (
+    "PyTorch dtype mappings did not load",
+    "Initializing an NVTabular Dataset in CPU mode",
+):
+    warnings.filterwarnings("ignore", message=_message)
 
 # %% ../nbs/00_core.ipynb #00-core-11
 @dataclass(frozen=True)
 class Param:
     "Declare one parameter: its type is the type of its default."
-    name: str                   # upper case, as in params/*.yaml and the notebooks
-    default: object             # str, int, float or bool
-    doc: str                    # one sentence, with the unit
-    low: float | None = None    # smallest value allowed
-    high: float | None = None   # largest value allowed
-    choices: tuple = ()         # the only values allowed, where they are few
+
+    name: str  # upper case, as in params/*.yaml and the notebooks
+    default: object  # str, int, float or bool
+    doc: str  # one sentence, with the unit
+    low: float | None = None  # smallest value allowed
+    high: float | None = None  # largest value allowed
+    choices: tuple = ()  # the only values allowed, where they are few
 
     @property
-    def type(self) -> type: return type(self.default)
+    def type(self) -> type:
+        return type(self.default)
 
 # %% ../nbs/00_core.ipynb #00-core-13
 _PARAMS = [
     # the run
-    Param("RUN", "tiny", "name of the run: its folder under OUTPUTS; a params file's own name unless it says otherwise"),
+    Param(
+        "RUN",
+        "tiny",
+        "name of the run: its folder under OUTPUTS; a params file's own name unless it says otherwise",
+    ),
     Param("OUTPUTS", "outputs", "folder of all runs, from the project's root"),
     Param("SEED", 42, "seed of every random number", 0, 2**31 - 1),
     # where the data come from
-    Param("SOURCE", "shop", "where interactions come from", choices=("shop", "completejourney", "parquet")),
+    Param(
+        "SOURCE",
+        "shop",
+        "where interactions come from",
+        choices=("shop", "completejourney", "parquet"),
+    ),
     Param("INTERACTIONS", "", "SOURCE parquet: path or glob of the interactions"),
-    Param("ITEMS", "", "SOURCE parquet: path or glob of the items; empty: made from the interactions"),
+    Param(
+        "ITEMS", "", "SOURCE parquet: path or glob of the items; empty: made from the interactions"
+    ),
     Param("USERS", "", "SOURCE parquet: path or glob of the users; empty: none are known"),
     Param("CATALOG", "", "SOURCE shop: table of products to sell instead of generated ones"),
-    Param("MIN_ITEM_EVENTS", 0, "items with fewer interactions leave the catalogue; 0: the source's own default", 0, 10**6),
+    Param(
+        "MIN_ITEM_EVENTS",
+        0,
+        "items with fewer interactions leave the catalogue; 0: the source's own default",
+        0,
+        10**6,
+    ),
     Param("TIMEZONE", "UTC", "time zone of hour and weekday, an IANA name"),
     Param("SHOP_USERS", 2000, "simulated users", 10, 10**7),
     Param("SHOP_ITEMS", 600, "generated products; ignored with CATALOG", 100, 10**6),
@@ -58,21 +81,55 @@ _PARAMS = [
     Param("END_DATE", "2026-06-30", "last simulated day, YYYY-MM-DD"),
     Param("UNTIL", "", "interactions from this date on are left out, YYYY-MM-DD; empty: none"),
     # a daily run
-    Param("BASE_RUN", "", "the run whose tables, models and item vectors a daily run continues; empty: a full training"),
+    Param(
+        "BASE_RUN",
+        "",
+        "the run whose tables, models and item vectors a daily run continues; empty: a full training",
+    ),
     Param("FINETUNE_EPOCHS", 1, "passes over the new days and the replayed cases", 1, 50),
-    Param("FINETUNE_LR", 0.5, "learning rate of the fine-tune, as a share of TT_LR and DLRM_LR", 0.001, 10.0),
+    Param(
+        "FINETUNE_LR",
+        0.5,
+        "learning rate of the fine-tune, as a share of TT_LR and DLRM_LR",
+        0.001,
+        10.0,
+    ),
     Param("REPLAY", 1.0, "cases of old days replayed beside each new one", 0.0, 100.0),
     # cases and features
-    Param("POSITIVE_EVENTS", "", "event types that count as a case, separated by commas; empty: view if there is one, else purchase, else all"),
+    Param(
+        "POSITIVE_EVENTS",
+        "",
+        "event types that count as a case, separated by commas; empty: view if there is one, else purchase, else all",
+    ),
     Param("SPLIT", "time", "how cases are held out", choices=("time", "leave_one_out")),
-    Param("REPEATS", "auto", "whether what a user chose before is a case again; false: it is neither trained on nor judged, and the history is hidden; auto: false where the data hold next to none", choices=("auto", "true", "false")),
-    Param("VALID", 0.1, "validation before the test: below 1 a share of the span, else days", 0.0, 400),
+    Param(
+        "REPEATS",
+        "auto",
+        "whether what a user chose before is a case again; false: it is neither trained on nor judged, and the history is hidden; auto: false where the data hold next to none",
+        choices=("auto", "true", "false"),
+    ),
+    Param(
+        "VALID", 0.1, "validation before the test: below 1 a share of the span, else days", 0.0, 400
+    ),
     Param("TEST", 0.1, "test at the end: below 1 a share of the span, else days", 0.001, 400),
-    Param("HISTORY", 50, "most recent items of a user that the models see, the networks the newest 32 of them", 1, 500),
+    Param(
+        "HISTORY",
+        50,
+        "most recent items of a user that the models see, the networks the newest 32 of them",
+        1,
+        500,
+    ),
     Param("TOP_CATEGORY_HOURS", 24, "window of a user's top category, hours", 1, 24 * 365),
     # embeddings
-    Param("TEXT_ENCODER", "minilm", "minilm, none, or a sentence-transformers ONNX folder or hub id"),
-    Param("IMAGE_ENCODER", "descriptor", "how images become vectors", choices=("descriptor", "clip", "none")),
+    Param(
+        "TEXT_ENCODER", "minilm", "minilm, none, or a sentence-transformers ONNX folder or hub id"
+    ),
+    Param(
+        "IMAGE_ENCODER",
+        "descriptor",
+        "how images become vectors",
+        choices=("descriptor", "clip", "none"),
+    ),
     Param("CLIP_MODEL", "", "IMAGE_ENCODER clip: ONNX file, folder or hub id of the vision tower"),
     Param("EMBEDDING_DIM", 64, "components kept of each embedding", 2, 512),
     # two-tower
@@ -80,19 +137,63 @@ _PARAMS = [
     Param("TT_HIDDEN", "128", "hidden layers of each tower, widths separated by commas"),
     Param("TT_BATCH", 1024, "training rows a step", 16, 65536),
     Param("TT_EPOCHS", 40, "passes over the training cases, at most", 1, 200),
-    Param("TT_LR", 0.0, "learning rate; 0: .002, and .008 for leave_one_out, whose sequences are short", 0.0, 1.0),
+    Param(
+        "TT_LR",
+        0.0,
+        "learning rate; 0: .002, and .008 for leave_one_out, whose sequences are short",
+        0.0,
+        1.0,
+    ),
     Param("TT_PATIENCE", 2, "epochs without a better validation before training stops", 0, 100),
     Param("TT_DROPOUT", 0.1, "share of embedding components dropped in training", 0.0, 0.9),
-    Param("TT_LOSS", "auto", "softmax over what: shared samples, the batch, or the whole catalogue; auto: the whole one where it is about as small as a sample", choices=("auto", "sampled", "in_batch", "full")),
-    Param("REFIT", "auto", "fit towers, neighbours and ranker once more, on training and validation together, for the epochs that were best; auto: only for leave_one_out", choices=("auto", "true", "false")),
+    Param(
+        "TT_LOSS",
+        "auto",
+        "softmax over what: shared samples, the batch, or the whole catalogue; auto: the whole one where it is about as small as a sample",
+        choices=("auto", "sampled", "in_batch", "full"),
+    ),
+    Param(
+        "REFIT",
+        "auto",
+        "fit towers, neighbours and ranker once more, on training and validation together, for the epochs that were best; auto: only for leave_one_out",
+        choices=("auto", "true", "false"),
+    ),
     Param("TT_NEGATIVES", 2048, "TT_LOSS sampled: negatives shared by a batch", 16, 65536),
-    Param("TT_COMBINER", "decay", "how a history becomes one vector", choices=("decay", "mean", "none")),
+    Param(
+        "TT_COMBINER",
+        "decay",
+        "how a history becomes one vector",
+        choices=("decay", "mean", "none"),
+    ),
     Param("USER_ID", False, "give the towers and the ranker an embedding of the user's id"),
     # index
-    Param("INDEX", "auto", "candidate index; auto measures and takes the fastest that is good enough", choices=("auto", "flat", "ivf", "hnsw")),
-    Param("NEIGHBOURS", 100, "nearest neighbours kept of an item, for candidates and votes beside the towers'; 0: no table", 0, 1000),
-    Param("DEMAND", -1.0, "weight of an item's trend beside the towers' score where candidates are chosen; -1: chosen on validation", -1, 100),
-    Param("RELATED", -1, "candidates that the table of neighbours adds; -1: chosen on validation, none where it doesn't help", -1, 10_000),
+    Param(
+        "INDEX",
+        "auto",
+        "candidate index; auto measures and takes the fastest that is good enough",
+        choices=("auto", "flat", "ivf", "hnsw"),
+    ),
+    Param(
+        "NEIGHBOURS",
+        100,
+        "nearest neighbours kept of an item, for candidates and votes beside the towers'; 0: no table",
+        0,
+        1000,
+    ),
+    Param(
+        "DEMAND",
+        -1.0,
+        "weight of an item's trend beside the towers' score where candidates are chosen; -1: chosen on validation",
+        -1,
+        100,
+    ),
+    Param(
+        "RELATED",
+        -1,
+        "candidates that the table of neighbours adds; -1: chosen on validation, none where it doesn't help",
+        -1,
+        10_000,
+    ),
     Param("INDEX_GPU", False, "build the index on the first GPU; it is stored in its CPU form"),
     Param("INDEX_RECALL", 0.99, "recall against exact search that an index must reach", 0.5, 1.0),
     # ranker
@@ -101,116 +202,337 @@ _PARAMS = [
     Param("DLRM_TOP", "128,64", "top MLP on the interactions, widths separated by commas"),
     Param("DLRM_BATCH", 2048, "positives a step", 16, 65536),
     Param("DLRM_EPOCHS", 5, "passes over the training cases, at most", 1, 200),
-    Param("DLRM_LR", 0.0, "learning rate; 0: .002, and .0007 for leave_one_out, whose cases are few", 0.0, 1.0),
+    Param(
+        "DLRM_LR",
+        0.0,
+        "learning rate; 0: .002, and .0007 for leave_one_out, whose cases are few",
+        0.0,
+        1.0,
+    ),
     Param("DLRM_PATIENCE", 1, "epochs without a better validation before training stops", 0, 100),
     Param("DLRM_DROPOUT", 0.1, "share of embedding components dropped in training", 0.0, 0.9),
-    Param("DLRM_HARD_NEGATIVES", 4, "negatives more from what retrieval returns, in every eighth batch", 0, 100),
-    Param("DLRM_LOSS", "bce", "binary cross-entropy of each candidate, or softmax over a positive and its negatives", choices=("bce", "softmax")),
-    Param("DLRM_HALF_LIFE", 0.35, "share of the training span over which a case's chance to be drawn halves; 0: every case once an epoch", 0.0, 100.0),
+    Param(
+        "DLRM_HARD_NEGATIVES",
+        4,
+        "negatives more from what retrieval returns, in every eighth batch",
+        0,
+        100,
+    ),
+    Param(
+        "DLRM_LOSS",
+        "bce",
+        "binary cross-entropy of each candidate, or softmax over a positive and its negatives",
+        choices=("bce", "softmax"),
+    ),
+    Param(
+        "DLRM_HALF_LIFE",
+        0.35,
+        "share of the training span over which a case's chance to be drawn halves; 0: every case once an epoch",
+        0.0,
+        100.0,
+    ),
     Param("DLRM_NEGATIVES", 5, "sampled negatives a positive", 1, 100),
-    Param("DLRM_OWN_NEGATIVES", 1, "negatives more from the user's own history, so that the ranker tells what is chosen again from what was chosen once", 0, 100),
+    Param(
+        "DLRM_OWN_NEGATIVES",
+        1,
+        "negatives more from the user's own history, so that the ranker tells what is chosen again from what was chosen once",
+        0,
+        100,
+    ),
     # a request
     Param("CANDIDATES", 300, "items that retrieval hands to the ranker", 10, 10000),
-    Param("SEEN_DAYS", 3, "days for which a seen item stays hidden; 0 switches the filter off", 0, 365),
-    Param("SEEN_CAPACITY", 1000, "items a user can see in a day before the filter chains another", 10, 10**7),
-    Param("SEEN_ERROR", 0.01, "share of unseen items that the whole window may hide by mistake", 1e-6, 0.2),
+    Param(
+        "SEEN_DAYS", 3, "days for which a seen item stays hidden; 0 switches the filter off", 0, 365
+    ),
+    Param(
+        "SEEN_CAPACITY",
+        1000,
+        "items a user can see in a day before the filter chains another",
+        10,
+        10**7,
+    ),
+    Param(
+        "SEEN_ERROR",
+        0.01,
+        "share of unseen items that the whole window may hide by mistake",
+        1e-6,
+        0.2,
+    ),
     Param("K", 10, "items on a page", 1, 1000),
     Param("TEMPERATURE", 0.0, "0 orders by score, above 0 samples", 0.0, 100.0),
     Param("DIVERSITY", 0.0, "weight of dissimilarity in the rerank, 0 to 1", 0.0, 1.0),
     Param("MAX_PER_CATEGORY", 0, "most items of one category on a page; 0: no limit", 0, 1000),
-    Param("CLOCK", "replay", "the time of a request that names none: the last training moment, or the wall clock", choices=("replay", "wall")),
+    Param(
+        "CLOCK",
+        "replay",
+        "the time of a request that names none: the last training moment, or the wall clock",
+        choices=("replay", "wall"),
+    ),
     # online
-    Param("VALKEY_URL", "", "Valkey or Redis of the online side, valkey://host:port or valkeys:// with TLS, ${NAME} taken from the environment; empty: an embedded server"),
+    Param(
+        "VALKEY_URL",
+        "",
+        "Valkey or Redis of the online side, valkey://host:port or valkeys:// with TLS, ${NAME} taken from the environment; empty: an embedded server",
+    ),
     Param("VALKEY_PORT", 0, "port of the embedded Valkey; 0: any free one", 0, 65535),
-    Param("VALKEY_TIMEOUT_MS", 30.0, "longest wait of a request for Valkey, milliseconds", 1.0, 10000.0),
-    Param("SEEN_STORE", "auto", "seen filter on the server: bitmaps, its BF.* commands, or auto: bitmaps unless they are large and the server has BF.*", choices=("auto", "bf", "bitmap")),
-    Param("RECENT_EVENTS", 200, "newest events of a user kept online, for history, top category and the exact part of the seen filter", 20, 10000),
-    Param("EVENT_DAYS", 2, "days for which an event's id is remembered, so that it counts once", 1, 30),
+    Param(
+        "VALKEY_TIMEOUT_MS",
+        30.0,
+        "longest wait of a request for Valkey, milliseconds",
+        1.0,
+        10000.0,
+    ),
+    Param(
+        "SEEN_STORE",
+        "auto",
+        "seen filter on the server: bitmaps, its BF.* commands, or auto: bitmaps unless they are large and the server has BF.*",
+        choices=("auto", "bf", "bitmap"),
+    ),
+    Param(
+        "RECENT_EVENTS",
+        200,
+        "newest events of a user kept online, for history, top category and the exact part of the seen filter",
+        20,
+        10000,
+    ),
+    Param(
+        "EVENT_DAYS", 2, "days for which an event's id is remembered, so that it counts once", 1, 30
+    ),
     Param("POPULARITY_HALF_LIFE", 7.0, "half-life of online popularity, days", 0.05, 400),
-    Param("STORE", "local", "feature store: parquet and Valkey, or Athena on S3 and ElastiCache", choices=("local", "aws")),
+    Param(
+        "STORE",
+        "local",
+        "feature store: parquet and Valkey, or Athena on S3 and ElastiCache",
+        choices=("local", "aws"),
+    ),
     Param("AWS_REGION", "eu-central-1", "STORE aws: region of S3, Glue and Athena"),
-    Param("S3_LOCATION", "", "STORE aws: s3://bucket/prefix of registry, offline tables and staging"),
+    Param(
+        "S3_LOCATION", "", "STORE aws: s3://bucket/prefix of registry, offline tables and staging"
+    ),
     Param("GLUE_DATABASE", "recsys", "STORE aws: Glue database of the offline tables"),
     Param("ATHENA_WORKGROUP", "primary", "STORE aws: Athena workgroup"),
-    Param("FEATURE_LOG_DAYS", 3, "last days of the data of which the feature log is written", 1, 400),
-    Param("STREAM_LENGTH", 100000, "entries kept in the streams of events and impressions, about", 100, 10**8),
+    Param(
+        "FEATURE_LOG_DAYS", 3, "last days of the data of which the feature log is written", 1, 400
+    ),
+    Param(
+        "STREAM_LENGTH",
+        100000,
+        "entries kept in the streams of events and impressions, about",
+        100,
+        10**8,
+    ),
     # serving
-    Param("LAYOUT", "auto", "members of the model repository: fused, one for whole requests; ensemble, the seven stages; auto: fused on a cpu, the seven on a gpu; reference: the reference's fourteen, too", choices=("auto", "fused", "ensemble", "reference")),
-    Param("ITEM_CACHE", True, "LAYOUT reference: keep item features in memory", ),
+    Param(
+        "LAYOUT",
+        "auto",
+        "members of the model repository: fused, one for whole requests; ensemble, the seven stages; auto: fused on a cpu, the seven on a gpu; reference: the reference's fourteen, too",
+        choices=("auto", "fused", "ensemble", "reference"),
+    ),
+    Param(
+        "ITEM_CACHE",
+        True,
+        "LAYOUT reference: keep item features in memory",
+    ),
     Param("ONNX_DEVICE", "cpu", "where the server runs the ONNX members", choices=("cpu", "gpu")),
     Param("HTTP_PORT", 8000, "Triton's HTTP port; 0: any free one", 0, 65535),
     Param("GRPC_PORT", 8001, "Triton's gRPC port; 0: any free one", 0, 65535),
     Param("METRICS_PORT", 8002, "Triton's metrics port; 0: any free one", 0, 65535),
     # gateway
-    Param("TRITON_URL", "", "gRPC host:port of the Triton that the gateway asks; empty: the run's own"),
-    Param("GATEWAY_HOST", "127.0.0.1", "address that the gateway listens on; 0.0.0.0: every one of this machine"),
+    Param(
+        "TRITON_URL", "", "gRPC host:port of the Triton that the gateway asks; empty: the run's own"
+    ),
+    Param(
+        "GATEWAY_HOST",
+        "127.0.0.1",
+        "address that the gateway listens on; 0.0.0.0: every one of this machine",
+    ),
     Param("GATEWAY_PORT", 8080, "port of the gateway; 0: any free one", 0, 65535),
-    Param("GATEWAY_TIMEOUT_MS", 1000.0, "longest wait of the gateway for a page, milliseconds; popular items after that", 10.0, 60000.0),
-    Param("GATEWAY_IN_FLIGHT", 32, "requests that the gateway works on at once; it turns more away", 1, 1000),
+    Param(
+        "GATEWAY_TIMEOUT_MS",
+        1000.0,
+        "longest wait of the gateway for a page, milliseconds; popular items after that",
+        10.0,
+        60000.0,
+    ),
+    Param(
+        "GATEWAY_IN_FLIGHT",
+        32,
+        "requests that the gateway works on at once; it turns more away",
+        1,
+        1000,
+    ),
     # evaluation
     Param("EVAL_CASES", 100000, "test cases, at most, sampled by seed", 100, 10**8),
-    Param("ABLATION_CASES", 3000, "test cases for ablations and calibration, at most, sampled by seed", 100, 10**6),
+    Param(
+        "ABLATION_CASES",
+        3000,
+        "test cases for ablations and calibration, at most, sampled by seed",
+        100,
+        10**6,
+    ),
     Param("BOOTSTRAP", 1000, "resamples of users behind each interval", 50, 100000),
-    Param("MASK_HISTORY", "auto", "hide every item of the user's history in evaluation; auto: only for leave_one_out", choices=("auto", "true", "false")),
-    Param("BASELINES", "popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr", "baselines to tune and run, separated by commas"),
+    Param(
+        "MASK_HISTORY",
+        "auto",
+        "hide every item of the user's history in evaluation; auto: only for leave_one_out",
+        choices=("auto", "true", "false"),
+    ),
+    Param(
+        "BASELINES",
+        "popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr",
+        "baselines to tune and run, separated by commas",
+    ),
     Param("BASELINE_HISTORY", 500, "earlier items that the baselines see, at most", 1, 2000),
-    Param("TREND_DAYS", 0.0, "half-life of an item's trend, days; 0: chosen on validation", 0, 4000),
-    Param("RECENT_DAYS", 3.0, "half-life of recent popularity, days; the baseline's tuning starts from it", 0.05, 400),
+    Param(
+        "TREND_DAYS", 0.0, "half-life of an item's trend, days; 0: chosen on validation", 0, 4000
+    ),
+    Param(
+        "RECENT_DAYS",
+        3.0,
+        "half-life of recent popularity, days; the baseline's tuning starts from it",
+        0.05,
+        400,
+    ),
     # promotion
-    Param("GATE_METRIC", "ndcg@10", "what the gate compares the candidate by", choices=tuple(f"{m}@{k}" for m in ("ndcg", "recall", "mrr") for k in (10, 20, 50))),
-    Param("GATE_DAYS", 1.0, "days at the end of the held-out data that the gate judges by", 0.01, 400),
+    Param(
+        "GATE_METRIC",
+        "ndcg@10",
+        "what the gate compares the candidate by",
+        choices=tuple(f"{m}@{k}" for m in ("ndcg", "recall", "mrr") for k in (10, 20, 50)),
+    ),
+    Param(
+        "GATE_DAYS", 1.0, "days at the end of the held-out data that the gate judges by", 0.01, 400
+    ),
     Param("GATE_CASES", 20000, "cases of these days, at most, sampled by seed", 100, 10**8),
-    Param("GATE_MIN_GAIN", 0.0, "share of the live bundle's metric that the candidate must gain; below 0: a loss that is tolerated", -1.0, 10.0),
-    Param("GATE_SEGMENTS", "warm_user,new_user,anonymous", "segments that may not fall below the live bundle, separated by commas"),
-    Param("GATE_MAX_DROP", 0.05, "share of the live bundle's metric that a segment may lose; a larger loss refuses the candidate where the interval lies below 0", 0.0, 1.0),
+    Param(
+        "GATE_MIN_GAIN",
+        0.0,
+        "share of the live bundle's metric that the candidate must gain; below 0: a loss that is tolerated",
+        -1.0,
+        10.0,
+    ),
+    Param(
+        "GATE_SEGMENTS",
+        "warm_user,new_user,anonymous",
+        "segments that may not fall below the live bundle, separated by commas",
+    ),
+    Param(
+        "GATE_MAX_DROP",
+        0.05,
+        "share of the live bundle's metric that a segment may lose; a larger loss refuses the candidate where the interval lies below 0",
+        0.0,
+        1.0,
+    ),
     Param("GATE_MIN_CASES", 100, "cases below which a segment is not judged", 1, 10**8),
     Param("GATE_POPULARITY", True, "the candidate must be above popularity, the whole interval"),
-    Param("KEEP_BUNDLES", 5, "bundles kept in the store, the live one and its predecessor among them", 2, 1000),
-    Param("REPLICAS", "", "servers of other machines on the same OUTPUTS, as http://host:port, separated by commas; RECSYS_ADMIN_KEY is their key of model control"),
+    Param(
+        "KEEP_BUNDLES",
+        5,
+        "bundles kept in the store, the live one and its predecessor among them",
+        2,
+        1000,
+    ),
+    Param(
+        "REPLICAS",
+        "",
+        "servers of other machines on the same OUTPUTS, as http://host:port, separated by commas; RECSYS_ADMIN_KEY is their key of model control",
+    ),
     # watching
-    Param("MONITOR_DAYS", 7, "last whole days of training, and earlier days of the log, that a day is compared with", 3, 100),
+    Param(
+        "MONITOR_DAYS",
+        7,
+        "last whole days of training, and earlier days of the log, that a day is compared with",
+        3,
+        100,
+    ),
     Param("MONITOR_LEAST", 200, "pages or events that a day needs before it is judged", 10, 10**7),
-    Param("MONITOR_ALPHA", 0.01, "chance that a quiet day gives an alarm by its tests, all of them together", 1e-9, 0.5),
-    Param("MONITOR_PSI", 0.2, "smallest drift that is worth an alarm: population stability index beyond what days differ by", 0.0, 10.0),
-    Param("MONITOR_CHANGE", 0.25, "smallest relative change of clicks, calibration or coverage that is worth an alarm", 0.0, 1.0),
-    Param("MONITOR_FALLBACKS", 0.02, "share of pages on which a stage may be answered by something else", 0.0, 1.0),
-    Param("MONITOR_LATENCY_MS", 100.0, "milliseconds that a hundredth of the pages may exceed", 0.1, 60000.0),
+    Param(
+        "MONITOR_ALPHA",
+        0.01,
+        "chance that a quiet day gives an alarm by its tests, all of them together",
+        1e-9,
+        0.5,
+    ),
+    Param(
+        "MONITOR_PSI",
+        0.2,
+        "smallest drift that is worth an alarm: population stability index beyond what days differ by",
+        0.0,
+        10.0,
+    ),
+    Param(
+        "MONITOR_CHANGE",
+        0.25,
+        "smallest relative change of clicks, calibration or coverage that is worth an alarm",
+        0.0,
+        1.0,
+    ),
+    Param(
+        "MONITOR_FALLBACKS",
+        0.02,
+        "share of pages on which a stage may be answered by something else",
+        0.0,
+        1.0,
+    ),
+    Param(
+        "MONITOR_LATENCY_MS",
+        100.0,
+        "milliseconds that a hundredth of the pages may exceed",
+        0.1,
+        60000.0,
+    ),
 ]
 PARAMS = {p.name: p for p in _PARAMS}  # every parameter by its name
 
 # %% ../nbs/00_core.ipynb #00-core-15
 def check_value(
-    name: str,    # parameter's name
-    value,        # what was given
+    name: str,  # parameter's name
+    value,  # what was given
     source: str,  # file or option that gave it, for the message
-):                # the value, an int widened to float where a float is declared
+):  # the value, an int widened to float where a float is declared
     "Check one value against its declaration; raise `RecsysError` naming source and key."
     if name not in PARAMS:
         near = difflib.get_close_matches(name.upper(), PARAMS, n=1)
-        raise RecsysError(f"{source}: unknown parameter {name}" + (f"; did you mean {near[0]}?" if near else "; `recsys params` lists them all"))
+        raise RecsysError(
+            f"{source}: unknown parameter {name}"
+            + (f"; did you mean {near[0]}?" if near else "; `recsys params` lists them all")
+        )
     q = PARAMS[name]
-    if q.type is float and type(value) is int: value = float(value)
-    if type(value) is bool and "true" in q.choices: value = str(value).lower()   # YAML's true is no string
+    if q.type is float and type(value) is int:
+        value = float(value)
+    if type(value) is bool and "true" in q.choices:
+        value = str(value).lower()  # YAML's true is no string
     if type(value) is not q.type:
-        raise RecsysError(f"{source}: {name} is {value!r} ({type(value).__name__}), expected {q.type.__name__}: {q.doc}")
-    if q.choices and value not in q.choices: raise RecsysError(f"{source}: {name} is {value!r}, expected one of {', '.join(q.choices)}")
-    if q.type in (int, float) and not ((q.low is None or value >= q.low) and (q.high is None or value <= q.high)):
+        raise RecsysError(
+            f"{source}: {name} is {value!r} ({type(value).__name__}), expected {q.type.__name__}: {q.doc}"
+        )
+    if q.choices and value not in q.choices:
+        raise RecsysError(f"{source}: {name} is {value!r}, expected one of {', '.join(q.choices)}")
+    if q.type in (int, float) and not (
+        (q.low is None or value >= q.low) and (q.high is None or value <= q.high)
+    ):
         raise RecsysError(f"{source}: {name} is {value}, expected {q.low} to {q.high}: {q.doc}")
     if name == "RUN" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise RecsysError(f"{source}: RUN is {value!r}, expected a folder name of letters, digits, dot, dash, underscore")
+        raise RecsysError(
+            f"{source}: RUN is {value!r}, expected a folder name of letters, digits, dot, dash, underscore"
+        )
     return value
 
 # %% ../nbs/00_core.ipynb #00-core-17
 class Params(dict):
     "Hold a full, checked set of parameters; `p.SEED` reads one."
+
     def __init__(self, values=(), source: str = "parameters", **over):
         given = {**dict(values), **over}
         super().__init__({n: q.default for n, q in PARAMS.items()})
         self.update({n: check_value(n, v, source) for n, v in given.items()})
-        object.__setattr__(self, "given", sorted(given))   # a notebook gives what it declares; its record names no more
+        object.__setattr__(
+            self, "given", sorted(given)
+        )  # a notebook gives what it declares; its record names no more
 
     def __getattr__(self, name):
-        if name in self: return self[name]
+        if name in self:
+            return self[name]
         raise AttributeError(f"no parameter {name}")
 
     @classmethod
@@ -224,15 +546,24 @@ def default_params(**over) -> Params:
     return Params(over, source="default_params")
 
 # %% ../nbs/00_core.ipynb #00-core-22
-class _FlatLoader(yaml.SafeLoader): "Read YAML with `1e-3` as a number and no key twice."
+class _FlatLoader(yaml.SafeLoader):
+    "Read YAML with `1e-3` as a number and no key twice."
 
-_FlatLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+
+_FlatLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
 
 def _no_duplicates(loader, node):
     keys = [k.value for k, _ in node.value]
     for k in keys:
-        if keys.count(k) > 1: raise RecsysError(f"{loader.name}: {k} stands there twice")
+        if keys.count(k) > 1:
+            raise RecsysError(f"{loader.name}: {k} stands there twice")
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
 
 _FlatLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _no_duplicates)
 
@@ -240,14 +571,18 @@ _FlatLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _no_
 def load_params(
     path: str | Path,  # YAML file of parameters, flat and upper case
     sets: tuple = (),  # KEY=VALUE strings that win over the file
-) -> Params:           # full set; RUN is the file's name unless given
+) -> Params:  # full set; RUN is the file's name unless given
     "Read and check a params file; raise `RecsysError` naming file and key."
     path = Path(path)
-    if not path.is_file(): raise RecsysError(f"{path}: no such params file")
+    if not path.is_file():
+        raise RecsysError(f"{path}: no such params file")
     with path.open() as f:
-        try: values = yaml.load(f, _FlatLoader) or {}
-        except yaml.YAMLError as e: raise RecsysError(f"{path}: not valid YAML: {e}") from None
-    if not isinstance(values, dict): raise RecsysError(f"{path}: expected KEY: VALUE lines, found a {type(values).__name__}")
+        try:
+            values = yaml.load(f, _FlatLoader) or {}
+        except yaml.YAMLError as e:
+            raise RecsysError(f"{path}: not valid YAML: {e}") from None
+    if not isinstance(values, dict):
+        raise RecsysError(f"{path}: expected KEY: VALUE lines, found a {type(values).__name__}")
     p = Params({"RUN": path.stem, **{str(k): v for k, v in values.items()}}, source=str(path))
     p.update({k: check_value(k, v, f"--set {k}") for k, v in map(parse_set, sets)})
     return p
@@ -256,16 +591,23 @@ def load_params(
 def parse_set(text: str) -> tuple[str, object]:  # "KEY=VALUE" -> name and typed value
     "Split KEY=VALUE and read the value as the declared type."
     name, eq, raw = text.partition("=")
-    if not eq: raise RecsysError(f"--set {text}: expected KEY=VALUE")
+    if not eq:
+        raise RecsysError(f"--set {text}: expected KEY=VALUE")
     q = PARAMS.get(name)
-    if q is None or q.type is str: return name, raw
+    if q is None or q.type is str:
+        return name, raw
     return name, yaml.load(raw, _FlatLoader)
 
 # %% ../nbs/00_core.ipynb #00-core-28
 def find_root() -> Path:  # folder that holds settings.ini
     "Find the project's root from the working folder upwards, else from the library's own place."
-    for d in [Path.cwd(), *Path.cwd().parents, *Path(__file__ if "__file__" in globals() else ".").resolve().parents]:
-        if (d / "settings.ini").is_file() and (d / "recsys").is_dir(): return d
+    for d in [
+        Path.cwd(),
+        *Path.cwd().parents,
+        *Path(__file__ if "__file__" in globals() else ".").resolve().parents,
+    ]:
+        if (d / "settings.ini").is_file() and (d / "recsys").is_dir():
+            return d
     return Path.cwd()
 
 # %% ../nbs/00_core.ipynb #00-core-30
@@ -277,55 +619,83 @@ def resolve(path: str | Path) -> Path:
 @contextlib.contextmanager
 def atomic_path(path: str | Path):  # yields a temporary path in the same folder
     "Write a file under a temporary name and rename it into place when the block succeeds."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix); os.close(fd)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(fd)
     try:
         yield Path(tmp)
-        umask = os.umask(0); os.umask(umask); os.chmod(tmp, 0o666 & ~umask)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(tmp, 0o666 & ~umask)
         os.replace(tmp, path)
     finally:
-        with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(tmp)
 
 # %% ../nbs/00_core.ipynb #00-core-34
 def write_json(path: str | Path, obj) -> Path:
     "Write an object as sorted, indented JSON, atomically; NaN is refused."
-    text = json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
-    with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
+    text = (
+        json.dumps(
+            obj, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain
+        )
+        + "\n"
+    )
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
     return Path(path)
+
 
 def _plain(x):
     "Turn numpy scalars and arrays and paths into what JSON knows."
-    if isinstance(x, Path): return str(x)
-    if hasattr(x, "tolist"): return x.tolist()
+    if isinstance(x, Path):
+        return str(x)
+    if hasattr(x, "tolist"):
+        return x.tolist()
     raise TypeError(f"{type(x).__name__} does not go into JSON: {x!r}")
 
 # %% ../nbs/00_core.ipynb #00-core-35
 def read_json(path: str | Path):
     "Read JSON; raise `RecsysError` with the file's name where it is missing or broken."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise RecsysError(f"{path}: no such file") from None
-    except json.JSONDecodeError as e: raise RecsysError(f"{path}: not valid JSON ({e})") from None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecsysError(f"{path}: no such file") from None
+    except json.JSONDecodeError as e:
+        raise RecsysError(f"{path}: not valid JSON ({e})") from None
 
 # %% ../nbs/00_core.ipynb #00-core-37
 def sha256_file(path: str | Path) -> str:
     "Hash a file's bytes."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256_stream(f)
+    with open(path, "rb") as f:
+        return (
+            hashlib.file_digest(f, "sha256").hexdigest()
+            if sys.version_info >= (3, 11)
+            else _sha256_stream(f)
+        )
+
 
 def _sha256_stream(f) -> str:
     h = hashlib.sha256()
-    while block := f.read(1 << 20): h.update(block)
+    while block := f.read(1 << 20):
+        h.update(block)
     return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #00-core-39
 def progress(iterable, desc: str, total: int | None = None):
     "Show a bar with rate and time left on stderr while iterating."
-    return tqdm(iterable, desc=desc, total=total, mininterval=0.5, file=sys.stderr, dynamic_ncols=True)
+    return tqdm(
+        iterable, desc=desc, total=total, mininterval=0.5, file=sys.stderr, dynamic_ncols=True
+    )
 
 # %% ../nbs/00_core.ipynb #00-core-42
 def claim(p: Params, holds: bool, text: str) -> None:
     "Assert something of the tiny run; on another run's data say where it does not hold."
-    if not holds and p.RUN == PARAMS["RUN"].default: raise AssertionError(text)
-    if not holds: print(f"not so on this run's data: {text}")
+    if not holds and p.RUN == PARAMS["RUN"].default:
+        raise AssertionError(text)
+    if not holds:
+        print(f"not so on this run's data: {text}")
 
 # %% ../nbs/00_core.ipynb #00-core-45
 def run_dir(p: Params) -> Path:
@@ -349,6 +719,7 @@ def run_lock(p: Params) -> FileLock:
 # %% ../nbs/00_core.ipynb #00-core-50
 class StageRecord:
     "Collect what a stage has to say about itself."
+
     def __init__(self, p: Params, stage: str):
         self.p, self.stage, self.dir = p, stage, stage_dir(p, stage)
         self.rows, self.metrics, self.timings, self.notes, self.figures = {}, {}, {}, [], []
@@ -357,16 +728,21 @@ class StageRecord:
     def timing(self, name: str):
         "Add the seconds of a block to `timings`."
         t = time.perf_counter()
-        try: yield
-        finally: self.timings[name] = round(self.timings.get(name, 0) + time.perf_counter() - t, 3)
+        try:
+            yield
+        finally:
+            self.timings[name] = round(self.timings.get(name, 0) + time.perf_counter() - t, 3)
 
     def note(self, text: str):
         "Print a sentence and keep it in the record (a dropped feature, a counted loss)."
-        print(text); self.notes.append(text)
+        print(text)
+        self.notes.append(text)
 
     def figure(self, fig, name: str, caption: str):
         "Save a figure beside the artefacts; `report.html` shows it with its caption."
-        fig.savefig(self.dir / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        fig.savefig(
+            self.dir / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+        )
         self.figures.append({"file": f"{name}.png", "caption": caption})
 
 # %% ../nbs/00_core.ipynb #00-core-52
@@ -382,9 +758,30 @@ def record_stage(p: Params, stage: str):  # yields a StageRecord
 # %% ../nbs/00_core.ipynb #00-core-53
 def save_record(rec: StageRecord, seconds: float) -> Path:
     "Write stage.json: parameters, hashes of the files but logs, rows, timings, peak memory, metrics, notes."
-    files = sorted(f for f in rec.dir.rglob("*") if f.is_file() and f.name not in ("stage.json", "server.json") and not f.name.startswith(".") and f.suffix != ".log")
-    return write_json(rec.dir / "stage.json", dict(
-        stage=rec.stage, parameters={n: rec.p[n] for n in rec.p.given}, rows=rec.rows, metrics=rec.metrics, notes=rec.notes, figures=rec.figures,
-        timings={**rec.timings, "total": round(seconds, 3)},
-        peak_memory_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        outputs={str(f.relative_to(rec.dir)): dict(sha256=sha256_file(f), bytes=f.stat().st_size, mtime_ns=f.stat().st_mtime_ns) for f in files}))
+    files = sorted(
+        f
+        for f in rec.dir.rglob("*")
+        if f.is_file()
+        and f.name not in ("stage.json", "server.json")
+        and not f.name.startswith(".")
+        and f.suffix != ".log"
+    )
+    return write_json(
+        rec.dir / "stage.json",
+        dict(
+            stage=rec.stage,
+            parameters={n: rec.p[n] for n in rec.p.given},
+            rows=rec.rows,
+            metrics=rec.metrics,
+            notes=rec.notes,
+            figures=rec.figures,
+            timings={**rec.timings, "total": round(seconds, 3)},
+            peak_memory_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            outputs={
+                str(f.relative_to(rec.dir)): dict(
+                    sha256=sha256_file(f), bytes=f.stat().st_size, mtime_ns=f.stat().st_mtime_ns
+                )
+                for f in files
+            },
+        ),
+    )

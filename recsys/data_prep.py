@@ -16,49 +16,115 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from .core import Params, RecsysError, atomic_path, read_json, record_stage, run_dir, stage_dir, write_json
+from recsys.core import (
+    Params,
+    RecsysError,
+    atomic_path,
+    read_json,
+    record_stage,
+    run_dir,
+    stage_dir,
+    write_json,
+)
 from functools import cached_property
-from .features import (FIRST, NULL, PAD, Contract, Encoder, Feature, as_bytes, encode_context, event_bounds, history_at, history_length, UNSEEN, Trends, make_trends,
-                             load_encoder, load_arrays, local_time, make_contract, mark_cases, save_arrays, save_encoder)
+from recsys.features import (
+    FIRST,
+    NULL,
+    PAD,
+    Contract,
+    Encoder,
+    Feature,
+    as_bytes,
+    encode_context,
+    event_bounds,
+    history_at,
+    history_length,
+    UNSEEN,
+    Trends,
+    make_trends,
+    load_encoder,
+    load_arrays,
+    local_time,
+    make_contract,
+    mark_cases,
+    save_arrays,
+    save_encoder,
+)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-07
 FUNNEL = ("view", "purchase")  # cases by default, in the order in which a shopper passes them
 
+
 def read_events(
-    folder: Path,      # of the ingest stage
-    users, items,      # sorted ids: numpy array of every user, item ids in row order
-    types: list,       # event types, in funnel order first
-) -> dict:             # user, item int32; timestamp int64; type int8; device int16 index; sorted by user, time, item, type
+    folder: Path,  # of the ingest stage
+    users,
+    items,  # sorted ids: numpy array of every user, item ids in row order
+    types: list,  # event types, in funnel order first
+) -> dict:  # user, item int32; timestamp int64; type int8; device int16 index; sorted by user, time, item, type
     "Read the interactions as row numbers."
-    t = pq.read_table(folder / "interactions.parquet", read_dictionary=["user_id", "item_id", "event_type", "device_type"]).unify_dictionaries()
+    t = pq.read_table(
+        folder / "interactions.parquet",
+        read_dictionary=["user_id", "item_id", "event_type", "device_type"],
+    ).unify_dictionaries()
     row = lambda name, ids: rows_of(t[name], ids)
-    e = dict(user=row("user_id", users), item=row("item_id", items), timestamp=t["timestamp"].to_numpy().astype(np.int64))
-    e["type"] = row("event_type", np.array(types)).astype(np.int8) if "event_type" in t.column_names else np.zeros(len(t), np.int8)
-    e["device"] = row("device_type", device_names(t)).astype(np.int16) if "device_type" in t.column_names else np.full(len(t), -1, np.int16)
+    e = dict(
+        user=row("user_id", users),
+        item=row("item_id", items),
+        timestamp=t["timestamp"].to_numpy().astype(np.int64),
+    )
+    e["type"] = (
+        row("event_type", np.array(types)).astype(np.int8)
+        if "event_type" in t.column_names
+        else np.zeros(len(t), np.int8)
+    )
+    e["device"] = (
+        row("device_type", device_names(t)).astype(np.int16)
+        if "device_type" in t.column_names
+        else np.full(len(t), -1, np.int16)
+    )
     moment = (e["user"].astype(np.int64) + 1 << 33) + (e["timestamp"] - e["timestamp"].min())
     order = np.lexsort((e["item"].astype(np.int64) * 128 + e["type"], moment))
     e = {k: v[order] for k, v in e.items()}
-    repeated = np.r_[False, np.all([e[k][1:] == e[k][:-1] for k in ("user", "timestamp", "item", "type")], axis=0)] & (e["user"] >= 0)
+    repeated = np.r_[
+        False,
+        np.all([e[k][1:] == e[k][:-1] for k in ("user", "timestamp", "item", "type")], axis=0),
+    ] & (e["user"] >= 0)
     return {k: v[~repeated] for k, v in e.items()}
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-08
-def rows_of(column, ids: np.ndarray) -> np.ndarray:  # arrow dictionary column, sorted or listed ids -> int32 rows, -1 unknown
+def rows_of(
+    column, ids: np.ndarray
+) -> np.ndarray:  # arrow dictionary column, sorted or listed ids -> int32 rows, -1 unknown
     "Replace each value by its position in a list of ids."
     where = {v: i for i, v in enumerate(ids)}
     column = column.combine_chunks()
     column = column.chunk(0) if hasattr(column, "chunks") else column
-    table = np.array([where.get(v, -1) for v in column.dictionary.to_pylist()] + [-1], dtype=np.int32)
+    table = np.array(
+        [where.get(v, -1) for v in column.dictionary.to_pylist()] + [-1], dtype=np.int32
+    )
     return table[column.indices.fill_null(len(table) - 1).to_numpy()]
+
 
 def device_names(table) -> np.ndarray:
     "List the device types that occur, sorted."
-    return np.array(sorted({v for c in table["device_type"].chunks for v in c.dictionary.to_pylist() if v is not None}), dtype=object)
+    return np.array(
+        sorted(
+            {
+                v
+                for c in table["device_type"].chunks
+                for v in c.dictionary.to_pylist()
+                if v is not None
+            }
+        ),
+        dtype=object,
+    )
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-11
 def split_edges(
-    ts: np.ndarray,             # seconds
-    valid: float, test: float,  # below 1 a share of the span, else days
-) -> tuple[int, int]:           # first second of validation and of test
+    ts: np.ndarray,  # seconds
+    valid: float,
+    test: float,  # below 1 a share of the span, else days
+) -> tuple[int, int]:  # first second of validation and of test
     "Place the borders between train, validation and test."
     lo, hi = int(ts.min()), int(ts.max())
     length = lambda x: int(x * 86400 if x >= 1 else x * (hi - lo))
@@ -67,82 +133,118 @@ def split_edges(
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-13
 def split_events(
-    e: dict,             # events with user, timestamp
-    case: np.ndarray,    # bool [n]
-    p: Params,           # SPLIT, VALID, TEST
-) -> np.ndarray:         # int8 [n]: 0 train, 1 validation, 2 test
+    e: dict,  # events with user, timestamp
+    case: np.ndarray,  # bool [n]
+    p: Params,  # SPLIT, VALID, TEST
+) -> np.ndarray:  # int8 [n]: 0 train, 1 validation, 2 test
     "Assign events to train, validation and test; raise `RecsysError` where one has no case."
     if p.SPLIT == "time":
-        split = np.searchsorted(split_edges(e["timestamp"], p.VALID, p.TEST), e["timestamp"], side="right").astype(np.int8)
+        split = np.searchsorted(
+            split_edges(e["timestamp"], p.VALID, p.TEST), e["timestamp"], side="right"
+        ).astype(np.int8)
     else:
         split = leave_one_out(e["user"], case)
-    for i, (name, key) in enumerate((("train", "TEST and VALID"), ("validation", "VALID"), ("test", "TEST"))):
+    for i, (name, key) in enumerate(
+        (("train", "TEST and VALID"), ("validation", "VALID"), ("test", "TEST"))
+    ):
         if not (case & (split == i)).any() and not (i == 1 and p.VALID == 0):
-            raise RecsysError(f"the {name} split is empty: {len(case):,} interactions, SPLIT {p.SPLIT}, VALID {p.VALID}, TEST {p.TEST}; change {key}")
+            raise RecsysError(
+                f"the {name} split is empty: {len(case):,} interactions, SPLIT {p.SPLIT}, VALID {p.VALID}, TEST {p.TEST}; change {key}"
+            )
     return split
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-14
 def leave_one_out(user: np.ndarray, case: np.ndarray) -> np.ndarray:  # int8 [n]
     "Give each user's last case to test and the one before to validation; a user with fewer than three stays in train."
     split = np.zeros(len(user), np.int8)
-    at = np.flatnonzero(case & (user >= 0)); u = user[at]
+    at = np.flatnonzero(case & (user >= 0))
+    u = user[at]
     from_end = np.searchsorted(u, u, side="right") - 1 - np.arange(len(u))
     many = np.searchsorted(u, u, side="right") - np.searchsorted(u, u) >= 3
     split[at[many & (from_end == 1)]], split[at[many & (from_end == 0)]] = 1, 2
-    last_train = np.maximum.accumulate(np.where(split > 0, np.arange(len(user)), -1))  # what follows a held-out case is held out with it
+    last_train = np.maximum.accumulate(
+        np.where(split > 0, np.arange(len(user)), -1)
+    )  # what follows a held-out case is held out with it
     follows = (last_train >= 0) & (user[last_train] == user) & (split == 0) & (user >= 0)
     return np.where(follows, split[last_train], split)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-17
 def top_categories(
-    first: np.ndarray, cut: np.ndarray,        # visible past of each event
-    timestamp: np.ndarray, category: np.ndarray,  # of each event; category encoded
-    seconds: int,                              # window
-) -> np.ndarray:                               # int32 [n]
+    first: np.ndarray,
+    cut: np.ndarray,  # visible past of each event
+    timestamp: np.ndarray,
+    category: np.ndarray,  # of each event; category encoded
+    seconds: int,  # window
+) -> np.ndarray:  # int32 [n]
     "Compute the top category as of every event; equal to `features.top_category` for each alone."
     import numba
+
     @numba.njit
     def run(first, cut, ts, cat, seconds, counts, out):
         for i in range(len(ts)):
             lo, best = cut[i], 0
-            while lo > first[i] and ts[lo - 1] >= ts[i] - seconds: lo -= 1; counts[cat[lo]] += 1
+            while lo > first[i] and ts[lo - 1] >= ts[i] - seconds:
+                lo -= 1
+                counts[cat[lo]] += 1
             for j in range(cut[i] - 1, lo - 1, -1):
-                if counts[cat[j]] > best: best = counts[cat[j]]; out[i] = cat[j]
-            for j in range(lo, cut[i]): counts[cat[j]] = 0
+                if counts[cat[j]] > best:
+                    best = counts[cat[j]]
+                    out[i] = cat[j]
+            for j in range(lo, cut[i]):
+                counts[cat[j]] = 0
+
     out = np.full(len(timestamp), NULL, np.int32)
-    run(first, cut, timestamp, category, seconds, np.zeros(category.max(initial=0) + 1, np.int64), out)
+    run(
+        first,
+        cut,
+        timestamp,
+        category,
+        seconds,
+        np.zeros(category.max(initial=0) + 1, np.int64),
+        out,
+    )
     return out
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-21
 def transform(workflow, frame: pd.DataFrame) -> pd.DataFrame:
     "Apply a workflow to a frame in memory."
     from merlin.io import Dataset
+
     return workflow.transform(Dataset(frame, cpu=_cpu(frame))).to_ddf().compute()
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-22
 def side_workflow(
     contract: Contract,
-    side: str,            # user, item or context
+    side: str,  # user, item or context
     frame: pd.DataFrame,  # training rows of that side
-    folder: Path,         # where Categorify keeps its vocabularies
-):                        # fitted nvtabular.Workflow, None where the side has no such features
+    folder: Path,  # where Categorify keeps its vocabularies
+):  # fitted nvtabular.Workflow, None where the side has no such features
     "Fit one side's categories and scales."
     import nvtabular as nvt
     from merlin.io import Dataset
     from nvtabular import ops
+
     columns = None
     for f in contract.side(side):
-        if f.kind == "categorical": node = [f.name] >> ops.Categorify(out_path=str(folder / f.name))
+        if f.kind == "categorical":
+            node = [f.name] >> ops.Categorify(out_path=str(folder / f.name))
         elif f.kind == "continuous":
             fill = float(frame[f.name].median())
             node = [f.name] >> ops.FillMissing(fill)
-            node = (node >> ops.LogOp() if f.transform == "log_standardize" else node) >> ops.Normalize()
-        else: continue
+            node = (
+                node >> ops.LogOp() if f.transform == "log_standardize" else node
+            ) >> ops.Normalize()
+        else:
+            continue
         columns = node if columns is None else columns + node
-    if columns is None: return None
+    if columns is None:
+        return None
     return nvt.Workflow(columns).fit(Dataset(frame, cpu=_cpu(frame)))
 
-def _cpu(frame) -> bool: "Tell whether a frame is pandas, not cudf."; return isinstance(frame, pd.DataFrame)
+
+def _cpu(frame) -> bool:
+    "Tell whether a frame is pandas, not cudf."
+    return isinstance(frame, pd.DataFrame)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-24
 def history_workflow(contract: Contract, vocabularies: dict, folder: Path):
@@ -150,10 +252,18 @@ def history_workflow(contract: Contract, vocabularies: dict, folder: Path):
     import nvtabular as nvt
     from merlin.io import Dataset
     from nvtabular import ops
+
     columns, sample = None, {}
     for f in contract.side("history"):
-        if f.kind == "continuous": continue   # hist_len is computed from the list
-        values = pd.Series([v.decode() for v in vocabularies[f.vocabulary][0][np.argsort(vocabularies[f.vocabulary][1])]], dtype=object)
+        if f.kind == "continuous":
+            continue  # hist_len is computed from the list
+        values = pd.Series(
+            [
+                v.decode()
+                for v in vocabularies[f.vocabulary][0][np.argsort(vocabularies[f.vocabulary][1])]
+            ],
+            dtype=object,
+        )
         node = [f.name] >> ops.Categorify(vocabs={f.name: values}, out_path=str(folder / f.name))
         columns = node if columns is None else columns + node
         sample[f.name] = [[values[0]] if f.kind == "list" else values[0]]
@@ -164,25 +274,38 @@ def whole_workflow(workflows: dict, sample: pd.DataFrame):
     "Join fitted workflows into one without fitting anything again."
     import nvtabular as nvt
     from merlin.io import Dataset
+
     nodes = [w.output_node for w in workflows.values() if w is not None]
     whole = nvt.Workflow(sum(nodes[1:], nodes[0]))
     whole.fit_schema(Dataset(sample, cpu=_cpu(sample)).schema)
     return whole
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-29
-def export_encoder(workflows: dict, contract: Contract, timezone: str) -> Encoder:  # side -> fitted workflow
+def export_encoder(
+    workflows: dict, contract: Contract, timezone: str
+) -> Encoder:  # side -> fitted workflow
     "Read vocabularies and statistics out of fitted NVTabular workflows."
     from merlin.dag import postorder_iter_nodes
+
     vocab, stats = {}, {}
     for side, workflow in workflows.items():
         for node in postorder_iter_nodes(workflow.output_node) if workflow else ():
             op, names = node.op, list(node.output_columns.names)
             kind = type(op).__name__
-            if kind == "Categorify": vocab.update({n: read_vocabulary(n, op.categories[n]) for n in names})
-            if kind == "FillMissing": fill = op.fill_val
+            if kind == "Categorify":
+                vocab.update({n: read_vocabulary(n, op.categories[n]) for n in names})
+            if kind == "FillMissing":
+                fill = op.fill_val
             if kind == "Normalize":
-                for n in names: stats[n] = dict(fill=float(fill), log=contract[n].transform == "log_standardize", mean=float(op.means[n]), std=float(op.stds[n]))
+                for n in names:
+                    stats[n] = dict(
+                        fill=float(fill),
+                        log=contract[n].transform == "log_standardize",
+                        mean=float(op.means[n]),
+                        std=float(op.stds[n]),
+                    )
     return Encoder(contract, vocab, stats, timezone)
+
 
 def read_vocabulary(name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
     "Read one of Categorify's vocabulary files as sorted byte strings and their ids."
@@ -195,94 +318,178 @@ def read_vocabulary(name: str, path: str) -> tuple[np.ndarray, np.ndarray]:
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-31
 def fit_features(
     contract: Contract,
-    frames: dict,      # side -> training rows: user, item, context
+    frames: dict,  # side -> training rows: user, item, context
     timezone: str,
-    folder: Path,      # workflows are saved here, a folder each
-) -> tuple[Encoder, dict]:  # the encoder (its contract has cardinalities), side -> workflow, `whole` among them
+    folder: Path,  # workflows are saved here, a folder each
+) -> tuple[
+    Encoder, dict
+]:  # the encoder (its contract has cardinalities), side -> workflow, `whole` among them
     "Fit the workflows, export the encoder, save the workflows."
     with tempfile.TemporaryDirectory() as tmp:
-        flows = {side: side_workflow(contract, side, frame, Path(tmp)) for side, frame in frames.items()}
+        flows = {
+            side: side_workflow(contract, side, frame, Path(tmp)) for side, frame in frames.items()
+        }
         encoder = export_encoder(flows, contract, timezone)
         flows["history"] = history_workflow(contract, encoder.vocab, Path(tmp))
-        size = lambda f: FIRST + len(encoder.vocab[f.vocabulary][0]) if f.kind in ("categorical", "list") else 0
-        encoder.contract = Contract(type(f)(**{**f.__dict__, "cardinality": size(f)}) for f in contract)
+        size = (
+            lambda f: FIRST + len(encoder.vocab[f.vocabulary][0])
+            if f.kind in ("categorical", "list")
+            else 0
+        )
+        encoder.contract = Contract(
+            type(f)(**{**f.__dict__, "cardinality": size(f)}) for f in contract
+        )
         flows = {k: w for k, w in flows.items() if w is not None}
-        for side, w in flows.items(): w.save(str(folder / side))
+        for side, w in flows.items():
+            w.save(str(folder / side))
         parts = [f.head(1).reset_index(drop=True) for s, f in frames.items() if s in flows]
-        sample = pd.concat(parts + [pd.DataFrame(dict(top_category=[None], hist_items=[[]]))[[f.name for f in contract.side("history") if f.kind != "continuous"]]], axis=1)
-        whole = whole_workflow(flows, sample); whole.save(str(folder / "whole"))
+        sample = pd.concat(
+            parts
+            + [
+                pd.DataFrame(dict(top_category=[None], hist_items=[[]]))[
+                    [f.name for f in contract.side("history") if f.kind != "continuous"]
+                ]
+            ],
+            axis=1,
+        )
+        whole = whole_workflow(flows, sample)
+        whole.save(str(folder / "whole"))
     return encoder, {k: load_workflow(folder / k) for k in [*flows, "whole"]}
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-32
 def load_workflow(folder: Path):
     "Load a workflow that this run saved. It holds a pickle: load only folders whose hashes stand in your own run's stage.json."
     import nvtabular as nvt
+
     return nvt.Workflow.load(str(folder))
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-35
 def encoder_difference(
-    workflow,              # fitted, of one side
+    workflow,  # fitted, of one side
     encoder: Encoder,
-    side: str,             # user, item or context
-    frame: pd.DataFrame,   # raw rows with the side's columns
-) -> float:                # largest absolute difference; an id that differs counts as infinity
+    side: str,  # user, item or context
+    frame: pd.DataFrame,  # raw rows with the side's columns
+) -> float:  # largest absolute difference; an id that differs counts as infinity
     "Compare the encoder with NVTabular on raw rows; one known row goes first, because NVTabular refuses a column without any value."
     features = [f for f in encoder.contract.side(side) if f.name in frame]
-    known = {f.name: encoder.vocab[f.vocabulary][0][0].decode() if f.kind == "categorical" else 1.0 for f in features}
+    known = {
+        f.name: encoder.vocab[f.vocabulary][0][0].decode() if f.kind == "categorical" else 1.0
+        for f in features
+    }
     frame, worst = pd.concat([pd.DataFrame([known]), frame[list(known)]], ignore_index=True), 0.0
     theirs = transform(workflow, frame)
     raw = {f.source if side != "context" else f.name: frame[f.name].to_numpy() for f in features}
-    ours = encoder.encode(side, raw, len(frame)) if side != "context" else {n: _encode_one(encoder, n, v) for n, v in raw.items()}
+    ours = (
+        encoder.encode(side, raw, len(frame))
+        if side != "context"
+        else {n: _encode_one(encoder, n, v) for n, v in raw.items()}
+    )
     for f in encoder.contract.side(side):
-        if f.kind == "categorical" and not np.array_equal(ours[f.name], theirs[f.name].to_numpy()): return np.inf
-        if f.kind == "continuous": worst = max(worst, float(np.max(np.abs(ours[f.name] - theirs[f.name].to_numpy()) / np.maximum(1, np.abs(ours[f.name])))))
+        if f.kind == "categorical" and not np.array_equal(ours[f.name], theirs[f.name].to_numpy()):
+            return np.inf
+        if f.kind == "continuous":
+            worst = max(
+                worst,
+                float(
+                    np.max(
+                        np.abs(ours[f.name] - theirs[f.name].to_numpy())
+                        / np.maximum(1, np.abs(ours[f.name]))
+                    )
+                ),
+            )
     return worst
+
 
 def _encode_one(encoder: Encoder, name: str, values) -> np.ndarray:
     from recsys.features import look_up
+
     return look_up(values, *encoder.vocab[encoder.contract[name].vocabulary])
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-38
-MASKS = dict(user=0.05, user_and_history=0.05, context=0.05)  # shares of training rows that hide something
+MASKS = dict(
+    user=0.05, user_and_history=0.05, context=0.05
+)  # shares of training rows that hide something
+
 
 class Prepared:
     "Hold a run's prepared data and gather model inputs for any of its events."
-    def __init__(self, contract, encoder, events: dict, hist_items, user_columns, item_columns, item_counts, popularity, meta, folder):
-        self.contract, self.encoder, self.events, self.hist_items = contract, encoder, events, hist_items
+
+    def __init__(
+        self,
+        contract,
+        encoder,
+        events: dict,
+        hist_items,
+        user_columns,
+        item_columns,
+        item_counts,
+        popularity,
+        meta,
+        folder,
+    ):
+        self.contract, self.encoder, self.events, self.hist_items = (
+            contract,
+            encoder,
+            events,
+            hist_items,
+        )
         self.user_columns, self.item_columns = user_columns, item_columns
-        self.item_counts, self.popularity = item_counts, popularity  # training cases of each item: all alike, and recent ones more
+        self.item_counts, self.popularity = (
+            item_counts,
+            popularity,
+        )  # training cases of each item: all alike, and recent ones more
         self.meta, self.folder = meta, folder
         self._encoded = np.append(item_columns["item_id"], PAD)  # row -1 pads
         self.length = contract["hist_items"].dim
 
-    trends = cached_property(lambda self: Trends(np.load(self.folder / "trends.npy", mmap_mode="r"), **self.meta["trends"]))
+    trends = cached_property(
+        lambda self: Trends(
+            np.load(self.folder / "trends.npy", mmap_mode="r"), **self.meta["trends"]
+        )
+    )
 
     @property
-    def n_items(self) -> int: return len(self.item_columns["item_id"])
+    def n_items(self) -> int:
+        return len(self.item_columns["item_id"])
 
     def positions(self, split: str, cases: bool = True) -> np.ndarray:
         "List the events of a split, by default its cases only."
         e, number = self.events, ["train", "valid", "test"].index(split)
-        return np.flatnonzero((e["split"] == number) & ((e["case"] if self.repeats else e["case"] & ~e["again"]) if cases else True))
+        return np.flatnonzero(
+            (e["split"] == number)
+            & ((e["case"] if self.repeats else e["case"] & ~e["again"]) if cases else True)
+        )
 
     @property
-    def repeats(self) -> bool: return "again" not in self.events   # whether what a user chose before may be a case
+    def repeats(self) -> bool:
+        return "again" not in self.events  # whether what a user chose before may be a case
 
-    def refits(self, wanted: str) -> bool: return wanted == "true" or wanted == "auto" and self.meta["split"] == "leave_one_out"   # REFIT; there validation holds each user's newest choice, a tenth of all in short sequences
+    def refits(self, wanted: str) -> bool:
+        return (
+            wanted == "true" or wanted == "auto" and self.meta["split"] == "leave_one_out"
+        )  # REFIT; there validation holds each user's newest choice, a tenth of all in short sequences
 
-    def history_rows(self, pos: np.ndarray) -> np.ndarray:  # item rows [B, HISTORY], newest last, -1 padded
+    def history_rows(
+        self, pos: np.ndarray
+    ) -> np.ndarray:  # item rows [B, HISTORY], newest last, -1 padded
         "Gather each event's history as item rows."
-        return history_at(self.hist_items, self.events["hist_first"][pos], self.events["hist_cut"][pos], self.length)
+        return history_at(
+            self.hist_items,
+            self.events["hist_first"][pos],
+            self.events["hist_cut"][pos],
+            self.length,
+        )
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-40
 from fastcore.basics import patch
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-41
 @patch
-def query_inputs(self: Prepared,
-    pos: np.ndarray,   # positions into events
-    rng=None,          # numpy Generator: hide fields as in training; None hides nothing
-) -> dict:             # feature -> int64 or float32 [B], hist_items [B, HISTORY]
+def query_inputs(
+    self: Prepared,
+    pos: np.ndarray,  # positions into events
+    rng=None,  # numpy Generator: hide fields as in training; None hides nothing
+) -> dict:  # feature -> int64 or float32 [B], hist_items [B, HISTORY]
     "Gather the query side's features as of each event."
     e, draw = self.events, np.ones(len(pos)) if rng is None else rng.random(len(pos))
     both = draw < MASKS["user_and_history"]
@@ -291,15 +498,17 @@ def query_inputs(self: Prepared,
     rows = np.where(both[:, None], -1, self.history_rows(pos))
     user = np.where(no_user, -1, e["user"][pos])
     out = {f.name: self.user_columns[f.name][user] for f in self.contract.side("user")}
-    for f in self.contract.side("context"): out[f.name] = np.where(no_context, NULL, e[f.name][pos]).astype(np.int64)
-    if self.contract["top_category"]: out["top_category"] = np.where(both, NULL, e["top_category"][pos]).astype(np.int64)
+    for f in self.contract.side("context"):
+        out[f.name] = np.where(no_context, NULL, e[f.name][pos]).astype(np.int64)
+    if self.contract["top_category"]:
+        out["top_category"] = np.where(both, NULL, e["top_category"][pos]).astype(np.int64)
     return out | dict(hist_items=self._encoded[rows], hist_len=history_length(rows))
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-64
 def past_items(
     prep: Prepared,
-    pos: np.ndarray,           # positions into events [B]
-    since=None,                # only from these seconds on, [B]; None: everything
+    pos: np.ndarray,  # positions into events [B]
+    since=None,  # only from these seconds on, [B]; None: everything
 ) -> tuple[np.ndarray, np.ndarray]:  # case numbers, item rows: one pair for each past event
     "List what each case's user did strictly before it."
     e = prep.events
@@ -310,6 +519,7 @@ def past_items(
     keep = slice(None) if since is None else e["timestamp"][at] >= np.asarray(since)[case]
     return case[keep], e["item"][at][keep]
 
+
 @patch
 def hidden(self: Prepared, pos: np.ndarray) -> tuple:  # as `past_items` gives it
     "List what is never shown to events: their past where nothing is chosen again, else nothing."
@@ -317,7 +527,9 @@ def hidden(self: Prepared, pos: np.ndarray) -> tuple:  # as `past_items` gives i
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-43
 @patch
-def item_inputs(self: Prepared, rows: np.ndarray) -> dict:  # item rows of any shape -> feature -> array of that shape (+ [dim])
+def item_inputs(
+    self: Prepared, rows: np.ndarray
+) -> dict:  # item rows of any shape -> feature -> array of that shape (+ [dim])
     "Gather the item side's features."
     return {f.name: self.item_columns[f.name][rows] for f in self.contract.item}
 
@@ -325,8 +537,12 @@ def item_inputs(self: Prepared, rows: np.ndarray) -> dict:  # item rows of any s
 def load_prepared(p: Params) -> Prepared:
     "Load what `run_data_prep` wrote, with the embeddings where their stage has run."
     folder = run_dir(p) / "data_prep"
-    if not (folder / "meta.json").is_file(): raise RecsysError(f"{folder}: no prepared data; run the stage data_prep of run {p.RUN} first")
+    if not (folder / "meta.json").is_file():
+        raise RecsysError(
+            f"{folder}: no prepared data; run the stage data_prep of run {p.RUN} first"
+        )
     return open_prepared(folder, run_dir(p) / "embeddings")
+
 
 def open_prepared(folder: Path, embeddings: Path) -> Prepared:  # the stages' folders
     "Load prepared data from a folder."
@@ -336,25 +552,63 @@ def open_prepared(folder: Path, embeddings: Path) -> Prepared:  # the stages' fo
     counts, popularity = items.pop("item_counts"), items.pop("popularity")
     for f in encoder.contract.kind("embedding"):
         file = embeddings / f"{f.name}.npy"
-        items[f.name] = np.load(file) if file.is_file() else np.zeros((len(counts), f.dim), np.float32)
-    return Prepared(encoder.contract, encoder, events, hist_items, load_arrays(folder / "user_columns.npz"), items, counts, popularity, meta, folder)
+        items[f.name] = (
+            np.load(file) if file.is_file() else np.zeros((len(counts), f.dim), np.float32)
+        )
+    return Prepared(
+        encoder.contract,
+        encoder,
+        events,
+        hist_items,
+        load_arrays(folder / "user_columns.npz"),
+        items,
+        counts,
+        popularity,
+        meta,
+        folder,
+    )
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-48
-def sorted_events(source: Path, users: pd.DataFrame, items: pd.DataFrame) -> tuple:  # events, user ids, types, devices
+def sorted_events(
+    source: Path, users: pd.DataFrame, items: pd.DataFrame
+) -> tuple:  # events, user ids, types, devices
     "Read events and list what ids, event types and devices occur."
-    t = pq.read_table(source / "interactions.parquet", columns=[c for c in ("user_id", "event_type", "device_type") if c in pq.read_schema(source / "interactions.parquet").names],
-                      read_dictionary=["user_id", "event_type", "device_type"]).unify_dictionaries()
-    values = lambda name: {v for c in t[name].chunks for v in c.dictionary.to_pylist() if v is not None} if name in t.column_names else set()
+    t = pq.read_table(
+        source / "interactions.parquet",
+        columns=[
+            c
+            for c in ("user_id", "event_type", "device_type")
+            if c in pq.read_schema(source / "interactions.parquet").names
+        ],
+        read_dictionary=["user_id", "event_type", "device_type"],
+    ).unify_dictionaries()
+    values = (
+        lambda name: {v for c in t[name].chunks for v in c.dictionary.to_pylist() if v is not None}
+        if name in t.column_names
+        else set()
+    )
     ids = np.array(sorted(values("user_id") | set(users.user_id)), dtype=object)
-    types = [x for x in FUNNEL if x in values("event_type")] + sorted(values("event_type") - set(FUNNEL))
+    types = [x for x in FUNNEL if x in values("event_type")] + sorted(
+        values("event_type") - set(FUNNEL)
+    )
     devices = device_names(t) if "device_type" in t.column_names else np.array([], dtype=object)
     return read_events(source, ids, items.item_id.to_numpy(), types), ids, types, devices
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-49
-def positive_types(types: list, wanted: str) -> list:  # numbers of the event types that count, in funnel order
+def positive_types(
+    types: list, wanted: str
+) -> list:  # numbers of the event types that count, in funnel order
     "Read POSITIVE_EVENTS; raise `RecsysError` for a type that does not occur."
-    names = [x.strip() for x in wanted.split(",") if x.strip()] or [x for x in FUNNEL if x in types] or types or [""]
-    if unknown := [x for x in names if x not in types and types]: raise RecsysError(f"POSITIVE_EVENTS names {', '.join(unknown)}; the interactions have {', '.join(types)}")
+    names = (
+        [x.strip() for x in wanted.split(",") if x.strip()]
+        or [x for x in FUNNEL if x in types]
+        or types
+        or [""]
+    )
+    if unknown := [x for x in names if x not in types and types]:
+        raise RecsysError(
+            f"POSITIVE_EVENTS names {', '.join(unknown)}; the interactions have {', '.join(types)}"
+        )
     return [types.index(x) for x in names] if types else [0]
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-51
@@ -362,119 +616,225 @@ def training_frames(e: dict, users, items, ids, devices, contract, p) -> dict:  
     "Select what the workflows may learn from: users, items and contexts of training events."
     train = e["split"] == 0
     seen = lambda name, n: np.flatnonzero(np.bincount(e[name][train & (e[name] >= 0)], minlength=n))
-    user = users.set_index("user_id").reindex(ids[seen("user", len(ids))]).rename_axis("user_id").reset_index()
+    user = (
+        users.set_index("user_id")
+        .reindex(ids[seen("user", len(ids))])
+        .rename_axis("user_id")
+        .reset_index()
+    )
     hour, weekday = local_time(np.unique(e["timestamp"][train] // 900) * 900, p.TIMEZONE)
     n = max(24, 7, len(devices))
-    known = [sorted(set(hour.tolist())), sorted(set(weekday.tolist())), [devices[i] for i in seen("device", len(devices))] or [None]]
-    context = pd.DataFrame({c: [str(v[i % len(v)]) if v[0] is not None else None for i in range(n)] for c, v in zip(("hour", "weekday", "device_type"), known)})
-    frames = dict(user=user, context=context, item=items.iloc[seen("item", len(items))].reset_index(drop=True))
-    return {s: f[[x.name for x in contract.side(s) if x.kind in ("categorical", "continuous")]] for s, f in frames.items()}
+    known = [
+        sorted(set(hour.tolist())),
+        sorted(set(weekday.tolist())),
+        [devices[i] for i in seen("device", len(devices))] or [None],
+    ]
+    context = pd.DataFrame(
+        {
+            c: [str(v[i % len(v)]) if v[0] is not None else None for i in range(n)]
+            for c, v in zip(("hour", "weekday", "device_type"), known)
+        }
+    )
+    frames = dict(
+        user=user, context=context, item=items.iloc[seen("item", len(items))].reset_index(drop=True)
+    )
+    return {
+        s: f[[x.name for x in contract.side(s) if x.kind in ("categorical", "continuous")]]
+        for s, f in frames.items()
+    }
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-52
-def save_prepared(rec, e: dict, encoder: Encoder, users, items, ids, devices, p: Params, positive: list) -> None:
+def save_prepared(
+    rec, e: dict, encoder: Encoder, users, items, ids, devices, p: Params, positive: list
+) -> None:
     "Encode the columns, compute the as-of features and write everything that the later stages read."
     contract = encoder.contract
-    table = users.set_index("user_id").reindex(np.append(ids, "")).reset_index()     # the last row is the unknown user
-    save_arrays(rec.dir / "user_columns.npz", encoder.encode("user", {c: table[c].to_numpy() for c in table}, len(table)))
+    table = (
+        users.set_index("user_id").reindex(np.append(ids, "")).reset_index()
+    )  # the last row is the unknown user
+    save_arrays(
+        rec.dir / "user_columns.npz",
+        encoder.encode("user", {c: table[c].to_numpy() for c in table}, len(table)),
+    )
     columns = encoder.encode("item", {c: items[c].to_numpy() for c in items}, len(items))
     train = e["case"] & (e["split"] == 0)
-    save_arrays(rec.dir / "item_columns.npz", columns | dict(item_counts=np.bincount(e["item"][train], minlength=len(items)),
-        first_event=first_events(e["item"][e["split"] == 0], e["timestamp"][e["split"] == 0], len(items)), popularity=decayed_counts(e["item"][train], e["timestamp"][train], len(items), p.RECENT_DAYS)))
+    save_arrays(
+        rec.dir / "item_columns.npz",
+        columns
+        | dict(
+            item_counts=np.bincount(e["item"][train], minlength=len(items)),
+            first_event=first_events(
+                e["item"][e["split"] == 0], e["timestamp"][e["split"] == 0], len(items)
+            ),
+            popularity=decayed_counts(
+                e["item"][train], e["timestamp"][train], len(items), p.RECENT_DAYS
+            ),
+        ),
+    )
     out, names = dict(e), np.append(devices, "")
     del out["device"]
-    context = {f.name: v for f, v in zip(contract.side("context"), encode_context(encoder, e["timestamp"], None).values())}
+    context = {
+        f.name: v
+        for f, v in zip(
+            contract.side("context"), encode_context(encoder, e["timestamp"], None).values()
+        )
+    }
     context |= encode_devices(encoder, names, e["device"])
     out |= {n: v.astype(np.int16) for n, v in context.items()}
     first, cut = event_bounds(e["user"], e["timestamp"])
-    if contract["top_category"]: out["top_category"] = top_categories(first, cut, e["timestamp"], columns["category_l1"][e["item"]], p.TOP_CATEGORY_HOURS * 3600)
-    before = np.r_[0, np.cumsum(e["case"])].astype(np.int32)          # the history holds cases, not every step of a funnel
-    out |= dict(first=first.astype(np.int32), cut=cut.astype(np.int32), hist_first=before[first], hist_cut=before[cut], hist_items=e["item"][e["case"]])
-    again = chosen_again(e); share = again[train].mean() if train.any() else 0
-    if p.REPEATS == "false" or p.REPEATS == "auto" and share < FEW: out["again"] = again; rec.rows["left out, chosen before"] = int(again.sum())
+    if contract["top_category"]:
+        out["top_category"] = top_categories(
+            first,
+            cut,
+            e["timestamp"],
+            columns["category_l1"][e["item"]],
+            p.TOP_CATEGORY_HOURS * 3600,
+        )
+    before = np.r_[0, np.cumsum(e["case"])].astype(
+        np.int32
+    )  # the history holds cases, not every step of a funnel
+    out |= dict(
+        first=first.astype(np.int32),
+        cut=cut.astype(np.int32),
+        hist_first=before[first],
+        hist_cut=before[cut],
+        hist_items=e["item"][e["case"]],
+    )
+    again = chosen_again(e)
+    share = again[train].mean() if train.any() else 0
+    if p.REPEATS == "false" or p.REPEATS == "auto" and share < FEW:
+        out["again"] = again
+        rec.rows["left out, chosen before"] = int(again.sum())
     for old in (rec.dir / "events").glob("*.npy"):
-        if old.stem not in out: old.unlink()
+        if old.stem not in out:
+            old.unlink()
     for name, a in out.items():
-        with atomic_path(rec.dir / "events" / f"{name}.npy") as tmp: np.save(tmp, a)
-    with atomic_path(rec.dir / "items.parquet") as tmp: items.to_parquet(tmp, index=False)
+        with atomic_path(rec.dir / "events" / f"{name}.npy") as tmp:
+            np.save(tmp, a)
+    with atomic_path(rec.dir / "items.parquet") as tmp:
+        items.to_parquet(tmp, index=False)
     save_arrays(rec.dir / "users.npz", dict(user_id=as_bytes(ids)))
     trends = choose_trends(e, len(items), p)
-    with atomic_path(rec.dir / "trends.npy") as tmp: np.save(tmp, trends.values)
+    with atomic_path(rec.dir / "trends.npy") as tmp:
+        np.save(tmp, trends.values)
     write_meta(rec, out, p, positive, trends)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-53
 def decayed_counts(
-    items: np.ndarray, timestamps: np.ndarray,  # item row and second of each event
-    n: int,             # items
-    half_life: float,   # days
-) -> np.ndarray:        # float64 [n]
+    items: np.ndarray,
+    timestamps: np.ndarray,  # item row and second of each event
+    n: int,  # items
+    half_life: float,  # days
+) -> np.ndarray:  # float64 [n]
     "Count events, those of the newest moment fully, older ones by half each half-life."
     age = (timestamps.max(initial=0) - timestamps) / 86400
     return np.bincount(items, weights=0.5 ** (age / half_life), minlength=n)
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-54b
-HALF_LIVES = 1., 3., 10., 30., 100., 300.   # days
+HALF_LIVES = 1.0, 3.0, 10.0, 30.0, 100.0, 300.0  # days
+
 
 def choose_trends(
-    e: dict,          # events
-    n: int,           # items
-    p: Params,        # TREND_DAYS, SPLIT, SEED
+    e: dict,  # events
+    n: int,  # items
+    p: Params,  # TREND_DAYS, SPLIT, SEED
     cases: int = 2000,  # of validation, at most
 ) -> Trends:
     "Make the table of trends, its half-life chosen on validation where TREND_DAYS is 0; without validation RECENT_DAYS."
-    known = np.flatnonzero(e["case"] & (e["split"] >= 0) & ((e["split"] < 2) | (p.SPLIT == "time"))); item, ts = e["item"][known], e["timestamp"][known]
-    pos = np.random.default_rng(p.SEED).permutation(np.flatnonzero(e["case"] & (e["split"] == 1)))[:cases]
-    if p.TREND_DAYS or not len(pos): return make_trends(item, ts, n, p.TREND_DAYS or p.RECENT_DAYS)
-    def gain(t):   # mean 1 / log2(2 + rank) over the whole catalogue
-        at, sure = t.moment(e["timestamp"][pos]), 0.
-        for a in range(0, len(pos), 256): v = t.values[np.maximum(at[a:a + 256], 0)]; sure += (1 / np.log2(2. + (v > v[np.arange(len(v)), e["item"][pos[a:a + 256]]][:, None]).sum(1))).sum()
+    known = np.flatnonzero(e["case"] & (e["split"] >= 0) & ((e["split"] < 2) | (p.SPLIT == "time")))
+    item, ts = e["item"][known], e["timestamp"][known]
+    pos = np.random.default_rng(p.SEED).permutation(np.flatnonzero(e["case"] & (e["split"] == 1)))[
+        :cases
+    ]
+    if p.TREND_DAYS or not len(pos):
+        return make_trends(item, ts, n, p.TREND_DAYS or p.RECENT_DAYS)
+
+    def gain(t):  # mean 1 / log2(2 + rank) over the whole catalogue
+        at, sure = t.moment(e["timestamp"][pos]), 0.0
+        for a in range(0, len(pos), 256):
+            v = t.values[np.maximum(at[a : a + 256], 0)]
+            sure += (
+                1
+                / np.log2(
+                    2.0 + (v > v[np.arange(len(v)), e["item"][pos[a : a + 256]]][:, None]).sum(1)
+                )
+            ).sum()
         return sure
+
     best = -1, None
-    for h in HALF_LIVES: best = max(best, (gain(t := make_trends(item, ts, n, h)), t), key=lambda x: x[0])   # two tables at a time
+    for h in HALF_LIVES:
+        best = max(
+            best, (gain(t := make_trends(item, ts, n, h)), t), key=lambda x: x[0]
+        )  # two tables at a time
     return best[1]
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-55
-FEW = .001   # share of training cases that are chosen again, below which REPEATS: auto leaves them out
+FEW = 0.001  # share of training cases that are chosen again, below which REPEATS: auto leaves them out
+
 
 def chosen_again(e: dict) -> np.ndarray:  # bool [n]
     "Mark the cases whose user chose the same item in a case strictly before."
-    at = np.flatnonzero(e["case"] & (e["user"] >= 0)); at = at[np.lexsort((e["timestamp"][at], e["item"][at], e["user"][at]))]
-    user, item, ts = (e[k][at] for k in ("user", "item", "timestamp")); new = np.r_[True, (user[1:] != user[:-1]) | (item[1:] != item[:-1])][:len(at)]
-    out = np.zeros(len(e["case"]), bool); out[at] = ts > ts[np.maximum.accumulate(np.where(new, np.arange(len(at)), 0))]
+    at = np.flatnonzero(e["case"] & (e["user"] >= 0))
+    at = at[np.lexsort((e["timestamp"][at], e["item"][at], e["user"][at]))]
+    user, item, ts = (e[k][at] for k in ("user", "item", "timestamp"))
+    new = np.r_[True, (user[1:] != user[:-1]) | (item[1:] != item[:-1])][: len(at)]
+    out = np.zeros(len(e["case"]), bool)
+    out[at] = ts > ts[np.maximum.accumulate(np.where(new, np.arange(len(at)), 0))]
     return out
 
+
 def first_events(
-    items: np.ndarray, timestamps: np.ndarray,  # item row and second of each training event
-    n: int,         # items
-) -> np.ndarray:    # int64 [n], seconds; `UNSEEN` without an event
+    items: np.ndarray,
+    timestamps: np.ndarray,  # item row and second of each training event
+    n: int,  # items
+) -> np.ndarray:  # int64 [n], seconds; `UNSEEN` without an event
     "Find when each item was first heard of."
     out = np.full(n, UNSEEN)
     np.minimum.at(out, items, timestamps)
     return out
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-57
-def encode_devices(encoder: Encoder, names: np.ndarray, device: np.ndarray) -> dict:  # names end with '' for index -1
+def encode_devices(
+    encoder: Encoder, names: np.ndarray, device: np.ndarray
+) -> dict:  # names end with '' for index -1
     "Encode the events' devices through the few names that occur."
     f = encoder.contract["device_type"]
     return {} if f is None else dict(device_type=_encode_one(encoder, "device_type", names)[device])
+
 
 def write_meta(rec, e: dict, p: Params, positive: list, trends: Trends) -> None:
     "Write meta.json and the row counts: data range, split borders, cases."
     ts, split = e["timestamp"], e["split"]
     ends = lambda m: [int(ts[m].min()), int(ts[m].max())] if m.any() else None
-    write_json(rec.dir / "meta.json", dict(span=ends(split >= 0), train=ends(split == 0), valid=ends(split == 1), test=ends(split == 2),
-        edges=list(split_edges(ts, p.VALID, p.TEST)) if p.SPLIT == "time" else None, positive_events=positive, split=p.SPLIT, timezone=p.TIMEZONE, trends=trends.to_json()))
+    write_json(
+        rec.dir / "meta.json",
+        dict(
+            span=ends(split >= 0),
+            train=ends(split == 0),
+            valid=ends(split == 1),
+            test=ends(split == 2),
+            edges=list(split_edges(ts, p.VALID, p.TEST)) if p.SPLIT == "time" else None,
+            positive_events=positive,
+            split=p.SPLIT,
+            timezone=p.TIMEZONE,
+            trends=trends.to_json(),
+        ),
+    )
     for i, name in enumerate(("train", "valid", "test")):
-        rec.rows[name] = int((split == i).sum()); rec.rows[f"{name} cases"] = int((e["case"] & ~e.get("again", np.False_) & (split == i)).sum())
+        rec.rows[name] = int((split == i).sum())
+        rec.rows[f"{name} cases"] = int(
+            (e["case"] & ~e.get("again", np.False_) & (split == i)).sum()
+        )
     rec.rows["anonymous"] = int((e["user"] < 0).sum())
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-58
 def encode_tables(
-    rec,                  # .dir to write to, .rows to count in
-    source: Path,         # of the ingest stage
+    rec,  # .dir to write to, .rows to count in
+    source: Path,  # of the ingest stage
     items: pd.DataFrame,  # the catalogue in row order
     encoder: Encoder,
-    p: Params,            # SPLIT, VALID, TEST and the windows
-    wanted: list,         # event types that are cases
+    p: Params,  # SPLIT, VALID, TEST and the windows
+    wanted: list,  # event types that are cases
 ) -> None:
     "Prepare tables with an encoder that is there already; nothing is fitted, what it doesn't know stays unknown."
     users = pd.read_parquet(source / "users.parquet")
@@ -484,22 +844,56 @@ def encode_tables(
     save_encoder(encoder, rec.dir)
     save_prepared(rec, e, encoder, users, items, ids, devices, p, wanted)
 
+
 def run_data_prep(p: Params) -> Prepared:
     "Turn the ingested tables into events, columns, workflows and the encoder."
     with record_stage(p, "data_prep") as rec:
         source = stage_dir(p, "ingest")
-        items, users = pd.read_parquet(source / "items.parquet"), pd.read_parquet(source / "users.parquet")
-        with rec.timing("events"): e, ids, types, devices = sorted_events(source, users, items)
+        items, users = (
+            pd.read_parquet(source / "items.parquet"),
+            pd.read_parquet(source / "users.parquet"),
+        )
+        with rec.timing("events"):
+            e, ids, types, devices = sorted_events(source, users, items)
         positive = positive_types(types, p.POSITIVE_EVENTS)
         e["case"] = mark_cases(e, positive)
         e["split"] = split_events(e, e["case"], p)
-        contract, left = make_contract(users, items, len(devices) > 0, p.TEXT_ENCODER != "none" and any(c in items for c in ("title", "description")),
-                                       p.IMAGE_ENCODER != "none" and any(c in items and items[c].notna().any() for c in ("image", "image_bytes")), p)
-        for name in left: rec.note(f"column {name} is no feature: constant, or different in nearly every row")
+        contract, left = make_contract(
+            users,
+            items,
+            len(devices) > 0,
+            p.TEXT_ENCODER != "none" and any(c in items for c in ("title", "description")),
+            p.IMAGE_ENCODER != "none"
+            and any(c in items and items[c].notna().any() for c in ("image", "image_bytes")),
+            p,
+        )
+        for name in left:
+            rec.note(f"column {name} is no feature: constant, or different in nearly every row")
         for name in ("device_type", "top_category", "text", "image"):
-            if contract[name] is None: rec.note(f"no feature {name}: the source has no such column")
-        with rec.timing("workflows"): encoder, _ = fit_features(contract, training_frames(e, users, items, ids, devices, contract, p), p.TIMEZONE, rec.dir / "workflows")
+            if contract[name] is None:
+                rec.note(f"no feature {name}: the source has no such column")
+        with rec.timing("workflows"):
+            encoder, _ = fit_features(
+                contract,
+                training_frames(e, users, items, ids, devices, contract, p),
+                p.TIMEZONE,
+                rec.dir / "workflows",
+            )
         save_encoder(encoder, rec.dir)
-        with rec.timing("features"): save_prepared(rec, e, encoder, users, items, ids, devices, p, [types[i] for i in positive] if types else [])
-        if n := rec.rows.get("left out, chosen before"): rec.note(f"{n:,} cases are left out, and histories are hidden: their users had chosen the item before (REPEATS: {p.REPEATS})")
+        with rec.timing("features"):
+            save_prepared(
+                rec,
+                e,
+                encoder,
+                users,
+                items,
+                ids,
+                devices,
+                p,
+                [types[i] for i in positive] if types else [],
+            )
+        if n := rec.rows.get("left out, chosen before"):
+            rec.note(
+                f"{n:,} cases are left out, and histories are hidden: their users had chosen the item before (REPEATS: {p.REPEATS})"
+            )
     return load_prepared(p)

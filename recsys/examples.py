@@ -16,40 +16,85 @@ from .recommender import Bundle, seen_since
 def pick_examples(
     kept: SimpleNamespace,  # of `load_ranks`
     prep: Prepared,
-    n: int = 4,             # right ones, and as many wrong ones
+    n: int = 4,  # right ones, and as many wrong ones
     seed: int = 42,
-    least: int = 3,         # items that the history must have
-) -> np.ndarray:            # numbers of cases, the right ones first
+    least: int = 3,  # items that the history must have
+) -> np.ndarray:  # numbers of cases, the right ones first
     "Draw cases of different users with a history: some on the page, some not."
-    order = np.random.default_rng(seed).permutation(len(kept.pos)); known = np.asarray(prep.events["hist_cut"][kept.pos] - prep.events["hist_first"][kept.pos])
+    order = np.random.default_rng(seed).permutation(len(kept.pos))
+    known = np.asarray(prep.events["hist_cut"][kept.pos] - prep.events["hist_first"][kept.pos])
     order = order[(kept.user[order] >= 0) & (known[order] >= least)]
-    order = order[np.sort(np.unique(kept.user[order], return_index=True)[1])]   # the first of each user
+    order = order[
+        np.sort(np.unique(kept.user[order], return_index=True)[1])
+    ]  # the first of each user
     hit = kept.ranks["full"][order] < 10
     return np.concatenate([order[hit][:n], order[~hit][:n]])
 
 # %% ../nbs/14_examples.ipynb #14-examples-08
 def where_lost(kept: SimpleNamespace, prep: Prepared, bundle: Bundle, i: int) -> str:
     "Say where the chosen item of a case stood, or at which stage it was lost."
-    place, pos, days = kept.ranks["full"][i], kept.pos[i:i + 1], bundle.serving.SEEN_DAYS
-    if np.isfinite(place): return f"place {int(place) + 1}"
-    if kept.masked and prep.events["item"][pos[0]] in past_items(prep, pos)[1]: return "hidden with the whole history"
-    if days and prep.events["item"][pos[0]] in past_items(prep, pos, seen_since(prep.events["timestamp"][pos], days))[1]: return "lately seen, so hidden by the filter"
-    return "a candidate, ranked low" if np.isfinite(kept.ranks["retrieval"][i]) else f"not among the {kept.candidates} candidates"
+    place, pos, days = kept.ranks["full"][i], kept.pos[i : i + 1], bundle.serving.SEEN_DAYS
+    if np.isfinite(place):
+        return f"place {int(place) + 1}"
+    if kept.masked and prep.events["item"][pos[0]] in past_items(prep, pos)[1]:
+        return "hidden with the whole history"
+    if (
+        days
+        and prep.events["item"][pos[0]]
+        in past_items(prep, pos, seen_since(prep.events["timestamp"][pos], days))[1]
+    ):
+        return "lately seen, so hidden by the filter"
+    return (
+        "a candidate, ranked low"
+        if np.isfinite(kept.ranks["retrieval"][i])
+        else f"not among the {kept.candidates} candidates"
+    )
 
 # %% ../nbs/14_examples.ipynb #14-examples-10
 def name_items(bundle: Bundle) -> list:  # (title, category) of each row
     "Give items the names that people read; the id where there is no title."
-    t = bundle.shown; column = lambda name: t[name].to_pylist() if name in t.column_names else [None] * len(t)
-    return [(title or item, category or "") for item, title, category in zip(column("item_id"), column("title"), column("category_l1"))]
+    t = bundle.shown
+    column = lambda name: t[name].to_pylist() if name in t.column_names else [None] * len(t)
+    return [
+        (title or item, category or "")
+        for item, title, category in zip(column("item_id"), column("title"), column("category_l1"))
+    ]
 
-def make_examples(kept: SimpleNamespace, prep: Prepared, bundle: Bundle, n: int = 4, seed: int = 42) -> list:  # {user, when, device, right, where, chosen, past, shown}; items as (title, category)
+
+def make_examples(
+    kept: SimpleNamespace, prep: Prepared, bundle: Bundle, n: int = 4, seed: int = 42
+) -> list:  # {user, when, device, right, where, chosen, past, shown}; items as (title, category)
     "Describe examples: who, when, the newest of the history, the page of ten, what was chosen and where it stood."
-    some, e, names, users = pick_examples(kept, prep, n, seed), prep.events, name_items(bundle), load_user_ids(prep)
-    if not len(some): return []
-    device = {int(i): v.decode() for v, i in zip(*prep.encoder.vocab["device_type"])} if prep.contract["device_type"] else {}
-    pages, read = model_lists(bundle, prep, kept.pos[some], kept.masked, 10)["full"], lambda rows: [names[r] for r in rows if r >= 0]
+    some, e, names, users = (
+        pick_examples(kept, prep, n, seed),
+        prep.events,
+        name_items(bundle),
+        load_user_ids(prep),
+    )
+    if not len(some):
+        return []
+    device = (
+        {int(i): v.decode() for v, i in zip(*prep.encoder.vocab["device_type"])}
+        if prep.contract["device_type"]
+        else {}
+    )
+    pages, read = (
+        model_lists(bundle, prep, kept.pos[some], kept.masked, 10)["full"],
+        lambda rows: [names[r] for r in rows if r >= 0],
+    )
+
     def one(i, page):
-        at = kept.pos[i]; past = prep.history_rows(kept.pos[i:i + 1])[0][::-1][:5]
-        return dict(user=users[e["user"][at]].decode(), when=str(np.datetime64(int(e["timestamp"][at]), "s")).replace("T", " "), device=device.get(int(e["device_type"][at]), "") if device else "", right=bool(kept.ranks["full"][i] < 10),
-                    where=where_lost(kept, prep, bundle, i), chosen=names[e["item"][at]], past=read(past), shown=read(page))
+        at = kept.pos[i]
+        past = prep.history_rows(kept.pos[i : i + 1])[0][::-1][:5]
+        return dict(
+            user=users[e["user"][at]].decode(),
+            when=str(np.datetime64(int(e["timestamp"][at]), "s")).replace("T", " "),
+            device=device.get(int(e["device_type"][at]), "") if device else "",
+            right=bool(kept.ranks["full"][i] < 10),
+            where=where_lost(kept, prep, bundle, i),
+            chosen=names[e["item"][at]],
+            past=read(past),
+            shown=read(page),
+        )
+
     return [one(i, page) for i, page in zip(some, pages)]

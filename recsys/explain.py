@@ -14,57 +14,117 @@ from pathlib import Path
 import numpy as np
 from .core import RecsysError
 from .features import PAIR, columns_of, encode_context, pack
-from .recommender import Reasons, Recommender, candidate_features, finite, nobody, onnx_session, query_arrays, read_request, run_session, score_candidates
+from recsys.recommender import (
+    Reasons,
+    Recommender,
+    candidate_features,
+    finite,
+    nobody,
+    onnx_session,
+    query_arrays,
+    read_request,
+    run_session,
+    score_candidates,
+)
 
 # %% ../nbs/22_explain.ipynb #22-explain-06
-GROUPS = dict(history="the history", user="the user's profile", context="device and time", item="the item itself (popularity, demand, age)",
-              attributes="category and attributes", price="price", text="text", image="image")   # group -> what people call it
-PAIR_GROUPS = dict(mask="", score="item", age="item", count="history", last="history", faded="history", due="history", votes="history", next="history", trend="item")   # of what is known of a request and a candidate together
+GROUPS = dict(
+    history="the history",
+    user="the user's profile",
+    context="device and time",
+    item="the item itself (popularity, demand, age)",
+    attributes="category and attributes",
+    price="price",
+    text="text",
+    image="image",
+)  # group -> what people call it
+PAIR_GROUPS = dict(
+    mask="",
+    score="item",
+    age="item",
+    count="history",
+    last="history",
+    faded="history",
+    due="history",
+    votes="history",
+    next="history",
+    trend="item",
+)  # of what is known of a request and a candidate together
+
 
 def group_of(feature) -> str:
     "Tell which group a feature of the contract belongs to."
-    if feature.side != "item": return feature.side
-    return "item" if feature.name == "item_id" else feature.name if feature.name in GROUPS else "attributes"
+    if feature.side != "item":
+        return feature.side
+    return (
+        "item"
+        if feature.name == "item_id"
+        else feature.name
+        if feature.name in GROUPS
+        else "attributes"
+    )
 
-def groups_of(contract) -> list: "List the groups that a contract has, in the order of `GROUPS`."; found = {group_of(f) for f in contract}; return [g for g in GROUPS if g in found]
+
+def groups_of(contract) -> list:
+    "List the groups that a contract has, in the order of `GROUPS`."
+    found = {group_of(f) for f in contract}
+    return [g for g in GROUPS if g in found]
 
 # %% ../nbs/22_explain.ipynb #22-explain-08
-def owners(contract, groups: list) -> dict:  # q_ints, q_floats, i_ints, i_floats, pair -> number of each column's group, -1: of none
+def owners(
+    contract, groups: list
+) -> dict:  # q_ints, q_floats, i_ints, i_floats, pair -> number of each column's group, -1: of none
     "Tell for every column of the ranker's inputs which group owns it."
     out = {"pair": np.array([groups.index(g) if g else -1 for g in PAIR_GROUPS.values()])}
     for prefix, side in (("q_", contract.query), ("i_", contract.item)):
         for part in ("ints", "floats"):
-            out[prefix + part] = np.array([groups.index(group_of(side[n])) for n, s in columns_of(side, part).items() for _ in range(s.stop - s.start)], np.int64)
+            out[prefix + part] = np.array(
+                [
+                    groups.index(group_of(side[n]))
+                    for n, s in columns_of(side, part).items()
+                    for _ in range(s.stop - s.start)
+                ],
+                np.int64,
+            )
     return out
 
 # %% ../nbs/22_explain.ipynb #22-explain-11
 def shapley(
     values: np.ndarray,  # of all coalitions of n players, [2^n]; bit i of the position: player i is in
-) -> np.ndarray:         # [n]
+) -> np.ndarray:  # [n]
     "Compute Shapley values exactly.\n\nShapley, 1953."
     n, coalition = int(len(values)).bit_length() - 1, np.arange(len(values))
     size = np.array([bin(c).count("1") for c in coalition])
-    weight = np.array([math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n) for s in range(n)])   # share of the orders in which a player joins after s given others
+    weight = np.array(
+        [math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n) for s in range(n)]
+    )  # share of the orders in which a player joins after s given others
     out = np.zeros(n)
     for i in range(n):
         without = coalition[coalition >> i & 1 == 0]
-        out[i] = (weight[size[without]] * (np.asarray(values, float)[without | 1 << i] - np.asarray(values, float)[without])).sum()
+        out[i] = (
+            weight[size[without]]
+            * (np.asarray(values, float)[without | 1 << i] - np.asarray(values, float)[without])
+        ).sum()
     return out
 
 # %% ../nbs/22_explain.ipynb #22-explain-15
 def coalition_inputs(
-    owner: dict,     # of `owners`
+    owner: dict,  # of `owners`
     groups: list,
-    known: dict,     # q_ints, q_floats [1, n] of the request
-    unknown: dict,   # the same of one of which nothing is known
-    items: dict,     # i_ints, i_floats, pair [1, 2, n]: the item explained, the one it is compared with
-) -> dict:           # the ranker's inputs for all coalitions: q_* [2^n, ...], the others [2^n, 2, ...]: hybrid, comparison
+    known: dict,  # q_ints, q_floats [1, n] of the request
+    unknown: dict,  # the same of one of which nothing is known
+    items: dict,  # i_ints, i_floats, pair [1, 2, n]: the item explained, the one it is compared with
+) -> dict:  # the ranker's inputs for all coalitions: q_* [2^n, ...], the others [2^n, 2, ...]: hybrid, comparison
     "Lay out every coalition as a request of its own with two candidates."
     joined = np.arange(2 ** len(groups))[:, None] >> np.arange(len(groups)) & 1 == 1
-    inside = {n: np.where(o < 0, True, joined[:, o]) for n, o in owner.items()}   # column is known to the coalition
+    inside = {
+        n: np.where(o < 0, True, joined[:, o]) for n, o in owner.items()
+    }  # column is known to the coalition
     out = {n: np.where(inside[n], known[n], unknown[n]) for n in known}
     for n, x in items.items():
-        silent = ~inside[n] & (owner[n] == groups.index("history"))   # a missing history says nothing of either
+        silent = ~inside[n] & (
+            owner[n] == groups.index("history")
+        )  # a missing history says nothing of either
         a, b = np.where(silent, 0, x[0, 0]), np.where(silent, 0, x[0, 1])
         out[n] = np.stack([np.where(inside[n], a, b), b], 1)
     return {n: x.astype(np.int64 if n.endswith("ints") else np.float32) for n, x in out.items()}
@@ -72,164 +132,357 @@ def coalition_inputs(
 # %% ../nbs/22_explain.ipynb #22-explain-16
 def unknown_query(bundle) -> dict:  # q_ints, q_floats [1, n]
     "Lay out the query of which nothing is known: no user, no history, no device, no time."
-    return query_arrays(bundle, {n: x for n, x in nobody(bundle, 1)["inputs"].items() if bundle.contract[n]} | encode_context(bundle.encoder, np.array([-1]), [""]))
+    return query_arrays(
+        bundle,
+        {n: x for n, x in nobody(bundle, 1)["inputs"].items() if bundle.contract[n]}
+        | encode_context(bundle.encoder, np.array([-1]), [""]),
+    )
+
 
 @lru_cache(maxsize=2)
-def candidate_tower(folder: Path, version: str): "Open a bundle's candidate tower once."; return onnx_session(folder / "candidate_tower.onnx")
+def candidate_tower(folder: Path, version: str):
+    "Open a bundle's candidate tower once."
+    return onnx_session(folder / "candidate_tower.onnx")
+
 
 def tower_scores(
     bundle,
-    x: dict,       # of `coalition_inputs`
-) -> np.ndarray:   # [2^n, 2]
+    x: dict,  # of `coalition_inputs`
+) -> np.ndarray:  # [2^n, 2]
     "Score hybrids and comparisons as retrieval would: the product of the two towers."
-    query, flat = run_session(bundle.query_tower, x), {n: a.reshape(-1, a.shape[-1]) for n, a in x.items() if n.startswith("i_")}
-    return np.einsum("bd,bcd->bc", query, run_session(candidate_tower(bundle.folder, bundle.manifest["version"]), flat).reshape(len(query), 2, -1))
+    query, flat = (
+        run_session(bundle.query_tower, x),
+        {n: a.reshape(-1, a.shape[-1]) for n, a in x.items() if n.startswith("i_")},
+    )
+    return np.einsum(
+        "bd,bcd->bc",
+        query,
+        run_session(candidate_tower(bundle.folder, bundle.manifest["version"]), flat).reshape(
+            len(query), 2, -1
+        ),
+    )
+
 
 def contributions(
     bundle,
-    query: dict,            # of `query_arrays`, one request
-    items: dict,            # of `candidate_features`, two candidates
-    towers: bool = True,    # retrieval's scores are the towers'
-) -> dict:                  # group -> its part of the difference of the two logits
+    query: dict,  # of `query_arrays`, one request
+    items: dict,  # of `candidate_features`, two candidates
+    towers: bool = True,  # retrieval's scores are the towers'
+) -> dict:  # group -> its part of the difference of the two logits
     "Divide the difference of two candidates' logits among the groups of features; one run of the ranker."
     groups = groups_of(bundle.contract)
-    x = coalition_inputs(owners(bundle.contract, groups), groups, query, unknown_query(bundle), items)
-    if towers: x["pair"][:, :, PAIR.index("score")] = tower_scores(bundle, x)
+    x = coalition_inputs(
+        owners(bundle.contract, groups), groups, query, unknown_query(bundle), items
+    )
+    if towers:
+        x["pair"][:, :, PAIR.index("score")] = tower_scores(bundle, x)
     logits = finite(run_session(bundle.ranker, x)).astype(float)
     return dict(zip(groups, shapley(logits[:, 0] - logits[:, 1]).tolist()))
 
 # %% ../nbs/22_explain.ipynb #22-explain-21
 def one_request(
-    request: dict,   # fields of a request, single values or lists of one
-    **fields,        # that win
-) -> dict:           # a batch of one, for `read_request`
+    request: dict,  # fields of a request, single values or lists of one
+    **fields,  # that win
+) -> dict:  # a batch of one, for `read_request`
     "Wrap the fields of one request; a seed that isn't given is 0, so that an explanation can be repeated."
     request = dict(seed=0) | {n: v for n, v in request.items() if v is not None} | fields
-    listed = lambda n, v: isinstance(v, (list, tuple, np.ndarray)) and (n != "exclude" or any(isinstance(x, (list, tuple, np.ndarray)) for x in v))
+    listed = lambda n, v: isinstance(v, (list, tuple, np.ndarray)) and (
+        n != "exclude" or any(isinstance(x, (list, tuple, np.ndarray)) for x in v)
+    )
     return {n: v if listed(n, v) else [v] for n, v in request.items()}
 
 # %% ../nbs/22_explain.ipynb #22-explain-23
 def retrieved_part(
     recommender: Recommender,
-    r: dict,             # of `read_request`, one request
-    query, q_ints,       # query vector [1, d] or None; of `query_arrays`
-    row: int,            # of the item
-    last: int,           # item row of the last candidate
-) -> dict:               # retrieved, rank, score, cut, inner: the towers' part of the score; rank None where the index never finds it
+    r: dict,  # of `read_request`, one request
+    query,
+    q_ints,  # query vector [1, d] or None; of `query_arrays`
+    row: int,  # of the item
+    last: int,  # item row of the last candidate
+) -> dict:  # retrieved, rank, score, cut, inner: the towers' part of the score; rank None where the index never finds it
     "Find an item in retrieval's order of the whole catalogue."
     b, n = recommender.bundle, len(recommender.bundle.ids)
-    scores, rows = (x[0] for x in recommender.retrieve(query, q_ints, r["timestamp"], n, Reasons(1)))
-    place = {int(x): i for i, x in enumerate(rows) if x >= 0}; cut = place.get(last, n - 1)
-    exact = float(np.asarray(b.vectors[row]) @ query[0]) if query is not None else float(scores[-1])   # of what an approximate index misses
-    score, plus = float(scores[place[row]]) if row in place else exact, (lambda x: b.demand * float(b.trends(r["timestamp"], np.array([[x]]))[0, 0])) if query is not None else lambda x: 0.   # what demand adds
-    return dict(retrieved=place.get(row, n) <= cut, rank=place[row] + 1 if row in place else None, score=score + plus(row), cut=float(scores[cut]) + plus(rows[cut]), inner=score)
+    scores, rows = (
+        x[0] for x in recommender.retrieve(query, q_ints, r["timestamp"], n, Reasons(1))
+    )
+    place = {int(x): i for i, x in enumerate(rows) if x >= 0}
+    cut = place.get(last, n - 1)
+    exact = (
+        float(np.asarray(b.vectors[row]) @ query[0]) if query is not None else float(scores[-1])
+    )  # of what an approximate index misses
+    score, plus = (
+        float(scores[place[row]]) if row in place else exact,
+        (lambda x: b.demand * float(b.trends(r["timestamp"], np.array([[x]]))[0, 0]))
+        if query is not None
+        else lambda x: 0.0,
+    )  # what demand adds
+    return dict(
+        retrieved=place.get(row, n) <= cut,
+        rank=place[row] + 1 if row in place else None,
+        score=score + plus(row),
+        cut=float(scores[cut]) + plus(rows[cut]),
+        inner=score,
+    )
+
 
 def hidden_by(recommender: Recommender, r: dict, row: int, why: Reasons) -> str | None:
     "Name the rule that hides an item: excluded, out of stock, seen, or none."
     b = recommender.bundle
-    if any(b.row_of.get(x) == row for x in r["exclude"][0]): return "excluded"
-    if not b.in_stock[row]: return "out of stock"
+    if any(b.row_of.get(x) == row for x in r["exclude"][0]):
+        return "excluded"
+    if not b.in_stock[row]:
+        return "out of stock"
     return "seen" if recommender.hide(r, np.array([[row]]), why)[1].any() else None
 
 # %% ../nbs/22_explain.ipynb #22-explain-24
 def chance_of_place(
     recommender: Recommender,
-    r: dict,              # of `read_request`, one request
-    rows, scores, rank,   # candidates: item rows, retrieval's scores, retrieval's ranks [1, C]
-    logits: np.ndarray,   # of the ranker [1, C]
-    row: int,             # of the item
-    draws: int,           # pages drawn, with the seeds that follow the request's
-) -> dict:                # probability, low, high: 95 % interval
+    r: dict,  # of `read_request`, one request
+    rows,
+    scores,
+    rank,  # candidates: item rows, retrieval's scores, retrieval's ranks [1, C]
+    logits: np.ndarray,  # of the ranker [1, C]
+    row: int,  # of the item
+    draws: int,  # pages drawn, with the seeds that follow the request's
+) -> dict:  # probability, low, high: 95 % interval
     "Count on how many drawn pages an item stands; a greedy page leaves nothing to chance.\n\nWilson, 1927."
-    sampled = r["temperature"][0] > 1e-6; n = draws if sampled else 1
-    many = {name: np.repeat(v, n) if isinstance(v, np.ndarray) else v * n for name, v in r.items()} | dict(seed=(r["seed"][0] + np.arange(n)) % 2**53)
+    sampled = r["temperature"][0] > 1e-6
+    n = draws if sampled else 1
+    many = {
+        name: np.repeat(v, n) if isinstance(v, np.ndarray) else v * n for name, v in r.items()
+    } | dict(seed=(r["seed"][0] + np.arange(n)) % 2**53)
     each = lambda x: np.repeat(x, n, 0)
-    share = float((recommender.rerank_page(many, [True] * n, each(rows), each(scores), each(rank), each(logits), Reasons(n))["rows"] == row).any(1).mean())
-    if not sampled or row not in rows[0]: return dict(probability=share, low=share, high=share)
-    z = 1.959964; middle, half = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return dict(probability=share, low=max(0., middle - half), high=min(1., middle + half))
+    share = float(
+        (
+            recommender.rerank_page(
+                many, [True] * n, each(rows), each(scores), each(rank), each(logits), Reasons(n)
+            )["rows"]
+            == row
+        )
+        .any(1)
+        .mean()
+    )
+    if not sampled or row not in rows[0]:
+        return dict(probability=share, low=share, high=share)
+    z = 1.959964
+    middle, half = (
+        (share + z * z / (2 * n)) / (1 + z * z / n),
+        z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+    )
+    return dict(probability=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
 # %% ../nbs/22_explain.ipynb #22-explain-25
 def ranked_part(
     recommender: Recommender,
-    r: dict, x: dict,       # of `read_request`, one request; of `query_arrays`
-    rows, scores, logits,   # candidates: item rows, retrieval's scores, the ranker's logits [1, C]
-    row: int, score: float, # of the item: row, retrieval's score
-    towers: bool,           # the scores are the towers'
-) -> dict:                  # logit, rank, item_at_k, difference, groups
+    r: dict,
+    x: dict,  # of `read_request`, one request; of `query_arrays`
+    rows,
+    scores,
+    logits,  # candidates: item rows, retrieval's scores, the ranker's logits [1, C]
+    row: int,
+    score: float,  # of the item: row, retrieval's score
+    towers: bool,  # the scores are the towers'
+) -> dict:  # logit, rank, item_at_k, difference, groups
     "Place an item among the ranked candidates and divide its difference to the one at place k."
-    b, there = recommender.bundle, rows[0] >= 0; order = np.lexsort((rows[0], np.where(there, -logits[0], np.inf)))[:there.sum()]
-    at = order[min(int(r["k"][0]), len(order)) - 1]; found = np.flatnonzero(rows[0] == row)
-    two = candidate_features(b, x["q_ints"], np.array([[row, rows[0, at]]]), np.array([[scores[0, found[0]] if len(found) else score, scores[0, at]]]), r["timestamp"])
-    logit = float(logits[0, found[0]] if len(found) else finite(run_session(b.ranker, x | two))[0, 0])   # the item needn't be a candidate
+    b, there = recommender.bundle, rows[0] >= 0
+    order = np.lexsort((rows[0], np.where(there, -logits[0], np.inf)))[: there.sum()]
+    at = order[min(int(r["k"][0]), len(order)) - 1]
+    found = np.flatnonzero(rows[0] == row)
+    two = candidate_features(
+        b,
+        x["q_ints"],
+        np.array([[row, rows[0, at]]]),
+        np.array([[scores[0, found[0]] if len(found) else score, scores[0, at]]]),
+        r["timestamp"],
+    )
+    logit = float(
+        logits[0, found[0]] if len(found) else finite(run_session(b.ranker, x | two))[0, 0]
+    )  # the item needn't be a candidate
     before = there & ((logits[0] > logit) | (logits[0] == logit) & (rows[0] < row))
-    return dict(logit=logit, rank=int(before.sum()) + 1, item_at_k=b.ids[rows[0, at]].decode(), difference=logit - float(logits[0, at]), groups=contributions(b, x, two, towers))
+    return dict(
+        logit=logit,
+        rank=int(before.sum()) + 1,
+        item_at_k=b.ids[rows[0, at]].decode(),
+        difference=logit - float(logits[0, at]),
+        groups=contributions(b, x, two, towers),
+    )
 
 # %% ../nbs/22_explain.ipynb #22-explain-26
 def explain(
     recommender: Recommender,
-    request: dict,      # fields of one request: user_id, device_type, timestamp, exclude, temperature, diversity, seed; all optional
-    item_id: str,       # the item in question
-    k: int = 10,        # places on the page
-    draws: int = 200,   # pages drawn where the request samples
-) -> dict:              # item_id, retrieved {retrieved, rank, score, cut}, filtered {by}, ranked {logit, rank, item_at_k, difference, groups}, reranked {probability, low, high}, k, fallbacks
+    request: dict,  # fields of one request: user_id, device_type, timestamp, exclude, temperature, diversity, seed; all optional
+    item_id: str,  # the item in question
+    k: int = 10,  # places on the page
+    draws: int = 200,  # pages drawn where the request samples
+) -> dict:  # item_id, retrieved {retrieved, rank, score, cut}, filtered {by}, ranked {logit, rank, item_at_k, difference, groups}, reranked {probability, low, high}, k, fallbacks
     "Tell what each stage of a request did with an item; raise `RecsysError` for an item that isn't in the catalogue."
-    b = recommender.bundle; b.grow(); row = b.row_of.get(str(item_id))   # what was just added, too
-    if row is None: raise RecsysError(f"explain: no item {item_id!r} among the {len(b.ids):,} of bundle {b.version}; expected an id of its catalogue")
-    if draws < 1: raise RecsysError(f"explain: draws is {draws}, expected at least 1")
+    b = recommender.bundle
+    b.grow()
+    row = b.row_of.get(str(item_id))  # what was just added, too
+    if row is None:
+        raise RecsysError(
+            f"explain: no item {item_id!r} among the {len(b.ids):,} of bundle {b.version}; expected an id of its catalogue"
+        )
+    if draws < 1:
+        raise RecsysError(f"explain: draws is {draws}, expected at least 1")
     r, why = read_request(one_request(request, k=k), b.serving, recommender.clock), Reasons(1)
     x = query_arrays(b, recommender.user_features(r, why)[0])
     query = why.attempt(lambda: finite(run_session(b.query_tower, x)), "query_tower", "popularity")
-    rows, scores, rank = recommender.filter_candidates(r, query, x["q_ints"], recommender.retrieve(query, x["q_ints"], r["timestamp"], recommender.first_width(r), why), why)
-    if not (rows >= 0).any(): raise RecsysError("explain: no item may be shown for this request; exclude fewer")
+    rows, scores, rank = recommender.filter_candidates(
+        r,
+        query,
+        x["q_ints"],
+        recommender.retrieve(query, x["q_ints"], r["timestamp"], recommender.first_width(r), why),
+        why,
+    )
+    if not (rows >= 0).any():
+        raise RecsysError("explain: no item may be shown for this request; exclude fewer")
     towers = not any(f["fallback"] == "popularity" for f in why[0])
-    retrieved = retrieved_part(recommender, r, query if towers else None, x["q_ints"], row, int(rows[rows >= 0][-1])); inner = retrieved.pop("inner")
+    retrieved = retrieved_part(
+        recommender, r, query if towers else None, x["q_ints"], row, int(rows[rows >= 0][-1])
+    )
+    inner = retrieved.pop("inner")
     logits = finite(score_candidates(b, x, rows, scores, r["timestamp"]))
-    return dict(item_id=b.ids[row].decode(), retrieved=retrieved, filtered=dict(by=None if row in rows[0] else hidden_by(recommender, r, row, why)),
-                ranked=ranked_part(recommender, r, x, rows, scores, logits, row, inner, towers), reranked=chance_of_place(recommender, r, rows, scores, rank, logits, row, draws), k=k, fallbacks=why[0])
+    return dict(
+        item_id=b.ids[row].decode(),
+        retrieved=retrieved,
+        filtered=dict(by=None if row in rows[0] else hidden_by(recommender, r, row, why)),
+        ranked=ranked_part(recommender, r, x, rows, scores, logits, row, inner, towers),
+        reranked=chance_of_place(recommender, r, rows, scores, rank, logits, row, draws),
+        k=k,
+        fallbacks=why[0],
+    )
 
 # %% ../nbs/22_explain.ipynb #22-explain-40
 def listed(groups: dict, sign: int, most: int = 3) -> str:  # "price (+0.31) and text (+0.12)"
     "Name the groups that speak for an item, or against it, the largest first."
-    found = sorted((g for g, v in groups.items() if v * sign > .005), key=lambda g: -abs(groups[g]))[:most]
+    found = sorted(
+        (g for g, v in groups.items() if v * sign > 0.005), key=lambda g: -abs(groups[g])
+    )[:most]
     said = [f"{GROUPS[g]} ({groups[g]:+.2f})" for g in found]
     return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
 
+
 def in_words(found: dict) -> str:  # of `explain`
     "Say in plain sentences why an item is on the page or not."
-    got, ranked, drawn, k, item = found["retrieved"], found["ranked"], found["reranked"], found["k"], found["item_id"]
-    below = "which the index did not find" if got["rank"] is None else f"place {got['rank']}, {got['cut'] - got['score']:.2f} below the cut"
-    start = {"seen": f"{item} is hidden because the user lately saw it.", "excluded": f"{item} is hidden because the request excludes it.", "out of stock": f"{item} is hidden because it is out of stock."}.get(found["filtered"]["by"], "") \
-        or (f"{item} is no candidate: retrieval, {below}." if not got["retrieved"] else f"{item} is on the page." if drawn["low"] == 1 else f"{item} is not on the page." if drawn["high"] == 0 else
-            f"{item} is on {drawn['probability']:.0%} of the pages ({drawn['low']:.0%} to {drawn['high']:.0%}).")
+    got, ranked, drawn, k, item = (
+        found["retrieved"],
+        found["ranked"],
+        found["reranked"],
+        found["k"],
+        found["item_id"],
+    )
+    below = (
+        "which the index did not find"
+        if got["rank"] is None
+        else f"place {got['rank']}, {got['cut'] - got['score']:.2f} below the cut"
+    )
+    start = {
+        "seen": f"{item} is hidden because the user lately saw it.",
+        "excluded": f"{item} is hidden because the request excludes it.",
+        "out of stock": f"{item} is hidden because it is out of stock.",
+    }.get(found["filtered"]["by"], "") or (
+        f"{item} is no candidate: retrieval, {below}."
+        if not got["retrieved"]
+        else f"{item} is on the page."
+        if drawn["low"] == 1
+        else f"{item} is not on the page."
+        if drawn["high"] == 0
+        else f"{item} is on {drawn['probability']:.0%} of the pages ({drawn['low']:.0%} to {drawn['high']:.0%})."
+    )
     place = f" The ranker {'would put' if drawn['high'] == 0 and (found['filtered']['by'] or not got['retrieved']) else 'puts'} it at place {ranked['rank']}"
-    instead = "".join(dict.fromkeys(f" {f['stage']} was answered by {f['fallback']}: {f['reason']}." for f in found["fallbacks"]))   # a stage may be asked twice
-    if item == ranked["item_at_k"]: return start + place + f", the last of {k}." + instead
-    ahead = ranked["difference"] > 0; pro, con = listed(ranked["groups"], 1 if ahead else -1), listed(ranked["groups"], -1 if ahead else 1)
-    return start + place + f", {abs(ranked['difference']):.2f} {'above' if ahead else 'below'} {ranked['item_at_k']} at place {k}" + (f": {pro}" if pro else "") + (f", against {con}." if con else ".") + instead
+    instead = "".join(
+        dict.fromkeys(
+            f" {f['stage']} was answered by {f['fallback']}: {f['reason']}."
+            for f in found["fallbacks"]
+        )
+    )  # a stage may be asked twice
+    if item == ranked["item_at_k"]:
+        return start + place + f", the last of {k}." + instead
+    ahead = ranked["difference"] > 0
+    pro, con = (
+        listed(ranked["groups"], 1 if ahead else -1),
+        listed(ranked["groups"], -1 if ahead else 1),
+    )
+    return (
+        start
+        + place
+        + f", {abs(ranked['difference']):.2f} {'above' if ahead else 'below'} {ranked['item_at_k']} at place {k}"
+        + (f": {pro}" if pro else "")
+        + (f", against {con}." if con else ".")
+        + instead
+    )
 
 # %% ../nbs/22_explain.ipynb #22-explain-42
 def plot_groups(
-    found: dict,       # of `explain`
-    ax=None,           # matplotlib axes; new ones where missing
-):                     # the axes
+    found: dict,  # of `explain`
+    ax=None,  # matplotlib axes; new ones where missing
+):  # the axes
     "Draw how the groups add up from the item at place k to the item explained."
     import matplotlib.pyplot as plt
-    ranked = found["ranked"]; ax = ax or plt.subplots(figsize=(7, 3.2))[1]
-    groups = sorted(ranked["groups"], key=lambda g: -abs(ranked["groups"][g])); values = np.array([ranked["groups"][g] for g in groups]); ends = values.cumsum()
-    ax.barh(range(len(groups)), values, left=ends - values, color=["0.25" if v > 0 else "white" for v in values], edgecolor="0.25")
-    for i, (v, e) in enumerate(zip(values, ends)): ax.text(max(e, e - v), i, f" {v:+.2f}", va="center", fontsize=8)
-    ax.axvline(0, color="0.6", lw=.8); ax.axvline(ends[-1], color="0.25", lw=1, ls=":"); ax.invert_yaxis(); ax.use_sticky_edges = False; ax.margins(x=.1)
-    side = "above" if ranked["difference"] > 0 else "below"; most = listed(ranked["groups"], 1 if ranked["difference"] > 0 else -1, 1)
-    ax.set(yticks=range(len(groups)), yticklabels=[GROUPS[g] for g in groups], xlabel=f"difference of logits to {ranked['item_at_k']}, at place {found['k']}; dark: for {found['item_id']}, light: against it",
-           title=f"{found['item_id']} is {abs(ranked['difference']):.2f} {side} place {found['k']}" + (f", mostly by {most.rsplit(' (', 1)[0].split(' (')[0]}" if most else ""))
+
+    ranked = found["ranked"]
+    ax = ax or plt.subplots(figsize=(7, 3.2))[1]
+    groups = sorted(ranked["groups"], key=lambda g: -abs(ranked["groups"][g]))
+    values = np.array([ranked["groups"][g] for g in groups])
+    ends = values.cumsum()
+    ax.barh(
+        range(len(groups)),
+        values,
+        left=ends - values,
+        color=["0.25" if v > 0 else "white" for v in values],
+        edgecolor="0.25",
+    )
+    for i, (v, e) in enumerate(zip(values, ends)):
+        ax.text(max(e, e - v), i, f" {v:+.2f}", va="center", fontsize=8)
+    ax.axvline(0, color="0.6", lw=0.8)
+    ax.axvline(ends[-1], color="0.25", lw=1, ls=":")
+    ax.invert_yaxis()
+    ax.use_sticky_edges = False
+    ax.margins(x=0.1)
+    side = "above" if ranked["difference"] > 0 else "below"
+    most = listed(ranked["groups"], 1 if ranked["difference"] > 0 else -1, 1)
+    ax.set(
+        yticks=range(len(groups)),
+        yticklabels=[GROUPS[g] for g in groups],
+        xlabel=f"difference of logits to {ranked['item_at_k']}, at place {found['k']}; dark: for {found['item_id']}, light: against it",
+        title=f"{found['item_id']} is {abs(ranked['difference']):.2f} {side} place {found['k']}"
+        + (f", mostly by {most.rsplit(' (', 1)[0].split(' (')[0]}" if most else ""),
+    )
     return ax
 
 # %% ../nbs/22_explain.ipynb #22-explain-46
 def explained_rows(found: dict) -> list:  # of `explain`; dicts of stage, finding
     "Lay out an explanation as rows of a table."
     got, ranked, drawn, k = found["retrieved"], found["ranked"], found["reranked"], found["k"]
-    rows = [("retrieved", ("yes" if got["retrieved"] else "no") + f", {'not found by the index' if got['rank'] is None else 'rank %d' % got['rank']}, score {got['score']:.3f}, cut {got['cut']:.3f}"),
-            ("filtered", found["filtered"]["by"] or "no"), ("ranked", f"place {ranked['rank']}, logit {ranked['logit']:.3f}, {ranked['difference']:+.3f} to {ranked['item_at_k']} at place {k}")]
-    rows += [(f"  {GROUPS[g]}", f"{v:+.3f}") for g, v in sorted(ranked["groups"].items(), key=lambda x: -abs(x[1]))]
-    return [dict(stage=s, finding=t) for s, t in rows + [("reranked", f"on {drawn['probability']:.1%} of the pages" + (f", {drawn['low']:.1%} to {drawn['high']:.1%}" if drawn["high"] > drawn["low"] else ""))]]
+    rows = [
+        (
+            "retrieved",
+            ("yes" if got["retrieved"] else "no")
+            + f", {'not found by the index' if got['rank'] is None else 'rank %d' % got['rank']}, score {got['score']:.3f}, cut {got['cut']:.3f}",
+        ),
+        ("filtered", found["filtered"]["by"] or "no"),
+        (
+            "ranked",
+            f"place {ranked['rank']}, logit {ranked['logit']:.3f}, {ranked['difference']:+.3f} to {ranked['item_at_k']} at place {k}",
+        ),
+    ]
+    rows += [
+        (f"  {GROUPS[g]}", f"{v:+.3f}")
+        for g, v in sorted(ranked["groups"].items(), key=lambda x: -abs(x[1]))
+    ]
+    return [
+        dict(stage=s, finding=t)
+        for s, t in rows
+        + [
+            (
+                "reranked",
+                f"on {drawn['probability']:.1%} of the pages"
+                + (
+                    f", {drawn['low']:.1%} to {drawn['high']:.1%}"
+                    if drawn["high"] > drawn["low"]
+                    else ""
+                ),
+            )
+        ]
+    ]

@@ -13,109 +13,178 @@ from .cases import Cases
 from .item_votes import add_own, history_matrix, tiny
 
 # %% ../nbs/13_factors.ipynb #13-factors-05
-FIT_EVENTS = 1_500_000   # events that ALS and BPR learn from, at most
+FIT_EVENTS = 1_500_000  # events that ALS and BPR learn from, at most
+
 
 def sample_users(
     users: np.ndarray,  # user row of every event, -1 anonymous
-    at_most: int,       # events
+    at_most: int,  # events
     seed: int,
-) -> np.ndarray:        # bool [n], False for anonymous
+) -> np.ndarray:  # bool [n], False for anonymous
     "Keep the events of a random part of the users, together at most so many."
     known = users >= 0
-    if known.sum() <= at_most: return known
-    count = np.bincount(users[known]); order = np.random.default_rng(seed).permutation(len(count))
-    kept = np.zeros(len(count) + 1, bool); kept[order[np.cumsum(count[order]) <= at_most]] = True
+    if known.sum() <= at_most:
+        return known
+    count = np.bincount(users[known])
+    order = np.random.default_rng(seed).permutation(len(count))
+    kept = np.zeros(len(count) + 1, bool)
+    kept[order[np.cumsum(count[order]) <= at_most]] = True
     return kept[users] & known
 
 # %% ../nbs/13_factors.ipynb #13-factors-07
-def user_counts(users: np.ndarray, items: np.ndarray, n_items: int) -> sparse.csr_matrix:  # [users, n_items] float32
+def user_counts(
+    users: np.ndarray, items: np.ndarray, n_items: int
+) -> sparse.csr_matrix:  # [users, n_items] float32
     "Count how often each user, whose rows close up, chose each item; anonymous events are left out."
-    keep = users >= 0; _, row = np.unique(users[keep], return_inverse=True)
-    return sparse.csr_matrix((np.ones(keep.sum(), np.float32), (row, items[keep])), (row.max(initial=-1) + 1, n_items))
+    keep = users >= 0
+    _, row = np.unique(users[keep], return_inverse=True)
+    return sparse.csr_matrix(
+        (np.ones(keep.sum(), np.float32), (row, items[keep])), (row.max(initial=-1) + 1, n_items)
+    )
 
 # %% ../nbs/13_factors.ipynb #13-factors-10
 def fit_als(
-    x: sparse.csr_matrix,   # [users, n_items], how often
-    factors: int = 32,      # length of a vector
-    l2: float = 1.,         # regularisation
-    alpha: float = 10.,     # confidence of one event; what was not chosen has 1
+    x: sparse.csr_matrix,  # [users, n_items], how often
+    factors: int = 32,  # length of a vector
+    l2: float = 1.0,  # regularisation
+    alpha: float = 10.0,  # confidence of one event; what was not chosen has 1
     seed: int = 42,
     iterations: int = 10,
-    threads: int = 2,       # each vector is solved alone, so that any number gives the same bits
-):                          # implicit's model
+    threads: int = 2,  # each vector is solved alone, so that any number gives the same bits
+):  # implicit's model
     "Fit item vectors by alternating least squares."
     from implicit.als import AlternatingLeastSquares
-    with threadpool_limits(1):                             # implicit asks for it, too
-        model = AlternatingLeastSquares(factors, regularization=l2, alpha=alpha, iterations=iterations, num_threads=threads, random_state=seed)
+
+    with threadpool_limits(1):  # implicit asks for it, too
+        model = AlternatingLeastSquares(
+            factors,
+            regularization=l2,
+            alpha=alpha,
+            iterations=iterations,
+            num_threads=threads,
+            random_state=seed,
+        )
         model.fit(x, show_progress=False)
-        model.YtY; model.num_threads = 1                   # for the fold-in: computed once, and blocks of cases have threads of their own
+        model.YtY
+        model.num_threads = (
+            1  # for the fold-in: computed once, and blocks of cases have threads of their own
+        )
     return model
 
 # %% ../nbs/13_factors.ipynb #13-factors-12
 def als(
-    model,                 # of `fit_als`
-    counts: np.ndarray,    # popularity [n_items], fills up
-    decay: float = .9,     # confidence in a history item relative to the one after it
-    own: float = 0.,       # added for an item of the history itself
-):                         # baseline
+    model,  # of `fit_als`
+    counts: np.ndarray,  # popularity [n_items], fills up
+    decay: float = 0.9,  # confidence in a history item relative to the one after it
+    own: float = 0.0,  # added for an item of the history itself
+):  # baseline
     "Recommend by the user's vector, solved from the history."
     n, fill = len(counts), tiny(counts) * np.float32(1e-6)
+
     def scores(cases: Cases):
         h = history_matrix(cases.hist, n, decay)
         out = model.recalculate_user(np.arange(len(cases)), h) @ model.item_factors.T
-        if own: add_own(out, h, own)
+        if own:
+            add_own(out, h, own)
         return np.add(out, fill, out=out)
+
     return scores
 
 # %% ../nbs/13_factors.ipynb #13-factors-16
-def als_maker(users, items, n_items: int, seed: int = 42, at_most: int = FIT_EVENTS):  # function of (factors, l2, alpha, decay, own) -> baseline
+def als_maker(
+    users, items, n_items: int, seed: int = 42, at_most: int = FIT_EVENTS
+):  # function of (factors, l2, alpha, decay, own) -> baseline
     "Prepare ALS for tuning: decay and own cost no other fit."
-    part, fits, counts = sample_users(users, at_most, seed), {}, np.bincount(items, minlength=n_items)
+    part, fits, counts = (
+        sample_users(users, at_most, seed),
+        {},
+        np.bincount(items, minlength=n_items),
+    )
     x = user_counts(users[part], items[part], n_items)
-    def make(factors: int = 32, l2: float = 1., alpha: float = 10., decay: float = .9, own: float = 0.):
-        if (key := (factors, l2, alpha)) not in fits: fits[key] = fit_als(x, factors, l2, alpha, seed)
+
+    def make(
+        factors: int = 32,
+        l2: float = 1.0,
+        alpha: float = 10.0,
+        decay: float = 0.9,
+        own: float = 0.0,
+    ):
+        if (key := (factors, l2, alpha)) not in fits:
+            fits[key] = fit_als(x, factors, l2, alpha, seed)
         return als(fits[key], counts, decay, own)
+
     return make
 
 # %% ../nbs/13_factors.ipynb #13-factors-19
 def fit_bpr(
-    x: sparse.csr_matrix,   # [users, n_items], above 0 where something was chosen
-    factors: int = 32,      # length of a vector
-    l2: float = .0001,      # regularisation
+    x: sparse.csr_matrix,  # [users, n_items], above 0 where something was chosen
+    factors: int = 32,  # length of a vector
+    l2: float = 0.0001,  # regularisation
     seed: int = 42,
-    iterations: int = 50,   # passes over the events
+    iterations: int = 50,  # passes over the events
 ) -> tuple[np.ndarray, np.ndarray]:  # item vectors [n_items, factors], biases [n_items]
     "Fit item vectors by Bayesian personalised ranking, on one thread so that they repeat bit by bit."
     from implicit.bpr import BayesianPersonalizedRanking
+
     with threadpool_limits(1):
-        model = BayesianPersonalizedRanking(factors, learning_rate=.1, regularization=l2, iterations=iterations, num_threads=1, random_state=seed)
+        model = BayesianPersonalizedRanking(
+            factors,
+            learning_rate=0.1,
+            regularization=l2,
+            iterations=iterations,
+            num_threads=1,
+            random_state=seed,
+        )
         model.fit(x, show_progress=False)
-    return np.ascontiguousarray(model.item_factors[:, :-1]), model.item_factors[:, -1].copy()   # implicit keeps the bias as the last component
+    return np.ascontiguousarray(model.item_factors[:, :-1]), model.item_factors[
+        :, -1
+    ].copy()  # implicit keeps the bias as the last component
 
 # %% ../nbs/13_factors.ipynb #13-factors-21
 def bpr(
-    vectors: np.ndarray,   # [n_items, factors]
-    bias: np.ndarray,      # [n_items]
-    counts: np.ndarray,    # popularity [n_items], fills up
-    decay: float = .97,    # weight of a history item relative to the one after it
-    own: float = 0.,       # added for an item of the history itself
-    weight: float = 1.,    # of the bias
-):                         # baseline
+    vectors: np.ndarray,  # [n_items, factors]
+    bias: np.ndarray,  # [n_items]
+    counts: np.ndarray,  # popularity [n_items], fills up
+    decay: float = 0.97,  # weight of a history item relative to the one after it
+    own: float = 0.0,  # added for an item of the history itself
+    weight: float = 1.0,  # of the bias
+):  # baseline
     "Recommend by the mean vector of the user's latest items."
     n, fill = len(counts), tiny(counts) * np.float32(1e-6)
+
     def scores(cases: Cases):
-        h = history_matrix(cases.hist, n, decay); total = np.asarray(h.sum(1))
-        out = (h @ vectors / np.maximum(total, 1e-9)) @ vectors.T + (total > 0) * np.float32(weight) * bias
-        if own: add_own(out, h, own)
+        h = history_matrix(cases.hist, n, decay)
+        total = np.asarray(h.sum(1))
+        out = (h @ vectors / np.maximum(total, 1e-9)) @ vectors.T + (total > 0) * np.float32(
+            weight
+        ) * bias
+        if own:
+            add_own(out, h, own)
         return np.add(out, fill, out=out)
+
     return scores
 
 # %% ../nbs/13_factors.ipynb #13-factors-23
-def bpr_maker(users, items, n_items: int, seed: int = 42, at_most: int = FIT_EVENTS):  # function of (factors, l2, decay, own, weight) -> baseline
+def bpr_maker(
+    users, items, n_items: int, seed: int = 42, at_most: int = FIT_EVENTS
+):  # function of (factors, l2, decay, own, weight) -> baseline
     "Prepare BPR for tuning: only another length or regularisation costs another fit."
-    part, fits, counts = sample_users(users, at_most, seed), {}, np.bincount(items, minlength=n_items)
+    part, fits, counts = (
+        sample_users(users, at_most, seed),
+        {},
+        np.bincount(items, minlength=n_items),
+    )
     x = user_counts(users[part], items[part], n_items)
-    def make(factors: int = 32, l2: float = .0001, decay: float = .97, own: float = 0., weight: float = 1.):
-        if (key := (factors, l2)) not in fits: fits[key] = fit_bpr(x, factors, l2, seed)
+
+    def make(
+        factors: int = 32,
+        l2: float = 0.0001,
+        decay: float = 0.97,
+        own: float = 0.0,
+        weight: float = 1.0,
+    ):
+        if (key := (factors, l2)) not in fits:
+            fits[key] = fit_bpr(x, factors, l2, seed)
         return bpr(*fits[key], counts, decay, own, weight)
+
     return make

@@ -17,52 +17,91 @@ from .features import FIRST, history_at, mark_cases, top_category_schedule
 @dataclass(frozen=True)
 class HistoryRules:
     "Hold what turns a user's events into history features."
-    ids: list               # item ids in row order
+
+    ids: list  # item ids in row order
     categories: np.ndarray  # encoded category of each item row
-    names: list             # raw category of each encoded one; '' is missing, '?' unknown to the encoder
-    positive: list          # event types that are cases, in funnel order; empty: all are
-    length: int             # HISTORY
-    hours: float            # TOP_CATEGORY_HOURS
+    names: list  # raw category of each encoded one; '' is missing, '?' unknown to the encoder
+    positive: list  # event types that are cases, in funnel order; empty: all are
+    length: int  # HISTORY
+    hours: float  # TOP_CATEGORY_HOURS
 
 # %% ../nbs/16_feature_history.ipynb #16-feature-history-07
 def history_rules(bundle) -> HistoryRules:
     "Read the rules out of a bundle."
-    values, ids = bundle.encoder.vocab.get("category_l1", (np.array([], "S1"), np.array([], np.int64)))
+    values, ids = bundle.encoder.vocab.get(
+        "category_l1", (np.array([], "S1"), np.array([], np.int64))
+    )
     names = ["", "", "?"] + [""] * len(values)
-    for v, i in zip(values.tolist(), ids.tolist()): names[i] = v.decode()
-    return HistoryRules(bundle.columns.ids, bundle.categories, names, bundle.manifest["data"]["positive_events"], bundle.contract["hist_items"].dim, bundle.serving.TOP_CATEGORY_HOURS)
+    for v, i in zip(values.tolist(), ids.tolist()):
+        names[i] = v.decode()
+    return HistoryRules(
+        bundle.columns.ids,
+        bundle.categories,
+        names,
+        bundle.manifest["data"]["positive_events"],
+        bundle.contract["hist_items"].dim,
+        bundle.serving.TOP_CATEGORY_HOURS,
+    )
 
 # %% ../nbs/16_feature_history.ipynb #16-feature-history-10
 def history_state(
-    ts,                   # seconds of one user's events, any order
-    types: list,          # their event types
-    rows,                 # their item rows; -1 is not in the catalogue and doesn't count
+    ts,  # seconds of one user's events, any order
+    types: list,  # their event types
+    rows,  # their item rows; -1 is not in the catalogue and doesn't count
     rules: HistoryRules,
     now: int | None = None,  # events before it count; the second after the newest where missing
-) -> dict:                # hist_items, top_category, top_category_until, last_event: a row of user_history
+) -> dict:  # hist_items, top_category, top_category_until, last_event: a row of user_history
     "Compute one user's history features from events."
     number = {t: i for i, t in enumerate(rules.positive)}
-    events = sorted({(int(t), int(r), number.get(y, len(number)) if number else 0) for t, y, r in zip(ts, types, rows) if r >= 0 and (now is None or t < now)})
-    ts, rows, types = (np.array(c, np.int64) for c in zip(*events)) if events else [np.zeros(0, np.int64)] * 3
-    case = mark_cases(dict(user=np.zeros(len(ts), np.int64), item=rows, timestamp=ts, type=types), list(range(max(1, len(number)))))
-    top, until = top_category_schedule(ts, rules.categories[rows], int(now if now is not None else ts.max(initial=0) + 1), rules.hours)
-    return dict(hist_items=[rules.ids[r] for r in rows[case][-rules.length:]], top_category=[rules.names[c] for c in top], top_category_until=until.tolist(), last_event=int(ts.max(initial=0)))
+    events = sorted(
+        {
+            (int(t), int(r), number.get(y, len(number)) if number else 0)
+            for t, y, r in zip(ts, types, rows)
+            if r >= 0 and (now is None or t < now)
+        }
+    )
+    ts, rows, types = (
+        (np.array(c, np.int64) for c in zip(*events)) if events else [np.zeros(0, np.int64)] * 3
+    )
+    case = mark_cases(
+        dict(user=np.zeros(len(ts), np.int64), item=rows, timestamp=ts, type=types),
+        list(range(max(1, len(number)))),
+    )
+    top, until = top_category_schedule(
+        ts,
+        rules.categories[rows],
+        int(now if now is not None else ts.max(initial=0) + 1),
+        rules.hours,
+    )
+    return dict(
+        hist_items=[rules.ids[r] for r in rows[case][-rules.length :]],
+        top_category=[rules.names[c] for c in top],
+        top_category_until=until.tolist(),
+        last_event=int(ts.max(initial=0)),
+    )
 
 # %% ../nbs/16_feature_history.ipynb #16-feature-history-11
 def event_types(p: Params) -> np.ndarray:  # names by number, '' last, so that -1 finds it
     "List the names of the event types, numbered as the prepared events number them."
     import pyarrow.parquet as pq
     from recsys.data_prep import FUNNEL
+
     file = run_dir(p) / "ingest" / "interactions.parquet"
-    found = set(pq.read_table(file, columns=["event_type"])["event_type"].unique().to_pylist()) - {None} if "event_type" in pq.read_schema(file).names else set()
+    found = (
+        set(pq.read_table(file, columns=["event_type"])["event_type"].unique().to_pylist()) - {None}
+        if "event_type" in pq.read_schema(file).names
+        else set()
+    )
     return np.array([x for x in FUNNEL if x in found] + sorted(found - set(FUNNEL)) + [""], object)
 
 # %% ../nbs/16_feature_history.ipynb #16-feature-history-16
 def log_rows(
-    e: dict,     # events with user and timestamp, sorted by user and time
+    e: dict,  # events with user and timestamp, sorted by user and time
     until: int,  # second before which events count
-    days: int,   # FEATURE_LOG_DAYS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # first:cut of each row's past, and which rows are their user's last
+    days: int,  # FEATURE_LOG_DAYS
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # first:cut of each row's past, and which rows are their user's last
     "Choose the moments to log: the end of each active day of the last days, and every user's last event."
     at = np.flatnonzero((e["user"] >= 0) & (e["timestamp"] < until))
     user, day = e["user"][at], day_of(e["timestamp"][at])
@@ -73,68 +112,137 @@ def log_rows(
 
 # %% ../nbs/16_feature_history.ipynb #16-feature-history-18
 def schedules(
-    lo: np.ndarray, hi: np.ndarray,  # events in each row's window, as positions, [R]
-    ts: np.ndarray, cat: np.ndarray, # second and encoded category of every event
-    seconds: int,                    # the window
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # encoded categories, seconds at which they end, offsets [R + 1]
+    lo: np.ndarray,
+    hi: np.ndarray,  # events in each row's window, as positions, [R]
+    ts: np.ndarray,
+    cat: np.ndarray,  # second and encoded category of every event
+    seconds: int,  # the window
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # encoded categories, seconds at which they end, offsets [R + 1]
     "Compute the top-category schedule of many rows; each equals `features.top_category_schedule` as of the second after its last event."
     import numba
+
     @numba.njit
     def run(lo, hi, ts, cat, seconds, count, newest, tops, values, until, offsets):
         n = 0
         for r in range(len(lo)):
             best = 0
-            for k in range(hi[r] - 1, lo[r] - 1, -1):   # the suffix that starts at k: what is left when older events have gone
+            for k in range(
+                hi[r] - 1, lo[r] - 1, -1
+            ):  # the suffix that starts at k: what is left when older events have gone
                 c = cat[k]
-                if count[c] == 0: newest[c] = k
+                if count[c] == 0:
+                    newest[c] = k
                 count[c] += 1
-                if k == hi[r] - 1 or count[c] > count[best] or count[c] == count[best] and newest[c] > newest[best]: best = c
+                if (
+                    k == hi[r] - 1
+                    or count[c] > count[best]
+                    or count[c] == count[best]
+                    and newest[c] > newest[best]
+                ):
+                    best = c
                 tops[k - lo[r]] = best
             for k in range(lo[r], hi[r]):
                 count[cat[k]] = 0
-                if k > lo[r] and ts[k] == ts[k - 1]: continue   # events of one second go together
-                if n > offsets[r] and values[n - 1] == tops[k - lo[r]]: n -= 1
-                values[n] = tops[k - lo[r]]; until[n] = ts[k] + seconds + 1
+                if k > lo[r] and ts[k] == ts[k - 1]:
+                    continue  # events of one second go together
+                if n > offsets[r] and values[n - 1] == tops[k - lo[r]]:
+                    n -= 1
+                values[n] = tops[k - lo[r]]
+                until[n] = ts[k] + seconds + 1
                 n += 1
             offsets[r + 1] = n
         return n
+
     size, cats = hi - lo, int(cat.max(initial=0)) + 1
-    values, until, offsets = np.zeros(size.sum(), np.int64), np.zeros(size.sum(), np.int64), np.zeros(len(lo) + 1, np.int64)
-    n = run(lo, hi, ts.astype(np.int64), cat.astype(np.int64), seconds, np.zeros(cats, np.int64), np.zeros(cats, np.int64), np.zeros(size.max(initial=0), np.int64), values, until, offsets)
+    values, until, offsets = (
+        np.zeros(size.sum(), np.int64),
+        np.zeros(size.sum(), np.int64),
+        np.zeros(len(lo) + 1, np.int64),
+    )
+    n = run(
+        lo,
+        hi,
+        ts.astype(np.int64),
+        cat.astype(np.int64),
+        seconds,
+        np.zeros(cats, np.int64),
+        np.zeros(cats, np.int64),
+        np.zeros(size.max(initial=0), np.int64),
+        values,
+        until,
+        offsets,
+    )
     return values[:n], until[:n], offsets
 
 # %% ../nbs/16_feature_history.ipynb #16-feature-history-20
 def history_table(
-    e: dict,                # events with user, item, timestamp, case, sorted by user and time
-    first, cut,             # past of each row, `log_rows`
-    users,                  # user ids by number
+    e: dict,  # events with user, item, timestamp, case, sorted by user and time
+    first,
+    cut,  # past of each row, `log_rows`
+    users,  # user ids by number
     rules: HistoryRules,
-):                          # pyarrow.Table: columns of user_history
+):  # pyarrow.Table: columns of user_history
     "Compute the history features of many rows at once."
     import pyarrow as pa
+
     before, ts = np.r_[0, np.cumsum(e["case"])], e["timestamp"]
-    rows = history_at(e["item"][e["case"]], before[first], before[cut], rules.length); kept = rows >= 0
-    seconds, last, start, user = int(rules.hours * 3600), ts[cut - 1], ts.min(initial=2**40), e["user"].astype(np.int64)
-    key = (user << 34) + ts - start   # one sorted key for all users
-    lo = np.maximum(first, np.searchsorted(key, (user[cut - 1] << 34) + np.maximum(last + 1 - seconds - start, 0)))
+    rows = history_at(e["item"][e["case"]], before[first], before[cut], rules.length)
+    kept = rows >= 0
+    seconds, last, start, user = (
+        int(rules.hours * 3600),
+        ts[cut - 1],
+        ts.min(initial=2**40),
+        e["user"].astype(np.int64),
+    )
+    key = (user << 34) + ts - start  # one sorted key for all users
+    lo = np.maximum(
+        first,
+        np.searchsorted(key, (user[cut - 1] << 34) + np.maximum(last + 1 - seconds - start, 0)),
+    )
     top, until, offsets = schedules(lo, cut, ts, rules.categories[e["item"]], seconds)
-    lists = lambda offsets, values, at: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values).take(pa.array(at)))
+    lists = lambda offsets, values, at: pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(values).take(pa.array(at))
+    )
     ids = pa.array([u.decode() for u in users]).take(pa.array(e["user"][cut - 1]))
-    return pa.table(dict(user_id=ids, hist_items=lists(np.r_[0, kept.sum(1).cumsum()], rules.ids, rows[kept]), top_category=lists(offsets, rules.names, top),
-                         top_category_until=pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(until)), last_event=last, event_timestamp=moments(last + 1)))
+    return pa.table(
+        dict(
+            user_id=ids,
+            hist_items=lists(np.r_[0, kept.sum(1).cumsum()], rules.ids, rows[kept]),
+            top_category=lists(offsets, rules.names, top),
+            top_category_until=pa.ListArray.from_arrays(
+                pa.array(offsets, pa.int32()), pa.array(until)
+            ),
+            last_event=last,
+            event_timestamp=moments(last + 1),
+        )
+    )
+
 
 def moments(seconds):  # int64 [n] -> pyarrow timestamps
     "Turn seconds into timestamps in UTC."
     import pyarrow as pa
+
     return pa.array(np.asarray(seconds, np.int64) * 1_000_000, pa.timestamp("us", "UTC"))
 
 # %% ../nbs/16_feature_history.ipynb #16-feature-history-22
 def state_table(
-    users: list,    # user ids
-    states: list,   # what `history_state` gave for each
-):                  # pyarrow.Table: columns of user_history
+    users: list,  # user ids
+    states: list,  # what `history_state` gave for each
+):  # pyarrow.Table: columns of user_history
     "Put single states into a table, for `push_table` and `write_log`."
     import pyarrow as pa
-    types = dict(hist_items=pa.list_(pa.string()), top_category=pa.list_(pa.string()), top_category_until=pa.list_(pa.int64()), last_event=pa.int64())
+
+    types = dict(
+        hist_items=pa.list_(pa.string()),
+        top_category=pa.list_(pa.string()),
+        top_category_until=pa.list_(pa.int64()),
+        last_event=pa.int64(),
+    )
     columns = {n: pa.array([s[n] for s in states], k) for n, k in types.items()}
-    return pa.table(dict(user_id=pa.array(users, pa.string())) | columns | dict(event_timestamp=moments([s["last_event"] + 1 for s in states])))
+    return pa.table(
+        dict(user_id=pa.array(users, pa.string()))
+        | columns
+        | dict(event_timestamp=moments([s["last_event"] + 1 for s in states]))
+    )

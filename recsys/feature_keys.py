@@ -27,70 +27,104 @@ redis.call('LTRIM', KEYS[1], 0, limit - 1)
 
 # %% ../nbs/16_feature_keys.ipynb #16-feature-keys-07
 def fill_recent(
-    client,            # redis.Redis
-    e: dict,           # events with user, item, timestamp, type, sorted by user and time
-    users, items,      # ids by number: of users bytes, of items strings
-    types: np.ndarray, # event type names by number
-    until: int,        # second before which the data are the truth
-    limit: int,        # RECENT_EVENTS
-) -> int:              # entries written
+    client,  # redis.Redis
+    e: dict,  # events with user, item, timestamp, type, sorted by user and time
+    users,
+    items,  # ids by number: of users bytes, of items strings
+    types: np.ndarray,  # event type names by number
+    until: int,  # second before which the data are the truth
+    limit: int,  # RECENT_EVENTS
+) -> int:  # entries written
     "Write every user's newest events, newest first."
-    first, cut, final = log_rows(e, until, 0); first, cut, n = np.maximum(first, cut - limit)[final], cut[final], 0
+    first, cut, final = log_rows(e, until, 0)
+    first, cut, n = np.maximum(first, cut - limit)[final], cut[final], 0
     for a in progress(range(0, len(cut), 500), "recent events, 500 users a step"):
         calls = []
-        for lo, hi in zip(first[a:a + 500].tolist(), cut[a:a + 500].tolist()):
-            parts = zip(e["timestamp"][lo:hi].tolist()[::-1], types[e["type"][lo:hi]][::-1], e["item"][lo:hi].tolist()[::-1])
-            calls.append(([recent_name(users[e["user"][lo]].decode())], [until, limit, *(recent_entry(t, y, items[i]) for t, y, i in parts)])); n += hi - lo
+        for lo, hi in zip(first[a : a + 500].tolist(), cut[a : a + 500].tolist()):
+            parts = zip(
+                e["timestamp"][lo:hi].tolist()[::-1],
+                types[e["type"][lo:hi]][::-1],
+                e["item"][lo:hi].tolist()[::-1],
+            )
+            calls.append(
+                (
+                    [recent_name(users[e["user"][lo]].decode())],
+                    [until, limit, *(recent_entry(t, y, items[i]) for t, y, i in parts)],
+                )
+            )
+            n += hi - lo
         run_scripts(client, _RECENT, calls)
     return n
 
 # %% ../nbs/16_feature_keys.ipynb #16-feature-keys-11
 def fill_seen(
-    seen,           # SeenStore
-    e: dict,        # events with user, item, timestamp, sorted by user
-    users, items,   # ids by number: of users bytes, of items strings
-    until: int,     # second before which events count
+    seen,  # SeenStore
+    e: dict,  # events with user, item, timestamp, sorted by user
+    users,
+    items,  # ids by number: of users bytes, of items strings
+    until: int,  # second before which events count
     chunk: int = 4000,
-) -> int:           # events
+) -> int:  # events
     "Write the seen filter's buckets of the SEEN_DAYS before `until` and its own date."
     days = window(until, seen.days)
-    if not days: return 0
-    at = np.flatnonzero((e["user"] >= 0) & (e["timestamp"] < until) & (e["timestamp"] >= days[0] * DAY))
+    if not days:
+        return 0
+    at = np.flatnonzero(
+        (e["user"] >= 0) & (e["timestamp"] < until) & (e["timestamp"] >= days[0] * DAY)
+    )
     for a in progress(range(0, len(at), chunk), f"seen items, {chunk} events a step"):
-        part = at[a:a + chunk]
-        seen.add_many([users[u].decode() for u in e["user"][part]], [items[i] for i in e["item"][part]], e["timestamp"][part], now=until, event_type="", batch=chunk)
+        part = at[a : a + chunk]
+        seen.add_many(
+            [users[u].decode() for u in e["user"][part]],
+            [items[i] for i in e["item"][part]],
+            e["timestamp"][part],
+            now=until,
+            event_type="",
+            batch=chunk,
+        )
     return len(at)
 
 # %% ../nbs/16_feature_keys.ipynb #16-feature-keys-14
 def popularity_scores(
-    items: np.ndarray, ts: np.ndarray,  # item row and second of each event
-    landmark: int,      # L, second
-    half_life: float,   # H, days
-    n: int,             # items
-) -> np.ndarray:        # float64 [n]
+    items: np.ndarray,
+    ts: np.ndarray,  # item row and second of each event
+    landmark: int,  # L, second
+    half_life: float,  # H, days
+    n: int,  # items
+) -> np.ndarray:  # float64 [n]
     "Add up what each item's events weigh."
-    return np.bincount(items, weights=2. ** ((ts - landmark) / (half_life * DAY)), minlength=n)
+    return np.bincount(items, weights=2.0 ** ((ts - landmark) / (half_life * DAY)), minlength=n)
+
 
 def raw_categories(bundle) -> list:
     "List each item's raw category; '' where it has none or the encoder doesn't know it."
     names = history_rules(bundle).names
     return [names[c] if names[c] != "?" else "" for c in bundle.categories]
 
-def category_key(category: str) -> str: "Name the sorted set of a category; '' is the set of all items."; return f"{{pop}}:c:{category}" if category else "{pop}:all"
+
+def category_key(category: str) -> str:
+    "Name the sorted set of a category; '' is the set of all items."
+    return f"{{pop}}:c:{category}" if category else "{pop}:all"
 
 # %% ../nbs/16_feature_keys.ipynb #16-feature-keys-15
 def fill_popularity(
     client,
-    scores: np.ndarray, ids: list, categories: list,  # score, id and raw category of each item
+    scores: np.ndarray,
+    ids: list,
+    categories: list,  # score, id and raw category of each item
     landmark: int,
-) -> bool:            # False: a worker counts already, nothing was changed
+) -> bool:  # False: a worker counts already, nothing was changed
     "Replace the sorted sets of popularity in one transaction."
-    if client.exists("{pop}:position"): return False
+    if client.exists("{pop}:position"):
+        return False
     sets = {}
     for score, i, c in zip(scores.tolist(), ids, categories):
-        for key in {category_key(""), category_key(c)} if score > 0 else (): sets.setdefault(key, {})[i] = score
+        for key in {category_key(""), category_key(c)} if score > 0 else ():
+            sets.setdefault(key, {})[i] = score
     pipe = client.pipeline(transaction=True)
-    for old in ["{pop}:all", *client.scan_iter(match="{pop}:c:*", count=1000)]: pipe.delete(old)
-    for key, members in sets.items(): pipe.zadd(key, members)
+    for old in ["{pop}:all", *client.scan_iter(match="{pop}:c:*", count=1000)]:
+        pipe.delete(old)
+    for key, members in sets.items():
+        pipe.zadd(key, members)
     pipe.set("{pop}:landmark", int(landmark)).execute()
     return True

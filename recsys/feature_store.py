@@ -17,9 +17,34 @@ from urllib.parse import unquote
 import numpy as np
 import yaml
 from .bloom import DAY, day_of
-from .core import Params, RecsysError, atomic_path, progress, read_json, record_stage, run_dir, stage_dir, write_json
-from .feature_history import HistoryRules, event_types, history_rules, history_state, history_table, log_rows, moments, state_table   # the worker takes them from here
-from .feature_keys import fill_popularity, fill_recent, fill_seen, popularity_scores, raw_categories
+from recsys.core import (
+    Params,
+    RecsysError,
+    atomic_path,
+    progress,
+    read_json,
+    record_stage,
+    run_dir,
+    stage_dir,
+    write_json,
+)
+from recsys.feature_history import (
+    HistoryRules,
+    event_types,
+    history_rules,
+    history_state,
+    history_table,
+    log_rows,
+    moments,
+    state_table,
+)  # the worker takes them from here
+from recsys.feature_keys import (
+    fill_popularity,
+    fill_recent,
+    fill_seen,
+    popularity_scores,
+    raw_categories,
+)
 from .features import Contract, as_bytes, load_arrays
 from .seen import SeenStore
 from .servers import connect, hide_password, valkey_for
@@ -28,153 +53,288 @@ from .servers import connect, hide_password, valkey_for
 def raw_columns(contract: Contract, side: str) -> dict:  # source column -> String or Float64
     "List the raw columns behind the user's or the item's features."
     kinds = dict(categorical="String", continuous="Float64")
-    return {f.source: kinds[f.kind] for f in contract.side(side) if f.kind in kinds and f.source != f"{side}_id"}
+    return {
+        f.source: kinds[f.kind]
+        for f in contract.side(side)
+        if f.kind in kinds and f.source != f"{side}_id"
+    }
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-08
 def view_fields(contract: Contract) -> dict:  # view -> {field: type}
     "List the fields of every feature view."
-    top = dict(top_category="Strings", top_category_until="Int64s") if contract["top_category"] else {}
-    return dict(user_profile=raw_columns(contract, "user") | dict(known_id="Int64"), user_history=dict(hist_items="Strings", last_event="Int64") | top,
-                item_features=raw_columns(contract, "item") | dict(known_id="Int64"))
+    top = (
+        dict(top_category="Strings", top_category_until="Int64s")
+        if contract["top_category"]
+        else {}
+    )
+    return dict(
+        user_profile=raw_columns(contract, "user") | dict(known_id="Int64"),
+        user_history=dict(hist_items="Strings", last_event="Int64") | top,
+        item_features=raw_columns(contract, "item") | dict(known_id="Int64"),
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-10
 def raw_table(
-    frame,               # pandas frame with the side's id
-    ids: list,           # ids wanted; one that the frame lacks gets empty columns
+    frame,  # pandas frame with the side's id
+    ids: list,  # ids wanted; one that the frame lacks gets empty columns
     contract: Contract,
-    side: str,           # user or item
-):                       # pyarrow.Table of the side's view
+    side: str,  # user or item
+):  # pyarrow.Table of the side's view
     "Take raw columns as the encoder reads them: strings, and numbers."
     import pyarrow as pa
+
     frame = frame.set_index(f"{side}_id").reindex(ids)
     number = lambda v: pa.array(v.astype(float), from_pandas=True)
     text = lambda v: pa.array([x.decode() or None for x in as_bytes(v).tolist()], pa.string())
-    columns = {n: (number if k == "Float64" else text)(frame[n].to_numpy()) for n, k in raw_columns(contract, side).items()}
-    return pa.table({f"{side}_id": pa.array(ids, pa.string())} | columns | dict(known_id=np.ones(len(ids), np.int64), event_timestamp=moments(np.zeros(len(ids)))))
+    columns = {
+        n: (number if k == "Float64" else text)(frame[n].to_numpy())
+        for n, k in raw_columns(contract, side).items()
+    }
+    return pa.table(
+        {f"{side}_id": pa.array(ids, pa.string())}
+        | columns
+        | dict(known_id=np.ones(len(ids), np.int64), event_timestamp=moments(np.zeros(len(ids))))
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-11
 def make_sources(
-    p: Params, bundle,
-    until: int,        # second before which events count
+    p: Params,
+    bundle,
+    until: int,  # second before which events count
 ) -> tuple[dict, np.ndarray]:  # view -> pyarrow.Table, and which history rows are their user's last
     "Make the tables behind the views from a run's data."
     import pandas as pd
     from recsys.data_prep import load_prepared
+
     prep, ids = load_prepared(p), load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"]
     e = {k: np.asarray(prep.events[k]) for k in ("user", "item", "timestamp", "case")}
     first, cut, final = log_rows(e, until, p.FEATURE_LOG_DAYS)
-    profile = raw_table(pd.read_parquet(stage_dir(p, "ingest") / "users.parquet"), [u.decode() for u in ids], bundle.contract, "user")
-    items = raw_table(pd.read_parquet(stage_dir(p, "data_prep") / "items.parquet"), bundle.columns.ids, bundle.contract, "item")
-    return dict(user_profile=profile, user_history=history_table(e, first, cut, ids, history_rules(bundle)), item_features=items), final
+    profile = raw_table(
+        pd.read_parquet(stage_dir(p, "ingest") / "users.parquet"),
+        [u.decode() for u in ids],
+        bundle.contract,
+        "user",
+    )
+    items = raw_table(
+        pd.read_parquet(stage_dir(p, "data_prep") / "items.parquet"),
+        bundle.columns.ids,
+        bundle.contract,
+        "item",
+    )
+    return dict(
+        user_profile=profile,
+        user_history=history_table(e, first, cut, ids, history_rules(bundle)),
+        item_features=items,
+    ), final
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-13
-def log_folder(p: Params) -> Path: "Name the folder of the feature log, in partitions `dt=YYYY-MM-DD`; the worker adds files of its own."; return store_folder(p) / "features"
+def log_folder(p: Params) -> Path:
+    "Name the folder of the feature log, in partitions `dt=YYYY-MM-DD`; the worker adds files of its own."
+    return store_folder(p) / "features"
 
-def store_folder(p: Params) -> Path: "Name the folder of the feature store."; return run_dir(p) / "feature_store"
+
+def store_folder(p: Params) -> Path:
+    "Name the folder of the feature store."
+    return run_dir(p) / "feature_store"
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-14
 def write_log(
     folder: Path,
-    table,        # pyarrow.Table of user_history
-    name: str,    # file name within each day, without .parquet; an old one is replaced
-) -> list:        # files written
+    table,  # pyarrow.Table of user_history
+    name: str,  # file name within each day, without .parquet; an old one is replaced
+) -> list:  # files written
     "Write history rows into their day's partition."
     import pyarrow as pa
     import pyarrow.parquet as pq
+
     seconds, files = table["event_timestamp"].cast(pa.int64()).to_numpy() // 1_000_000, []
     for day in np.unique(day_of(seconds)):
         files.append(folder / f"dt={np.datetime64(int(day), 'D')}" / f"{name}.parquet")
-        with atomic_path(files[-1]) as tmp: pq.write_table(table.filter(pa.array(day_of(seconds) == day)), tmp, compression="zstd")
+        with atomic_path(files[-1]) as tmp:
+            pq.write_table(table.filter(pa.array(day_of(seconds) == day)), tmp, compression="zstd")
     return files
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-15
 def write_sources(folder: Path, tables: dict) -> dict:  # view -> files
     "Write the offline tables below a folder."
     import pyarrow.parquet as pq
+
     files = {}
     for view in ("user_profile", "item_features"):
         files[view] = [folder / view / "data.parquet"]
-        with atomic_path(files[view][0]) as tmp: pq.write_table(tables[view], tmp, compression="zstd")
-    for old in (folder / "features").glob("dt=*/data.parquet"): old.unlink()
+        with atomic_path(files[view][0]) as tmp:
+            pq.write_table(tables[view], tmp, compression="zstd")
+    for old in (folder / "features").glob("dt=*/data.parquet"):
+        old.unlink()
     return files | dict(user_history=write_log(folder / "features", tables["user_history"], "data"))
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-18
 def table_source(p: Params, view: str, folder: Path):  # feast.DataSource
     "Say where a view's table lies: parquet files, or an Athena table."
     if p.STORE == "aws":
-        from feast.infra.offline_stores.contrib.athena_offline_store.athena_source import AthenaSource
-        return AthenaSource(name=view, table=view, database=p.GLUE_DATABASE, data_source="AwsDataCatalog", timestamp_field="event_timestamp",
-                            date_partition_column="dt" if view == "user_history" else "")
+        from feast.infra.offline_stores.contrib.athena_offline_store.athena_source import (
+            AthenaSource,
+        )
+
+        return AthenaSource(
+            name=view,
+            table=view,
+            database=p.GLUE_DATABASE,
+            data_source="AwsDataCatalog",
+            timestamp_field="event_timestamp",
+            date_partition_column="dt" if view == "user_history" else "",
+        )
     from feast import FileSource
     from feast.data_format import ParquetFormat
-    path = Path("features/*" if view == "user_history" else view) / "*.parquet"   # a pattern: for a mere folder duckdb wants to download an extension
-    return FileSource(name=view, path=str(Path(folder).resolve() / path), file_format=ParquetFormat(), timestamp_field="event_timestamp")
+
+    path = (
+        Path("features/*" if view == "user_history" else view) / "*.parquet"
+    )  # a pattern: for a mere folder duckdb wants to download an extension
+    return FileSource(
+        name=view,
+        path=str(Path(folder).resolve() / path),
+        file_format=ParquetFormat(),
+        timestamp_field="event_timestamp",
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-19
-PROJECT, SERVICE = "recsys", "recommend"   # Feast's names; the project is part of every online key
+PROJECT, SERVICE = "recsys", "recommend"  # Feast's names; the project is part of every online key
 ENTITY = dict(user_profile="user_id", user_history="user_id", item_features="item_id")
+
 
 def definitions(contract: Contract, p: Params, folder: Path | None = None) -> list:  # feast objects
     "Make entities, views and the service from the feature contract."
     from datetime import timedelta
     from feast import Entity, FeatureService, FeatureView, Field, ValueType
     from feast.types import Array, Float64, Int64, String
-    folder, types = folder or store_folder(p), dict(String=String, Float64=Float64, Int64=Int64, Strings=Array(String), Int64s=Array(Int64))
-    entities = {n: Entity(name=n, join_keys=[n], value_type=ValueType.STRING) for n in ("user_id", "item_id")}
-    views = {v: FeatureView(name=v, entities=[entities[ENTITY[v]]], ttl=timedelta(0), source=table_source(p, v, folder),
-                            schema=[Field(name=ENTITY[v], dtype=String), *(Field(name=n, dtype=types[k]) for n, k in fields.items())]) for v, fields in view_fields(contract).items()}
-    return [*entities.values(), *views.values(), FeatureService(name=SERVICE, features=[views["user_profile"], views["user_history"]])]
+
+    folder, types = (
+        folder or store_folder(p),
+        dict(
+            String=String, Float64=Float64, Int64=Int64, Strings=Array(String), Int64s=Array(Int64)
+        ),
+    )
+    entities = {
+        n: Entity(name=n, join_keys=[n], value_type=ValueType.STRING)
+        for n in ("user_id", "item_id")
+    }
+    views = {
+        v: FeatureView(
+            name=v,
+            entities=[entities[ENTITY[v]]],
+            ttl=timedelta(0),
+            source=table_source(p, v, folder),
+            schema=[
+                Field(name=ENTITY[v], dtype=String),
+                *(Field(name=n, dtype=types[k]) for n, k in fields.items()),
+            ],
+        )
+        for v, fields in view_fields(contract).items()
+    }
+    return [
+        *entities.values(),
+        *views.values(),
+        FeatureService(name=SERVICE, features=[views["user_profile"], views["user_history"]]),
+    ]
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-22
-_URL = re.compile(r"^(?:valkey|redis)(?P<tls>s?)://(?:(?P<user>[^:@/]*)(?::(?P<password>[^@/]*))?@)?(?P<host>[^:@/]+)(?::(?P<port>\d+))?(?:/(?P<db>\d+))?/?$")
+_URL = re.compile(
+    r"^(?:valkey|redis)(?P<tls>s?)://(?:(?P<user>[^:@/]*)(?::(?P<password>[^@/]*))?@)?(?P<host>[^:@/]+)(?::(?P<port>\d+))?(?:/(?P<db>\d+))?/?$"
+)
+
 
 def connection_string(
     url: str,  # as `servers.connect` takes it
-) -> str:      # as Feast's Redis store takes it
+) -> str:  # as Feast's Redis store takes it
     "Rewrite a server's URL for Feast; raise `RecsysError` for what Feast's form can't hold."
     m = _URL.match(url)
-    if not m: raise RecsysError(f"VALKEY_URL is {hide_password(url)!r}, expected valkey://[user:password@]host:port[/db], or valkeys:// with TLS")
-    options = dict(db=m["db"], ssl=m["tls"] and "true", username=unquote(m["user"] or ""), password=unquote(m["password"] or ""), socket_timeout="10", socket_connect_timeout="10")
+    if not m:
+        raise RecsysError(
+            f"VALKEY_URL is {hide_password(url)!r}, expected valkey://[user:password@]host:port[/db], or valkeys:// with TLS"
+        )
+    options = dict(
+        db=m["db"],
+        ssl=m["tls"] and "true",
+        username=unquote(m["user"] or ""),
+        password=unquote(m["password"] or ""),
+        socket_timeout="10",
+        socket_connect_timeout="10",
+    )
     for name in ("username", "password"):
-        if "," in options[name]: raise RecsysError(f"VALKEY_URL: the {name} has a comma, which Feast's connection string can't hold; choose one without")
-    return ",".join([f"{m['host']}:{m['port'] or 6379}", *(f"{k}={v}" for k, v in options.items() if v)])
+        if "," in options[name]:
+            raise RecsysError(
+                f"VALKEY_URL: the {name} has a comma, which Feast's connection string can't hold; choose one without"
+            )
+    return ",".join(
+        [f"{m['host']}:{m['port'] or 6379}", *(f"{k}={v}" for k, v in options.items() if v)]
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-24
 def store_config(
-    p: Params,   # STORE and what it needs, VALKEY_URL
-    url: str,    # of the server that answers; used where VALKEY_URL names none
-) -> dict:       # content of feature_store.yaml
+    p: Params,  # STORE and what it needs, VALKEY_URL
+    url: str,  # of the server that answers; used where VALKEY_URL names none
+) -> dict:  # content of feature_store.yaml
     "Make Feast's configuration from parameters."
     url = p.VALKEY_URL or url
     password = (_URL.match(url) or {"password": ""})["password"]
     if password and not re.fullmatch(r"\$\{\w+\}", password):
-        raise RecsysError(f"VALKEY_URL is {hide_password(url)!r} with its password in clear; put it into the environment and write ${{VALKEY_PASSWORD}} instead")
-    common = dict(project=PROJECT, online_store=dict(type="redis", connection_string=connection_string(url)), entity_key_serialization_version=3)
-    if p.STORE == "local": return common | dict(provider="local", registry="registry.db", offline_store=dict(type="duckdb"))
-    if not re.match(r"s3://[^/]+", p.S3_LOCATION): raise RecsysError(f"S3_LOCATION is {p.S3_LOCATION!r}, expected s3://bucket/prefix, because STORE is aws")
+        raise RecsysError(
+            f"VALKEY_URL is {hide_password(url)!r} with its password in clear; put it into the environment and write ${{VALKEY_PASSWORD}} instead"
+        )
+    common = dict(
+        project=PROJECT,
+        online_store=dict(type="redis", connection_string=connection_string(url)),
+        entity_key_serialization_version=3,
+    )
+    if p.STORE == "local":
+        return common | dict(
+            provider="local", registry="registry.db", offline_store=dict(type="duckdb")
+        )
+    if not re.match(r"s3://[^/]+", p.S3_LOCATION):
+        raise RecsysError(
+            f"S3_LOCATION is {p.S3_LOCATION!r}, expected s3://bucket/prefix, because STORE is aws"
+        )
     where = p.S3_LOCATION.rstrip("/")
-    return common | dict(provider="aws", registry=f"{where}/registry.db", offline_store=dict(type="athena", region=p.AWS_REGION, database=p.GLUE_DATABASE,
-        data_source="AwsDataCatalog", workgroup=p.ATHENA_WORKGROUP, s3_staging_location=f"{where}/staging"))
+    return common | dict(
+        provider="aws",
+        registry=f"{where}/registry.db",
+        offline_store=dict(
+            type="athena",
+            region=p.AWS_REGION,
+            database=p.GLUE_DATABASE,
+            data_source="AwsDataCatalog",
+            workgroup=p.ATHENA_WORKGROUP,
+            s3_staging_location=f"{where}/staging",
+        ),
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-25
 def write_store_config(p: Params, url: str, folder: Path) -> Path:
     "Write feature_store.yaml."
-    with atomic_path(Path(folder) / "feature_store.yaml") as tmp: tmp.write_text(yaml.safe_dump(store_config(p, url), sort_keys=False))
+    with atomic_path(Path(folder) / "feature_store.yaml") as tmp:
+        tmp.write_text(yaml.safe_dump(store_config(p, url), sort_keys=False))
     return Path(folder) / "feature_store.yaml"
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-28
 def open_store(
     p: Params,
-    url: str,   # server that answers, as `valkey_for` yields it
+    url: str,  # server that answers, as `valkey_for` yields it
     folder: Path | None = None,  # with feature_store.yaml; the run's own where missing
-):              # feast.FeatureStore
+):  # feast.FeatureStore
     "Open the run's feature store on a server; raise `RecsysError` where the stage has not run."
     from feast import FeatureStore, RepoConfig
+
     file = Path(folder or store_folder(p)).resolve() / "feature_store.yaml"
-    if not file.is_file(): raise RecsysError(f"{file}: no such file; run the stage feature_store of run {p.RUN} first")
+    if not file.is_file():
+        raise RecsysError(f"{file}: no such file; run the stage feature_store of run {p.RUN} first")
     config = yaml.safe_load(os.path.expandvars(file.read_text()))
-    config["online_store"]["connection_string"] = connection_string(url)   # an embedded server changes its port
-    if config["registry"] == "registry.db": config["registry"] = str(file.parent / "registry.db")   # Feast would look in the working folder
+    config["online_store"]["connection_string"] = connection_string(
+        url
+    )  # an embedded server changes its port
+    if config["registry"] == "registry.db":
+        config["registry"] = str(
+            file.parent / "registry.db"
+        )  # Feast would look in the working folder
     return FeatureStore(config=RepoConfig(**config, repo_path=file.parent))
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-29
@@ -186,83 +346,167 @@ def apply(p: Params, store, contract: Contract, folder: Path | None = None) -> N
 def _online(store):  # Feast's redis client
     return store._get_provider().online_store._get_client(store.config.online_store)
 
-def _same_second(store, view: str, frame) -> tuple[list, int]:  # keys whose second online equals the row's, rows that are older than online
+
+def _same_second(
+    store, view: str, frame
+) -> tuple[list, int]:  # keys whose second online equals the row's, rows that are older than online
     "Compare rows with what is online."
     from feast.infra.online_stores.helpers import _redis_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value
     from google.protobuf.timestamp_pb2 import Timestamp
-    key = lambda i: _redis_key(store.project, EntityKey(join_keys=[ENTITY[view]], entity_values=[Value(string_val=i)]), store.config.entity_key_serialization_version)
+
+    key = lambda i: _redis_key(
+        store.project,
+        EntityKey(join_keys=[ENTITY[view]], entity_values=[Value(string_val=i)]),
+        store.config.entity_key_serialization_version,
+    )
     keys, pipe = [key(i) for i in frame[ENTITY[view]]], _online(store).pipeline(transaction=False)
-    for k in keys: pipe.hget(k, f"_ts:{view}")
+    for k in keys:
+        pipe.hget(k, f"_ts:{view}")
     there = np.array([Timestamp.FromString(t or b"").seconds for t in pipe.execute()], np.int64)
     mine = (frame["event_timestamp"].astype("int64") // 1_000_000_000).to_numpy()
-    return [k for k, same in zip(keys, (there == mine) & (there > 0)) if same], int((there > mine).sum())
+    return [k for k, same in zip(keys, (there == mine) & (there > 0)) if same], int(
+        (there > mine).sum()
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-33
 def push(
-    store,        # feast.FeatureStore
-    view: str,    # user_profile, user_history or item_features
-    frame,        # pandas frame: the view's columns and event_timestamp (UTC)
-) -> int:         # rows that were older than what is online, and left alone
+    store,  # feast.FeatureStore
+    view: str,  # user_profile, user_history or item_features
+    frame,  # pandas frame: the view's columns and event_timestamp (UTC)
+) -> int:  # rows that were older than what is online, and left alone
     "Write rows online through Feast; of rows with the same second the last one stands."
-    if not len(frame): return 0
+    if not len(frame):
+        return 0
     same, older = _same_second(store, view, frame)
     if same:
         pipe = _online(store).pipeline(transaction=False)
-        for k in same: pipe.hdel(k, f"_ts:{view}")
+        for k in same:
+            pipe.hdel(k, f"_ts:{view}")
         pipe.execute()
     store.write_to_online_store(view, frame)
     return older
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-34
-def push_table(store, view: str, table, chunk: int = 1000) -> int:  # pyarrow.Table -> rows older than online
+def push_table(
+    store, view: str, table, chunk: int = 1000
+) -> int:  # pyarrow.Table -> rows older than online
     "Push a whole table in chunks."
-    return sum(push(store, view, table.slice(a, chunk).to_pandas()) for a in progress(range(0, len(table), chunk), f"{view} to Valkey, {chunk} rows a step"))
+    return sum(
+        push(store, view, table.slice(a, chunk).to_pandas())
+        for a in progress(range(0, len(table), chunk), f"{view} to Valkey, {chunk} rows a step")
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-38
 def historical(
     store,
-    entities,   # pandas frame with user_id and event_timestamp (UTC); other columns are kept
+    entities,  # pandas frame with user_id and event_timestamp (UTC); other columns are kept
     service: str = SERVICE,
-):              # the same rows in the same order with the service's features
+):  # the same rows in the same order with the service's features
     "Join features as of strictly before each row's moment."
     keys = ["user_id", "event_timestamp"]
-    if missing := [k for k in keys if k not in entities]: raise RecsysError(f"historical: the frame has no column {missing[0]}, expected user_id and event_timestamp")
+    if missing := [k for k in keys if k not in entities]:
+        raise RecsysError(
+            f"historical: the frame has no column {missing[0]}, expected user_id and event_timestamp"
+        )
     if getattr(entities["event_timestamp"].dtype, "tz", None) is None:
-        raise RecsysError(f"historical: event_timestamp is {entities['event_timestamp'].dtype}, expected timestamps in UTC; use pandas.to_datetime(seconds, unit='s', utc=True)")
-    if not len(entities): return entities
-    found = store.get_historical_features(entity_df=entities[keys].drop_duplicates(ignore_index=True), features=store.get_feature_service(service)).to_df()
-    found["event_timestamp"] = found["event_timestamp"].dt.tz_convert("UTC").astype(entities["event_timestamp"].dtype)
-    return entities.merge(found, how="left", on=keys, validate="many_to_one").set_axis(entities.index)
+        raise RecsysError(
+            f"historical: event_timestamp is {entities['event_timestamp'].dtype}, expected timestamps in UTC; use pandas.to_datetime(seconds, unit='s', utc=True)"
+        )
+    if not len(entities):
+        return entities
+    found = store.get_historical_features(
+        entity_df=entities[keys].drop_duplicates(ignore_index=True),
+        features=store.get_feature_service(service),
+    ).to_df()
+    found["event_timestamp"] = (
+        found["event_timestamp"].dt.tz_convert("UTC").astype(entities["event_timestamp"].dtype)
+    )
+    return entities.merge(found, how="left", on=keys, validate="many_to_one").set_axis(
+        entities.index
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-42
-_GLUE = dict(String="string", Float64="double", Int64="bigint", Strings="array<string>", Int64s="array<bigint>")
+_GLUE = dict(
+    String="string",
+    Float64="double",
+    Int64="bigint",
+    Strings="array<string>",
+    Int64s="array<bigint>",
+)
+
 
 def glue_table(contract: Contract, view: str, location: str) -> dict:  # TableInput of Glue's API
     "Describe a view's parquet files to Glue."
-    columns = {ENTITY[view]: "string"} | {n: _GLUE[k] for n, k in view_fields(contract)[view].items()} | dict(event_timestamp="timestamp")
-    parquet, serde = "org.apache.hadoop.hive.ql.io.parquet", "org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe"
-    days = {"projection.enabled": "true", "projection.dt.type": "date", "projection.dt.format": "yyyy-MM-dd", "projection.dt.range": "1970-01-01,NOW+2DAYS"} if view == "user_history" else {}
-    return dict(Name=view, TableType="EXTERNAL_TABLE", Parameters=dict(classification="parquet") | days, PartitionKeys=[dict(Name="dt", Type="string")] if days else [],
-                StorageDescriptor=dict(Columns=[dict(Name=n, Type=k) for n, k in columns.items()], Location=location, SerdeInfo=dict(SerializationLibrary=serde),
-                                       InputFormat=f"{parquet}.MapredParquetInputFormat", OutputFormat=f"{parquet}.MapredParquetOutputFormat"))
+    columns = (
+        {ENTITY[view]: "string"}
+        | {n: _GLUE[k] for n, k in view_fields(contract)[view].items()}
+        | dict(event_timestamp="timestamp")
+    )
+    parquet, serde = (
+        "org.apache.hadoop.hive.ql.io.parquet",
+        "org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe",
+    )
+    days = (
+        {
+            "projection.enabled": "true",
+            "projection.dt.type": "date",
+            "projection.dt.format": "yyyy-MM-dd",
+            "projection.dt.range": "1970-01-01,NOW+2DAYS",
+        }
+        if view == "user_history"
+        else {}
+    )
+    return dict(
+        Name=view,
+        TableType="EXTERNAL_TABLE",
+        Parameters=dict(classification="parquet") | days,
+        PartitionKeys=[dict(Name="dt", Type="string")] if days else [],
+        StorageDescriptor=dict(
+            Columns=[dict(Name=n, Type=k) for n, k in columns.items()],
+            Location=location,
+            SerdeInfo=dict(SerializationLibrary=serde),
+            InputFormat=f"{parquet}.MapredParquetInputFormat",
+            OutputFormat=f"{parquet}.MapredParquetOutputFormat",
+        ),
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-44
-def publish(p: Params, contract: Contract, files: dict) -> list:  # view -> local files; keys written
+def publish(
+    p: Params, contract: Contract, files: dict
+) -> list:  # view -> local files; keys written
     "Copy the offline tables to S3 and make or renew their Glue tables."
-    try: from feast.infra.utils.aws_utils import boto3   # comes with Feast's extra for AWS
-    except ImportError: raise RecsysError("STORE is aws, but boto3 is not installed; install this project with its extra aws") from None
+    try:
+        from feast.infra.utils.aws_utils import boto3  # comes with Feast's extra for AWS
+    except ImportError:
+        raise RecsysError(
+            "STORE is aws, but boto3 is not installed; install this project with its extra aws"
+        ) from None
     bucket, _, prefix = p.S3_LOCATION.removeprefix("s3://").strip("/").partition("/")
-    s3, glue, written = boto3.client("s3", region_name=p.AWS_REGION), boto3.client("glue", region_name=p.AWS_REGION), []
-    try: glue.create_database(DatabaseInput=dict(Name=p.GLUE_DATABASE))
-    except glue.exceptions.AlreadyExistsException: pass
+    s3, glue, written = (
+        boto3.client("s3", region_name=p.AWS_REGION),
+        boto3.client("glue", region_name=p.AWS_REGION),
+        [],
+    )
+    try:
+        glue.create_database(DatabaseInput=dict(Name=p.GLUE_DATABASE))
+    except glue.exceptions.AlreadyExistsException:
+        pass
     for view, paths in files.items():
-        below = "/".join(x for x in (prefix, "tables", view) if x); table = glue_table(contract, view, f"s3://{bucket}/{below}/")
+        below = "/".join(x for x in (prefix, "tables", view) if x)
+        table = glue_table(contract, view, f"s3://{bucket}/{below}/")
         for f in progress(paths, f"{view} to S3, a file a step"):
-            written.append("/".join([below, *([f.parent.name] if f.parent.name.startswith("dt=") else []), f.name])); s3.upload_file(str(f), bucket, written[-1])
-        try: glue.create_table(DatabaseName=p.GLUE_DATABASE, TableInput=table)
-        except glue.exceptions.AlreadyExistsException: glue.update_table(DatabaseName=p.GLUE_DATABASE, TableInput=table)
+            written.append(
+                "/".join(
+                    [below, *([f.parent.name] if f.parent.name.startswith("dt=") else []), f.name]
+                )
+            )
+            s3.upload_file(str(f), bucket, written[-1])
+        try:
+            glue.create_table(DatabaseName=p.GLUE_DATABASE, TableInput=table)
+        except glue.exceptions.AlreadyExistsException:
+            glue.update_table(DatabaseName=p.GLUE_DATABASE, TableInput=table)
     return written
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-48
@@ -275,54 +519,112 @@ def materialise_until(bundle) -> int:  # second before which events count
 def online_layout(contract: Contract) -> dict:
     "Describe Feast's hash of a user, so that it can be read without Feast."
     from feast.infra.online_stores.helpers import _mmh3
+
     fields = view_fields(contract)
-    return dict(project=PROJECT, fields=[dict(view=v, name=n, type=k, field=_mmh3(f"{v}:{n}").hex()) for v in ("user_profile", "user_history") for n, k in fields[v].items()])
+    return dict(
+        project=PROJECT,
+        fields=[
+            dict(view=v, name=n, type=k, field=_mmh3(f"{v}:{n}").hex())
+            for v in ("user_profile", "user_history")
+            for n, k in fields[v].items()
+        ],
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-51
 def fill_features(
-    p: Params, bundle, url: str,
-    until: int,     # second before which events count
-    folder: Path,   # gets tables, configuration, registry and online.json
-) -> dict:          # rows written, by name
+    p: Params,
+    bundle,
+    url: str,
+    until: int,  # second before which events count
+    folder: Path,  # gets tables, configuration, registry and online.json
+) -> dict:  # rows written, by name
     "Write the offline tables, register the definitions and push every user's and item's newest row."
-    tables, final = make_sources(p, bundle, until); files = write_sources(folder, tables)
-    if p.STORE == "aws": publish(p, bundle.contract, files)
-    write_store_config(p, url, folder); write_json(folder / "online.json", online_layout(bundle.contract))
-    store = open_store(p, url, folder); apply(p, store, bundle.contract, folder)
-    older = sum(push_table(store, v, t.filter(final) if v == "user_history" else t) for v, t in tables.items())
-    return dict(users=len(tables["user_profile"]), histories=int(final.sum()), log=len(final), items=len(tables["item_features"]), older=older)
+    tables, final = make_sources(p, bundle, until)
+    files = write_sources(folder, tables)
+    if p.STORE == "aws":
+        publish(p, bundle.contract, files)
+    write_store_config(p, url, folder)
+    write_json(folder / "online.json", online_layout(bundle.contract))
+    store = open_store(p, url, folder)
+    apply(p, store, bundle.contract, folder)
+    older = sum(
+        push_table(store, v, t.filter(final) if v == "user_history" else t)
+        for v, t in tables.items()
+    )
+    return dict(
+        users=len(tables["user_profile"]),
+        histories=int(final.sum()),
+        log=len(final),
+        items=len(tables["item_features"]),
+        older=older,
+    )
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-52
-FILLED = "{recsys}:filled"   # key with the version of the bundle whose data are online
+FILLED = "{recsys}:filled"  # key with the version of the bundle whose data are online
+
 
 def check_recent(p: Params, bundle) -> None:
     "Refuse to keep fewer events online than a history has items: served histories would be shorter than those that were trained on."
     length = bundle.contract["hist_items"].dim
-    if p.RECENT_EVENTS < length: raise RecsysError(f"RECENT_EVENTS is {p.RECENT_EVENTS}, but a history has {length} items (HISTORY); use RECENT_EVENTS={2 * length}")
+    if p.RECENT_EVENTS < length:
+        raise RecsysError(
+            f"RECENT_EVENTS is {p.RECENT_EVENTS}, but a history has {length} items (HISTORY); use RECENT_EVENTS={2 * length}"
+        )
+
 
 def materialise(
     p: Params,
-    url: str,               # of the server
-    bundle=None,            # the run's own where missing
-    until: int | None = None,   # second before which events count; where missing the start of the bundle's clock
-    folder: Path | None = None, # of the offline tables; the run's own where missing
-    timing=None,            # function name -> context, such as StageRecord.timing
-) -> dict:                  # what was written, by name
+    url: str,  # of the server
+    bundle=None,  # the run's own where missing
+    until: int
+    | None = None,  # second before which events count; where missing the start of the bundle's clock
+    folder: Path | None = None,  # of the offline tables; the run's own where missing
+    timing=None,  # function name -> context, such as StageRecord.timing
+) -> dict:  # what was written, by name
     "Fill offline tables and online store from a run's data: features, recent events, seen items, popularity."
     from recsys.data_prep import load_prepared
     from recsys.recommender import Bundle
-    bundle, timing = bundle or Bundle(stage_dir(p, "bundle")), timing or (lambda name: contextlib.nullcontext())
+
+    bundle, timing = (
+        bundle or Bundle(stage_dir(p, "bundle")),
+        timing or (lambda name: contextlib.nullcontext()),
+    )
     check_recent(p, bundle)
-    until, s, client, ids = until or materialise_until(bundle), bundle.serving, connect(url, 30_000), bundle.columns.ids
-    events = load_prepared(p).events; e = {k: np.asarray(events[k]) for k in ("user", "item", "timestamp", "type")}
-    users, past = load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"], e["timestamp"] < until
-    with ThreadPoolExecutor(1) as beside:   # Valkey counts bits while Feast encodes
-        seen = beside.submit(fill_seen, SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), e, users, ids, until)
-        with timing("features"): done = fill_features(p, bundle, url, until, folder or stage_dir(p, "feature_store"))
-        with timing("recent events"): done["recent"] = fill_recent(client, e, users, ids, event_types(p), until, p.RECENT_EVENTS)
-        with timing("seen items"): done["seen"] = seen.result()
+    until, s, client, ids = (
+        until or materialise_until(bundle),
+        bundle.serving,
+        connect(url, 30_000),
+        bundle.columns.ids,
+    )
+    events = load_prepared(p).events
+    e = {k: np.asarray(events[k]) for k in ("user", "item", "timestamp", "type")}
+    users, past = (
+        load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"],
+        e["timestamp"] < until,
+    )
+    with ThreadPoolExecutor(1) as beside:  # Valkey counts bits while Feast encodes
+        seen = beside.submit(
+            fill_seen,
+            SeenStore(
+                client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS
+            ),
+            e,
+            users,
+            ids,
+            until,
+        )
+        with timing("features"):
+            done = fill_features(p, bundle, url, until, folder or stage_dir(p, "feature_store"))
+        with timing("recent events"):
+            done["recent"] = fill_recent(
+                client, e, users, ids, event_types(p), until, p.RECENT_EVENTS
+            )
+        with timing("seen items"):
+            done["seen"] = seen.result()
     with timing("popularity"):
-        scores = popularity_scores(e["item"][past], e["timestamp"][past], until - 1, p.POPULARITY_HALF_LIFE, len(ids))
+        scores = popularity_scores(
+            e["item"][past], e["timestamp"][past], until - 1, p.POPULARITY_HALF_LIFE, len(ids)
+        )
         done["popularity"] = fill_popularity(client, scores, ids, raw_categories(bundle), until - 1)
     client.set(FILLED, bundle.manifest["version"])
     return done
@@ -333,7 +635,13 @@ def run_feature_store(p: Params) -> dict:  # what was written
     with record_stage(p, "feature_store") as rec, valkey_for(p) as url:
         done = materialise(p, url, timing=rec.timing)
         rec.rows |= {k: v for k, v in done.items() if k not in ("older", "popularity")}
-        rec.metrics["ms per 1,000 users"] = round(1e6 * sum(rec.timings.values()) / max(1, done["users"]))
-        if done["older"]: rec.note(f"{done['older']:,} users have newer features online than these data; they were left alone")
-        if not done["popularity"]: rec.note("a worker counts popularity already; its scores were left alone")
+        rec.metrics["ms per 1,000 users"] = round(
+            1e6 * sum(rec.timings.values()) / max(1, done["users"])
+        )
+        if done["older"]:
+            rec.note(
+                f"{done['older']:,} users have newer features online than these data; they were left alone"
+            )
+        if not done["popularity"]:
+            rec.note("a worker counts popularity already; its scores were left alone")
     return done

@@ -28,233 +28,369 @@ SIDES = ("user", "context", "history", "item")
 @dataclass(frozen=True)
 class Feature:
     "Describe one feature of the contract."
+
     name: str
-    side: str              # user, context, history or item
-    kind: str              # categorical, continuous, list or embedding
-    source: str            # column, or what it is computed from
-    transform: str         # categorify, standardize, log_standardize, window, log_share, pca
-    domain: str = ""       # vocabulary that it shares; its own name where empty
-    cardinality: int = 0   # largest id + 1, categorical and list
-    dim: int = 1           # values a row: list length or embedding size
+    side: str  # user, context, history or item
+    kind: str  # categorical, continuous, list or embedding
+    source: str  # column, or what it is computed from
+    transform: str  # categorify, standardize, log_standardize, window, log_share, pca
+    domain: str = ""  # vocabulary that it shares; its own name where empty
+    cardinality: int = 0  # largest id + 1, categorical and list
+    dim: int = 1  # values a row: list length or embedding size
 
     @property
-    def vocabulary(self) -> str: return self.domain or self.name
+    def vocabulary(self) -> str:
+        return self.domain or self.name
 
 # %% ../nbs/01_features.ipynb #01-features-09
 class Contract(list):
     "List the features of a run, in a fixed order."
-    def side(self, *sides: str) -> list: return [f for f in self if f.side in sides]
-    def kind(self, *kinds: str) -> list: return [f for f in self if f.kind in kinds]
-    def names(self, *sides: str) -> list: return [f.name for f in (self.side(*sides) if sides else self)]
+
+    def side(self, *sides: str) -> list:
+        return [f for f in self if f.side in sides]
+
+    def kind(self, *kinds: str) -> list:
+        return [f for f in self if f.kind in kinds]
+
+    def names(self, *sides: str) -> list:
+        return [f.name for f in (self.side(*sides) if sides else self)]
 
     @property
-    def query(self) -> "Contract": return Contract(self.side("user", "context", "history"))
+    def query(self) -> "Contract":
+        return Contract(self.side("user", "context", "history"))
 
     @property
-    def item(self) -> "Contract": return Contract(self.side("item"))
+    def item(self) -> "Contract":
+        return Contract(self.side("item"))
 
-    def __getitem__(self, key): return next((f for f in self if f.name == key), None) if isinstance(key, str) else super().__getitem__(key)
-    def to_json(self) -> list: return [asdict(f) for f in self]
+    def __getitem__(self, key):
+        return (
+            next((f for f in self if f.name == key), None)
+            if isinstance(key, str)
+            else super().__getitem__(key)
+        )
+
+    def to_json(self) -> list:
+        return [asdict(f) for f in self]
 
     @classmethod
-    def from_json(cls, rows: list) -> "Contract": return cls(Feature(**r) for r in rows)
+    def from_json(cls, rows: list) -> "Contract":
+        return cls(Feature(**r) for r in rows)
 
 # %% ../nbs/01_features.ipynb #01-features-12
-PARTS = dict(ints=("categorical", "list"), floats=("continuous", "embedding"))   # array -> kinds, in their order
+PARTS = dict(
+    ints=("categorical", "list"), floats=("continuous", "embedding")
+)  # array -> kinds, in their order
+
 
 def columns_of(
     features: list,  # of one side
-    part: str,       # ints or floats
-) -> dict:           # feature -> slice of the last axis
+    part: str,  # ints or floats
+) -> dict:  # feature -> slice of the last axis
     "Say where each feature stands in a side's array."
     out, at = {}, 0
-    for f in (f for kind in PARTS[part] for f in features if f.kind == kind): out[f.name] = slice(at, at + f.dim); at += f.dim
+    for f in (f for kind in PARTS[part] for f in features if f.kind == kind):
+        out[f.name] = slice(at, at + f.dim)
+        at += f.dim
     return out
+
 
 def pack(
     features: list,
-    values: dict,       # feature -> array [...], lists and embeddings [..., dim]
-    prefix: str = "",   # of the names: q_ for a query, i_ for items
-) -> dict:              # ints int64 [..., n] and floats float32 [..., m]; an array without a column is left out
+    values: dict,  # feature -> array [...], lists and embeddings [..., dim]
+    prefix: str = "",  # of the names: q_ for a query, i_ for items
+) -> dict:  # ints int64 [..., n] and floats float32 [..., m]; an array without a column is left out
     "Put features side by side."
     wide = {f.name for f in features if f.kind in ("list", "embedding")}
-    lay = lambda names, kind: np.concatenate([values[n] if n in wide else np.asarray(values[n])[..., None] for n in names], -1).astype(kind, copy=False)
-    return {prefix + part: lay(names, kind) for part, kind in (("ints", np.int64), ("floats", np.float32)) if (names := columns_of(features, part))}
+    lay = lambda names, kind: np.concatenate(
+        [values[n] if n in wide else np.asarray(values[n])[..., None] for n in names], -1
+    ).astype(kind, copy=False)
+    return {
+        prefix + part: lay(names, kind)
+        for part, kind in (("ints", np.int64), ("floats", np.float32))
+        if (names := columns_of(features, part))
+    }
+
 
 def unpack(
     features: list,
-    packed: dict,      # of `pack`; numpy arrays or tensors
+    packed: dict,  # of `pack`; numpy arrays or tensors
     prefix: str = "",
-) -> dict:             # feature -> array [...], lists and embeddings [..., dim]
+) -> dict:  # feature -> array [...], lists and embeddings [..., dim]
     "Take a side's features apart again, as views."
     wide = {f.name for f in features if f.kind in ("list", "embedding")}
-    return {n: packed[prefix + part][..., s] if n in wide else packed[prefix + part][..., s.start] for part in PARTS for n, s in columns_of(features, part).items()}
+    return {
+        n: packed[prefix + part][..., s] if n in wide else packed[prefix + part][..., s.start]
+        for part in PARTS
+        for n, s in columns_of(features, part).items()
+    }
 
 # %% ../nbs/01_features.ipynb #01-features-15
-NOT_FEATURES = {"user_id", "item_id", "title", "description", "image", "image_bytes", "in_stock"}  # read elsewhere, or rules
+NOT_FEATURES = {
+    "user_id",
+    "item_id",
+    "title",
+    "description",
+    "image",
+    "image_bytes",
+    "in_stock",
+}  # read elsewhere, or rules
+
 
 def table_features(
-    table,      # pandas frame of users or items
+    table,  # pandas frame of users or items
     side: str,  # user or item
 ) -> tuple[list, list]:  # features, and names of the columns left out
     "Choose features from a table's own columns."
     found, left = [], []
     for name in table.columns:
-        if name in NOT_FEATURES: continue
+        if name in NOT_FEATURES:
+            continue
         column, known = table[name], table[name].nunique()
-        if column.dtype.kind in "fiu" and known > 1: found.append(Feature(name, side, "continuous", name, "log_standardize" if name == "price" else "standardize"))
-        elif column.dtype.kind in "Ob" and 1 < known <= max(50, len(table) // 2): found.append(Feature(name, side, "categorical", name, "categorify"))
-        else: left.append(name)
+        if column.dtype.kind in "fiu" and known > 1:
+            found.append(
+                Feature(
+                    name,
+                    side,
+                    "continuous",
+                    name,
+                    "log_standardize" if name == "price" else "standardize",
+                )
+            )
+        elif column.dtype.kind in "Ob" and 1 < known <= max(50, len(table) // 2):
+            found.append(Feature(name, side, "categorical", name, "categorify"))
+        else:
+            left.append(name)
     return found, left
 
 # %% ../nbs/01_features.ipynb #01-features-17
 def make_contract(
-    users, items,            # pandas frames
-    device: bool,            # the interactions have a device_type
-    text: bool, image: bool, # there is something to embed
-    p,                       # parameters: HISTORY, EMBEDDING_DIM, USER_ID
+    users,
+    items,  # pandas frames
+    device: bool,  # the interactions have a device_type
+    text: bool,
+    image: bool,  # there is something to embed
+    p,  # parameters: HISTORY, EMBEDDING_DIM, USER_ID
 ) -> tuple[Contract, list]:  # the contract without cardinalities, and the columns left out
     "List the features that these tables can give."
     user, left_u = table_features(users, "user")
     item, left_i = table_features(items, "item")
-    cat = lambda name, side, source, **k: Feature(name, side, "categorical", source, k.pop("transform", "categorify"), **k)
-    context = [cat("device_type", "context", "device_type")] * device + [cat("hour", "context", "timestamp"), cat("weekday", "context", "timestamp")]
-    history = [cat("top_category", "history", "category_l1", transform="window", domain="category_l1")] * any(f.name == "category_l1" for f in item)
-    history += [Feature("hist_items", "history", "list", "item_id", "window", domain="item_id", dim=p.HISTORY), Feature("hist_len", "history", "continuous", "item_id", "log_share")]
-    embeddings = [Feature(n, "item", "embedding", n, "pca", dim=p.EMBEDDING_DIM) for n, there in (("text", text), ("image", image)) if there]
+    cat = lambda name, side, source, **k: Feature(
+        name, side, "categorical", source, k.pop("transform", "categorify"), **k
+    )
+    context = [cat("device_type", "context", "device_type")] * device + [
+        cat("hour", "context", "timestamp"),
+        cat("weekday", "context", "timestamp"),
+    ]
+    history = [
+        cat("top_category", "history", "category_l1", transform="window", domain="category_l1")
+    ] * any(f.name == "category_l1" for f in item)
+    history += [
+        Feature(
+            "hist_items", "history", "list", "item_id", "window", domain="item_id", dim=p.HISTORY
+        ),
+        Feature("hist_len", "history", "continuous", "item_id", "log_share"),
+    ]
+    embeddings = [
+        Feature(n, "item", "embedding", n, "pca", dim=p.EMBEDDING_DIM)
+        for n, there in (("text", text), ("image", image))
+        if there
+    ]
     user_id = [cat("user_id", "user", "user_id")] * p.USER_ID
-    return Contract(user_id + user + context + history + [cat("item_id", "item", "item_id")] + item + embeddings), left_u + left_i
+    return Contract(
+        user_id + user + context + history + [cat("item_id", "item", "item_id")] + item + embeddings
+    ), left_u + left_i
 
 # %% ../nbs/01_features.ipynb #01-features-20
 def as_bytes(values) -> np.ndarray:
     "Turn ids or categories into UTF-8 byte strings; None, NaN and '' become b''."
     values = np.asarray(values)
-    if values.dtype.kind == "S": return values
+    if values.dtype.kind == "S":
+        return values
     flat = [b"" if v is None or v != v else str(v).encode() for v in values.ravel().tolist()]
     return np.array(flat, dtype=np.bytes_ if flat else "S1").reshape(values.shape)
 
 # %% ../nbs/01_features.ipynb #01-features-22
 def look_up(
-    values,             # raw values of any shape
+    values,  # raw values of any shape
     vocab: np.ndarray,  # known byte strings, sorted
-    ids: np.ndarray,    # encoded id of each known value
-) -> np.ndarray:        # int64, same shape
+    ids: np.ndarray,  # encoded id of each known value
+) -> np.ndarray:  # int64, same shape
     "Encode raw values: 1 where missing, 2 where unknown."
     raw = as_bytes(values)
-    if len(vocab) == 0: return np.where(raw == b"", NULL, OOV).astype(np.int64)
+    if len(vocab) == 0:
+        return np.where(raw == b"", NULL, OOV).astype(np.int64)
     at = np.minimum(np.searchsorted(vocab, raw), len(vocab) - 1)
     return np.where(raw == b"", NULL, np.where(vocab[at] == raw, ids[at], OOV)).astype(np.int64)
 
 # %% ../nbs/01_features.ipynb #01-features-24
 def scale(
-    values,       # raw numbers; NaN or None is missing
+    values,  # raw numbers; NaN or None is missing
     fill: float,  # what stands for a missing one, before the logarithm
-    log: bool,    # take log(1 + x) first
-    mean: float, std: float,  # of the training rows, after fill and logarithm
+    log: bool,  # take log(1 + x) first
+    mean: float,
+    std: float,  # of the training rows, after fill and logarithm
 ) -> np.ndarray:  # float32
     "Standardize numbers as NVTabular's FillMissing, LogOp and Normalize do."
     x = np.asarray(values, dtype=np.float64)
     x = np.where(np.isnan(x), fill, x)
-    if log: x = np.log1p(x)
+    if log:
+        x = np.log1p(x)
     return ((x - mean) / (std if std > 0 else 1.0)).astype(np.float32)
 
 # %% ../nbs/01_features.ipynb #01-features-26
 class Encoder:
     "Encode raw users, items and contexts with fitted vocabularies and statistics."
-    def __init__(self, contract: Contract,
-        vocab: dict,   # vocabulary name -> (sorted byte strings, ids)
-        stats: dict,   # continuous feature -> fill, log, mean, std
-        timezone: str = "UTC"):
+
+    def __init__(
+        self,
+        contract: Contract,
+        vocab: dict,  # vocabulary name -> (sorted byte strings, ids)
+        stats: dict,  # continuous feature -> fill, log, mean, std
+        timezone: str = "UTC",
+    ):
         self.contract, self.vocab, self.stats, self.timezone = contract, vocab, stats, timezone
 
-    def encode(self,
-        side: str,      # user, item or context
+    def encode(
+        self,
+        side: str,  # user, item or context
         columns: dict,  # raw column -> values; one that is absent counts as missing
-        n: int,         # rows
-    ) -> dict:          # feature -> int64 or float32 [n]
+        n: int,  # rows
+    ) -> dict:  # feature -> int64 or float32 [n]
         "Encode the features of one side."
         missing, out = np.full(n, np.nan), {}
         for f in self.contract.side(side):
-            if f.kind == "categorical": out[f.name] = look_up(columns.get(f.source, missing), *self.vocab[f.vocabulary])
-            elif f.kind == "continuous": out[f.name] = scale(columns.get(f.source, missing), **self.stats[f.name])
+            if f.kind == "categorical":
+                out[f.name] = look_up(columns.get(f.source, missing), *self.vocab[f.vocabulary])
+            elif f.kind == "continuous":
+                out[f.name] = scale(columns.get(f.source, missing), **self.stats[f.name])
         return out
 
 # %% ../nbs/01_features.ipynb #01-features-29
 def local_time(
     timestamps: np.ndarray,  # seconds since 1970 UTC
-    timezone: str = "UTC",   # IANA name
+    timezone: str = "UTC",  # IANA name
 ) -> tuple[np.ndarray, np.ndarray]:  # hour 0 to 23, weekday 0 (Monday) to 6
     "Give the local hour and weekday of each moment."
     ts = np.asarray(timestamps, dtype=np.int64)
     if timezone != "UTC":
         quarter, back = np.unique(ts // 900, return_inverse=True)
-        ts = ts + np.array([utc_offset(int(q) * 900, timezone) for q in quarter], dtype=np.int64)[back].reshape(ts.shape)
+        ts = ts + np.array([utc_offset(int(q) * 900, timezone) for q in quarter], dtype=np.int64)[
+            back
+        ].reshape(ts.shape)
     return ts // 3600 % 24, (ts // 86400 + 3) % 7
 
 # %% ../nbs/01_features.ipynb #01-features-30
 def utc_offset(timestamp: int, timezone: str) -> int:  # seconds east of UTC
     "Look up a zone's offset at one moment; raise `RecsysError` for a zone that isn't known."
     from datetime import datetime
-    try: return int(datetime.fromtimestamp(timestamp, ZoneInfo(timezone)).utcoffset().total_seconds())
-    except (ZoneInfoNotFoundError, ValueError, OSError): raise RecsysError(f"TIMEZONE is {timezone!r}, expected an IANA name such as Europe/Berlin") from None
+
+    try:
+        return int(
+            datetime.fromtimestamp(timestamp, ZoneInfo(timezone)).utcoffset().total_seconds()
+        )
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise RecsysError(
+            f"TIMEZONE is {timezone!r}, expected an IANA name such as Europe/Berlin"
+        ) from None
 
 # %% ../nbs/01_features.ipynb #01-features-32
 def encode_context(
     encoder: Encoder,
     timestamps: np.ndarray,  # seconds since 1970 UTC, [n]; below 0 is unknown
-    devices=None,            # raw device types, [n]
-) -> dict:                   # context feature -> int64 [n]
+    devices=None,  # raw device types, [n]
+) -> dict:  # context feature -> int64 [n]
     "Encode hour, weekday and device of each request."
     ts = np.asarray(timestamps, dtype=np.int64)
     hour, weekday = local_time(ts, encoder.timezone)
     text = lambda x: np.where(ts < 0, b"", x.astype("S2"))
-    columns = dict(hour=text(hour), weekday=text(weekday), device_type=np.full(len(ts), "") if devices is None else devices)
-    return {f.name: look_up(columns[f.name], *encoder.vocab[f.vocabulary]) for f in encoder.contract.side("context")}
+    columns = dict(
+        hour=text(hour),
+        weekday=text(weekday),
+        device_type=np.full(len(ts), "") if devices is None else devices,
+    )
+    return {
+        f.name: look_up(columns[f.name], *encoder.vocab[f.vocabulary])
+        for f in encoder.contract.side("context")
+    }
 
 # %% ../nbs/01_features.ipynb #01-features-34
 def save_arrays(path: str | Path, arrays: dict) -> None:
     "Write an npz whose bytes depend on its arrays alone: sorted names, no times, no pickle."
     import zipfile
+
     with atomic_path(path) as tmp, zipfile.ZipFile(tmp, "w") as z:
         for name in sorted(arrays):
-            with z.open(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), "w", force_zip64=True) as f:
+            with z.open(
+                zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)),
+                "w",
+                force_zip64=True,
+            ) as f:
                 np.lib.format.write_array(f, np.asanyarray(arrays[name]), allow_pickle=False)
 
 # %% ../nbs/01_features.ipynb #01-features-35
 def load_arrays(path: str | Path) -> dict:
     "Read an npz whole, without pickle."
-    with np.load(path, allow_pickle=False) as z: return {n: z[n] for n in z.files}
+    with np.load(path, allow_pickle=False) as z:
+        return {n: z[n] for n in z.files}
 
 # %% ../nbs/01_features.ipynb #01-features-37
 def save_encoder(encoder: Encoder, folder: str | Path) -> None:
     "Write encoder.json and encoder.npz."
     folder = Path(folder)
-    write_json(folder / "encoder.json", dict(contract=encoder.contract.to_json(), stats=encoder.stats, timezone=encoder.timezone, vocabularies=sorted(encoder.vocab)))
-    save_arrays(folder / "encoder.npz", {f"{n}/{part}": a for n, pair in encoder.vocab.items() for part, a in zip(("values", "ids"), pair)})
+    write_json(
+        folder / "encoder.json",
+        dict(
+            contract=encoder.contract.to_json(),
+            stats=encoder.stats,
+            timezone=encoder.timezone,
+            vocabularies=sorted(encoder.vocab),
+        ),
+    )
+    save_arrays(
+        folder / "encoder.npz",
+        {
+            f"{n}/{part}": a
+            for n, pair in encoder.vocab.items()
+            for part, a in zip(("values", "ids"), pair)
+        },
+    )
 
 # %% ../nbs/01_features.ipynb #01-features-38
 def load_encoder(folder: str | Path) -> Encoder:
     "Read what `save_encoder` wrote."
-    meta, arrays = read_json(Path(folder) / "encoder.json"), load_arrays(Path(folder) / "encoder.npz")
-    return Encoder(Contract.from_json(meta["contract"]), {n: (arrays[f"{n}/values"], arrays[f"{n}/ids"]) for n in meta["vocabularies"]}, meta["stats"], meta["timezone"])
+    meta, arrays = (
+        read_json(Path(folder) / "encoder.json"),
+        load_arrays(Path(folder) / "encoder.npz"),
+    )
+    return Encoder(
+        Contract.from_json(meta["contract"]),
+        {n: (arrays[f"{n}/values"], arrays[f"{n}/ids"]) for n in meta["vocabularies"]},
+        meta["stats"],
+        meta["timezone"],
+    )
 
 # %% ../nbs/01_features.ipynb #01-features-41
 def event_bounds(
-    user: np.ndarray,       # user rows, sorted; -1 is anonymous
+    user: np.ndarray,  # user rows, sorted; -1 is anonymous
     timestamp: np.ndarray,  # seconds, sorted within each user
 ) -> tuple[np.ndarray, np.ndarray]:  # first, cut: int64 [n]
     "Give for each event where its visible past begins and ends: `first[i]:cut[i]`."
-    n = len(user); i = np.arange(n)
-    new_user = np.r_[True, user[1:] != user[:-1]] | (user < 0)       # an anonymous visit has no past
+    n = len(user)
+    i = np.arange(n)
+    new_user = np.r_[True, user[1:] != user[:-1]] | (user < 0)  # an anonymous visit has no past
     new_second = new_user | np.r_[True, timestamp[1:] != timestamp[:-1]]
-    return np.maximum.accumulate(np.where(new_user, i, 0)), np.maximum.accumulate(np.where(new_second, i, 0))
+    return np.maximum.accumulate(np.where(new_user, i, 0)), np.maximum.accumulate(
+        np.where(new_second, i, 0)
+    )
 
 # %% ../nbs/01_features.ipynb #01-features-43
 def history_at(
-    items: np.ndarray,               # item row of each past event, in the events' order
-    first: np.ndarray, cut: np.ndarray,  # visible past of each wanted event, [B]
-    length: int,                     # how many to keep
-) -> np.ndarray:                     # item rows, newest last, -1 on the left where there are fewer, [B, length]
+    items: np.ndarray,  # item row of each past event, in the events' order
+    first: np.ndarray,
+    cut: np.ndarray,  # visible past of each wanted event, [B]
+    length: int,  # how many to keep
+) -> np.ndarray:  # item rows, newest last, -1 on the left where there are fewer, [B, length]
     "Gather the newest items of each event's visible past."
     at = cut[:, None] + np.arange(-length, 0)
     return np.where(at >= first[:, None], items[np.maximum(at, 0)], -1)
@@ -263,12 +399,13 @@ def history_at(
 def top_category(
     timestamps: np.ndarray,  # of one user's events, seconds, oldest first
     categories: np.ndarray,  # encoded category of each
-    now: int,                # moment of the request, seconds
-    hours: float = 24,       # window
-) -> int:                    # encoded category; 1 (missing) where the window is empty
+    now: int,  # moment of the request, seconds
+    hours: float = 24,  # window
+) -> int:  # encoded category; 1 (missing) where the window is empty
     "Find a user's most frequent category in the hours strictly before `now`; ties go to the most recent."
     lo, hi = np.searchsorted(timestamps, [now - int(hours * 3600), now])
-    if lo == hi: return NULL
+    if lo == hi:
+        return NULL
     newest_first = np.asarray(categories[lo:hi])[::-1]
     values, where, counts = np.unique(newest_first, return_index=True, return_counts=True)
     return int(values[np.lexsort((where, -counts))[0]])
@@ -277,132 +414,233 @@ def top_category(
 def top_category_schedule(
     timestamps: np.ndarray,  # of one user's events, seconds, oldest first
     categories: np.ndarray,  # encoded category of each
-    now: int,                # first moment that the schedule is for, seconds
-    hours: float = 24,       # window
-) -> tuple[np.ndarray, np.ndarray]:  # encoded categories [s], second at which each ends [s]; after the last: 1 (missing)
+    now: int,  # first moment that the schedule is for, seconds
+    hours: float = 24,  # window
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # encoded categories [s], second at which each ends [s]; after the last: 1 (missing)
     "List the top categories from `now` on if nothing more happens, each with its valid-until."
     span, values, until = int(hours * 3600), [], []
-    leaves = np.unique(np.asarray(timestamps)[np.asarray(timestamps) < now] + span + 1)   # the first second that no longer sees an event
+    leaves = np.unique(
+        np.asarray(timestamps)[np.asarray(timestamps) < now] + span + 1
+    )  # the first second that no longer sees an event
     starts = np.r_[now, leaves[leaves > now]]
     for start, end in zip(starts, starts[1:]):
         value = top_category(timestamps, categories, start, hours)
-        if values and values[-1] == value: until[-1] = end
-        else: values.append(value); until.append(end)
+        if values and values[-1] == value:
+            until[-1] = end
+        else:
+            values.append(value)
+            until.append(end)
     return np.array(values, np.int64), np.array(until, np.int64)
 
-def read_schedule(values: np.ndarray, until: np.ndarray, now: int) -> int:  # encoded category, 1 where the schedule has ended
+
+def read_schedule(
+    values: np.ndarray, until: np.ndarray, now: int
+) -> int:  # encoded category, 1 where the schedule has ended
     "Read the top category of a moment."
     at = np.searchsorted(until, now, side="right")
     return int(values[at]) if at < len(values) else NULL
 
 # %% ../nbs/01_features.ipynb #01-features-50
-def history_length(rows: np.ndarray) -> np.ndarray:  # [B, L] with -1 as padding -> float32 [B], 0 to 1
+def history_length(
+    rows: np.ndarray,
+) -> np.ndarray:  # [B, L] with -1 as padding -> float32 [B], 0 to 1
     "Scale the number of known history items to 0..1 on a logarithm."
     return (np.log1p((rows >= 0).sum(-1)) / np.log1p(rows.shape[-1])).astype(np.float32)
 
 # %% ../nbs/01_features.ipynb #01-features-53
-PAIR = ("mask", "score", "age", "count", "last", "faded", "due", "votes", "next", "trend")   # columns: whether there is a candidate; retrieval's score; log(1 + days since launch); the four of `repeats`; log(1 + 100 votes) of the history's neighbours, and of what follows its items; `Trends`
-UNSEEN = 2**40                    # launch of an item without training events, seconds
+PAIR = (
+    "mask",
+    "score",
+    "age",
+    "count",
+    "last",
+    "faded",
+    "due",
+    "votes",
+    "next",
+    "trend",
+)  # columns: whether there is a candidate; retrieval's score; log(1 + days since launch); the four of `repeats`; log(1 + 100 votes) of the history's neighbours, and of what follows its items; `Trends`
+UNSEEN = 2**40  # launch of an item without training events, seconds
+
 
 def item_age(
-    now: np.ndarray,     # seconds, [B]
+    now: np.ndarray,  # seconds, [B]
     launch: np.ndarray,  # seconds, [R, C]; R is B or 1
-) -> np.ndarray:         # float32 [B, C], log(1 + days)
+) -> np.ndarray:  # float32 [B, C], log(1 + days)
     "Give how long items have been there."
     return np.log1p(np.maximum(np.asarray(now)[:, None] - launch, 0) / 86400).astype(np.float32)
 
-FADE = 8   # times that a place's weight halves over a whole history, in `repeats`
+
+FADE = 8  # times that a place's weight halves over a whole history, in `repeats`
+
 
 @lru_cache
 def place_weights(length: int) -> np.ndarray:  # int64 [length], newest last
     "Give each place of a history a weight that fades with age, a whole number: a sum doesn't depend on the order."
     return np.rint(2.0 ** (30 - FADE * np.arange(length)[::-1] / length)).astype(np.int64)
 
+
 def repeats(
-    past: np.ndarray,   # encoded ids of the history, newest last, [B, L]
-    ids: np.ndarray,    # encoded ids, [R, C]
-) -> np.ndarray:        # [4, B, C]: count log(1 + times); last 1 for the newest place, less by logarithm for older ones; faded log(1 + times, each by its place's weight); due s / (s + g) of the places since the last time and the mean gap between times. 0 where it isn't held; due where it is held once
+    past: np.ndarray,  # encoded ids of the history, newest last, [B, L]
+    ids: np.ndarray,  # encoded ids, [R, C]
+) -> np.ndarray:  # [4, B, C]: count log(1 + times); last 1 for the newest place, less by logarithm for older ones; faded log(1 + times, each by its place's weight); due s / (s + g) of the places since the last time and the mean gap between times. 0 where it isn't held; due where it is held once
     "Tell how often, how lately and in which rhythm a history holds each item; unknown ids match nothing."
     (B, L), size = past.shape, int(max(past.max(initial=0), ids.max(initial=0)) + 1) * past.shape[1]
-    row = size * np.arange(B)[:, None]; keys = np.sort(past * L + np.arange(L)); places = (keys % L).ravel()   # id and place in one number, sorted by row: a search finds all places of an item
+    row = size * np.arange(B)[:, None]
+    keys = np.sort(past * L + np.arange(L))
+    places = (
+        keys % L
+    ).ravel()  # id and place in one number, sorted by row: a search finds all places of an item
     keys, want = (keys + row).ravel(), row + ids * L
-    start = keys.searchsorted(want); times = np.where(ids >= FIRST, keys.searchsorted(want + L), start) - start
-    out, total = np.zeros((4, *times.shape)), np.zeros(len(keys) + 1, np.int64); np.cumsum(place_weights(L)[places], out=total[1:])
-    at = np.nonzero(times); n, a = times[at], start[at]; z = a + n; newest = places[z - 1]; since, waited = L - newest, (L - newest) * (n - 1)
-    out[0][at] = np.log1p(n); out[1][at] = 1 - np.log(since) / np.log(L + 1); out[2][at] = np.log1p((total[z] - total[a]) / 2.0 ** 30)
+    start = keys.searchsorted(want)
+    times = np.where(ids >= FIRST, keys.searchsorted(want + L), start) - start
+    out, total = np.zeros((4, *times.shape)), np.zeros(len(keys) + 1, np.int64)
+    np.cumsum(place_weights(L)[places], out=total[1:])
+    at = np.nonzero(times)
+    n, a = times[at], start[at]
+    z = a + n
+    newest = places[z - 1]
+    since, waited = L - newest, (L - newest) * (n - 1)
+    out[0][at] = np.log1p(n)
+    out[1][at] = 1 - np.log(since) / np.log(L + 1)
+    out[2][at] = np.log1p((total[z] - total[a]) / 2.0**30)
     out[3][at] = waited / np.maximum(waited + newest - places[a], 1)
     return out
 
+
 def pair_features(
-    there: np.ndarray,   # bool [B, C]: a candidate
-    score,               # retrieval's, [B, C]
-    now: np.ndarray, launch: np.ndarray,   # see `item_age`
-    past: np.ndarray, ids: np.ndarray,     # see `repeats`
-    heard=(0., 0.),      # of `neighbours.heard`, [2, B, C]; zeros where there is no table
-    trend=0.,            # of `Trends` [B, C]
-) -> np.ndarray:         # float32 [B, C, len(PAIR)]
+    there: np.ndarray,  # bool [B, C]: a candidate
+    score,  # retrieval's, [B, C]
+    now: np.ndarray,
+    launch: np.ndarray,  # see `item_age`
+    past: np.ndarray,
+    ids: np.ndarray,  # see `repeats`
+    heard=(0.0, 0.0),  # of `neighbours.heard`, [2, B, C]; zeros where there is no table
+    trend=0.0,  # of `Trends` [B, C]
+) -> np.ndarray:  # float32 [B, C, len(PAIR)]
     "Lay out what is known of each request and candidate together."
-    return np.stack(np.broadcast_arrays(there, np.where(there, score, 0), item_age(now, launch), *repeats(past, ids), *np.log1p(100 * np.asarray(heard)), np.where(there, trend, 0)), -1).astype(np.float32)
+    return np.stack(
+        np.broadcast_arrays(
+            there,
+            np.where(there, score, 0),
+            item_age(now, launch),
+            *repeats(past, ids),
+            *np.log1p(100 * np.asarray(heard)),
+            np.where(there, trend, 0),
+        ),
+        -1,
+    ).astype(np.float32)
 
 # %% ../nbs/01_features.ipynb #01-features-54b
-CELLS = 50_000_000   # of a table of trends, at most: where days times items are more, its rows are several days apart
+CELLS = 50_000_000  # of a table of trends, at most: where days times items are more, its rows are several days apart
+
 
 class Trends:
     "Hold how much each item was in demand at each midnight UTC: log(1 + n x share), about .7 for an item like the average; 0 before the first row."
-    def __init__(self,
-        values,            # float32 [moments, n_items]; may be mapped from a file
-        first: int,        # number of the first moment: `now // step` where it is the newest
-        step: int,         # seconds from row to row
+
+    def __init__(
+        self,
+        values,  # float32 [moments, n_items]; may be mapped from a file
+        first: int,  # number of the first moment: `now // step` where it is the newest
+        step: int,  # seconds from row to row
         half_life: float,  # days
-    ): self.values, self.first, self.step, self.half_life, self._top = np.asarray(values), first, step, half_life, {}   # a view: numpy's mapped arrays are slow to index
+    ):
+        self.values, self.first, self.step, self.half_life, self._top = (
+            np.asarray(values),
+            first,
+            step,
+            half_life,
+            {},
+        )  # a view: numpy's mapped arrays are slow to index
 
-    def __call__(self,
-        now: np.ndarray,   # seconds [B]
+    def __call__(
+        self,
+        now: np.ndarray,  # seconds [B]
         rows: np.ndarray,  # item rows [R, C]; R is B or 1
-    ) -> np.ndarray:       # float32 [B, C]; 0 for items that joined later
+    ) -> np.ndarray:  # float32 [B, C]; 0 for items that joined later
         at, n = self.moment(now), self.values.shape[1]
-        return np.where((at[:, None] >= 0) & (rows < n), self.values[np.maximum(at, 0)[:, None], np.minimum(rows, n - 1)], np.float32(0))
+        return np.where(
+            (at[:, None] >= 0) & (rows < n),
+            self.values[np.maximum(at, 0)[:, None], np.minimum(rows, n - 1)],
+            np.float32(0),
+        )
 
-    def moment(self, now) -> np.ndarray: "Find the row of moments, -1 before the first; the last one lasts."; return np.clip(np.asarray(now) // self.step - self.first, -1, len(self.values) - 1)
+    def moment(self, now) -> np.ndarray:
+        "Find the row of moments, -1 before the first; the last one lasts."
+        return np.clip(np.asarray(now) // self.step - self.first, -1, len(self.values) - 1)
 
     def top(self, now, k: int) -> np.ndarray:  # item rows [B, k], at most n
         "List what was most in demand, ties by row."
         at = np.maximum(self.moment(now), 0).tolist()
-        for m in {(m, k) for m in at} - self._top.keys(): self._top[m] = np.lexsort((np.arange(self.values.shape[1]), -self.values[m[0]]))[:k]
+        for m in {(m, k) for m in at} - self._top.keys():
+            self._top[m] = np.lexsort((np.arange(self.values.shape[1]), -self.values[m[0]]))[:k]
         return np.stack([self._top[m, k] for m in at])
 
-    def to_json(self) -> dict: return dict(first=int(self.first), step=int(self.step), half_life=float(self.half_life))
+    def to_json(self) -> dict:
+        return dict(first=int(self.first), step=int(self.step), half_life=float(self.half_life))
+
 
 def make_trends(
-    items: np.ndarray, times: np.ndarray,  # item row and second of each choice
-    n: int,                                # items
-    half_life: float,                      # days until a choice counts half
+    items: np.ndarray,
+    times: np.ndarray,  # item row and second of each choice
+    n: int,  # items
+    half_life: float,  # days until a choice counts half
 ) -> Trends:
     "Count choices up to each midnight, older ones by half each half-life."
-    if not len(items): return Trends(np.zeros((1, n), np.float32), 0, 86400, half_life)
-    days = np.ptp(times // 86400) + 2; step = 86400 * int(np.ceil(days * n / CELLS)); moment = times // step + 1   # from which a choice is known
-    first = int(moment.min()); size = int(moment.max()) - first + 1; fade = 0.5 ** (step / 86400 / half_life)
-    out = np.bincount((moment - first) * n + items, 0.5 ** ((moment * step - times) / 86400 / half_life), size * n).reshape(size, n)
-    for k in range(1, size): out[k] += out[k - 1] * fade
-    return Trends(np.log1p(out * (n / out.sum(1, keepdims=True))).astype(np.float32), first, step, half_life)
+    if not len(items):
+        return Trends(np.zeros((1, n), np.float32), 0, 86400, half_life)
+    days = np.ptp(times // 86400) + 2
+    step = 86400 * int(np.ceil(days * n / CELLS))
+    moment = times // step + 1  # from which a choice is known
+    first = int(moment.min())
+    size = int(moment.max()) - first + 1
+    fade = 0.5 ** (step / 86400 / half_life)
+    out = np.bincount(
+        (moment - first) * n + items, 0.5 ** ((moment * step - times) / 86400 / half_life), size * n
+    ).reshape(size, n)
+    for k in range(1, size):
+        out[k] += out[k - 1] * fade
+    return Trends(
+        np.log1p(out * (n / out.sum(1, keepdims=True))).astype(np.float32), first, step, half_life
+    )
 
 # %% ../nbs/01_features.ipynb #01-features-56
 def mark_cases(
-    e: dict,           # events
-    positive: list,    # event type numbers that count, in funnel order
+    e: dict,  # events
+    positive: list,  # event type numbers that count, in funnel order
     window: int = 86400,  # seconds for which a later step of the funnel is the same choice
-) -> np.ndarray:       # bool [n]
+) -> np.ndarray:  # bool [n]
     "Mark the events that are cases: a positive event, unless the user took an earlier step with that item within the window."
     case = np.isin(e["type"], positive)
-    if len(positive) < 2: return case
-    rank = np.full(128, -1); rank[positive] = np.arange(len(positive))
-    case &= (e["user"] >= 0) | (e["type"] == positive[0])  # an anonymous purchase can't be told from its own view
+    if len(positive) < 2:
+        return case
+    rank = np.full(128, -1)
+    rank[positive] = np.arange(len(positive))
+    case &= (e["user"] >= 0) | (
+        e["type"] == positive[0]
+    )  # an anonymous purchase can't be told from its own view
     order = np.lexsort((e["timestamp"], e["item"], e["user"]))
-    user, item, ts, step = e["user"][order], e["item"][order], e["timestamp"][order], rank[e["type"][order]]
+    user, item, ts, step = (
+        e["user"][order],
+        e["item"][order],
+        e["timestamp"][order],
+        rank[e["type"][order]],
+    )
     later = np.zeros(len(order), bool)
-    for s in range(len(positive) - 1):   # the newest earlier event of step s by the same user on the same item
-        at = np.where(step == s, np.arange(len(order)), -1); at = np.maximum.accumulate(at)
-        same = (at >= 0) & (user[at] == user) & (item[at] == item) & (ts - ts[at] <= window) & (user >= 0)
+    for s in range(
+        len(positive) - 1
+    ):  # the newest earlier event of step s by the same user on the same item
+        at = np.where(step == s, np.arange(len(order)), -1)
+        at = np.maximum.accumulate(at)
+        same = (
+            (at >= 0)
+            & (user[at] == user)
+            & (item[at] == item)
+            & (ts - ts[at] <= window)
+            & (user >= 0)
+        )
         later |= same & (step > s)
     case[order[later]] = False
     return case

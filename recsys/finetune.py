@@ -8,13 +8,23 @@ __all__ = ['OWN', 'inherit', 'prepare_days', 'take_over', 'fold', 'choose_cases'
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-02
 import os
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import shutil
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from .additions import additions_file, read_added, to_array
-from .core import Params, RecsysError, read_json, record_stage, run_dir, sha256_file, stage_dir, write_json
+from recsys.core import (
+    Params,
+    RecsysError,
+    read_json,
+    record_stage,
+    run_dir,
+    sha256_file,
+    stage_dir,
+    write_json,
+)
 from .cases import is_masked, test_cases
 from .data_prep import Prepared, encode_tables, load_prepared
 from .dlrm import blend_of, check_export, fit_ranker, ranker_rate
@@ -32,78 +42,179 @@ from .towers import load_state, save_state
 from .two_tower import export_query, fit, learning_rate
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-07
-OWN = ("RUN", "OUTPUTS", "SEED", "BASE_RUN", "FINETUNE_EPOCHS", "FINETUNE_LR", "REPLAY", "TEST", "EVAL_CASES", "BOOTSTRAP")   # a daily run's own parameters
+OWN = (
+    "RUN",
+    "OUTPUTS",
+    "SEED",
+    "BASE_RUN",
+    "FINETUNE_EPOCHS",
+    "FINETUNE_LR",
+    "REPLAY",
+    "TEST",
+    "EVAL_CASES",
+    "BOOTSTRAP",
+)  # a daily run's own parameters
+
 
 def inherit(p: Params) -> Params:
     "Take the base run's parameters except a daily run's own; time alone splits, and nothing is held out for choosing."
     base, found = base_folder(p), {}
-    for stage in ("data_prep", "two_tower", "index", "neighbours", "dlrm", "bundle"): found |= read_json(base / stage / "stage.json")["parameters"]
-    return Params(found | {n: p[n] for n in OWN} | dict(SPLIT="time", VALID=0.0, REFIT="false", TREND_DAYS=read_json(base / "data_prep" / "meta.json")["trends"]["half_life"], REPEATS="false" if (base / "data_prep" / "events" / "again.npy").is_file() else "true"), source=f"{base}: stage.json")
+    for stage in ("data_prep", "two_tower", "index", "neighbours", "dlrm", "bundle"):
+        found |= read_json(base / stage / "stage.json")["parameters"]
+    return Params(
+        found
+        | {n: p[n] for n in OWN}
+        | dict(
+            SPLIT="time",
+            VALID=0.0,
+            REFIT="false",
+            TREND_DAYS=read_json(base / "data_prep" / "meta.json")["trends"]["half_life"],
+            REPEATS="false" if (base / "data_prep" / "events" / "again.npy").is_file() else "true",
+        ),
+        source=f"{base}: stage.json",
+    )
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-10
 def prepare_days(p: Params, base: Path) -> Prepared:  # of `inherit`; the base run's folder
     "Turn the merged tables into events and columns with the base's encoder."
     with record_stage(p, "data_prep") as rec:
         source = stage_dir(p, "ingest")
-        encode_tables(rec, source, pd.read_parquet(source / "items.parquet"), load_encoder(base / "bundle"), p, read_json(base / "data_prep" / "meta.json")["positive_events"])
+        encode_tables(
+            rec,
+            source,
+            pd.read_parquet(source / "items.parquet"),
+            load_encoder(base / "bundle"),
+            p,
+            read_json(base / "data_prep" / "meta.json")["positive_events"],
+        )
     return load_prepared(p)
+
 
 def take_over(p: Params, base: Path) -> None:
     "Copy what a fine-tune keeps; items that were added since join it behind the others."
-    for s in ("embeddings", "index", "neighbours"): shutil.rmtree(run_dir(p) / s, ignore_errors=True); shutil.copytree(base / s, run_dir(p) / s)
+    for s in ("embeddings", "index", "neighbours"):
+        shutil.rmtree(run_dir(p) / s, ignore_errors=True)
+        shutil.copytree(base / s, run_dir(p) / s)
     vectors = np.load(base / "two_tower" / "item_vectors.npy")
-    rows = read_added(additions_file(base / "bundle"))[0][:len(pd.read_parquet(run_dir(p) / "ingest" / "items.parquet", columns=["item_id"])) - len(vectors)]
-    folder = stage_dir(p, "two_tower"); shutil.copyfile(base / "two_tower" / "candidate_tower.onnx", folder / "candidate_tower.onnx")
-    np.save(folder / "item_vectors.npy", np.concatenate([vectors, np.reshape([to_array(r["vector"]) for r in rows], (len(rows), vectors.shape[1])).astype(vectors.dtype)]))
-    if rows: fold(p, load_encoder(base / "bundle").contract, rows)
+    rows = read_added(additions_file(base / "bundle"))[0][
+        : len(pd.read_parquet(run_dir(p) / "ingest" / "items.parquet", columns=["item_id"]))
+        - len(vectors)
+    ]
+    folder = stage_dir(p, "two_tower")
+    shutil.copyfile(base / "two_tower" / "candidate_tower.onnx", folder / "candidate_tower.onnx")
+    np.save(
+        folder / "item_vectors.npy",
+        np.concatenate(
+            [
+                vectors,
+                np.reshape(
+                    [to_array(r["vector"]) for r in rows], (len(rows), vectors.shape[1])
+                ).astype(vectors.dtype),
+            ]
+        ),
+    )
+    if rows:
+        fold(p, load_encoder(base / "bundle").contract, rows)
+
 
 def fold(p: Params, contract, rows: list) -> None:  # of `additions.read_added`
     "Take added items into embeddings, index and neighbours."
-    floats, places = np.stack([to_array(r["floats"]) for r in rows]), columns_of(contract.item, "floats")
-    for f in contract.item.kind("embedding"): file = stage_dir(p, "embeddings") / f"{f.name}.npy"; np.save(file, np.concatenate([np.load(file), floats[:, places[f.name]]]))
-    index = load_index(stage_dir(p, "index") / "index.faiss"); index.add(np.stack([to_array(r["vector"]) for r in rows])); save_index(index, stage_dir(p, "index") / "index.faiss")
-    if (table := load_table(stage_dir(p, "neighbours"))) is not None: save_arrays(stage_dir(p, "neighbours") / "neighbours.npz", table_with(table, rows))
-    for stage in ("embeddings", "index", "neighbours"):   # their records tell what lies there now
+    floats, places = (
+        np.stack([to_array(r["floats"]) for r in rows]),
+        columns_of(contract.item, "floats"),
+    )
+    for f in contract.item.kind("embedding"):
+        file = stage_dir(p, "embeddings") / f"{f.name}.npy"
+        np.save(file, np.concatenate([np.load(file), floats[:, places[f.name]]]))
+    index = load_index(stage_dir(p, "index") / "index.faiss")
+    index.add(np.stack([to_array(r["vector"]) for r in rows]))
+    save_index(index, stage_dir(p, "index") / "index.faiss")
+    if (table := load_table(stage_dir(p, "neighbours"))) is not None:
+        save_arrays(stage_dir(p, "neighbours") / "neighbours.npz", table_with(table, rows))
+    for stage in ("embeddings", "index", "neighbours"):  # their records tell what lies there now
         record = read_json(stage_dir(p, stage) / "stage.json")
-        for name in record["outputs"]: f = stage_dir(p, stage) / name; record["outputs"][name] = dict(sha256=sha256_file(f), bytes=f.stat().st_size, mtime_ns=f.stat().st_mtime_ns)
+        for name in record["outputs"]:
+            f = stage_dir(p, stage) / name
+            record["outputs"][name] = dict(
+                sha256=sha256_file(f), bytes=f.stat().st_size, mtime_ns=f.stat().st_mtime_ns
+            )
         write_json(stage_dir(p, stage) / "stage.json", record)
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-12
 def choose_cases(
     prep: Prepared,
-    since: int,       # last second that the base was trained on
-    replay: float,    # old cases a new one
+    since: int,  # last second that the base was trained on
+    replay: float,  # old cases a new one
     rng: np.random.Generator,
-) -> tuple:           # positions of the new cases, of the replayed ones
+) -> tuple:  # positions of the new cases, of the replayed ones
     "Choose what a fine-tune trains on: every case of the new days, and a sample of the old ones, so that they aren't forgotten."
-    train = prep.positions("train"); new = prep.events["timestamp"][train] > since
-    if not new.any(): raise RecsysError(f"{prep.folder}: no case between the last second that the base run was trained on ({since}) and the days that judge; wait for more days, or lower TEST")
+    train = prep.positions("train")
+    new = prep.events["timestamp"][train] > since
+    if not new.any():
+        raise RecsysError(
+            f"{prep.folder}: no case between the last second that the base run was trained on ({since}) and the days that judge; wait for more days, or lower TEST"
+        )
     old = train[~new]
-    return train[new], np.sort(rng.choice(old, min(len(old), round(replay * new.sum())), replace=False))
+    return train[new], np.sort(
+        rng.choice(old, min(len(old), round(replay * new.sum())), replace=False)
+    )
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-15
 def tune_towers(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dict:  # metrics
     "Fine-tune the query tower on the base's item vectors and write the stage two_tower."
     with record_stage(p, "two_tower") as rec:
-        model, vectors = load_state(base / "train_state" / "two_tower"), np.load(rec.dir / "item_vectors.npy")
-        once = Params({**p, "TT_EPOCHS": p.FINETUNE_EPOCHS, "TT_LR": learning_rate(prep, p) * p.FINETUNE_LR})
-        with rec.timing("fit"): curve = fit(model, prep, once, cases, cases[:0], fresh=False, kept=vectors)
-        with rec.timing("export"): rec.metrics["onnx gap query"] = export_query(model, prep, rec.dir)
+        model, vectors = (
+            load_state(base / "train_state" / "two_tower"),
+            np.load(rec.dir / "item_vectors.npy"),
+        )
+        once = Params(
+            {**p, "TT_EPOCHS": p.FINETUNE_EPOCHS, "TT_LR": learning_rate(prep, p) * p.FINETUNE_LR}
+        )
+        with rec.timing("fit"):
+            curve = fit(model, prep, once, cases, cases[:0], fresh=False, kept=vectors)
+        with rec.timing("export"):
+            rec.metrics["onnx gap query"] = export_query(model, prep, rec.dir)
         save_state(model, rec.dir / "train_state")
-        rec.rows["train"] = len(cases); rec.metrics |= curve[-1] | {"fitted on": fitted(p)}
+        rec.rows["train"] = len(cases)
+        rec.metrics |= curve[-1] | {"fitted on": fitted(p)}
     return rec.metrics
 
-def fitted(p: Params) -> str: "Say what a fine-tuned model has seen."; return f"what {p.BASE_RUN} was fitted on, and the days since then"
+
+def fitted(p: Params) -> str:
+    "Say what a fine-tuned model has seen."
+    return f"what {p.BASE_RUN} was fitted on, and the days since then"
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-18
 def tune_ranker(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dict:  # metrics
     "Fine-tune the ranker and write the stage dlrm."
     with record_stage(p, "dlrm") as rec:
-        once = Params({**p, "DLRM_EPOCHS": p.FINETUNE_EPOCHS, "DLRM_LR": ranker_rate(prep, p) * p.FINETUNE_LR, "DLRM_HALF_LIFE": 0.0})
-        with rec.timing("fit"): model, curve = fit_ranker(prep, once, load_ranker(base / "train_state" / "dlrm"), cases, table=load_table(run_dir(p) / "neighbours"), judged=False)
+        once = Params(
+            {
+                **p,
+                "DLRM_EPOCHS": p.FINETUNE_EPOCHS,
+                "DLRM_LR": ranker_rate(prep, p) * p.FINETUNE_LR,
+                "DLRM_HALF_LIFE": 0.0,
+            }
+        )
+        with rec.timing("fit"):
+            model, curve = fit_ranker(
+                prep,
+                once,
+                load_ranker(base / "train_state" / "dlrm"),
+                cases,
+                table=load_table(run_dir(p) / "neighbours"),
+                judged=False,
+            )
         save_ranker(model, rec.dir / "train_state")
-        with rec.timing("export"): session = onnx_session(export_ranker(model, rec.dir / "dlrm.onnx"), threads=1)
-        rec.rows["train"] = len(cases); rec.metrics |= curve[-1] | check_export(session, model, prep, p) | blend_of(model) | {"fitted on": fitted(p)}
+        with rec.timing("export"):
+            session = onnx_session(export_ranker(model, rec.dir / "dlrm.onnx"), threads=1)
+        rec.rows["train"] = len(cases)
+        rec.metrics |= (
+            curve[-1]
+            | check_export(session, model, prep, p)
+            | blend_of(model)
+            | {"fitted on": fitted(p)}
+        )
     return rec.metrics
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-21
@@ -111,47 +222,100 @@ def bundle_days(p: Params) -> str:  # version
     "Write the stage bundle and the training state for tomorrow."
     with record_stage(p, "bundle") as rec:
         for old in rec.dir.iterdir():
-            if old.is_file() and old.name != ".lock": old.unlink()
-        rec.metrics["version"] = write_bundle(p, rec.dir)["version"]; write_train_state(p)
+            if old.is_file() and old.name != ".lock":
+                old.unlink()
+        rec.metrics["version"] = write_bundle(p, rec.dir)["version"]
+        write_train_state(p)
     return rec.metrics["version"]
 
-def judge(p: Params, prep: Prepared, base: Path) -> tuple:  # NDCG@10 a system, paired differences by segment
+
+def judge(
+    p: Params, prep: Prepared, base: Path
+) -> tuple:  # NDCG@10 a system, paired differences by segment
     "Compare the fine-tuned bundle with its base and with popularity on the held-out days."
     pos, masked = test_cases(prep, p.EVAL_CASES, p.SEED), is_masked(prep, p.MASK_HISTORY)
     tuned = Bundle(stage_dir(p, "bundle"))
-    lists = {n: model_lists(b, prep, pos, masked)["full"] for n, b in (("tuned", tuned), ("base", Bundle(base / "bundle")))}
-    lists["popularity"] = np.tile(tuned.by_popularity[:lists["tuned"].shape[1]], (len(pos), 1))
-    value = {n: float(case_metrics(rank_of_relevant(x, np.asarray(prep.events["item"][pos])), (10,))["ndcg@10"].mean()) for n, x in lists.items()}
+    lists = {
+        n: model_lists(b, prep, pos, masked)["full"]
+        for n, b in (("tuned", tuned), ("base", Bundle(base / "bundle")))
+    }
+    lists["popularity"] = np.tile(tuned.by_popularity[: lists["tuned"].shape[1]], (len(pos), 1))
+    value = {
+        n: float(
+            case_metrics(rank_of_relevant(x, np.asarray(prep.events["item"][pos])), (10,))[
+                "ndcg@10"
+            ].mean()
+        )
+        for n, x in lists.items()
+    }
     return value, compare_systems(lists, prep, pos, p.BOOTSTRAP, p.SEED, system="tuned")
 
 # %% ../nbs/19_finetune.ipynb #19-finetune-24
 def plot_days(pairs: list, other: str = "base"):  # matplotlib figure
     "Draw by segment how much the fine-tuned bundle gains."
     import matplotlib.pyplot as plt
-    rows = [r for r in pairs if r["other"] == other][::-1]; gain = [r["difference"] for r in rows]
+
+    rows = [r for r in pairs if r["other"] == other][::-1]
+    gain = [r["difference"] for r in rows]
     fig, ax = plt.subplots(figsize=(6, 0.45 * len(rows) + 1.1))
-    ax.errorbar(gain, [r["segment"].replace("_", " ") for r in rows], xerr=[[r["difference"] - r["low"] for r in rows], [r["high"] - r["difference"] for r in rows]], fmt="ko", capsize=3)
-    ax.axvline(0, color="0.6", ls="--"); every = rows[-1]
-    ax.set(xlabel=f"NDCG@10 above the {other} bundle, with 95 % interval", title="The new days help" if every["low"] > 0 else "The new days hurt" if every["high"] < 0 else "The new days make no clear difference"); ax.margins(y=.2)
+    ax.errorbar(
+        gain,
+        [r["segment"].replace("_", " ") for r in rows],
+        xerr=[
+            [r["difference"] - r["low"] for r in rows],
+            [r["high"] - r["difference"] for r in rows],
+        ],
+        fmt="ko",
+        capsize=3,
+    )
+    ax.axvline(0, color="0.6", ls="--")
+    every = rows[-1]
+    ax.set(
+        xlabel=f"NDCG@10 above the {other} bundle, with 95 % interval",
+        title="The new days help"
+        if every["low"] > 0
+        else "The new days hurt"
+        if every["high"] < 0
+        else "The new days make no clear difference",
+    )
+    ax.margins(y=0.2)
     return fig
+
 
 def run_finetune(
     p: Params,
     prep: Prepared = None,  # of `take_over` and `prepare_days`, where they have run
-) -> dict:                  # metrics
+) -> dict:  # metrics
     "Fine-tune the query tower and the ranker of BASE_RUN on the days since its training, and bundle the result."
     with record_stage(p, "finetune") as rec:
         p, base = inherit(p), base_folder(p)
         if prep is None:
-            with rec.timing("days"): take_over(p, base); prep = prepare_days(p, base)
+            with rec.timing("days"):
+                take_over(p, base)
+                prep = prepare_days(p, base)
         since = read_json(base / "train_state" / "state.json")["last_second"]
-        new, old = choose_cases(prep, since, p.REPLAY, np.random.default_rng(p.SEED)); cases = np.sort(np.concatenate([new, old]))
-        rec.rows |= {"new cases": len(new), "replayed": len(old), "test cases": len(prep.positions("test"))}
-        with rec.timing("towers"): tune_towers(p, prep, cases, base)
-        with rec.timing("ranker"): tune_ranker(p, prep, cases, base)
+        new, old = choose_cases(prep, since, p.REPLAY, np.random.default_rng(p.SEED))
+        cases = np.sort(np.concatenate([new, old]))
+        rec.rows |= {
+            "new cases": len(new),
+            "replayed": len(old),
+            "test cases": len(prep.positions("test")),
+        }
+        with rec.timing("towers"):
+            tune_towers(p, prep, cases, base)
+        with rec.timing("ranker"):
+            tune_ranker(p, prep, cases, base)
         rec.metrics["version"] = bundle_days(p)
-        with rec.timing("judge"): value, pairs = judge(p, prep, base)
+        with rec.timing("judge"):
+            value, pairs = judge(p, prep, base)
         rec.metrics |= {f"{n} ndcg@10, mean over cases": v for n, v in value.items()}
-        for r in pairs: rec.note(f"{r['segment'].replace('_', ' ')}: {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f}) against {r['other']}")
-        rec.figure(plot_days(pairs), "gain", "NDCG@10 of the fine-tuned bundle above its base on the newest days, which neither was trained on")
+        for r in pairs:
+            rec.note(
+                f"{r['segment'].replace('_', ' ')}: {r['metric']} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f}) against {r['other']}"
+            )
+        rec.figure(
+            plot_days(pairs),
+            "gain",
+            "NDCG@10 of the fine-tuned bundle above its base on the newest days, which neither was trained on",
+        )
     return rec.metrics

@@ -27,119 +27,273 @@ from .recommender import Bundle, fill_candidates, seen_since
 # %% ../nbs/20_gate.ipynb #20-gate-07
 def gate_cases(prep: Prepared, p: Params) -> np.ndarray:  # positions into events, sorted
     "Sample the test cases of the last GATE_DAYS; all test cases where each user's last event is held out."
-    pos = prep.positions("test"); ts = np.asarray(prep.events["timestamp"][pos])
-    if not len(pos): raise RecsysError(f"run {p.RUN} holds out no cases, so that nothing can be judged; give TEST a larger share")
-    if prep.meta["split"] == "time": pos = pos[ts > ts.max() - p.GATE_DAYS * DAY]
-    return pos if len(pos) <= p.GATE_CASES else np.sort(np.random.default_rng(p.SEED).choice(pos, p.GATE_CASES, replace=False))
+    pos = prep.positions("test")
+    ts = np.asarray(prep.events["timestamp"][pos])
+    if not len(pos):
+        raise RecsysError(
+            f"run {p.RUN} holds out no cases, so that nothing can be judged; give TEST a larger share"
+        )
+    if prep.meta["split"] == "time":
+        pos = pos[ts > ts.max() - p.GATE_DAYS * DAY]
+    return (
+        pos
+        if len(pos) <= p.GATE_CASES
+        else np.sort(np.random.default_rng(p.SEED).choice(pos, p.GATE_CASES, replace=False))
+    )
 
 # %% ../nbs/20_gate.ipynb #20-gate-10
 def same_encoder(prep: Prepared, bundle: Bundle) -> bool:
     "Tell whether a bundle reads a run's data as they are: its encoder is the run's, and the run's catalogue begins with the bundle's."
     ids = item_ids(prep)
-    return all(sha256_file(prep.folder / f) == bundle.manifest["files"][f] for f in ("encoder.json", "encoder.npz")) and np.array_equal(ids[:len(bundle.ids)], bundle.ids)
+    return all(
+        sha256_file(prep.folder / f) == bundle.manifest["files"][f]
+        for f in ("encoder.json", "encoder.npz")
+    ) and np.array_equal(ids[: len(bundle.ids)], bundle.ids)
 
-def item_ids(prep: Prepared) -> np.ndarray: "Read a run's item ids in row order."; return as_bytes(pq.read_table(prep.folder / "items.parquet", columns=["item_id"])["item_id"].to_pylist())
+
+def item_ids(prep: Prepared) -> np.ndarray:
+    "Read a run's item ids in row order."
+    return as_bytes(
+        pq.read_table(prep.folder / "items.parquet", columns=["item_id"])["item_id"].to_pylist()
+    )
+
 
 def features_for(
     prep: Prepared,
     bundle: Bundle,
     p: Params,
-    pos: np.ndarray,   # cases, positions into the run's events
-) -> tuple:            # Prepared as the bundle sees the data, positions of the same cases in it
+    pos: np.ndarray,  # cases, positions into the run's events
+) -> tuple:  # Prepared as the bundle sees the data, positions of the same cases in it
     "Encode a run's tables with a bundle's own encoder, in the order of its own catalogue."
-    if same_encoder(prep, bundle): return prep, pos
+    if same_encoder(prep, bundle):
+        return prep, pos
     known, table = [i.decode() for i in bundle.ids], pd.read_parquet(prep.folder / "items.parquet")
-    order = known + sorted(set(table.item_id) - set(known)); made = Params(read_json(prep.folder / "stage.json")["parameters"], source=str(prep.folder))
+    order = known + sorted(set(table.item_id) - set(known))
+    made = Params(read_json(prep.folder / "stage.json")["parameters"], source=str(prep.folder))
     with tempfile.TemporaryDirectory() as d:
         rec = SimpleNamespace(dir=Path(d), rows={})
-        encode_tables(rec, run_dir(p) / "ingest", table.set_index("item_id").reindex(order).reset_index(), bundle.encoder, made, prep.meta["positive_events"])
-        other = open_prepared(Path(d), Path(d)); other.events = {n: np.array(v) for n, v in other.events.items()}; other.hist_items = np.array(other.hist_items)   # the folder goes
-    place = {i: r for r, i in enumerate(order)}; rows = np.array([place[i] for i in table.item_id])
-    by = lambda e, item: np.lexsort((e["type"], item, e["timestamp"], e["user"]))   # the same events in the same order, whatever the items' rows
-    mine, theirs, at = by(prep.events, rows[prep.events["item"]]), by(other.events, other.events["item"]), np.empty(len(rows[prep.events["item"]]), np.int64)
+        encode_tables(
+            rec,
+            run_dir(p) / "ingest",
+            table.set_index("item_id").reindex(order).reset_index(),
+            bundle.encoder,
+            made,
+            prep.meta["positive_events"],
+        )
+        other = open_prepared(Path(d), Path(d))
+        other.events = {n: np.array(v) for n, v in other.events.items()}
+        other.hist_items = np.array(other.hist_items)  # the folder goes
+    place = {i: r for r, i in enumerate(order)}
+    rows = np.array([place[i] for i in table.item_id])
+    by = lambda e, item: np.lexsort(
+        (e["type"], item, e["timestamp"], e["user"])
+    )  # the same events in the same order, whatever the items' rows
+    mine, theirs, at = (
+        by(prep.events, rows[prep.events["item"]]),
+        by(other.events, other.events["item"]),
+        np.empty(len(rows[prep.events["item"]]), np.int64),
+    )
     at[mine] = theirs
     return other, at[pos]
 
 # %% ../nbs/20_gate.ipynb #20-gate-13
-def popular_lists(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, depth: int = DEPTH, block: int = 512) -> np.ndarray:  # item rows [B, depth]
+def popular_lists(
+    bundle: Bundle,
+    prep: Prepared,
+    pos: np.ndarray,
+    masked: bool,
+    depth: int = DEPTH,
+    block: int = 512,
+) -> np.ndarray:  # item rows [B, depth]
     "List what is popular and wasn't lately seen, for every case."
     order, days, n, out = bundle.by_popularity, bundle.serving.SEEN_DAYS, prep.n_items, []
-    for b in (pos[a:a + block] for a in range(0, len(pos), block)):
-        hidden = past_mask(prep, b, seen_since(prep.events["timestamp"][b], days), n) if days else np.zeros((len(b), n), bool)
-        if masked: hidden |= past_mask(prep, b, None, n)
+    for b in (pos[a : a + block] for a in range(0, len(pos), block)):
+        hidden = (
+            past_mask(prep, b, seen_since(prep.events["timestamp"][b], days), n)
+            if days
+            else np.zeros((len(b), n), bool)
+        )
+        if masked:
+            hidden |= past_mask(prep, b, None, n)
         out.append(fill_candidates(np.tile(order, (len(b), 1)), hidden[:, order], depth))
     return np.concatenate(out)
 
-def gate_values(p: Params, prep: Prepared, pos: np.ndarray, candidate: Bundle, live: Bundle | None = None) -> dict:  # candidate, popularity, live -> GATE_METRIC of each case
+
+def gate_values(
+    p: Params, prep: Prepared, pos: np.ndarray, candidate: Bundle, live: Bundle | None = None
+) -> dict:  # candidate, popularity, live -> GATE_METRIC of each case
     "Measure the pages of each system on the gate's cases."
     k, masked, of = int(p.GATE_METRIC.partition("@")[2]), is_masked(prep, p.MASK_HISTORY), {}
-    value = lambda rows, data, at: case_metrics(rank_of_relevant(rows, np.asarray(data.events["item"][at])), (k,))[p.GATE_METRIC]
+    value = lambda rows, data, at: case_metrics(
+        rank_of_relevant(rows, np.asarray(data.events["item"][at])), (k,)
+    )[p.GATE_METRIC]
     for name, b in (("candidate", candidate), ("live", live)):
-        if b: data, at = features_for(prep, b, p, pos); of[name] = value(model_lists(b, data, at, masked, k)["full"], data, at)
+        if b:
+            data, at = features_for(prep, b, p, pos)
+            of[name] = value(model_lists(b, data, at, masked, k)["full"], data, at)
     return of | dict(popularity=value(popular_lists(candidate, prep, pos, masked, k), prep, pos))
 
 # %% ../nbs/20_gate.ipynb #20-gate-16
-def compare(values: dict, other: str, segment: str, mask: np.ndarray, users: np.ndarray, p: Params) -> dict:
+def compare(
+    values: dict, other: str, segment: str, mask: np.ndarray, users: np.ndarray, p: Params
+) -> dict:
     "Estimate by how much the candidate exceeds another system on a segment."
     a, b, u = values["candidate"][mask], values[other][mask], users[mask]
     gap = dict(zip(("difference", "low", "high"), paired_bootstrap(a, b, u, p.BOOTSTRAP, p.SEED)))
-    return dict(other=other, segment=segment, cases=int(mask.sum()), candidate=per_user_mean(a, u), value=per_user_mean(b, u), **gap)
+    return dict(
+        other=other,
+        segment=segment,
+        cases=int(mask.sum()),
+        candidate=per_user_mean(a, u),
+        value=per_user_mean(b, u),
+        **gap,
+    )
+
 
 def gate_segments(prep: Prepared, pos: np.ndarray, p: Params) -> dict:  # name -> bool [B]
     "Cut the cases into the segments that the rules name; raise `RecsysError` for a name that isn't there."
-    cuts = segments(prep, pos) | fine_segments(prep, pos); names = [s.strip() for s in p.GATE_SEGMENTS.split(",") if s.strip()]
-    if unknown := [n for n in names if n not in cuts]: raise RecsysError(f"GATE_SEGMENTS names {unknown[0]!r}; there are {', '.join(cuts)}")
+    cuts = segments(prep, pos) | fine_segments(prep, pos)
+    names = [s.strip() for s in p.GATE_SEGMENTS.split(",") if s.strip()]
+    if unknown := [n for n in names if n not in cuts]:
+        raise RecsysError(f"GATE_SEGMENTS names {unknown[0]!r}; there are {', '.join(cuts)}")
     return {n: cuts[n] for n in names}
 
 # %% ../nbs/20_gate.ipynb #20-gate-18
-def gate_rules(values: dict, cuts: dict, users: np.ndarray, p: Params) -> list:  # rows with rule, passed and reason
+def gate_rules(
+    values: dict, cuts: dict, users: np.ndarray, p: Params
+) -> list:  # rows with rule, passed and reason
     "Apply the rules: above popularity, a gain on the whole, no segment falls."
     rows, everyone = [], np.ones(len(users), bool)
+
     def judge(rule, row, passed, wanted):
         text = f"{row['segment'].replace('_', ' ')}: {p.GATE_METRIC} {row['candidate']:.4f} against {row['other']}'s {row['value']:.4f}, {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}), {row['cases']:,} cases; wanted {wanted}"
         rows.append(row | dict(rule=rule, passed=bool(passed), reason=text))
-    if p.GATE_POPULARITY: row = compare(values, "popularity", "all", everyone, users, p); judge("popularity", row, row["low"] > 0, "the whole interval above 0")
-    if "live" not in values: return rows
-    row = compare(values, "live", "all", everyone, users, p); least = p.GATE_MIN_GAIN * row["value"]
+
+    if p.GATE_POPULARITY:
+        row = compare(values, "popularity", "all", everyone, users, p)
+        judge("popularity", row, row["low"] > 0, "the whole interval above 0")
+    if "live" not in values:
+        return rows
+    row = compare(values, "live", "all", everyone, users, p)
+    least = p.GATE_MIN_GAIN * row["value"]
     judge("gain", row, row["difference"] >= least, f"{least:+.4f} or more")
     for name, mask in cuts.items():
-        if mask.sum() < p.GATE_MIN_CASES: rows.append(dict(rule="segment", segment=name, cases=int(mask.sum()), passed=True, reason=f"{name.replace('_', ' ')}: {int(mask.sum())} cases, too few to judge")); continue
-        row = compare(values, "live", name, mask, users, p); least = -p.GATE_MAX_DROP * row["value"]
-        judge("segment", row, not (row["difference"] < least and row["high"] < 0), f"no loss beyond {least:+.4f} with the interval below 0")
+        if mask.sum() < p.GATE_MIN_CASES:
+            rows.append(
+                dict(
+                    rule="segment",
+                    segment=name,
+                    cases=int(mask.sum()),
+                    passed=True,
+                    reason=f"{name.replace('_', ' ')}: {int(mask.sum())} cases, too few to judge",
+                )
+            )
+            continue
+        row = compare(values, "live", name, mask, users, p)
+        least = -p.GATE_MAX_DROP * row["value"]
+        judge(
+            "segment",
+            row,
+            not (row["difference"] < least and row["high"] < 0),
+            f"no loss beyond {least:+.4f} with the interval below 0",
+        )
     return rows
 
 # %% ../nbs/20_gate.ipynb #20-gate-22
-def decide(p: Params, candidate: Bundle, live: Bundle | None = None) -> dict:  # candidate, live, passed, reasons, rules ...
+def decide(
+    p: Params, candidate: Bundle, live: Bundle | None = None
+) -> dict:  # candidate, live, passed, reasons, rules ...
     "Judge a run's candidate; whatever stands against it is among the reasons."
-    prep = load_prepared(p); pos = gate_cases(prep, p); users, ts = (np.asarray(prep.events[n][pos]) for n in ("user", "timestamp"))
+    prep = load_prepared(p)
+    pos = gate_cases(prep, p)
+    users, ts = (np.asarray(prep.events[n][pos]) for n in ("user", "timestamp"))
     cuts, rows, reasons, notes = gate_segments(prep, pos, p), [], [], []
     when = [datetime.fromtimestamp(int(t), timezone.utc).isoformat() for t in (ts.min(), ts.max())]
     for name, b, told in (("candidate", candidate, reasons), ("live bundle", live, notes)):
-        if b and prep.meta["split"] == "time" and b.manifest["data"]["train"][1] >= ts.min(): told.append(f"the {name} was trained on the cases that it is judged by, which are {when[0]} to {when[1]}")
-    if live is None: notes.append("nothing is live: there is only popularity to compare with")
-    try: rows = gate_rules(gate_values(p, prep, pos, candidate, live), cuts, users, p)
-    except Exception as e: reasons.append(str(e) if isinstance(e, RecsysError) else f"it can't be asked: {type(e).__name__}: {e}")   # a broken bundle may fail in any way
+        if b and prep.meta["split"] == "time" and b.manifest["data"]["train"][1] >= ts.min():
+            told.append(
+                f"the {name} was trained on the cases that it is judged by, which are {when[0]} to {when[1]}"
+            )
+    if live is None:
+        notes.append("nothing is live: there is only popularity to compare with")
+    try:
+        rows = gate_rules(gate_values(p, prep, pos, candidate, live), cuts, users, p)
+    except Exception as e:
+        reasons.append(
+            str(e) if isinstance(e, RecsysError) else f"it can't be asked: {type(e).__name__}: {e}"
+        )  # a broken bundle may fail in any way
     reasons += [r["reason"] for r in rows if not r["passed"]]
-    return dict(run=p.RUN, candidate=candidate.version, live=live.version if live else None, metric=p.GATE_METRIC, cases=len(pos), first=when[0], last=when[1],
-                passed=not reasons, reasons=reasons, notes=notes, rules=rows, parameters={n: p[n] for n in p if n.startswith("GATE_")})
+    return dict(
+        run=p.RUN,
+        candidate=candidate.version,
+        live=live.version if live else None,
+        metric=p.GATE_METRIC,
+        cases=len(pos),
+        first=when[0],
+        last=when[1],
+        passed=not reasons,
+        reasons=reasons,
+        notes=notes,
+        rules=rows,
+        parameters={n: p[n] for n in p if n.startswith("GATE_")},
+    )
 
 # %% ../nbs/20_gate.ipynb #20-gate-26
 def gate_text(d: dict) -> str:  # of `decide` -> Markdown
     "Write a decision for people."
-    head = f"# Bundle {d['candidate']} of run {d['run']}: {'passed' if d['passed'] else 'refused'}\n\n" + (f"Promoted nevertheless: {d['forced']}\n\n" if d.get("forced") else "")
-    text = head + f"Compared with {'live bundle ' + d['live'] if d['live'] else 'popularity only'} on {d['cases']:,} cases, {d['first']} to {d['last']}.\n"
-    for title, lines in (("Against it", d["reasons"]), ("Notes", d["notes"])): text += f"\n## {title}\n" + "".join(f"- {x}\n" for x in lines) if lines else ""
+    head = (
+        f"# Bundle {d['candidate']} of run {d['run']}: {'passed' if d['passed'] else 'refused'}\n\n"
+        + (f"Promoted nevertheless: {d['forced']}\n\n" if d.get("forced") else "")
+    )
+    text = (
+        head
+        + f"Compared with {'live bundle ' + d['live'] if d['live'] else 'popularity only'} on {d['cases']:,} cases, {d['first']} to {d['last']}.\n"
+    )
+    for title, lines in (("Against it", d["reasons"]), ("Notes", d["notes"])):
+        text += f"\n## {title}\n" + "".join(f"- {x}\n" for x in lines) if lines else ""
     number = lambda r, k: f"{r[k]:+.4f}" if k in r else ""
-    rows = "".join(f"| {'yes' if r['passed'] else 'NO'} | {r['rule']} | {r['segment']} | {r['cases']:,} | {number(r, 'difference')} | {number(r, 'low')} to {number(r, 'high')} |\n" for r in d["rules"])
-    return text + f"\n## Rules on {d['metric']}\n| passed | rule | segment | cases | difference | 95 % interval |\n|---|---|---|---|---|---|\n{rows}\n{', '.join(f'{k} {v}' for k, v in d['parameters'].items())}\n"
+    rows = "".join(
+        f"| {'yes' if r['passed'] else 'NO'} | {r['rule']} | {r['segment']} | {r['cases']:,} | {number(r, 'difference')} | {number(r, 'low')} to {number(r, 'high')} |\n"
+        for r in d["rules"]
+    )
+    return (
+        text
+        + f"\n## Rules on {d['metric']}\n| passed | rule | segment | cases | difference | 95 % interval |\n|---|---|---|---|---|---|\n{rows}\n{', '.join(f'{k} {v}' for k, v in d['parameters'].items())}\n"
+    )
+
 
 def plot_gate(d: dict):
     "Draw the differences of a decision with their intervals."
     import matplotlib.pyplot as plt
+
     rows = [r for r in d["rules"] if "difference" in r]
-    fig, ax = plt.subplots(figsize=(7, .45 * len(rows) + 1.2)); middle = [r["difference"] for r in rows]
-    ax.errorbar(middle, range(len(rows)), xerr=[[r["difference"] - r["low"] for r in rows], [r["high"] - r["difference"] for r in rows]], fmt="none", ecolor="0.5", capsize=3)
-    ax.scatter(middle, range(len(rows)), c=["0.2" if r["passed"] else "white" for r in rows], edgecolors="black", zorder=3); ax.axvline(0, color="0.7", lw=1)
-    ax.set_yticks(range(len(rows)), [f"{r['segment'].replace('_', ' ')}, against {r['other']}" for r in rows]); ax.invert_yaxis()
-    ax.set(xlabel=f"difference of {d['metric']}, 95 % interval over users; hollow: a rule is broken", title=f"{d['candidate']} {'passes' if d['passed'] else 'is refused'}: {sum(r['passed'] for r in d['rules'])} of {len(d['rules'])} rules hold")
+    fig, ax = plt.subplots(figsize=(7, 0.45 * len(rows) + 1.2))
+    middle = [r["difference"] for r in rows]
+    ax.errorbar(
+        middle,
+        range(len(rows)),
+        xerr=[
+            [r["difference"] - r["low"] for r in rows],
+            [r["high"] - r["difference"] for r in rows],
+        ],
+        fmt="none",
+        ecolor="0.5",
+        capsize=3,
+    )
+    ax.scatter(
+        middle,
+        range(len(rows)),
+        c=["0.2" if r["passed"] else "white" for r in rows],
+        edgecolors="black",
+        zorder=3,
+    )
+    ax.axvline(0, color="0.7", lw=1)
+    ax.set_yticks(
+        range(len(rows)), [f"{r['segment'].replace('_', ' ')}, against {r['other']}" for r in rows]
+    )
+    ax.invert_yaxis()
+    ax.set(
+        xlabel=f"difference of {d['metric']}, 95 % interval over users; hollow: a rule is broken",
+        title=f"{d['candidate']} {'passes' if d['passed'] else 'is refused'}: {sum(r['passed'] for r in d['rules'])} of {len(d['rules'])} rules hold",
+    )
     return fig

@@ -32,65 +32,133 @@ from .triton import NoUsers, clock_start, forget_user, online_users
 # %% ../nbs/23_gateway.ipynb #23-gateway-07
 class Catalogue:
     "Show the items of a bundle to people."
-    def __init__(self, bundle: Bundle, folder: Path | None = None):  # folder: of the run, for pictures
-        self.taken = bundle.grow(); t, names = bundle.shown, bundle.shown.column_names
+
+    def __init__(
+        self, bundle: Bundle, folder: Path | None = None
+    ):  # folder: of the run, for pictures
+        self.taken = bundle.grow()
+        t, names = bundle.shown, bundle.shown.column_names
         column = lambda n: t[n].to_pylist() if n in names else [None] * t.num_rows
         self.bundle, self.folder, self.row_of = bundle, folder, bundle.row_of
         self.ids, self.stock = [str(i) for i in column("item_id")], bundle.in_stock.tolist()
-        self.titles, self.categories, self.subcategories = ([None if x is None else str(x) for x in column(n)] for n in ("title", "category_l1", "category_l2"))
+        self.titles, self.categories, self.subcategories = (
+            [None if x is None else str(x) for x in column(n)]
+            for n in ("title", "category_l1", "category_l2")
+        )
         self.prices = [None if x is None or x != x else round(float(x), 2) for x in column("price")]
 
-    by_category = cached_property(lambda self: {c: [r for r in self.order if self.categories[r] == c] for c in sorted({c for c in self.categories if c})})
+    by_category = cached_property(
+        lambda self: {
+            c: [r for r in self.order if self.categories[r] == c]
+            for c in sorted({c for c in self.categories if c})
+        }
+    )
     order = cached_property(lambda self: self.bundle.by_popularity.tolist())
-    images = cached_property(lambda self: self._load_images())   # item id -> bytes
+    images = cached_property(lambda self: self._load_images())  # item id -> bytes
 
     def grow(self) -> None:
         "Take in items that joined the bundle since the last look."
-        news = self.bundle.added[self.taken:self.bundle.grow()]; self.taken += len(news)
+        news = self.bundle.added[self.taken : self.bundle.grow()]
+        self.taken += len(news)
         for s in (r["shown"] for r in news):
-            for column, x in ((self.ids, s["item_id"]), (self.stock, True), (self.titles, s.get("title")), (self.categories, s.get("category_l1")), (self.subcategories, s.get("category_l2")), (self.prices, s.get("price"))): column.append(x)
-        for n in ("order", "by_category") if news else (): self.__dict__.pop(n, None)
+            for column, x in (
+                (self.ids, s["item_id"]),
+                (self.stock, True),
+                (self.titles, s.get("title")),
+                (self.categories, s.get("category_l1")),
+                (self.subcategories, s.get("category_l2")),
+                (self.prices, s.get("price")),
+            ):
+                column.append(x)
+        for n in ("order", "by_category") if news else ():
+            self.__dict__.pop(n, None)
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-08
-def image_path(item_id: str) -> str: return f"/v1/items/{urllib.parse.quote(item_id, safe='')}/image"
+def image_path(item_id: str) -> str:
+    return f"/v1/items/{urllib.parse.quote(item_id, safe='')}/image"
+
 
 @patch
 def show(self: Catalogue, item_id: str) -> dict:  # fields of `api.Shown`
     "Describe an item; one that this catalogue lacks yet has only its id."
     r = self.row_of.get(item_id, len(self.ids))
-    if r >= len(self.ids): return dict(item_id=item_id, title=None, category=None, subcategory=None, price=None, in_stock=True, image=image_path(item_id))
-    return dict(item_id=item_id, title=self.titles[r], category=self.categories[r], subcategory=self.subcategories[r], price=self.prices[r], in_stock=self.stock[r], image=image_path(item_id))
+    if r >= len(self.ids):
+        return dict(
+            item_id=item_id,
+            title=None,
+            category=None,
+            subcategory=None,
+            price=None,
+            in_stock=True,
+            image=image_path(item_id),
+        )
+    return dict(
+        item_id=item_id,
+        title=self.titles[r],
+        category=self.categories[r],
+        subcategory=self.subcategories[r],
+        price=self.prices[r],
+        in_stock=self.stock[r],
+        image=image_path(item_id),
+    )
+
 
 @patch
-def browse(self: Catalogue, category: str = "", text: str = "", limit: int = 24, offset: int = 0) -> dict:  # fields of `api.ItemsAnswer`
+def browse(
+    self: Catalogue, category: str = "", text: str = "", limit: int = 24, offset: int = 0
+) -> dict:  # fields of `api.ItemsAnswer`
     "List items, the popular first."
-    self.grow(); rows, words = self.by_category.get(category, []) if category else self.order, text.casefold()
-    if words: rows = [r for r in rows if words in (self.titles[r] or self.ids[r]).casefold()]
-    return dict(items=[self.show(self.ids[r]) for r in rows[offset:offset + limit]], total=len(rows), categories=[dict(name=c, count=len(x)) for c, x in self.by_category.items()])
+    self.grow()
+    rows, words = self.by_category.get(category, []) if category else self.order, text.casefold()
+    if words:
+        rows = [r for r in rows if words in (self.titles[r] or self.ids[r]).casefold()]
+    return dict(
+        items=[self.show(self.ids[r]) for r in rows[offset : offset + limit]],
+        total=len(rows),
+        categories=[dict(name=c, count=len(x)) for c, x in self.by_category.items()],
+    )
+
 
 @patch
 def popular(self: Catalogue, k: int, exclude) -> list:  # item rows
     "List the most popular items that may be shown."
-    left = set(exclude); out = []
+    left = set(exclude)
+    out = []
     for r in self.order:
-        if self.stock[r] and self.ids[r] not in left: out.append(r)
-        if len(out) == k: break
+        if self.stock[r] and self.ids[r] not in left:
+            out.append(r)
+        if len(out) == k:
+            break
     return out
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-10
-MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp", b"GIF8": "image/gif"}
-MOST_IMAGE_BYTES = 512 * 2**20   # pictures of a run that are kept in memory
+MAGIC = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"RIFF": "image/webp",
+    b"GIF8": "image/gif",
+}
+MOST_IMAGE_BYTES = 512 * 2**20  # pictures of a run that are kept in memory
+
 
 @patch
 def _load_images(self: Catalogue) -> dict:  # item id -> bytes or None
     "Read the pictures of the run's catalogue."
     import pyarrow.parquet as pq
+
     file = self.folder and self.folder / "data_prep" / "items.parquet"
-    if not file or not file.is_file(): return {}
+    if not file or not file.is_file():
+        return {}
     table = pq.ParquetFile(file)
-    if "image_bytes" not in table.schema_arrow.names or sum(table.metadata.row_group(g).total_byte_size for g in range(table.num_row_groups)) > MOST_IMAGE_BYTES: return {}
+    if (
+        "image_bytes" not in table.schema_arrow.names
+        or sum(table.metadata.row_group(g).total_byte_size for g in range(table.num_row_groups))
+        > MOST_IMAGE_BYTES
+    ):
+        return {}
     t = table.read(["item_id", "image_bytes"])
     return dict(zip(map(str, t["item_id"].to_pylist()), t["image_bytes"].to_pylist()))
+
 
 @patch
 def image(self: Catalogue, item_id: str) -> tuple:  # media type, bytes
@@ -102,56 +170,102 @@ def image(self: Catalogue, item_id: str) -> tuple:  # media type, bytes
 # %% ../nbs/23_gateway.ipynb #23-gateway-11
 def draw_placeholder(item: dict) -> bytes:  # fields of `api.Shown` -> SVG
     "Draw an item that has no picture: hue by category, pattern by subcategory, its initials."
-    digest = lambda text: int.from_bytes(hashlib.blake2b((text or "").encode(), digest_size=4).digest(), "big")
-    hue, kind, own = digest(item["category"]) % 360, digest(item["subcategory"]), digest(item["item_id"])
-    letters = "".join(w[0] for w in (item["subcategory"] or item["title"] or item["item_id"]).split()[:2]).upper()
+    digest = lambda text: int.from_bytes(
+        hashlib.blake2b((text or "").encode(), digest_size=4).digest(), "big"
+    )
+    hue, kind, own = (
+        digest(item["category"]) % 360,
+        digest(item["subcategory"]),
+        digest(item["item_id"]),
+    )
+    letters = "".join(
+        w[0] for w in (item["subcategory"] or item["title"] or item["item_id"]).split()[:2]
+    ).upper()
     n, turn, round_ = 3 + kind % 5, own % 360, 20 + kind // 7 % 28
-    shapes = "".join(f'<rect x="{100 - 52}" y="{100 - 52}" width="104" height="104" rx="{round_}" transform="rotate({turn + i * 360 / n / 2:.0f} 100 100)" fill="hsl({(hue + 14 * i) % 360} 55% 55% / .35)"/>' for i in range(n))
+    shapes = "".join(
+        f'<rect x="{100 - 52}" y="{100 - 52}" width="104" height="104" rx="{round_}" transform="rotate({turn + i * 360 / n / 2:.0f} 100 100)" fill="hsl({(hue + 14 * i) % 360} 55% 55% / .35)"/>'
+        for i in range(n)
+    )
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 200" role="img"><rect width="200" height="200" fill="hsl({hue} 40% 88%)"/>{shapes}<text x="100" y="116" font-family="sans-serif" font-size="44" font-weight="600" text-anchor="middle" fill="hsl({hue} 45% 22%)">{html.escape(letters)}</text></svg>'.encode()
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-14
-LETTERS = dict(INT64="q", INT32="i", FP32="f")   # of struct
+LETTERS = dict(INT64="q", INT32="i", FP32="f")  # of struct
+
 
 def write_request(ensemble: str, fields: dict):  # ModelInferRequest
     "Write one user's request as Triton's message; numpy and the client's checks would cost a third of the gateway's time."
     from tritonclient.grpc.service_pb2 import ModelInferRequest
+
     r = ModelInferRequest(model_name=ensemble)
     for t in REQUEST:
-        if t.name not in fields: continue
+        if t.name not in fields:
+            continue
         values = fields[t.name] if t.name == "exclude" else [fields[t.name]]
-        r.inputs.add(name=t.name, datatype=t.dtype.replace("STRING", "BYTES"), shape=[1, len(values)])
-        r.raw_input_contents.append(b"".join(struct.pack("<I", len(x)) + x for x in map(str.encode, values)) if t.dtype == "STRING" else struct.pack(f"<{len(values)}{LETTERS[t.dtype]}", *values))
+        r.inputs.add(
+            name=t.name, datatype=t.dtype.replace("STRING", "BYTES"), shape=[1, len(values)]
+        )
+        r.raw_input_contents.append(
+            b"".join(struct.pack("<I", len(x)) + x for x in map(str.encode, values))
+            if t.dtype == "STRING"
+            else struct.pack(f"<{len(values)}{LETTERS[t.dtype]}", *values)
+        )
     return r
+
 
 def read_answer(a) -> dict:  # ModelInferResponse of one user -> output -> list
     "Read Triton's message."
-    numbers = lambda o, raw: list(struct.unpack(f"<{len(raw) // struct.calcsize(LETTERS[o.datatype])}{LETTERS[o.datatype]}", raw))
-    return {o.name: read_texts(raw) if o.datatype == "BYTES" else numbers(o, raw) for o, raw in zip(a.outputs, a.raw_output_contents)}
+    numbers = lambda o, raw: list(
+        struct.unpack(
+            f"<{len(raw) // struct.calcsize(LETTERS[o.datatype])}{LETTERS[o.datatype]}", raw
+        )
+    )
+    return {
+        o.name: read_texts(raw) if o.datatype == "BYTES" else numbers(o, raw)
+        for o, raw in zip(a.outputs, a.raw_output_contents)
+    }
+
 
 def read_texts(raw: bytes) -> list:
     "Split what Triton calls BYTES: each text behind its length."
     out, at = [], 0
-    while at < len(raw): n = int.from_bytes(raw[at:at + 4], "little"); out.append(raw[at + 4:at + 4 + n].decode()); at += 4 + n
+    while at < len(raw):
+        n = int.from_bytes(raw[at : at + 4], "little")
+        out.append(raw[at + 4 : at + 4 + n].decode())
+        at += 4 + n
     return out
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-16
 class TritonPages:
     "Ask the ensemble from an event loop."
+
     def __init__(self, url: str, ensemble: str = "recommender"):  # host:port of gRPC
         self.url, self.ensemble, self.breaker = url, ensemble, Breaker("triton")
 
     @cached_property
     def channel(self):
         import grpc
-        back_off = [(f"grpc.{x}_reconnect_backoff_ms", ms) for x, ms in (("initial", 50), ("min", 50), ("max", 500))]
-        return grpc.aio.insecure_channel(self.url, options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1), *back_off])
+
+        back_off = [
+            (f"grpc.{x}_reconnect_backoff_ms", ms)
+            for x, ms in (("initial", 50), ("min", 50), ("max", 500))
+        ]
+        return grpc.aio.insecure_channel(
+            self.url,
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.use_local_subchannel_pool", 1),
+                *back_off,
+            ],
+        )
 
     @cached_property
     def stub(self):
         from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
         return GRPCInferenceServiceStub(self.channel)
 
-    async def close(self) -> None: await self.channel.close()
+    async def close(self) -> None:
+        await self.channel.close()
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-17
 @patch
@@ -159,23 +273,41 @@ async def ready(self: TritonPages) -> bool:
     "Tell whether the ensemble can be asked."
     from grpc import RpcError
     from tritonclient.grpc.service_pb2 import ModelReadyRequest
-    try: return (await self.stub.ModelReady(ModelReadyRequest(name=self.ensemble), timeout=.5)).ready
-    except RpcError: return False   # gone, or not up yet
+
+    try:
+        return (
+            await self.stub.ModelReady(ModelReadyRequest(name=self.ensemble), timeout=0.5)
+        ).ready
+    except RpcError:
+        return False  # gone, or not up yet
+
 
 @patch
-async def ask(self: TritonPages,
-    seconds: float,   # until the answer must be there
-    whole: bool,      # it is the gateway's own patience, not a shorter one of the request's
-    **fields,         # of one request
-) -> dict:            # output -> list of one user's values
+async def ask(
+    self: TritonPages,
+    seconds: float,  # until the answer must be there
+    whole: bool,  # it is the gateway's own patience, not a shorter one of the request's
+    **fields,  # of one request
+) -> dict:  # output -> list of one user's values
     "Ask for one user's page; raise `RecsysError` for what Triton refuses, `Unavailable` where it can't answer."
     from grpc import RpcError, StatusCode
+
     self.breaker._enter()
-    try: answer = await self.stub.ModelInfer(write_request(self.ensemble, fields), timeout=seconds)
+    try:
+        answer = await self.stub.ModelInfer(write_request(self.ensemble, fields), timeout=seconds)
     except RpcError as e:
-        if e.code() is StatusCode.INVALID_ARGUMENT: self.breaker.reason = ""; raise RecsysError(e.details().split(", ", 1)[-1]) from None
-        why = f"Triton: {e.code().name}" if e.code() is not StatusCode.DEADLINE_EXCEEDED else f"Triton did not answer in {seconds * 1e3:.0f} ms"
-        if e.code() is StatusCode.UNAVAILABLE or (e.code() is StatusCode.DEADLINE_EXCEEDED and whole): self.breaker.fail(Unavailable(why))
+        if e.code() is StatusCode.INVALID_ARGUMENT:
+            self.breaker.reason = ""
+            raise RecsysError(e.details().split(", ", 1)[-1]) from None
+        why = (
+            f"Triton: {e.code().name}"
+            if e.code() is not StatusCode.DEADLINE_EXCEEDED
+            else f"Triton did not answer in {seconds * 1e3:.0f} ms"
+        )
+        if e.code() is StatusCode.UNAVAILABLE or (
+            e.code() is StatusCode.DEADLINE_EXCEEDED and whole
+        ):
+            self.breaker.fail(Unavailable(why))
         raise Unavailable(why) from None
     self.breaker.reason = ""
     return read_answer(answer)
@@ -183,42 +315,62 @@ async def ask(self: TritonPages,
 # %% ../nbs/23_gateway.ipynb #23-gateway-20
 class Refused(Exception):
     "Say no, with an HTTP status."
-    def __init__(self, status: int, message: str): super().__init__(message); self.status = status
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
 
 class Lane:
     "Run blocking work in a few threads, and turn away what would wait behind too much."
-    def __init__(self, name: str, threads: int, most: int): self.name, self.most, self.n, self.pool = name, most, 0, ThreadPoolExecutor(threads, name)
+
+    def __init__(self, name: str, threads: int, most: int):
+        self.name, self.most, self.n, self.pool = name, most, 0, ThreadPoolExecutor(threads, name)
 
     async def run(self, work):  # function -> its result
         "Run work in a thread; raise `Refused` where too much is under way."
-        if self.n >= self.most: raise Refused(429, f"{self.name}: {self.n} at work already; try again in a second")
+        if self.n >= self.most:
+            raise Refused(429, f"{self.name}: {self.n} at work already; try again in a second")
         self.n += 1
-        try: return await asyncio.get_running_loop().run_in_executor(self.pool, work)
-        finally: self.n -= 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        finally:
+            self.n -= 1
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-23
 @dataclass
 class Backends:
     "Hold what the gateway asks."
+
     p: Params
-    url: str                    # of Valkey; '': unknown
+    url: str  # of Valkey; '': unknown
     triton: TritonPages
     catalogue: Catalogue
     recommender: Recommender
-    recorder: Recorder | None   # None: no Valkey is known
-    users: list = field(default_factory=list)   # some known ids, for people who try
+    recorder: Recorder | None  # None: no Valkey is known
+    users: list = field(default_factory=list)  # some known ids, for people who try
+
 
 def served_bundle(p: Params) -> Path:  # folder
     "Find the bundle that is served: the pinned version's, else the run's own."
     repository = stage_dir(p, "triton") / "repository"
-    try: folder = bundle_folder(repository / "user_features", pinned_version(repository))
-    except (RecsysError, OSError): folder = stage_dir(p, "bundle")
+    try:
+        folder = bundle_folder(repository / "user_features", pinned_version(repository))
+    except (RecsysError, OSError):
+        folder = stage_dir(p, "bundle")
     return folder if (folder / "manifest.json").is_file() else stage_dir(p, "bundle")
+
 
 def find_bundle(p: Params, version: str) -> Path | None:  # folder
     "Find the bundle of a version that answers: served by the run, live, or stored."
-    for f in sorted(x for at in (stage_dir(p, "triton"), run_dir(p).parent / "live", run_dir(p).parent) for x in (at / "bundles").glob("*/manifest.json")):
-        if read_json(f)["version"] == version: return f.parent
+    for f in sorted(
+        x
+        for at in (stage_dir(p, "triton"), run_dir(p).parent / "live", run_dir(p).parent)
+        for x in (at / "bundles").glob("*/manifest.json")
+    ):
+        if read_json(f)["version"] == version:
+            return f.parent
+
 
 def triton_address(p: Params) -> str:  # host:port
     "Find the gRPC address: TRITON_URL, that of the run's running server, else GRPC_PORT of this machine."
@@ -228,33 +380,48 @@ def triton_address(p: Params) -> str:  # host:port
 # %% ../nbs/23_gateway.ipynb #23-gateway-24
 def open_backends(
     p: Params,
-    url: str = "",      # of Valkey; '': unknown
-    triton: str = "",   # host:port of gRPC; '': `triton_address`
-    folder: Path | None = None,   # of the bundle; None: `served_bundle`
+    url: str = "",  # of Valkey; '': unknown
+    triton: str = "",  # host:port of gRPC; '': `triton_address`
+    folder: Path | None = None,  # of the bundle; None: `served_bundle`
 ) -> Backends:
     "Open what the gateway asks, for the bundle that is served now."
-    bundle, online = Bundle(folder or served_bundle(p)), read_json(stage_dir(p, "triton") / "online.json") | dict(VALKEY_TIMEOUT_MS=500)   # a person waits, not a page
+    bundle, online = (
+        Bundle(folder or served_bundle(p)),
+        read_json(stage_dir(p, "triton") / "online.json") | dict(VALKEY_TIMEOUT_MS=500),
+    )  # a person waits, not a page
     recommender = Recommender(bundle, online_users(bundle, url, online) if url else NoUsers())
-    try: recommender.started = clock_start(connect(url, 1000)) if url else time.time()
-    except Exception: recommender.started = time.time()   # Valkey is gone; it is asked again with each event
+    try:
+        recommender.started = clock_start(connect(url, 1000)) if url else time.time()
+    except Exception:
+        recommender.started = time.time()  # Valkey is gone; it is asked again with each event
     known = stage_dir(p, "data_prep") / "users.npz"
     ids = [i.decode() for i in load_arrays(known)["user_id"].tolist()] if known.is_file() else []
-    return Backends(p, url, TritonPages(triton or triton_address(p)), Catalogue(bundle, run_dir(p)), recommender, open_recorder(p, url, bundle, recommender.clock) if url else None, ids[::max(1, len(ids) // 200)])
+    return Backends(
+        p,
+        url,
+        TritonPages(triton or triton_address(p)),
+        Catalogue(bundle, run_dir(p)),
+        recommender,
+        open_recorder(p, url, bundle, recommender.clock) if url else None,
+        ids[:: max(1, len(ids) // 200)],
+    )
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-27
-MOST_BODY, SLOWEST_BODY = 64 * 1024, 5   # bytes, seconds
+MOST_BODY, SLOWEST_BODY = 64 * 1024, 5  # bytes, seconds
+
 
 @dataclass
 class Call:
     "Carry one request."
+
     scope: dict
     receive: object
     began: float
     id: str = ""
     operation: Operation | None = None
-    path: dict = field(default_factory=dict)     # fields of the path
-    sent: object = None                          # model of the body or the query
-    note: dict = field(default_factory=dict)     # what the log gets beside time and status
+    path: dict = field(default_factory=dict)  # fields of the path
+    sent: object = None  # model of the body or the query
+    note: dict = field(default_factory=dict)  # what the log gets beside time and status
 
     headers = cached_property(lambda self: dict(self.scope["headers"]))
 
@@ -262,81 +429,182 @@ class Call:
 @patch
 async def read_body(self: Call) -> bytes:
     "Read the body of a request that says it is JSON; raise `Refused` where it is too large or comes too slowly."
-    if self.headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json": raise Refused(415, "content-type: expected application/json")
+    if self.headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+        raise Refused(415, "content-type: expected application/json")
     parts, size, end = [], 0, time.monotonic() + SLOWEST_BODY
     while True:
-        try: message = await asyncio.wait_for(self.receive(), max(0.001, end - time.monotonic()))
-        except asyncio.TimeoutError: raise Refused(408, f"the body did not arrive within {SLOWEST_BODY} s") from None
-        if message["type"] != "http.request": raise Refused(400, "the client went away")
+        try:
+            message = await asyncio.wait_for(self.receive(), max(0.001, end - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise Refused(408, f"the body did not arrive within {SLOWEST_BODY} s") from None
+        if message["type"] != "http.request":
+            raise Refused(400, "the client went away")
         size += len(message.get("body", b""))
-        if size <= MOST_BODY: parts.append(message.get("body", b""))
-        elif size > 64 * 2**20: break   # it was told nothing yet, and has sent enough
-        if not message.get("more_body"): break
-    if size > MOST_BODY: raise Refused(413, f"the body has more than {MOST_BODY} bytes")
+        if size <= MOST_BODY:
+            parts.append(message.get("body", b""))
+        elif size > 64 * 2**20:
+            break  # it was told nothing yet, and has sent enough
+        if not message.get("more_body"):
+            break
+    if size > MOST_BODY:
+        raise Refused(413, f"the body has more than {MOST_BODY} bytes")
     return b"".join(parts)
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-29
 @patch
 def read_query(self: Call) -> dict:  # name -> text
     "Read the query; raise `Refused` for a field that stands twice or isn't text."
-    try: pairs = urllib.parse.parse_qsl(self.scope["query_string"].decode("ascii"), keep_blank_values=True, strict_parsing=bool(self.scope["query_string"]), errors="strict", max_num_fields=50)
-    except (ValueError, UnicodeError): raise Refused(422, "query: not readable") from None
-    if len(dict(pairs)) < len(pairs): raise Refused(422, "query: a field stands twice")
+    try:
+        pairs = urllib.parse.parse_qsl(
+            self.scope["query_string"].decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=bool(self.scope["query_string"]),
+            errors="strict",
+            max_num_fields=50,
+        )
+    except (ValueError, UnicodeError):
+        raise Refused(422, "query: not readable") from None
+    if len(dict(pairs)) < len(pairs):
+        raise Refused(422, "query: a field stands twice")
     return dict(pairs)
+
 
 @patch
 def read_path(self: Call, fields: dict) -> None:  # name -> percent-encoded text
     "Decode the fields of the path."
     for n, v in fields.items():
-        try: self.path[n] = urllib.parse.unquote(v, errors="strict")
-        except UnicodeError: raise Refused(400, f"{n}: not UTF-8") from None
-        if not 1 <= len(self.path[n]) <= 64 or "\0" in self.path[n]: raise Refused(422, f"{n}: expected 1 to 64 characters without NUL")
+        try:
+            self.path[n] = urllib.parse.unquote(v, errors="strict")
+        except UnicodeError:
+            raise Refused(400, f"{n}: not UTF-8") from None
+        if not 1 <= len(self.path[n]) <= 64 or "\0" in self.path[n]:
+            raise Refused(422, f"{n}: expected 1 to 64 characters without NUL")
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-32
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-SAFE = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'")]
+SAFE = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    ),
+]
+
 
 class Gateway:
     "Answer HTTP requests: an ASGI application."
-    def __init__(self,
+
+    def __init__(
+        self,
         backends: Backends,
-        key: str = "",         # of writes; '': they are switched off
-        pages: dict | None = None,   # path -> (media type, bytes): files that it serves beside its operations
-        log=None,              # takes a dict a request; None: a line of JSON on stdout
+        key: str = "",  # of writes; '': they are switched off
+        pages: dict
+        | None = None,  # path -> (media type, bytes): files that it serves beside its operations
+        log=None,  # takes a dict a request; None: a line of JSON on stdout
     ):
         p = backends.p
-        self.backends, self.key, self.pages, self.log = backends, key.encode(), pages or {}, log or print_json
-        self.patience, self.most, self.at_work, self.local, self.stopping, self.loading, self.followed = p.GATEWAY_TIMEOUT_MS / 1e3, p.GATEWAY_IN_FLIGHT, 0, p.GATEWAY_HOST in LOOPBACK, False, None, set()
+        self.backends, self.key, self.pages, self.log = (
+            backends,
+            key.encode(),
+            pages or {},
+            log or print_json,
+        )
+        (
+            self.patience,
+            self.most,
+            self.at_work,
+            self.local,
+            self.stopping,
+            self.loading,
+            self.followed,
+        ) = (
+            p.GATEWAY_TIMEOUT_MS / 1e3,
+            p.GATEWAY_IN_FLIGHT,
+            0,
+            p.GATEWAY_HOST in LOOPBACK,
+            False,
+            None,
+            set(),
+        )
         self.store, self.explainer = Lane("valkey", 4, 64), Lane("explanations", 1, 4)
         self.exact = {(o.method, o.path): o for o in OPERATIONS if "{" not in o.path}
         self.patterns = [(path_pattern(o.path), o) for o in OPERATIONS if "{" in o.path]
-        self.document = json.dumps(openapi(backends.catalogue.ids[backends.catalogue.order[0]])).encode(); self.count()
+        self.document = json.dumps(
+            openapi(backends.catalogue.ids[backends.catalogue.order[0]])
+        ).encode()
+        self.count()
 
-def print_json(line: dict) -> None: "Write a line of the log."; print(json.dumps(line), flush=True)
+
+def print_json(line: dict) -> None:
+    "Write a line of the log."
+    print(json.dumps(line), flush=True)
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-33
 @patch
 def count(self: Gateway) -> None:
     "Make the metrics of this gateway."
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
     self.registry = r = CollectorRegistry()
-    self.seconds = Histogram("recsys_gateway_seconds", "time of an answer", ["operation", "status"], registry=r, buckets=(.001, .002, .003, .005, .0075, .01, .02, .03, .06, .1, .25, .5, 1, 2.5))
-    self.fallbacks = Counter("recsys_gateway_fallbacks", "pages for which a stage was answered by something else", ["stage"], registry=r)
+    self.seconds = Histogram(
+        "recsys_gateway_seconds",
+        "time of an answer",
+        ["operation", "status"],
+        registry=r,
+        buckets=(
+            0.001,
+            0.002,
+            0.003,
+            0.005,
+            0.0075,
+            0.01,
+            0.02,
+            0.03,
+            0.06,
+            0.1,
+            0.25,
+            0.5,
+            1,
+            2.5,
+        ),
+    )
+    self.fallbacks = Counter(
+        "recsys_gateway_fallbacks",
+        "pages for which a stage was answered by something else",
+        ["stage"],
+        registry=r,
+    )
     self.refused = Counter("recsys_gateway_refused", "requests turned away", ["status"], registry=r)
     self.events = Counter("recsys_gateway_events", "events recorded", ["result"], registry=r)
-    Gauge("recsys_gateway_in_flight", "requests at work", registry=r).set_function(lambda: self.at_work)
+    Gauge("recsys_gateway_in_flight", "requests at work", registry=r).set_function(
+        lambda: self.at_work
+    )
+
 
 @patch
 def find(self: Gateway, call: Call) -> None:
     "Find the operation of a request; raise `Refused` where there is none."
-    method, path = call.scope["method"], (call.scope.get("raw_path") or call.scope["path"].encode()).decode("latin-1").partition("?")[0]
-    call.operation = self.exact.get((method, path)); others = {m for m, x in self.exact if x == path}
+    method, path = (
+        call.scope["method"],
+        (call.scope.get("raw_path") or call.scope["path"].encode())
+        .decode("latin-1")
+        .partition("?")[0],
+    )
+    call.operation = self.exact.get((method, path))
+    others = {m for m, x in self.exact if x == path}
     for pattern, o in () if others else self.patterns:
         m = pattern.match(path)
-        if m and o.method == method: call.operation = o; return call.read_path(m.groupdict())
-        if m: others.add(o.method)
-    if call.operation: return
-    if others: call.allow = ", ".join(sorted(others)); raise Refused(405, f"expected {call.allow}")
+        if m and o.method == method:
+            call.operation = o
+            return call.read_path(m.groupdict())
+        if m:
+            others.add(o.method)
+    if call.operation:
+        return
+    if others:
+        call.allow = ", ".join(sorted(others))
+        raise Refused(405, f"expected {call.allow}")
     raise Refused(404, "no such path; /openapi.json lists them")
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-34
@@ -344,10 +612,19 @@ def find(self: Gateway, call: Call) -> None:
 def check_access(self: Gateway, call: Call) -> None:
     "Compare the API key in constant time; on a local address accept only local names, so that no other site's name can lead here."
     host = call.headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]")
-    if self.local and host not in LOOPBACK: raise Refused(403, "host: expected a name of this machine; set GATEWAY_HOST to serve others")
-    if not call.operation.key: return
-    if not self.key: raise Refused(403, "this is switched off: the gateway was started without RECSYS_API_KEY")
-    if not hmac.compare_digest(hashlib.sha256(call.headers.get(b"x-api-key", b"")).digest(), hashlib.sha256(self.key).digest()): raise Refused(401, "X-API-Key: missing or wrong")
+    if self.local and host not in LOOPBACK:
+        raise Refused(
+            403, "host: expected a name of this machine; set GATEWAY_HOST to serve others"
+        )
+    if not call.operation.key:
+        return
+    if not self.key:
+        raise Refused(403, "this is switched off: the gateway was started without RECSYS_API_KEY")
+    if not hmac.compare_digest(
+        hashlib.sha256(call.headers.get(b"x-api-key", b"")).digest(),
+        hashlib.sha256(self.key).digest(),
+    ):
+        raise Refused(401, "X-API-Key: missing or wrong")
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-35
 @patch
@@ -355,47 +632,88 @@ async def answer(self: Gateway, call: Call) -> tuple:  # status, media type, byt
     "Answer a request; whatever goes wrong has a status and one sentence."
     try:
         page = self.pages.get(call.scope["path"]) if call.scope["method"] == "GET" else None
-        if page: return 200, *page
-        self.find(call); self.check_access(call); o = call.operation
-        if o.body: call.sent = read_model(o.body, await call.read_body())
-        else: call.sent = read_model(o.query, call.read_query()) if o.query else None
-        if not o.light and self.at_work >= self.most: raise Refused(503, f"{self.at_work} requests are at work already; try again in a second")
+        if page:
+            return 200, *page
+        self.find(call)
+        self.check_access(call)
+        o = call.operation
+        if o.body:
+            call.sent = read_model(o.body, await call.read_body())
+        else:
+            call.sent = read_model(o.query, call.read_query()) if o.query else None
+        if not o.light and self.at_work >= self.most:
+            raise Refused(
+                503, f"{self.at_work} requests are at work already; try again in a second"
+            )
         self.at_work += not o.light
-        try: found = await getattr(self, o.name)(call)
-        finally: self.at_work -= not o.light
+        try:
+            found = await getattr(self, o.name)(call)
+        finally:
+            self.at_work -= not o.light
         return found if isinstance(found, tuple) else (200, "application/json", to_json(found))
-    except Refused as e: status, said = e.status, str(e)
-    except BrokenJson as e: status, said = 400, str(e)
-    except RecsysError as e: status, said = 422, str(e)
-    except Exception as e: status, said = 500, "internal error; the gateway's log says more"; call.note["error"] = f"{type(e).__name__} at {traceback.extract_tb(e.__traceback__)[-1].name}"   # its text may hold what the client sent
+    except Refused as e:
+        status, said = e.status, str(e)
+    except BrokenJson as e:
+        status, said = 400, str(e)
+    except RecsysError as e:
+        status, said = 422, str(e)
+    except Exception as e:
+        status, said = 500, "internal error; the gateway's log says more"
+        call.note["error"] = (
+            f"{type(e).__name__} at {traceback.extract_tb(e.__traceback__)[-1].name}"  # its text may hold what the client sent
+        )
     self.refused.labels(status).inc()
     return status, "application/json", to_json(dict(error=said[:300]))
 
-to_json = TypeAdapter(Any).dump_json   # compiled; NaN and infinity become null
+
+to_json = TypeAdapter(Any).dump_json  # compiled; NaN and infinity become null
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-36
 @patch
 async def __call__(self: Gateway, scope, receive, send) -> None:
     "Serve one ASGI connection scope.\n\nASGI 3.0."
-    if scope["type"] == "lifespan": return await self.live(receive, send)
-    if scope["type"] != "http": return
+    if scope["type"] == "lifespan":
+        return await self.live(receive, send)
+    if scope["type"] != "http":
+        return
     call = Call(scope, receive, time.perf_counter(), secrets.token_hex(8))
     status, kind, body = await self.answer(call)
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), (b"x-request-id", call.id.encode()), *SAFE]
-    if status in (429, 503): headers.append((b"retry-after", b"1"))
-    if status == 405: headers.append((b"allow", call.allow.encode()))
-    if status in (408, 413) or self.stopping: headers.append((b"connection", b"close"))
-    headers.append((b"cache-control", b"max-age=3600" if kind.startswith("image/") else b"no-store"))
+    headers = [
+        (b"content-type", kind.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", call.id.encode()),
+        *SAFE,
+    ]
+    if status in (429, 503):
+        headers.append((b"retry-after", b"1"))
+    if status == 405:
+        headers.append((b"allow", call.allow.encode()))
+    if status in (408, 413) or self.stopping:
+        headers.append((b"connection", b"close"))
+    headers.append(
+        (b"cache-control", b"max-age=3600" if kind.startswith("image/") else b"no-store")
+    )
     await send(dict(type="http.response.start", status=status, headers=headers))
     await send(dict(type="http.response.body", body=body))
     self.done(call, status, time.perf_counter() - call.began)
+
 
 @patch
 def done(self: Gateway, call: Call, status: int, seconds: float) -> None:
     "Count and log an answer: which operation, never whose."
     name = call.operation.name if call.operation else "page" if status == 200 else "none"
     self.seconds.labels(name, status).observe(seconds)
-    if name not in ("healthz", "readyz", "metrics"): self.log(dict(time=round(time.time(), 3), id=call.id, operation=name, status=status, ms=round(seconds * 1e3, 2)) | call.note)
+    if name not in ("healthz", "readyz", "metrics"):
+        self.log(
+            dict(
+                time=round(time.time(), 3),
+                id=call.id,
+                operation=name,
+                status=status,
+                ms=round(seconds * 1e3, 2),
+            )
+            | call.note
+        )
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-37
 @patch
@@ -403,10 +721,14 @@ async def live(self: Gateway, receive, send) -> None:
     "Begin and end with the server.\n\nASGI 3.0, lifespan."
     while True:
         message = await receive()
-        if message["type"] == "lifespan.startup": self.backends.triton.stub; await send(dict(type="lifespan.startup.complete"))
+        if message["type"] == "lifespan.startup":
+            self.backends.triton.stub
+            await send(dict(type="lifespan.startup.complete"))
         if message["type"] == "lifespan.shutdown":
-            self.stopping = True; await self.backends.triton.close()
-            for lane in (self.store, self.explainer): lane.pool.shutdown(wait=False, cancel_futures=True)
+            self.stopping = True
+            await self.backends.triton.close()
+            for lane in (self.store, self.explainer):
+                lane.pool.shutdown(wait=False, cancel_futures=True)
             return await send(dict(type="lifespan.shutdown.complete"))
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-39
@@ -416,76 +738,162 @@ async def recommend(self: Gateway, call: Call) -> dict:  # fields of `api.Page`
     r, catalogue, began = call.sent, self.backends.catalogue, call.began
     own = r.timeout_ms / 1e3 if r.timeout_ms else self.patience
     left = min(own, self.patience) - (time.perf_counter() - began)
-    fields = {n: v for n, v in r.model_dump(exclude={"timeout_ms"}).items() if v is not None and v != []}; fields["request_id"] = r.request_id or call.id
-    try: page = self.enrich(await self.backends.triton.ask(max(left, .001), own >= self.patience, **fields))
-    except Unavailable as e: page = self.popular_page(r, str(e))
-    for f in page["fallbacks"]: self.fallbacks.labels(f["stage"]).inc()
-    if page["fallbacks"]: call.note["fallbacks"] = [f["stage"] for f in page["fallbacks"]]
+    fields = {
+        n: v for n, v in r.model_dump(exclude={"timeout_ms"}).items() if v is not None and v != []
+    }
+    fields["request_id"] = r.request_id or call.id
+    try:
+        page = self.enrich(
+            await self.backends.triton.ask(max(left, 0.001), own >= self.patience, **fields)
+        )
+    except Unavailable as e:
+        page = self.popular_page(r, str(e))
+    for f in page["fallbacks"]:
+        self.fallbacks.labels(f["stage"]).inc()
+    if page["fallbacks"]:
+        call.note["fallbacks"] = [f["stage"] for f in page["fallbacks"]]
     call.note["bundle"] = page["bundle_version"]
-    return page | dict(request_id=fields["request_id"], gateway_ms=round((time.perf_counter() - began) * 1e3, 3))
+    return page | dict(
+        request_id=fields["request_id"], gateway_ms=round((time.perf_counter() - began) * 1e3, 3)
+    )
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-40
 @patch
 def enrich(self: Gateway, a: dict) -> dict:  # what Triton gave for one user
     "Add to each item what people read."
-    why, show, items, version = json.loads(a["reasons"][0]), self.backends.catalogue.show, [], a["bundle_version"][0]
-    user = "unknown" if why["user"] != "anonymous" and any(f["stage"] == "user_features" for f in why["fallbacks"]) else why["user"]
-    for i, (item, score, propensity) in enumerate(zip(a["item_ids"], a["scores"], a["propensities"])):
-        if not item: break   # the page is shorter than asked
+    why, show, items, version = (
+        json.loads(a["reasons"][0]),
+        self.backends.catalogue.show,
+        [],
+        a["bundle_version"][0],
+    )
+    user = (
+        "unknown"
+        if why["user"] != "anonymous"
+        and any(f["stage"] == "user_features" for f in why["fallbacks"])
+        else why["user"]
+    )
+    for i, (item, score, propensity) in enumerate(
+        zip(a["item_ids"], a["scores"], a["propensities"])
+    ):
+        if not item:
+            break  # the page is shorter than asked
         rank = why["ranks"][i] if i < len(why["ranks"]) else None
-        items.append(show(item) | dict(score=score, propensity=propensity, rank=rank, reason=plain_reason(user, why["source"], rank)))
+        items.append(
+            show(item)
+            | dict(
+                score=score,
+                propensity=propensity,
+                rank=rank,
+                reason=plain_reason(user, why["source"], rank),
+            )
+        )
     known = self.backends.catalogue.bundle
-    if version.partition("+")[0] != known.manifest["version"]: self.follow(version.partition("+")[0])
-    elif version != known.version: self.backends.catalogue.grow()   # seen with the next page
-    return dict(user=user, source=why["source"], bundle_version=version, items=items, fallbacks=why["fallbacks"], stage_ms=dict(zip(STAGES_MS, a["stage_ms"])))
+    if version.partition("+")[0] != known.manifest["version"]:
+        self.follow(version.partition("+")[0])
+    elif version != known.version:
+        self.backends.catalogue.grow()  # seen with the next page
+    return dict(
+        user=user,
+        source=why["source"],
+        bundle_version=version,
+        items=items,
+        fallbacks=why["fallbacks"],
+        stage_ms=dict(zip(STAGES_MS, a["stage_ms"])),
+    )
+
 
 def plain_reason(user: str, source: str, rank) -> str:
     "Say in plain words where an item comes from."
-    if source == "popularity": return "popular with everyone"
-    to = dict(known="this person's history and taste", new="this visitor's clicks").get(user, "this device and time of day")
+    if source == "popularity":
+        return "popular with everyone"
+    to = dict(known="this person's history and taste", new="this visitor's clicks").get(
+        user, "this device and time of day"
+    )
     return f"no. {rank} nearest to {to}" if rank else f"near to {to}"
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-41
 @patch
 def popular_page(self: Gateway, r, why: str) -> dict:
     "Answer with popular items of the bundle, without what was excluded or is out of stock."
-    c = self.backends.catalogue; rows = c.popular(r.k, r.exclude)
-    items = [c.show(c.ids[x]) | dict(score=float(c.bundle.popularity[x]), propensity=None, rank=None, reason=plain_reason("", "popularity", None)) for x in rows]
-    return dict(user="unknown" if r.user_id else "anonymous", source="popularity", bundle_version=c.bundle.version, items=items, fallbacks=[dict(stage="triton", fallback="popularity", reason=why[:200])], stage_ms={})
+    c = self.backends.catalogue
+    rows = c.popular(r.k, r.exclude)
+    items = [
+        c.show(c.ids[x])
+        | dict(
+            score=float(c.bundle.popularity[x]),
+            propensity=None,
+            rank=None,
+            reason=plain_reason("", "popularity", None),
+        )
+        for x in rows
+    ]
+    return dict(
+        user="unknown" if r.user_id else "anonymous",
+        source="popularity",
+        bundle_version=c.bundle.version,
+        items=items,
+        fallbacks=[dict(stage="triton", fallback="popularity", reason=why[:200])],
+        stage_ms={},
+    )
+
 
 @patch
 def follow(self: Gateway, version: str) -> None:
     "Open the bundle that answers now, in the background; one that can't be found is looked for once."
-    if version in self.followed or (self.loading and not self.loading.done()): return
+    if version in self.followed or (self.loading and not self.loading.done()):
+        return
     b = self.backends
+
     def load():
         folder = find_bundle(b.p, version)
-        if folder is None: self.followed.add(version); return
+        if folder is None:
+            self.followed.add(version)
+            return
         new = open_backends(b.p, b.url, b.triton.url, folder)
         b.catalogue, b.recommender, b.recorder = new.catalogue, new.recommender, new.recorder
+
     self.loading = asyncio.get_running_loop().run_in_executor(self.explainer.pool, load)
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-43
 @patch
 async def ask_valkey(self: Gateway, work):
     "Ask Valkey in a thread; raise `Refused` where it doesn't answer."
-    if self.backends.recorder is None: raise Refused(503, "no Valkey is known to the gateway; nothing was changed")
+    if self.backends.recorder is None:
+        raise Refused(503, "no Valkey is known to the gateway; nothing was changed")
     from redis.exceptions import RedisError
-    try: return await self.store.run(work)
-    except (RedisError, OSError) as e: raise Refused(503, f"Valkey does not answer ({type(e).__name__}); send it again later") from None
+
+    try:
+        return await self.store.run(work)
+    except (RedisError, OSError) as e:
+        raise Refused(
+            503, f"Valkey does not answer ({type(e).__name__}); send it again later"
+        ) from None
+
 
 @patch
 async def record(self: Gateway, call: Call) -> dict:  # fields of `api.EventsAnswer`
     "Record events; the next page knows them."
-    b = self.backends; r = b.recorder
-    if r is None: raise Refused(503, "no Valkey is known to the gateway; nothing was changed")
+    b = self.backends
+    r = b.recorder
+    if r is None:
+        raise Refused(503, "no Valkey is known to the gateway; nothing was changed")
     now, events = int(r.clock()), []
     for e in call.sent.events:
-        if e.item_id not in r.items: raise Refused(404, "item_id: no such item")
-        if e.timestamp is not None and e.timestamp > now + 86400: raise Refused(409, f"timestamp: more than a day after the clock, {now}")
-        events.append({n: v for n, v in e.model_dump().items() if v not in (None, "")} | dict(event_id=e.event_id or secrets.token_hex(8), timestamp=now if e.timestamp is None else e.timestamp))
+        if e.item_id not in r.items:
+            raise Refused(404, "item_id: no such item")
+        if e.timestamp is not None and e.timestamp > now + 86400:
+            raise Refused(409, f"timestamp: more than a day after the clock, {now}")
+        events.append(
+            {n: v for n, v in e.model_dump().items() if v not in (None, "")}
+            | dict(
+                event_id=e.event_id or secrets.token_hex(8),
+                timestamp=now if e.timestamp is None else e.timestamp,
+            )
+        )
     results = await self.ask_valkey(lambda: r.record_events(events))
-    for x in results: self.events.labels(x).inc()
+    for x in results:
+        self.events.labels(x).inc()
     call.note["events"] = len(events)
     return dict(results=[dict(event_id=e["event_id"], result=x) for e, x in zip(events, results)])
 
@@ -494,21 +902,41 @@ async def record(self: Gateway, call: Call) -> dict:  # fields of `api.EventsAns
 async def forget(self: Gateway, call: Call) -> dict:  # fields of `api.Forgotten`
     "Erase a user's online state."
     r = self.backends.recorder
-    return dict(erased=await self.ask_valkey(lambda: forget_user(r.client, r.seen, call.path["user_id"])))
+    return dict(
+        erased=await self.ask_valkey(lambda: forget_user(r.client, r.seen, call.path["user_id"]))
+    )
+
 
 @patch
 async def user(self: Gateway, call: Call) -> dict:  # fields of `api.UserAnswer`
     "Tell a user's history and top category."
     b, user = self.backends, call.path["user_id"]
-    s = await self.ask_valkey(lambda: b.recommender.users.state([user], np.array([b.recommender.clock() + 1])))
-    b.catalogue.grow(); rows, top = s["rows"][0], int(s["inputs"].get("top_category", [0])[0])
-    return dict(user_id=user, known=bool(s["known"][0]), top_category=b.recommender.bundle.category_names.get(top), history=[b.catalogue.show(b.catalogue.ids[r]) for r in rows[rows >= 0][::-1].tolist()])
+    s = await self.ask_valkey(
+        lambda: b.recommender.users.state([user], np.array([b.recommender.clock() + 1]))
+    )
+    b.catalogue.grow()
+    rows, top = s["rows"][0], int(s["inputs"].get("top_category", [0])[0])
+    return dict(
+        user_id=user,
+        known=bool(s["known"][0]),
+        top_category=b.recommender.bundle.category_names.get(top),
+        history=[b.catalogue.show(b.catalogue.ids[r]) for r in rows[rows >= 0][::-1].tolist()],
+    )
+
 
 @patch
 async def users(self: Gateway, call: Call) -> dict:  # fields of `api.UsersAnswer`
     "List known users who have a history, for people who try."
     b = self.backends
-    s = await self.ask_valkey(lambda: b.recommender.users.state(b.users, np.full(len(b.users), b.recommender.clock() + 1))) if b.users else dict(rows=[])
+    s = (
+        await self.ask_valkey(
+            lambda: b.recommender.users.state(
+                b.users, np.full(len(b.users), b.recommender.clock() + 1)
+            )
+        )
+        if b.users
+        else dict(rows=[])
+    )
     return dict(users=[u for u, row in zip(b.users, s["rows"]) if (row >= 0).sum() >= 5][:40])
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-45
@@ -516,31 +944,58 @@ async def users(self: Gateway, call: Call) -> dict:  # fields of `api.UsersAnswe
 async def explanation(self: Gateway, call: Call) -> dict:  # fields of `api.Explanation`
     "Explain an item's place, in a thread of its own."
     from recsys.explain import GROUPS, explain, in_words
+
     q, b = call.sent, self.backends
-    if q.item_id not in b.catalogue.row_of: raise Refused(404, "item_id: no such item")
+    if q.item_id not in b.catalogue.row_of:
+        raise Refused(404, "item_id: no such item")
     request = q.model_dump(exclude={"item_id", "k", "draws"}, exclude_none=True)
-    found = await self.explainer.run(lambda: explain(b.recommender, request, q.item_id, k=q.k, draws=q.draws))
-    return {n: found[n] for n in ("item_id", "retrieved", "filtered", "ranked", "reranked", "fallbacks")} | dict(words=in_words(found), names={g: GROUPS[g] for g in found["ranked"]["groups"]})
+    found = await self.explainer.run(
+        lambda: explain(b.recommender, request, q.item_id, k=q.k, draws=q.draws)
+    )
+    return {
+        n: found[n] for n in ("item_id", "retrieved", "filtered", "ranked", "reranked", "fallbacks")
+    } | dict(words=in_words(found), names={g: GROUPS[g] for g in found["ranked"]["groups"]})
+
 
 @patch
-async def items(self: Gateway, call: Call) -> dict: "Browse the catalogue."; return self.backends.catalogue.browse(**call.sent.model_dump())
+async def items(self: Gateway, call: Call) -> dict:
+    "Browse the catalogue."
+    return self.backends.catalogue.browse(**call.sent.model_dump())
+
 
 @patch
 async def add(self: Gateway, call: Call) -> dict:  # fields of `api.Added`
     "Place a new item by its text and attributes, in the thread of explanations."
     import pandas as pd
     from recsys.new_items import add_items
-    r, b = call.sent, self.backends; item = r.item_id or f"new-{secrets.token_hex(4)}"
-    if item in b.catalogue.bundle: raise Refused(409, "item_id: this item is there already")
-    row = dict(item_id=item, title=r.title, description=r.description, category_l1=r.category or None, category_l2=r.subcategory or None, price=float(r.price), in_stock=True)
-    added = await self.explainer.run(lambda: add_items(b.catalogue.bundle, pd.DataFrame([row]), stage_dir(b.p, "embeddings"), "item"))
+
+    r, b = call.sent, self.backends
+    item = r.item_id or f"new-{secrets.token_hex(4)}"
+    if item in b.catalogue.bundle:
+        raise Refused(409, "item_id: this item is there already")
+    row = dict(
+        item_id=item,
+        title=r.title,
+        description=r.description,
+        category_l1=r.category or None,
+        category_l2=r.subcategory or None,
+        price=float(r.price),
+        in_stock=True,
+    )
+    added = await self.explainer.run(
+        lambda: add_items(
+            b.catalogue.bundle, pd.DataFrame([row]), stage_dir(b.p, "embeddings"), "item"
+        )
+    )
     b.catalogue.grow()
     return dict(item=b.catalogue.show(item), added=added)
+
 
 @patch
 async def image(self: Gateway, call: Call) -> tuple:
     "Give an item's picture."
-    if call.path["item_id"] not in self.backends.catalogue.row_of: raise Refused(404, "no such item")
+    if call.path["item_id"] not in self.backends.catalogue.row_of:
+        raise Refused(404, "no such item")
     return 200, *self.backends.catalogue.image(call.path["item_id"])
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-46
@@ -549,18 +1004,36 @@ async def options(self: Gateway, call: Call) -> dict:  # fields of `api.Options`
     "Tell what a page can be asked with."
     b = self.backends.recommender.bundle
     devices = [v.decode() for v, _ in zip(*b.encoder.vocab.get("device_type", ((), ())))]
-    return dict(bundle_version=b.version, clock=self.backends.recommender.clock(), timezone=b.manifest["data"].get("timezone") or "UTC", devices=devices, event_types=list(b.manifest["data"]["positive_events"]), writes=bool(self.key))
+    return dict(
+        bundle_version=b.version,
+        clock=self.backends.recommender.clock(),
+        timezone=b.manifest["data"].get("timezone") or "UTC",
+        devices=devices,
+        event_types=list(b.manifest["data"]["positive_events"]),
+        writes=bool(self.key),
+    )
+
 
 @patch
-async def healthz(self: Gateway, call: Call) -> dict: "Tell that the process is alive."; return dict(status="alive")
+async def healthz(self: Gateway, call: Call) -> dict:
+    "Tell that the process is alive."
+    return dict(status="alive")
+
 
 @patch
 async def readyz(self: Gateway, call: Call) -> dict:
     "Tell what can be asked: without Triton or Valkey there are still popular items."
     r = self.backends.recorder
-    try: valkey = bool(r and await self.ask_valkey(r.client.ping))
-    except Refused: valkey = False
-    found = dict(status="stopping" if self.stopping else "ready", triton=await self.backends.triton.ready(), valkey=valkey, bundle_version=self.backends.catalogue.bundle.version)
+    try:
+        valkey = bool(r and await self.ask_valkey(r.client.ping))
+    except Refused:
+        valkey = False
+    found = dict(
+        status="stopping" if self.stopping else "ready",
+        triton=await self.backends.triton.ready(),
+        valkey=valkey,
+        bundle_version=self.backends.catalogue.bundle.version,
+    )
     return (503, "application/json", to_json(found)) if self.stopping else found
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-47
@@ -568,25 +1041,55 @@ async def readyz(self: Gateway, call: Call) -> dict:
 async def metrics(self: Gateway, call: Call) -> tuple:
     "Give Prometheus its page."
     from prometheus_client import generate_latest
+
     return 200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(self.registry)
 
+
 @patch
-async def openapi(self: Gateway, call: Call) -> tuple: "Give the OpenAPI document."; return 200, "application/json", self.document
+async def openapi(self: Gateway, call: Call) -> tuple:
+    "Give the OpenAPI document."
+    return 200, "application/json", self.document
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-54
 def serve_gateway(
     p: Params,
-    valkey: str = "",            # URL; '': that of VALKEY_URL or of the run's running server
-    pages: dict | None = None,   # path -> (media type, bytes)
-    say=lambda text: None,       # takes a line about where it listens
+    valkey: str = "",  # URL; '': that of VALKEY_URL or of the run's running server
+    pages: dict | None = None,  # path -> (media type, bytes)
+    say=lambda text: None,  # takes a line about where it listens
 ) -> None:
     "Serve until SIGTERM or Ctrl-C, then finish what is under way."
     import uvicorn
+
     url = valkey or os.path.expandvars(p.VALKEY_URL) or running_valkey(p)
     app = Gateway(open_backends(p, url), os.environ.get("RECSYS_API_KEY", ""), pages)
     port = check_port(p.GATEWAY_PORT, "GATEWAY_PORT")
-    config = uvicorn.Config(app, host=p.GATEWAY_HOST, port=port, loop="uvloop", http="httptools", ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False, date_header=False,
-                            limit_concurrency=1000, backlog=256, timeout_keep_alive=30, timeout_graceful_shutdown=10)
-    say(f"gateway: http://{p.GATEWAY_HOST}:{port}; " + ("writes need the key in X-API-Key" if app.key else "writes are switched off: RECSYS_API_KEY is not set"))
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, lambda *_: None)   # uvicorn handles them and, when it is done, raises them again
+    config = uvicorn.Config(
+        app,
+        host=p.GATEWAY_HOST,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=1000,
+        backlog=256,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=10,
+    )
+    say(
+        f"gateway: http://{p.GATEWAY_HOST}:{port}; "
+        + (
+            "writes need the key in X-API-Key"
+            if app.key
+            else "writes are switched off: RECSYS_API_KEY is not set"
+        )
+    )
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(
+            s, lambda *_: None
+        )  # uvicorn handles them and, when it is done, raises them again
     uvicorn.Server(config).run()

@@ -12,31 +12,45 @@ import time
 from pathlib import Path
 import faiss
 import numpy as np
-from .core import RecsysError, atomic_path, read_json, record_stage, run_dir, stage_dir, write_json
+from recsys.core import (
+    RecsysError,
+    atomic_path,
+    read_json,
+    record_stage,
+    run_dir,
+    stage_dir,
+    write_json,
+)
 
 # %% ../nbs/06_index.ipynb #06-index-07
 def top_k(
     scores: np.ndarray,  # [B, n] floats, no NaN
-    k: int,              # how many to keep
+    k: int,  # how many to keep
 ) -> tuple[np.ndarray, np.ndarray]:  # scores [B, k], -inf padded; rows [B, k] int64, -1 padded
     "Take the k largest of each row, largest first, ties to the lower column."
-    B, n = scores.shape; each = np.arange(B)[:, None]   # plain indexing: a third of the time of take_along_axis
-    if k >= n: rows = np.argsort(-scores, axis=1, kind="stable")
+    B, n = scores.shape
+    each = np.arange(B)[:, None]  # plain indexing: a third of the time of take_along_axis
+    if k >= n:
+        rows = np.argsort(-scores, axis=1, kind="stable")
     else:
-        rows = np.sort(np.argpartition(scores, n - k - 1, axis=1)[:, n - k - 1:], axis=1)   # k and the one after them
-        best = scores[each, rows]; order = np.argsort(-best, axis=1, kind="stable")
+        rows = np.sort(
+            np.argpartition(scores, n - k - 1, axis=1)[:, n - k - 1 :], axis=1
+        )  # k and the one after them
+        best = scores[each, rows]
+        order = np.argsort(-best, axis=1, kind="stable")
         rows, best = rows[each, order], best[each, order]
         tied = np.flatnonzero(best[:, k - 1] == best[:, k])  # the border cuts through equal scores
         rows = rows[:, :k]
-        if len(tied): rows[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
+        if len(tied):
+            rows[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
     return pad(scores[each, rows], k, -np.inf), pad(rows, k, -1)
 
 # %% ../nbs/06_index.ipynb #06-index-08
 def pad(
     values: np.ndarray,  # [B, m]
-    k: int,              # width wanted
-    fill,                # what fills the missing places
-) -> np.ndarray:         # [B, k]
+    k: int,  # width wanted
+    fill,  # what fills the missing places
+) -> np.ndarray:  # [B, k]
     "Fill rows on the right up to k places."
     missing = k - values.shape[1]
     return values if missing <= 0 else np.pad(values, ((0, 0), (0, missing)), constant_values=fill)
@@ -45,33 +59,40 @@ def pad(
 KINDS = ("flat", "ivf", "hnsw")
 faiss.omp_set_num_threads(1)
 
+
 def check_vectors(
-    x,              # array-like [n, d]
-    name: str,      # what it is, for the message
-    dim: int = 0,   # dimensions wanted; 0: any
-) -> np.ndarray:    # float32 [n, d], contiguous
+    x,  # array-like [n, d]
+    name: str,  # what it is, for the message
+    dim: int = 0,  # dimensions wanted; 0: any
+) -> np.ndarray:  # float32 [n, d], contiguous
     "Refuse vectors of a wrong shape and vectors that hold NaN or infinity."
     x = np.ascontiguousarray(x, dtype=np.float32)
-    if x.ndim != 2 or (dim and x.shape[1] != dim): raise RecsysError(f"{name}: found shape {x.shape}, expected [n, {dim or 'd'}]")
+    if x.ndim != 2 or (dim and x.shape[1] != dim):
+        raise RecsysError(f"{name}: found shape {x.shape}, expected [n, {dim or 'd'}]")
     bad = ~np.isfinite(x).all(1)
-    if bad.any(): raise RecsysError(f"{name}: row {np.flatnonzero(bad)[0]} holds NaN or infinity ({bad.sum()} such rows of {len(x)}); check the tower that made it")
+    if bad.any():
+        raise RecsysError(
+            f"{name}: row {np.flatnonzero(bad)[0]} holds NaN or infinity ({bad.sum()} such rows of {len(x)}); check the tower that made it"
+        )
     return x
 
 # %% ../nbs/06_index.ipynb #06-index-13
 def make_index(
-    n: int,          # items it will hold
-    dim: int,        # dimensions
-    kind: str,       # flat, ivf or hnsw
+    n: int,  # items it will hold
+    dim: int,  # dimensions
+    kind: str,  # flat, ivf or hnsw
     seed: int = 42,  # of k-means and of the graph's levels
-):                   # an empty FAISS index
+):  # an empty FAISS index
     "Set up an empty index for inner products, sized to the catalogue."
-    if kind == "flat": return faiss.IndexFlatIP(dim)
+    if kind == "flat":
+        return faiss.IndexFlatIP(dim)
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.rng = 100, faiss.RandomGenerator(seed)
         return index
-    if kind != "ivf": raise RecsysError(f"INDEX: unknown kind {kind!r}, expected one of {', '.join(KINDS)}")
-    lists = max(1, min(int(4 * n ** 0.5), n // 39))  # k-means wants 39 points a centroid
+    if kind != "ivf":
+        raise RecsysError(f"INDEX: unknown kind {kind!r}, expected one of {', '.join(KINDS)}")
+    lists = max(1, min(int(4 * n**0.5), n // 39))  # k-means wants 39 points a centroid
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.min_points_per_centroid, index.nprobe = seed, 1, min(8, lists)
     return index
@@ -79,35 +100,43 @@ def make_index(
 # %% ../nbs/06_index.ipynb #06-index-14
 def build_index(
     vectors: np.ndarray,  # [n, d] float32, one row an item
-    kind: str = "flat",   # flat, ivf or hnsw
-    seed: int = 42,       # same seed, same index
-    gpu: bool = False,    # train and fill on the first GPU if there is one; the result is the CPU form
-):                        # FAISS index whose ids are item rows
+    kind: str = "flat",  # flat, ivf or hnsw
+    seed: int = 42,  # same seed, same index
+    gpu: bool = False,  # train and fill on the first GPU if there is one; the result is the CPU form
+):  # FAISS index whose ids are item rows
     "Build an index over item vectors."
     vectors = check_vectors(vectors, "item vectors")
-    if not len(vectors): raise RecsysError("item vectors: found no rows, expected at least one item")
+    if not len(vectors):
+        raise RecsysError("item vectors: found no rows, expected at least one item")
     index = make_index(*vectors.shape, kind, seed)
     on_gpu = gpu and kind != "hnsw" and faiss.get_num_gpus() > 0
-    if on_gpu: index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    if not index.is_trained: index.train(vectors)
+    if on_gpu:
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    if not index.is_trained:
+        index.train(vectors)
     index.add(vectors)
     return faiss.index_gpu_to_cpu(index) if on_gpu else index
 
 # %% ../nbs/06_index.ipynb #06-index-18
 def search(
-    index,                # FAISS index, or the vectors [n, d] themselves
+    index,  # FAISS index, or the vectors [n, d] themselves
     queries: np.ndarray,  # [B, d] float32
-    k: int = 300,         # items wanted
-) -> tuple[np.ndarray, np.ndarray]:  # inner products [B, k], -inf padded; item rows [B, k] int64, -1 padded
+    k: int = 300,  # items wanted
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # inner products [B, k], -inf padded; item rows [B, k] int64, -1 padded
     "Find each query's k items of largest inner product, ties to the lower row."
-    if k < 1: raise RecsysError(f"search: k is {k}, expected at least 1")
-    if isinstance(index, np.ndarray): return top_k(check_vectors(queries, "queries", index.shape[1]) @ index.T, k)
+    if k < 1:
+        raise RecsysError(f"search: k is {k}, expected at least 1")
+    if isinstance(index, np.ndarray):
+        return top_k(check_vectors(queries, "queries", index.shape[1]) @ index.T, k)
     queries = check_vectors(queries, "queries", index.d)
     scores, rows = index.search(queries, min(k + 1, index.ntotal))
     scores[rows < 0] = -np.inf
     order = np.lexsort((rows, -scores), axis=1)
     scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-    if k < scores.shape[1]: scores, rows = settle_border(index, queries, scores, rows, k)
+    if k < scores.shape[1]:
+        scores, rows = settle_border(index, queries, scores, rows, k)
     return pad(scores, k, -np.inf), pad(rows, k, -1)
 
 # %% ../nbs/06_index.ipynb #06-index-19
@@ -123,64 +152,88 @@ def settle_border(index, queries, scores, rows, k):
 def index_recall(
     found: np.ndarray,  # rows [B, k] of the index, -1 padded
     exact: np.ndarray,  # rows [B, k] of exact search
-) -> float:             # share of the exact rows that were found
+) -> float:  # share of the exact rows that were found
     "Compute recall@k against exact search."
     hit = [np.isin(e[e >= 0], f).sum() for f, e in zip(found, exact)]
     return float(np.sum(hit) / max((exact >= 0).sum(), 1))
 
 # %% ../nbs/06_index.ipynb #06-index-28
 def measure(
-    index,                # FAISS index or vectors
+    index,  # FAISS index or vectors
     queries: np.ndarray,  # [B, d]
-    k: int,               # candidates
-    exact: np.ndarray,    # rows [B, k] of exact search
-    repeats: int = 3,     # rounds over the queries
-) -> dict:                # recall, ms_p50 and ms_p99 of one query at a time
+    k: int,  # candidates
+    exact: np.ndarray,  # rows [B, k] of exact search
+    repeats: int = 3,  # rounds over the queries
+) -> dict:  # recall, ms_p50 and ms_p99 of one query at a time
     "Measure an index one query at a time, as a server calls it."
     ms = []
     for q in [q[None] for _ in range(repeats) for q in queries]:
-        t = time.perf_counter(); search(index, q, k); ms.append((time.perf_counter() - t) * 1e3)
-    return dict(recall=index_recall(search(index, queries, k)[1], exact), ms_p50=float(np.median(ms)), ms_p99=float(np.quantile(ms, .99)))
+        t = time.perf_counter()
+        search(index, q, k)
+        ms.append((time.perf_counter() - t) * 1e3)
+    return dict(
+        recall=index_recall(search(index, queries, k)[1], exact),
+        ms_p50=float(np.median(ms)),
+        ms_p99=float(np.quantile(ms, 0.99)),
+    )
 
 # %% ../nbs/06_index.ipynb #06-index-31
 def settings_of(index, k: int) -> list[dict]:
     "List the search settings worth trying on an index."
-    if isinstance(index, faiss.IndexHNSW): return [dict(efSearch=int(k * f)) for f in (1, 1.5, 2, 4)]
-    if isinstance(index, faiss.IndexIVF): return [dict(nprobe=n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if n < index.nlist] + [dict(nprobe=index.nlist)]
+    if isinstance(index, faiss.IndexHNSW):
+        return [dict(efSearch=int(k * f)) for f in (1, 1.5, 2, 4)]
+    if isinstance(index, faiss.IndexIVF):
+        return [
+            dict(nprobe=n) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if n < index.nlist
+        ] + [dict(nprobe=index.nlist)]
     return [{}]
 
 # %% ../nbs/06_index.ipynb #06-index-32
 def apply_settings(index, setting: dict):  # the same index
     "Set how broadly an index searches; FAISS stores it with the index."
-    for name, value in setting.items(): setattr(index.hnsw if name == "efSearch" else index, name, value)
+    for name, value in setting.items():
+        setattr(index.hnsw if name == "efSearch" else index, name, value)
     return index
 
 # %% ../nbs/06_index.ipynb #06-index-34
 def compare(
     vectors: np.ndarray,  # [n, d]
     queries: np.ndarray,  # [B, d]
-    k: int = 300,         # candidates
-    kinds: tuple = KINDS, # which to build
-    seed: int = 42,       # of the builds
-    gpu: bool = False,    # build on a GPU
-) -> tuple[list, dict]:   # rows kind, setting, recall, ms_p50, ms_p99, build_s; and the built index of each kind
+    k: int = 300,  # candidates
+    kinds: tuple = KINDS,  # which to build
+    seed: int = 42,  # of the builds
+    gpu: bool = False,  # build on a GPU
+) -> tuple[
+    list, dict
+]:  # rows kind, setting, recall, ms_p50, ms_p99, build_s; and the built index of each kind
     "Build every kind and measure it at each of its settings."
     k, rows, built = min(k, len(vectors)), [], {}
     exact = search(vectors, queries, k)[1]
     for kind in kinds:
-        t = time.perf_counter(); built[kind] = build_index(vectors, kind, seed, gpu); seconds = time.perf_counter() - t
-        rows += [dict(kind=kind, setting=s, **measure(apply_settings(built[kind], s), queries, k, exact), build_s=seconds) for s in settings_of(built[kind], k)]
+        t = time.perf_counter()
+        built[kind] = build_index(vectors, kind, seed, gpu)
+        seconds = time.perf_counter() - t
+        rows += [
+            dict(
+                kind=kind,
+                setting=s,
+                **measure(apply_settings(built[kind], s), queries, k, exact),
+                build_s=seconds,
+            )
+            for s in settings_of(built[kind], k)
+        ]
     return rows, built
 
 # %% ../nbs/06_index.ipynb #06-index-37
 def choose(
-    rows: list,             # as `compare` gives them
-    recall: float = 0.99,   # that must be reached
-    margin: float = 1.25,   # how many times faster the less simple kind has to be
-) -> dict:                  # the row chosen
+    rows: list,  # as `compare` gives them
+    recall: float = 0.99,  # that must be reached
+    margin: float = 1.25,  # how many times faster the less simple kind has to be
+) -> dict:  # the row chosen
     "Choose the fastest index that reaches the recall, the simplest where times are close; else the one of best recall."
     good = [r for r in rows if r["recall"] >= recall]
-    if not good: return max(rows, key=lambda r: (r["recall"], -r["ms_p50"]))
+    if not good:
+        return max(rows, key=lambda r: (r["recall"], -r["ms_p50"]))
     fastest = min(r["ms_p50"] for r in good)
     close = [r for r in good if r["ms_p50"] <= fastest * margin]
     return min(close, key=lambda r: (KINDS.index(r["kind"]), r["ms_p50"]))
@@ -189,60 +242,124 @@ def choose(
 def plot_index(rows: list, chosen: dict, k: int):
     "Draw recall against latency, one mark a setting."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(6, 3.6))
     for kind, mark in zip(KINDS, "so^"):
         xy = [(r["ms_p50"], r["recall"]) for r in rows if r["kind"] == kind]
-        if xy: ax.plot(*zip(*xy), mark + ("" if kind == "flat" else "-"), label=kind, color="black", mfc={"flat": "black", "ivf": "white", "hnsw": "grey"}[kind])
-    ax.plot(chosen["ms_p50"], chosen["recall"], "o", ms=14, mfc="none", color="tab:red", label="chosen")
-    ax.set(xscale="log", xlabel="one query, median ms", ylabel=f"recall@{k}", title=f"{chosen['kind']} is the fastest that is good enough: {chosen['ms_p50']:.3f} ms, recall {chosen['recall']:.3f}")
-    ax.legend(); ax.grid(alpha=.3)
+        if xy:
+            ax.plot(
+                *zip(*xy),
+                mark + ("" if kind == "flat" else "-"),
+                label=kind,
+                color="black",
+                mfc={"flat": "black", "ivf": "white", "hnsw": "grey"}[kind],
+            )
+    ax.plot(
+        chosen["ms_p50"], chosen["recall"], "o", ms=14, mfc="none", color="tab:red", label="chosen"
+    )
+    ax.set(
+        xscale="log",
+        xlabel="one query, median ms",
+        ylabel=f"recall@{k}",
+        title=f"{chosen['kind']} is the fastest that is good enough: {chosen['ms_p50']:.3f} ms, recall {chosen['recall']:.3f}",
+    )
+    ax.legend()
+    ax.grid(alpha=0.3)
     return fig
 
 # %% ../nbs/06_index.ipynb #06-index-42
 def save_index(index, path: str | Path) -> Path:
     "Write an index in FAISS's own format, atomically."
-    with atomic_path(path) as tmp: faiss.write_index(index, str(tmp))
+    with atomic_path(path) as tmp:
+        faiss.write_index(index, str(tmp))
     return Path(path)
 
 # %% ../nbs/06_index.ipynb #06-index-43
 def load_index(path: str | Path):  # FAISS index with the settings it was saved with
     "Read an index; raise `RecsysError` with the file's name where it is missing or broken."
-    if not Path(path).is_file(): raise RecsysError(f"{path}: no such index; run the index stage first")
-    try: return faiss.read_index(str(path))
-    except RuntimeError as e: raise RecsysError(f"{path}: not a FAISS index ({str(e).splitlines()[-1]}); run the index stage again") from None
+    if not Path(path).is_file():
+        raise RecsysError(f"{path}: no such index; run the index stage first")
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as e:
+        raise RecsysError(
+            f"{path}: not a FAISS index ({str(e).splitlines()[-1]}); run the index stage again"
+        ) from None
 
 # %% ../nbs/06_index.ipynb #06-index-44
-SMALL = 50_000   # items up to which one matrix product is the fastest exact search
+SMALL = 50_000  # items up to which one matrix product is the fastest exact search
 
-def plain_index(index):  # FAISS index -> the vectors themselves where the search is exact and the catalogue small
+
+def plain_index(
+    index,
+):  # FAISS index -> the vectors themselves where the search is exact and the catalogue small
     "Take the vectors out of a small exact index."
-    return index.reconstruct_n(0, index.ntotal) if isinstance(index, faiss.IndexFlat) and index.ntotal <= SMALL else index
+    return (
+        index.reconstruct_n(0, index.ntotal)
+        if isinstance(index, faiss.IndexFlat) and index.ntotal <= SMALL
+        else index
+    )
 
 # %% ../nbs/06_index.ipynb #06-index-47
-def stage_vectors(p) -> tuple[np.ndarray, np.ndarray]:  # item vectors [n, d] and query vectors [B, d]
+def stage_vectors(
+    p,
+) -> tuple[np.ndarray, np.ndarray]:  # item vectors [n, d] and query vectors [B, d]
     "Read the vectors that the two-tower stage wrote."
     folder = run_dir(p) / "two_tower"
-    if not (folder / "item_vectors.npy").is_file(): raise RecsysError(f"{folder / 'item_vectors.npy'}: no such file; run the two_tower stage first")
-    items = check_vectors(np.load(folder / "item_vectors.npy", allow_pickle=False), "item_vectors.npy")
+    if not (folder / "item_vectors.npy").is_file():
+        raise RecsysError(
+            f"{folder / 'item_vectors.npy'}: no such file; run the two_tower stage first"
+        )
+    items = check_vectors(
+        np.load(folder / "item_vectors.npy", allow_pickle=False), "item_vectors.npy"
+    )
     sample = folder / "query_sample.npz"
-    if not sample.is_file(): return items, items[np.random.default_rng(p.SEED).integers(0, len(items), 256)]
-    with np.load(sample, allow_pickle=False) as z: return items, check_vectors(z["query"], "query_sample.npz: query", items.shape[1])
+    if not sample.is_file():
+        return items, items[np.random.default_rng(p.SEED).integers(0, len(items), 256)]
+    with np.load(sample, allow_pickle=False) as z:
+        return items, check_vectors(z["query"], "query_sample.npz: query", items.shape[1])
 
 # %% ../nbs/06_index.ipynb #06-index-48
 def run_index(
-    p,           # parameters: INDEX, INDEX_RECALL, CANDIDATES, SEED, RUN, OUTPUTS
-) -> dict:       # the chosen row of `compare`
+    p,  # parameters: INDEX, INDEX_RECALL, CANDIDATES, SEED, RUN, OUTPUTS
+) -> dict:  # the chosen row of `compare`
     "Measure the kinds on this run's vectors, keep the chosen one in index/index.faiss."
     with record_stage(p, "index") as rec:
         vectors, queries = stage_vectors(p)
         kinds = KINDS if p.INDEX == "auto" else tuple(dict.fromkeys(("flat", p.INDEX)))
-        if p.INDEX == "auto" and len(vectors) > 200_000: kinds = ("flat", "ivf")  # a graph over a million items takes minutes to build
-        with rec.timing("compare"): rows, built = compare(vectors, queries, p.CANDIDATES, kinds, p.SEED, p.INDEX_GPU)
+        if p.INDEX == "auto" and len(vectors) > 200_000:
+            kinds = ("flat", "ivf")  # a graph over a million items takes minutes to build
+        with rec.timing("compare"):
+            rows, built = compare(vectors, queries, p.CANDIDATES, kinds, p.SEED, p.INDEX_GPU)
         row = choose([r for r in rows if p.INDEX in ("auto", r["kind"])], p.INDEX_RECALL)
-        if row["recall"] < p.INDEX_RECALL: rec.note(f"index: {row['kind']} reaches recall {row['recall']:.3f} at best, INDEX_RECALL asks for {p.INDEX_RECALL}")
+        if row["recall"] < p.INDEX_RECALL:
+            rec.note(
+                f"index: {row['kind']} reaches recall {row['recall']:.3f} at best, INDEX_RECALL asks for {p.INDEX_RECALL}"
+            )
         save_index(apply_settings(built[row["kind"]], row["setting"]), rec.dir / "index.faiss")
-        write_json(rec.dir / "index.json", dict(kind=row["kind"], setting=row["setting"], recall=row["recall"], k=min(p.CANDIDATES, len(vectors)), items=len(vectors), dim=vectors.shape[1]))
+        write_json(
+            rec.dir / "index.json",
+            dict(
+                kind=row["kind"],
+                setting=row["setting"],
+                recall=row["recall"],
+                k=min(p.CANDIDATES, len(vectors)),
+                items=len(vectors),
+                dim=vectors.shape[1],
+            ),
+        )
         rec.rows["items"], rec.rows["queries"] = len(vectors), len(queries)
-        rec.metrics.update({f"recall@{p.CANDIDATES}": row["recall"], "ms_p50": row["ms_p50"], "chosen": row["kind"], "measured": rows})
-        rec.figure(plot_index(rows, row, p.CANDIDATES), "index", f"Recall against latency of one query; {row['kind']} was chosen")
+        rec.metrics.update(
+            {
+                f"recall@{p.CANDIDATES}": row["recall"],
+                "ms_p50": row["ms_p50"],
+                "chosen": row["kind"],
+                "measured": rows,
+            }
+        )
+        rec.figure(
+            plot_index(rows, row, p.CANDIDATES),
+            "index",
+            f"Recall against latency of one query; {row['kind']} was chosen",
+        )
     return row

@@ -14,17 +14,17 @@ from .neighbours import interactions_matrix, neighbours
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-05
 def tiny(
-    counts: np.ndarray,   # popularity [n_items]
-) -> np.ndarray:          # [n_items] float32 in 0 to 0.5, the same order
+    counts: np.ndarray,  # popularity [n_items]
+) -> np.ndarray:  # [n_items] float32 in 0 to 0.5, the same order
     "Scale popularity so that it only fills up and breaks ties."
     return (np.asarray(counts, float) / max(np.max(counts), 1) / 2).astype(np.float32)
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-07
 def history_matrix(
-    hist: np.ndarray,     # item rows [b, L], newest last, -1 padded
-    n_items: int,         # size of the catalogue
-    decay: float = 1.,    # weight of an item relative to the one after it
-) -> sparse.csr_matrix:   # [b, n_items] float32, weights of repeated items added up
+    hist: np.ndarray,  # item rows [b, L], newest last, -1 padded
+    n_items: int,  # size of the catalogue
+    decay: float = 1.0,  # weight of an item relative to the one after it
+) -> sparse.csr_matrix:  # [b, n_items] float32, weights of repeated items added up
     "Turn histories into rows of a sparse matrix, the latest item with weight 1; what weighs nothing any more is left out."
     weight = (decay ** np.arange(hist.shape[1])[::-1]).astype(np.float32)
     case, place = np.nonzero((hist >= 0) & (weight > 1e-7))
@@ -32,90 +32,129 @@ def history_matrix(
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-09
 def add_own(
-    scores: np.ndarray,      # [b, n_items], changed in place
-    h: sparse.csr_matrix,    # of `history_matrix`
-    own: float,              # weight
+    scores: np.ndarray,  # [b, n_items], changed in place
+    h: sparse.csr_matrix,  # of `history_matrix`
+    own: float,  # weight
 ) -> np.ndarray:
     "Raise the scores of the history's own items."
-    scores[np.repeat(np.arange(h.shape[0]), np.diff(h.indptr)), h.indices] += np.float32(own) * h.data
+    scores[np.repeat(np.arange(h.shape[0]), np.diff(h.indptr)), h.indices] += (
+        np.float32(own) * h.data
+    )
     return scores
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-11
 def item_votes(
-    weights,               # [n_items, n_items] sparse or dense, row i: what item i votes for
-    counts: np.ndarray,    # popularity [n_items], fills up
-    decay: float = .9,     # weight of a history item relative to the one after it
-    own: float = 0.,       # an item's vote for itself, above 0 where things are chosen again
-):                         # baseline
+    weights,  # [n_items, n_items] sparse or dense, row i: what item i votes for
+    counts: np.ndarray,  # popularity [n_items], fills up
+    decay: float = 0.9,  # weight of a history item relative to the one after it
+    own: float = 0.0,  # an item's vote for itself, above 0 where things are chosen again
+):  # baseline
     "Recommend what the user's latest items vote for, the latest loudest, then the popular."
     n, fill = len(counts), tiny(counts) * np.float32(1e-6)
+
     def scores(cases: Cases):
-        h = history_matrix(cases.hist, n, decay); out = h @ weights
-        if sparse.issparse(out): out = out.toarray()
-        if own: add_own(out, h, own)
+        h = history_matrix(cases.hist, n, decay)
+        out = h @ weights
+        if sparse.issparse(out):
+            out = out.toarray()
+        if own:
+            add_own(out, h, own)
         return np.add(out, fill, out=out)
+
     return scores
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-14
 def item_knn_maker(
-    users: np.ndarray,      # user row of every training event, -1 anonymous
-    items: np.ndarray,      # item row
-    times: np.ndarray,      # seconds UTC
-    n_items: int,           # size of the catalogue
-    top: int = 200,         # neighbours of an item
-):                          # function of (period, shrink, decay, own) -> baseline; each period and shrink is fitted once
+    users: np.ndarray,  # user row of every training event, -1 anonymous
+    items: np.ndarray,  # item row
+    times: np.ndarray,  # seconds UTC
+    n_items: int,  # size of the catalogue
+    top: int = 200,  # neighbours of an item
+):  # function of (period, shrink, decay, own) -> baseline; each period and shrink is fitted once
     "Prepare item neighbours for tuning: only another period or shrink costs another fit.\n\nSarwar et al., 2001."
     fits, counts = {}, np.bincount(items, minlength=n_items)
-    def make(period: float = 0., shrink: float = 10., decay: float = .9, own: float = 0.):
-        if (period, shrink) not in fits: fits[period, shrink] = neighbours(interactions_matrix(users, items, times, n_items, period), top, shrink)
+
+    def make(period: float = 0.0, shrink: float = 10.0, decay: float = 0.9, own: float = 0.0):
+        if (period, shrink) not in fits:
+            fits[period, shrink] = neighbours(
+                interactions_matrix(users, items, times, n_items, period), top, shrink
+            )
         return item_votes(fits[period, shrink], counts, decay, own)
+
     return make
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-15
-def item_knn(users, items, times, n_items, period: float = 0., decay: float = .9, own: float = 0., shrink: float = 10., **fit):
+def item_knn(
+    users,
+    items,
+    times,
+    n_items,
+    period: float = 0.0,
+    decay: float = 0.9,
+    own: float = 0.0,
+    shrink: float = 10.0,
+    **fit,
+):
     "Recommend the neighbours of the user's latest items, then the popular, with fixed settings."
     return item_knn_maker(users, items, times, n_items, **fit)(period, shrink, decay, own)
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-18
 def mirror(
-    a: np.ndarray,    # [n, n], its lower triangle is valid; changed in place
+    a: np.ndarray,  # [n, n], its lower triangle is valid; changed in place
     size: int = 512,  # rows at a time
 ) -> np.ndarray:
     "Copy the lower triangle onto the upper one without a second matrix."
     for s in range(0, len(a), size):
         b, rest = slice(s, s + size), slice(s + size, None)
-        a[b, rest] = a[rest, b].T; a[b, b] = np.tril(a[b, b]) + np.tril(a[b, b], -1).T
+        a[b, rest] = a[rest, b].T
+        a[b, b] = np.tril(a[b, b]) + np.tril(a[b, b], -1).T
     return a
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-20
 def ease(
     x: sparse.csr_matrix,  # [groups, n_items] of ones
-    l2: float = 300.,      # regularisation, in events
-) -> np.ndarray:           # [n_items, n_items] float32, row i: what item i votes for
+    l2: float = 300.0,  # regularisation, in events
+) -> np.ndarray:  # [n_items, n_items] float32, row i: what item i votes for
     "Solve for the weights that best predict each item of a history from the others.\n\nSteck, 2019."
     from scipy.linalg import lapack
-    g = (x.T @ x).toarray().astype(np.float32); diagonal = np.diagonal(g) + np.float32(l2)
-    scale = 1 / np.sqrt(diagonal); g *= scale; g *= scale[:, None]; np.fill_diagonal(g, 1)
-    with threadpool_limits(1):                             # the same sums in the same order on any machine
+
+    g = (x.T @ x).toarray().astype(np.float32)
+    diagonal = np.diagonal(g) + np.float32(l2)
+    scale = 1 / np.sqrt(diagonal)
+    g *= scale
+    g *= scale[:, None]
+    np.fill_diagonal(g, 1)
+    with threadpool_limits(1):  # the same sums in the same order on any machine
         lower, failed = lapack.spotrf(g.T, lower=1, overwrite_a=1)
-        if not failed: lower, failed = lapack.spotri(lower, lower=1, overwrite_c=1)
-    if failed: raise np.linalg.LinAlgError(f"EASE: co-occurrence plus {l2} is not positive definite; a larger l2 is")
-    w = mirror(lower).T; d = np.diagonal(w).copy()
-    w *= -scale[:, None]; w /= scale * d
+        if not failed:
+            lower, failed = lapack.spotri(lower, lower=1, overwrite_c=1)
+    if failed:
+        raise np.linalg.LinAlgError(
+            f"EASE: co-occurrence plus {l2} is not positive definite; a larger l2 is"
+        )
+    w = mirror(lower).T
+    d = np.diagonal(w).copy()
+    w *= -scale[:, None]
+    w /= scale * d
     np.fill_diagonal(w, 0)
     return w
 
 # %% ../nbs/13_item_votes.ipynb #13-item-votes-25
 def ease_maker(
-    users: np.ndarray,      # user row of every training event, -1 anonymous
-    items: np.ndarray,      # item row
-    times: np.ndarray,      # seconds UTC
-    n_items: int,           # size of the catalogue
-):                          # function of (period, l2, decay, own) -> baseline; the last fit is kept
+    users: np.ndarray,  # user row of every training event, -1 anonymous
+    items: np.ndarray,  # item row
+    times: np.ndarray,  # seconds UTC
+    n_items: int,  # size of the catalogue
+):  # function of (period, l2, decay, own) -> baseline; the last fit is kept
     "Prepare EASE for tuning: another period or regularisation costs another fit."
     last, counts = {}, np.bincount(items, minlength=n_items)
-    def make(period: float = 0., l2: float = 300., decay: float = .9, own: float = 0.):
+
+    def make(period: float = 0.0, l2: float = 300.0, decay: float = 0.9, own: float = 0.0):
         if (period, l2) not in last:
-            last.clear(); last[period, l2] = ease(interactions_matrix(users, items, times, n_items, period), l2)   # one at a time: 400 MB at 10,000 items
+            last.clear()
+            last[period, l2] = ease(
+                interactions_matrix(users, items, times, n_items, period), l2
+            )  # one at a time: 400 MB at 10,000 items
         return item_votes(last[period, l2], counts, decay, own)
+
     return make

@@ -15,26 +15,51 @@ import contextlib, hashlib, inspect, json, os, time, urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from filelock import FileLock
-from .core import PARAMS, Params, RecsysError, atomic_path, find_root, read_json, run_dir, write_json
-from .pipeline import LISTS, QUIET, Stage, check_paths, is_done, mark_done, notebook_parameters, run_notebook, stage_key, write_report
+from recsys.core import (
+    PARAMS,
+    Params,
+    RecsysError,
+    atomic_path,
+    find_root,
+    read_json,
+    run_dir,
+    write_json,
+)
+from recsys.pipeline import (
+    LISTS,
+    QUIET,
+    Stage,
+    check_paths,
+    is_done,
+    mark_done,
+    notebook_parameters,
+    run_notebook,
+    stage_key,
+    write_report,
+)
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-05
-PIPELINES = LISTS   # name -> stages
+PIPELINES = LISTS  # name -> stages
+
 
 def params_file(name: str) -> Path:
     "Find the params file of a pipeline; raise `RecsysError` for a name that isn't there."
     stages_of(name)
     return find_root() / "params" / f"cluster{'' if name == 'full' else f'-{name}'}.yaml"
 
+
 def find_stage(name: str) -> Stage:
     "Find a stage of any pipeline; raise `RecsysError` for a name that isn't there."
     known = {s.name: s for stages in PIPELINES.values() for s in stages}
-    if name not in known: raise RecsysError(f"no stage {name}; the stages are {', '.join(known)}")
+    if name not in known:
+        raise RecsysError(f"no stage {name}; the stages are {', '.join(known)}")
     return known[name]
+
 
 def stages_of(name: str) -> tuple:  # of Stage
     "Find a pipeline's stages; raise `RecsysError` for a name that isn't there."
-    if name not in PIPELINES: raise RecsysError(f"no pipeline {name}; there are {', '.join(PIPELINES)}")
+    if name not in PIPELINES:
+        raise RecsysError(f"no pipeline {name}; there are {', '.join(PIPELINES)}")
     return PIPELINES[name]
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-08
@@ -42,7 +67,9 @@ def edges(stages: tuple) -> dict:  # stage -> names of those it waits for
     "Say which stages of a pipeline wait for which."
     found, maker = {}, {}
     for i, s in enumerate(stages):
-        found[s.name] = tuple(dict.fromkeys(maker[a] for a in s.after if a in maker)) or tuple(x.name for x in stages[max(0, i - 1):i])
+        found[s.name] = tuple(dict.fromkeys(maker[a] for a in s.after if a in maker)) or tuple(
+            x.name for x in stages[max(0, i - 1) : i]
+        )
         maker |= dict.fromkeys((s.name, *s.makes), s.name)
     return found
 
@@ -50,29 +77,45 @@ def edges(stages: tuple) -> dict:  # stage -> names of those it waits for
 @dataclass(frozen=True)
 class Needs:
     "Say what a task asks of the cluster."
-    cpu: str = "2"         # cores
+
+    cpu: str = "2"  # cores
     memory: str = "8Gi"
     gpu: int = 0
-    hours: float = 2       # it is ended after that
-    cached: bool = True    # Kubeflow may take an earlier result
-    admin: bool = False    # it gets the key of Triton's model control
+    hours: float = 2  # it is ended after that
+    cached: bool = True  # Kubeflow may take an earlier result
+    admin: bool = False  # it gets the key of Triton's model control
 
-NEEDS = dict(ingest=Needs(cached=False), data_prep=Needs("4", "16Gi", 1), embeddings=Needs("4", "16Gi", 1), two_tower=Needs("4", "16Gi", 1, 6), dlrm=Needs("4", "16Gi", 1, 6),
-             finetune=Needs("4", "16Gi", 1, 3, cached=False), evaluate=Needs("4", "16Gi"), feature_store=Needs(cached=False), triton=Needs(cached=False), promote=Needs(cached=False, admin=True))
-RETRIES, BACKOFF = 2, ("60s", 2.0, "1800s")   # how often a failed task is tried again; first pause, factor, longest pause
+
+NEEDS = dict(
+    ingest=Needs(cached=False),
+    data_prep=Needs("4", "16Gi", 1),
+    embeddings=Needs("4", "16Gi", 1),
+    two_tower=Needs("4", "16Gi", 1, 6),
+    dlrm=Needs("4", "16Gi", 1, 6),
+    finetune=Needs("4", "16Gi", 1, 3, cached=False),
+    evaluate=Needs("4", "16Gi"),
+    feature_store=Needs(cached=False),
+    triton=Needs(cached=False),
+    promote=Needs(cached=False, admin=True),
+)
+RETRIES, BACKOFF = (
+    2,
+    ("60s", 2.0, "1800s"),
+)  # how often a failed task is tried again; first pause, factor, longest pause
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-13
 @dataclass(frozen=True)
 class Cluster:
     "Name what tasks find on the cluster: see k8s/."
+
     image: str = "recsys-training:0.1.0"
-    claim: str = "recsys-outputs"       # volume with the run folders
-    outputs: str = "/outputs"           # where it is mounted
-    config: str = "recsys-env"          # config map whose keys become environment variables
-    secret: str = "recsys-valkey"       # secret with Valkey's password
-    keys: str = "recsys-keys"           # secret with the key of Triton's model control
+    claim: str = "recsys-outputs"  # volume with the run folders
+    outputs: str = "/outputs"  # where it is mounted
+    config: str = "recsys-env"  # config map whose keys become environment variables
+    secret: str = "recsys-valkey"  # secret with Valkey's password
+    keys: str = "recsys-keys"  # secret with the key of Triton's model control
     env: tuple = ("AWS_REGION", "PUSHGATEWAY_URL", "VALKEY_HOST", "VALKEY_USER")
-    pool: str = "training"              # value of the node label recsys.io/pool; with a GPU: training-gpu
+    pool: str = "training"  # value of the node label recsys.io/pool; with a GPU: training-gpu
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-15
 def parameters_of(stages: tuple) -> dict:  # name -> type, in the order of the declarations
@@ -80,74 +123,143 @@ def parameters_of(stages: tuple) -> dict:  # name -> type, in the order of the d
     declared = {n for s in stages for n in notebook_parameters(s.notebook)}
     return {n: q.type for n, q in PARAMS.items() if n in declared}
 
+
 def _signed(function, name: str, text: str, inputs: dict, defaults: dict = {}):
     "Give a function the signature that kfp reads."
     function.__name__, function.__doc__ = name, text
-    function.__signature__ = inspect.Signature([inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=t, default=defaults.get(n, inspect.Parameter.empty)) for n, t in inputs.items()])
+    function.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(
+                n,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                annotation=t,
+                default=defaults.get(n, inspect.Parameter.empty),
+            )
+            for n, t in inputs.items()
+        ]
+    )
     return function
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-17
 def stage_component(stage: Stage, after: tuple, cluster: Cluster):  # kfp component
     "Describe a stage as a container: its parameters and the digests of earlier stages in; notebook, metrics and its own digest out."
     from kfp import dsl
-    inputs = {n: PARAMS[n].type for n in notebook_parameters(stage.notebook)} | {f"after_{a}": str for a in after}
-    outputs = dict(notebook=dsl.Output[dsl.HTML], metrics=dsl.Output[dsl.Metrics], digest=dsl.OutputPath(str))
-    made = lambda *_: dsl.ContainerSpec(image=cluster.image, command=["recsys"], args=["stage", stage.name, "--executor-input", "{{$}}"])
-    return dsl.container_component(_signed(made, stage.name, f"Run nbs/{stage.notebook}.ipynb.", inputs | outputs))
+
+    inputs = {n: PARAMS[n].type for n in notebook_parameters(stage.notebook)} | {
+        f"after_{a}": str for a in after
+    }
+    outputs = dict(
+        notebook=dsl.Output[dsl.HTML], metrics=dsl.Output[dsl.Metrics], digest=dsl.OutputPath(str)
+    )
+    made = lambda *_: dsl.ContainerSpec(
+        image=cluster.image,
+        command=["recsys"],
+        args=["stage", stage.name, "--executor-input", "{{$}}"],
+    )
+    return dsl.container_component(
+        _signed(made, stage.name, f"Run nbs/{stage.notebook}.ipynb.", inputs | outputs)
+    )
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-18
 def finish_component(name: str, cluster: Cluster):
     "Describe the task that ends a pipeline, whatever became of it: the run's report, and the outcome for Prometheus."
     from kfp import dsl
-    made = lambda status, run, outputs: dsl.ContainerSpec(image=cluster.image, command=["recsys"], args=["pipeline", "finish", name, "--status", status, "--run", run, "--outputs", outputs])
-    return dsl.container_component(_signed(made, "finish", "Write the report and tell the outcome.", dict(status=dsl.PipelineTaskFinalStatus, RUN=str, OUTPUTS=str)))
+
+    made = lambda status, run, outputs: dsl.ContainerSpec(
+        image=cluster.image,
+        command=["recsys"],
+        args=["pipeline", "finish", name, "--status", status, "--run", run, "--outputs", outputs],
+    )
+    return dsl.container_component(
+        _signed(
+            made,
+            "finish",
+            "Write the report and tell the outcome.",
+            dict(status=dsl.PipelineTaskFinalStatus, RUN=str, OUTPUTS=str),
+        )
+    )
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-19
 def equip(task, needs: Needs, cluster: Cluster, hours: float) -> None:
     "Give a task its volume, configuration, secret, resources, node, retries and time-out."
     from kfp import kubernetes
-    task.set_cpu_request(needs.cpu).set_cpu_limit(needs.cpu).set_memory_request(needs.memory).set_memory_limit(needs.memory).set_caching_options(needs.cached)
+
+    task.set_cpu_request(needs.cpu).set_cpu_limit(needs.cpu).set_memory_request(
+        needs.memory
+    ).set_memory_limit(needs.memory).set_caching_options(needs.cached)
     task.set_retry(RETRIES, *BACKOFF)
     task.set_env_variable("RECSYS_OUTPUTS", cluster.outputs)
     kubernetes.mount_pvc(task, pvc_name=cluster.claim, mount_path=cluster.outputs)
     kubernetes.use_config_map_as_env(task, cluster.config, {n: n for n in cluster.env})
     kubernetes.use_secret_as_env(task, cluster.secret, {"password": "VALKEY_PASSWORD"})
-    if needs.admin: kubernetes.use_secret_as_env(task, cluster.keys, {"admin": "RECSYS_ADMIN_KEY"})
+    if needs.admin:
+        kubernetes.use_secret_as_env(task, cluster.keys, {"admin": "RECSYS_ADMIN_KEY"})
     kubernetes.set_timeout(task, int(hours * 3600))
-    kubernetes.add_node_selector(task, "recsys.io/pool", cluster.pool + ("-gpu" if needs.gpu else ""))
+    kubernetes.add_node_selector(
+        task, "recsys.io/pool", cluster.pool + ("-gpu" if needs.gpu else "")
+    )
     kubernetes.add_toleration(task, key="recsys.io/pool", operator="Exists", effect="NoSchedule")
     if needs.gpu:
         task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(needs.gpu)
-        kubernetes.add_toleration(task, key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+        kubernetes.add_toleration(
+            task, key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"
+        )
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-20
 def pipeline_of(name: str, p: Params, cluster: Cluster):  # kfp pipeline
     "Build a pipeline from its stages; a params file's values are the defaults of its inputs."
     from kfp import dsl
-    stages, inputs = stages_of(name), parameters_of(stages_of(name)); waits = edges(stages)
-    parts, finish = {s.name: stage_component(s, waits[s.name], cluster) for s in stages}, finish_component(name, cluster)
+
+    stages, inputs = stages_of(name), parameters_of(stages_of(name))
+    waits = edges(stages)
+    parts, finish = (
+        {s.name: stage_component(s, waits[s.name], cluster) for s in stages},
+        finish_component(name, cluster),
+    )
+
     def tasks(*args, **given):
         given, done = dict(zip(inputs, args)) | given, {}
-        last = finish(RUN=given["RUN"], OUTPUTS=given["OUTPUTS"]); equip(last, Needs("1", "2Gi", cached=False), cluster, .5)
+        last = finish(RUN=given["RUN"], OUTPUTS=given["OUTPUTS"])
+        equip(last, Needs("1", "2Gi", cached=False), cluster, 0.5)
         with dsl.ExitHandler(last, name=name):
             for s in stages:
-                done[s.name] = parts[s.name](**{n: given[n] for n in notebook_parameters(s.notebook)}, **{f"after_{a}": done[a].outputs["digest"] for a in waits[s.name]})
-                equip(done[s.name], NEEDS.get(s.name, Needs()), cluster, NEEDS.get(s.name, Needs()).hours)
-    return dsl.pipeline(name=f"recsys-{name}")(_signed(tasks, name, f"Stages {', '.join(s.name for s in stages)}.", inputs, {n: p[n] for n in inputs}))
+                done[s.name] = parts[s.name](
+                    **{n: given[n] for n in notebook_parameters(s.notebook)},
+                    **{f"after_{a}": done[a].outputs["digest"] for a in waits[s.name]},
+                )
+                equip(
+                    done[s.name],
+                    NEEDS.get(s.name, Needs()),
+                    cluster,
+                    NEEDS.get(s.name, Needs()).hours,
+                )
+
+    return dsl.pipeline(name=f"recsys-{name}")(
+        _signed(
+            tasks,
+            name,
+            f"Stages {', '.join(s.name for s in stages)}.",
+            inputs,
+            {n: p[n] for n in inputs},
+        )
+    )
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-21
 def compile_pipeline(
-    name: str,                     # full or daily
-    p: Params,                     # defaults of the pipeline's inputs
-    path: Path,                    # YAML file to write
+    name: str,  # full or daily
+    p: Params,  # defaults of the pipeline's inputs
+    path: Path,  # YAML file to write
     cluster: Cluster = Cluster(),
 ) -> Path:
     "Compile a pipeline; the same list and parameters give the same bytes."
     import warnings
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from kfp import compiler
-        with atomic_path(path) as tmp: compiler.Compiler().compile(pipeline_of(name, p, cluster), str(tmp))
+
+        with atomic_path(path) as tmp:
+            compiler.Compiler().compile(pipeline_of(name, p, cluster), str(tmp))
     check_pipeline(path, stages_of(name), cluster)
     return Path(path)
 
@@ -157,63 +269,124 @@ def read_pipeline(path: Path) -> tuple:  # pipeline and platform specification a
     import yaml
     from google.protobuf import json_format
     from kfp.pipeline_spec import pipeline_spec_pb2
-    documents = list(yaml.load_all(Path(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    if len(documents) != 2: raise RecsysError(f"{path}: expected two documents, pipeline and platform, found {len(documents)}")
-    for d, message in zip(documents, (pipeline_spec_pb2.PipelineSpec(), pipeline_spec_pb2.PlatformSpec())):
-        try: json_format.ParseDict(d, message)
-        except json_format.ParseError as e: raise RecsysError(f"{path}: {e}") from None
+
+    documents = list(
+        yaml.load_all(
+            Path(path).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
+    )
+    if len(documents) != 2:
+        raise RecsysError(
+            f"{path}: expected two documents, pipeline and platform, found {len(documents)}"
+        )
+    for d, message in zip(
+        documents, (pipeline_spec_pb2.PipelineSpec(), pipeline_spec_pb2.PlatformSpec())
+    ):
+        try:
+            json_format.ParseDict(d, message)
+        except json_format.ParseError as e:
+            raise RecsysError(f"{path}: {e}") from None
     return tuple(documents)
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-24
 def compare(what: str, found, wanted) -> list:  # of sentences
     "Say what one side has and the other lacks."
     found, wanted = set(found), set(wanted)
-    return [f"{what} {x} is not in the list of stages" for x in sorted(map(str, found - wanted))] + [f"{what} {x} is missing" for x in sorted(map(str, wanted - found))]
+    return [
+        f"{what} {x} is not in the list of stages" for x in sorted(map(str, found - wanted))
+    ] + [f"{what} {x} is missing" for x in sorted(map(str, wanted - found))]
+
 
 def check_pipeline(path: Path, stages: tuple, cluster: Cluster = Cluster()) -> None:
     "Compare a compiled pipeline with its stages; raise `RecsysError` with every difference."
     spec, platform = read_pipeline(path)
-    inner = next((c["dag"] for n, c in spec["components"].items() if "dag" in c), dict(tasks={}))["tasks"]
-    executors, kubernetes = spec["deploymentSpec"]["executors"], platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    task, waits = lambda name: name.replace("_", "-"), edges(stages)   # Kubeflow's spelling
-    wrong = compare("task", inner, [task(s.name) for s in stages]) + compare("input", spec["root"].get("inputDefinitions", dict(parameters={}))["parameters"], parameters_of(stages))
+    inner = next((c["dag"] for n, c in spec["components"].items() if "dag" in c), dict(tasks={}))[
+        "tasks"
+    ]
+    executors, kubernetes = (
+        spec["deploymentSpec"]["executors"],
+        platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"],
+    )
+    task, waits = lambda name: name.replace("_", "-"), edges(stages)  # Kubeflow's spelling
+    wrong = compare("task", inner, [task(s.name) for s in stages]) + compare(
+        "input",
+        spec["root"].get("inputDefinitions", dict(parameters={}))["parameters"],
+        parameters_of(stages),
+    )
     for s in (s for s in stages if task(s.name) in inner):
-        component = spec["components"][inner[task(s.name)]["componentRef"]["name"]]; container = executors[component["executorLabel"]]["container"]
-        wrong += compare(f"{s.name}: edge from", inner[task(s.name)].get("dependentTasks", ()), map(task, waits[s.name]))
-        wrong += compare(f"{s.name}: parameter", component["inputDefinitions"]["parameters"], [*notebook_parameters(s.notebook), *(f"after_{a}" for a in waits[s.name])])
-        wrong += compare(f"{s.name}: argument", container["args"], ["stage", s.name, "--executor-input", "{{$}}"]) + compare(f"{s.name}: image", [container["image"]], [cluster.image])
-        wrong += compare(f"{s.name}: volume", [m["constant"] for m in kubernetes.get(component["executorLabel"], {}).get("pvcMount", ())], [cluster.claim])
-    if wrong: raise RecsysError(f"{path}: " + "; ".join(wrong))
+        component = spec["components"][inner[task(s.name)]["componentRef"]["name"]]
+        container = executors[component["executorLabel"]]["container"]
+        wrong += compare(
+            f"{s.name}: edge from",
+            inner[task(s.name)].get("dependentTasks", ()),
+            map(task, waits[s.name]),
+        )
+        wrong += compare(
+            f"{s.name}: parameter",
+            component["inputDefinitions"]["parameters"],
+            [*notebook_parameters(s.notebook), *(f"after_{a}" for a in waits[s.name])],
+        )
+        wrong += compare(
+            f"{s.name}: argument", container["args"], ["stage", s.name, "--executor-input", "{{$}}"]
+        ) + compare(f"{s.name}: image", [container["image"]], [cluster.image])
+        wrong += compare(
+            f"{s.name}: volume",
+            [
+                m["constant"]
+                for m in kubernetes.get(component["executorLabel"], {}).get("pvcMount", ())
+            ],
+            [cluster.claim],
+        )
+    if wrong:
+        raise RecsysError(f"{path}: " + "; ".join(wrong))
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-27
 def run_stage(
     stage: Stage,
     p: Params,
-    force: bool = False,       # run it though nothing changed
-    show=lambda line: None,    # takes the notebook's output, line by line
-) -> bool:                     # it had to run
+    force: bool = False,  # run it though nothing changed
+    show=lambda line: None,  # takes the notebook's output, line by line
+) -> bool:  # it had to run
     "Run one stage's notebook unless its record is whole; tasks of other stages may be at work beside it."
     check_paths(p)
-    for name, value in QUIET.items(): os.environ.setdefault(name, value)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     run_dir(p).mkdir(parents=True, exist_ok=True)
     with FileLock(run_dir(p) / f".{stage.name}.lock"):
-        if not force and is_done(stage, p): return False
+        if not force and is_done(stage, p):
+            return False
         key = stage_key(stage, p)
-        run_notebook(stage, p, show); mark_done(stage, p, key)
+        run_notebook(stage, p, show)
+        mark_done(stage, p, key)
     return True
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-28
 def digest(stage: Stage, p: Params) -> str:
     "Hash what a stage left behind; times and memory don't count."
-    records = {n: read_json(run_dir(p) / n / "stage.json")["outputs"] for n in (stage.name, *stage.makes)}
-    return hashlib.sha256(json.dumps({f"{n}/{f}": v["sha256"] for n, files in records.items() for f, v in files.items() if not f.endswith(".png")}, sort_keys=True).encode()).hexdigest()
+    records = {
+        n: read_json(run_dir(p) / n / "stage.json")["outputs"] for n in (stage.name, *stage.makes)
+    }
+    return hashlib.sha256(
+        json.dumps(
+            {
+                f"{n}/{f}": v["sha256"]
+                for n, files in records.items()
+                for f, v in files.items()
+                if not f.endswith(".png")
+            },
+            sort_keys=True,
+        ).encode()
+    ).hexdigest()
+
 
 def numbers(d: dict, prefix: str = "") -> dict:  # name -> number
     "Flatten the numbers of nested dictionaries."
     out = {}
     for k, v in d.items():
-        if isinstance(v, dict): out |= numbers(v, f"{prefix}{k} ")
-        elif isinstance(v, (int, float)) and not isinstance(v, bool): out[f"{prefix}{k}"] = v
+        if isinstance(v, dict):
+            out |= numbers(v, f"{prefix}{k} ")
+        elif isinstance(v, (int, float)) and not isinstance(v, bool):
+            out[f"{prefix}{k}"] = v
     return out
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-30
@@ -221,8 +394,12 @@ def notebook_html(path: Path) -> str:
     "Turn an executed notebook into one page that asks no other host."
     import re
     from nbconvert import HTMLExporter
-    page = HTMLExporter(require_js_url="", mathjax_url="", jquery_url="").from_filename(str(path))[0]
+
+    page = HTMLExporter(require_js_url="", mathjax_url="", jquery_url="").from_filename(str(path))[
+        0
+    ]
     return re.sub(r"<script[^>]*\ssrc=[\"'][^\"']*[\"'][^>]*>\s*</script>", "", page)
+
 
 def local_path(uri: str) -> Path:
     "Find where Kubeflow's launcher takes an artefact from before it uploads it."
@@ -232,47 +409,86 @@ def local_path(uri: str) -> Path:
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-32
 def task_params(stage: Stage, executor_input: dict) -> Params:
     "Take a stage's parameters from what Kubeflow hands over; a JSON number has no integers, so whole ones become them."
-    given = {n: v for n, v in executor_input.get("inputs", {}).get("parameterValues", {}).items() if not n.startswith("after_")}
-    whole = lambda n, v: int(v) if n in PARAMS and PARAMS[n].type is int and isinstance(v, float) and v.is_integer() else v
-    return Params({n: whole(n, v) for n, v in given.items()}, source=f"the inputs of task {stage.name}")
+    given = {
+        n: v
+        for n, v in executor_input.get("inputs", {}).get("parameterValues", {}).items()
+        if not n.startswith("after_")
+    }
+    whole = (
+        lambda n, v: int(v)
+        if n in PARAMS and PARAMS[n].type is int and isinstance(v, float) and v.is_integer()
+        else v
+    )
+    return Params(
+        {n: whole(n, v) for n, v in given.items()}, source=f"the inputs of task {stage.name}"
+    )
+
 
 def write_outputs(stage: Stage, p: Params, executor_input: dict) -> None:
     "Write a task's artefacts and its digest where Kubeflow wants them."
-    outputs, record = executor_input.get("outputs", {}), read_json(run_dir(p) / stage.name / "stage.json")
-    for name, content in dict(notebook=lambda: notebook_html(run_dir(p) / "notebooks" / f"{stage.notebook}.ipynb"), metrics=lambda: json.dumps(record, indent=1, sort_keys=True)).items():
+    outputs, record = (
+        executor_input.get("outputs", {}),
+        read_json(run_dir(p) / stage.name / "stage.json"),
+    )
+    for name, content in dict(
+        notebook=lambda: notebook_html(run_dir(p) / "notebooks" / f"{stage.notebook}.ipynb"),
+        metrics=lambda: json.dumps(record, indent=1, sort_keys=True),
+    ).items():
         for a in outputs.get("artifacts", {}).get(name, {}).get("artifacts", ()):
-            with atomic_path(local_path(a["uri"])) as tmp: tmp.write_text(content(), encoding="utf-8")
+            with atomic_path(local_path(a["uri"])) as tmp:
+                tmp.write_text(content(), encoding="utf-8")
     for name, place in outputs.get("parameters", {}).items():
-        with atomic_path(place["outputFile"]) as tmp: tmp.write_text(digest(stage, p))
+        with atomic_path(place["outputFile"]) as tmp:
+            tmp.write_text(digest(stage, p))
     if "outputFile" in outputs:
-        seen = numbers({k: record[k] for k in ("metrics", "rows", "timings")} | dict(peak_memory_mib=record["peak_memory_mib"]))
-        listed = [a | dict(metadata=seen) for a in outputs.get("artifacts", {}).get("metrics", {}).get("artifacts", ())]
+        seen = numbers(
+            {k: record[k] for k in ("metrics", "rows", "timings")}
+            | dict(peak_memory_mib=record["peak_memory_mib"])
+        )
+        listed = [
+            a | dict(metadata=seen)
+            for a in outputs.get("artifacts", {}).get("metrics", {}).get("artifacts", ())
+        ]
         write_json(outputs["outputFile"], dict(artifacts=dict(metrics=dict(artifacts=listed))))
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-33
 def push_metrics(
-    values: dict,       # metric -> number
-    job: str,           # stage or pipeline
-    name: str,          # of it
-    url: str = "",      # of the Pushgateway; '': PUSHGATEWAY_URL of the environment, and nothing where that is empty
+    values: dict,  # metric -> number
+    job: str,  # stage or pipeline
+    name: str,  # of it
+    url: str = "",  # of the Pushgateway; '': PUSHGATEWAY_URL of the environment, and nothing where that is empty
 ) -> None:
     "Hand numbers to the Pushgateway."
     from prometheus_client import CollectorRegistry, Gauge
+
     registry = CollectorRegistry()
-    for metric, value in values.items(): Gauge(metric, metric.removeprefix("recsys_").replace("_", " "), registry=registry).set(value)
+    for metric, value in values.items():
+        Gauge(metric, metric.removeprefix("recsys_").replace("_", " "), registry=registry).set(
+            value
+        )
     push_registry(registry, job, name, url)
+
 
 def push_registry(registry, job: str, name: str, url: str = "") -> None:  # as `push_metrics`
     "Hand metrics to the Pushgateway; a failure is told and harms nothing."
     from prometheus_client import pushadd_to_gateway
+
     url = url or os.environ.get("PUSHGATEWAY_URL", "")
-    if not url: return
-    try: pushadd_to_gateway(url, job=f"recsys-{job}", registry=registry, grouping_key={job: name}, timeout=5)
-    except OSError as e: print(f"{url} takes no metrics: {e}")
+    if not url:
+        return
+    try:
+        pushadd_to_gateway(
+            url, job=f"recsys-{job}", registry=registry, grouping_key={job: name}, timeout=5
+        )
+    except OSError as e:
+        print(f"{url} takes no metrics: {e}")
+
 
 def outcome(job: str, ok: bool, seconds: float | None = None) -> dict:  # metric -> number
     "Make the metrics of something that ended."
-    done = {f"recsys_{job}_failed": int(not ok)} | ({f"recsys_{job}_last_success_timestamp_seconds": time.time()} if ok else {})
+    done = {f"recsys_{job}_failed": int(not ok)} | (
+        {f"recsys_{job}_last_success_timestamp_seconds": time.time()} if ok else {}
+    )
     return done | ({f"recsys_{job}_duration_seconds": seconds} if seconds is not None else {})
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-34
@@ -280,88 +496,155 @@ def outcome(job: str, ok: bool, seconds: float | None = None) -> dict:  # metric
 def push_stage(name: str):
     "Tell Prometheus how a stage ended, and how long it took."
     start = time.perf_counter()
-    try: yield
-    except Exception: push_metrics(outcome("stage", False), "stage", name); raise
+    try:
+        yield
+    except Exception:
+        push_metrics(outcome("stage", False), "stage", name)
+        raise
     push_metrics(outcome("stage", True, time.perf_counter() - start), "stage", name)
+
 
 def run_task(
     stage: Stage,
-    executor_input: dict,     # Kubeflow's JSON
+    executor_input: dict,  # Kubeflow's JSON
     show=lambda line: None,
 ) -> Params:
     "Run a stage as a Kubeflow task; raise `StageError` where its notebook fails, after that is told to Prometheus."
     p = task_params(stage, executor_input)
-    with push_stage(stage.name): run_stage(stage, p, show=show); write_outputs(stage, p, executor_input)
+    with push_stage(stage.name):
+        run_stage(stage, p, show=show)
+        write_outputs(stage, p, executor_input)
     return p
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-38
 def finish(
-    name: str,       # of the pipeline
-    status: dict,    # Kubeflow's PipelineTaskFinalStatus
-    run: str, outputs: str = PARAMS["OUTPUTS"].default,
-) -> bool:           # the pipeline succeeded
+    name: str,  # of the pipeline
+    status: dict,  # Kubeflow's PipelineTaskFinalStatus
+    run: str,
+    outputs: str = PARAMS["OUTPUTS"].default,
+) -> bool:  # the pipeline succeeded
     "End a pipeline's run: its report, its outcome in words and for Prometheus."
-    p, ok = Params(dict(RUN=run, OUTPUTS=outputs), source="finish"), status.get("state") == "SUCCEEDED"
-    if run_dir(p).is_dir(): print(f"report: {write_report(p)}")
+    p, ok = (
+        Params(dict(RUN=run, OUTPUTS=outputs), source="finish"),
+        status.get("state") == "SUCCEEDED",
+    )
+    if run_dir(p).is_dir():
+        print(f"report: {write_report(p)}")
     why = (status.get("error") or {}).get("message", "")
-    print(f"pipeline {name} {status.get('state', 'ended')}" + (f": {why}" if why and not ok else ""))
+    print(
+        f"pipeline {name} {status.get('state', 'ended')}" + (f": {why}" if why and not ok else "")
+    )
     push_metrics(outcome("pipeline", ok), "pipeline", name)
     return ok
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-41
 def open_client(host: str):  # kfp.Client
     "Connect to Kubeflow Pipelines; raise `RecsysError` where nothing answers there."
-    if not host: raise RecsysError("no Kubeflow host: give --host, or set KFP_HOST, such as http://127.0.0.1:8888 behind kubectl port-forward")
+    if not host:
+        raise RecsysError(
+            "no Kubeflow host: give --host, or set KFP_HOST, such as http://127.0.0.1:8888 behind kubectl port-forward"
+        )
     health = f"{host.rstrip('/')}/apis/v2beta1/healthz"
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(health, timeout=10): pass
-    except (OSError, ValueError) as e: raise RecsysError(f"Kubeflow Pipelines does not answer at {health}: {getattr(e, 'reason', e)}; is the port forwarded (kubectl -n kubeflow port-forward svc/ml-pipeline 8888)?") from None
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(health, timeout=10):
+            pass
+    except (OSError, ValueError) as e:
+        raise RecsysError(
+            f"Kubeflow Pipelines does not answer at {health}: {getattr(e, 'reason', e)}; is the port forwarded (kubectl -n kubeflow port-forward svc/ml-pipeline 8888)?"
+        ) from None
     from kfp import Client
+
     return Client(host=host)
 
-def arguments_of(name: str, p: Params) -> dict: "Take a pipeline's inputs out of a params file."; return {n: p[n] for n in parameters_of(stages_of(name))}
+
+def arguments_of(name: str, p: Params) -> dict:
+    "Take a pipeline's inputs out of a params file."
+    return {n: p[n] for n in parameters_of(stages_of(name))}
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-43
 EXPERIMENT = "recsys"
 
+
 def submit(
-    name: str,       # of the pipeline
-    p: Params,       # arguments of the run
-    host: str,       # of Kubeflow Pipelines
+    name: str,  # of the pipeline
+    p: Params,  # arguments of the run
+    host: str,  # of Kubeflow Pipelines
     cluster: Cluster = Cluster(),
-) -> str:            # run id
+) -> str:  # run id
     "Compile a pipeline and start it once."
     import tempfile
+
     client = open_client(host)
     with tempfile.TemporaryDirectory() as d:
         file = compile_pipeline(name, p, Path(d) / "pipeline.yaml", cluster)
-        return client.create_run_from_pipeline_package(str(file), arguments=arguments_of(name, p), run_name=f"{name} {p.RUN}", experiment_name=EXPERIMENT).run_id
+        return client.create_run_from_pipeline_package(
+            str(file),
+            arguments=arguments_of(name, p),
+            run_name=f"{name} {p.RUN}",
+            experiment_name=EXPERIMENT,
+        ).run_id
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-44
 def six_fields(cron: str) -> str:  # second minute hour day month weekday
     "Give a cron line the seconds that Kubeflow wants; raise `RecsysError` where it has not five or six fields."
     fields = cron.split()
-    if len(fields) not in (5, 6): raise RecsysError(f"--cron {cron!r}: expected minute hour day month weekday, such as '30 3 * * *'")
+    if len(fields) not in (5, 6):
+        raise RecsysError(
+            f"--cron {cron!r}: expected minute hour day month weekday, such as '30 3 * * *'"
+        )
     return " ".join(["0"] * (6 - len(fields)) + fields)
 
-def schedule(name: str, p: Params, host: str, cron: str, cluster: Cluster = Cluster()) -> str:  # id of the recurring run
+
+def schedule(
+    name: str, p: Params, host: str, cron: str, cluster: Cluster = Cluster()
+) -> str:  # id of the recurring run
     "Compile a pipeline and let it recur; one that recurred under the same name ends."
     import tempfile
+
     cron, client, job = six_fields(cron), open_client(host), f"recsys-{name}"
     experiment = client.create_experiment(EXPERIMENT).experiment_id
-    old = [r.recurring_run_id for r in client.list_recurring_runs(experiment_id=experiment, page_size=100).recurring_runs or () if r.display_name == job]
+    old = [
+        r.recurring_run_id
+        for r in client.list_recurring_runs(experiment_id=experiment, page_size=100).recurring_runs
+        or ()
+        if r.display_name == job
+    ]
     with tempfile.TemporaryDirectory() as d:
         file = compile_pipeline(name, p, Path(d) / "pipeline.yaml", cluster)
-        made = client.create_recurring_run(experiment, job, cron_expression=cron, pipeline_package_path=str(file), params=arguments_of(name, p), max_concurrency=1, no_catchup=True)
-    for r in old: client.delete_recurring_run(r)
+        made = client.create_recurring_run(
+            experiment,
+            job,
+            cron_expression=cron,
+            pipeline_package_path=str(file),
+            params=arguments_of(name, p),
+            max_concurrency=1,
+            no_catchup=True,
+        )
+    for r in old:
+        client.delete_recurring_run(r)
     return made.recurring_run_id
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-46
 def status(host: str, last: int = 10) -> list:  # of dicts, newest first
     "List the newest runs: name, state, when, what went wrong."
     client = open_client(host)
-    try: experiment = client.get_experiment(experiment_name=EXPERIMENT).experiment_id
-    except ValueError: return []
+    try:
+        experiment = client.get_experiment(experiment_name=EXPERIMENT).experiment_id
+    except ValueError:
+        return []
     when = lambda t: t.strftime("%Y-%m-%d %H:%M") if t and t.year > 1970 else ""
-    runs = client.list_runs(experiment_id=experiment, page_size=last, sort_by="created_at desc").runs or ()
-    return [dict(run=r.display_name, state=r.state or "", started=when(r.created_at), ended=when(r.finished_at), error=(r.error.message if r.error else "") or "", id=r.run_id) for r in runs]
+    runs = (
+        client.list_runs(experiment_id=experiment, page_size=last, sort_by="created_at desc").runs
+        or ()
+    )
+    return [
+        dict(
+            run=r.display_name,
+            state=r.state or "",
+            started=when(r.created_at),
+            ended=when(r.finished_at),
+            error=(r.error.message if r.error else "") or "",
+            id=r.run_id,
+        )
+        for r in runs
+    ]

@@ -20,21 +20,26 @@ from .metrics import case_metrics, rank_of_relevant, user_means
 from .recommender import Bundle
 
 # %% ../nbs/14_leaks.ipynb #14-leaks-07
-def full_lists(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool) -> np.ndarray:  # item rows [B, depth]
+def full_lists(
+    bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool
+) -> np.ndarray:  # item rows [B, depth]
     "Run the path that `evaluate` reports as `full`."
     return model_lists(bundle, prep, pos, masked)["full"]
+
 
 def chance(gain: np.ndarray) -> tuple[float, float]:  # value [B, B] of each list for each label
     "Give mean and deviation of the mean value over all assignments of labels to lists.\n\nHoeffding, 1951."
     B, d = len(gain), gain - gain.mean(0) - gain.mean(1)[:, None] + gain.mean()
-    return float(gain.mean()), float(np.sqrt((d ** 2).sum() / (B - 1)) / B)
+    return float(gain.mean()), float(np.sqrt((d**2).sum() / (B - 1)) / B)
+
 
 def gains(lists: np.ndarray, labels: np.ndarray, k: int = 10) -> np.ndarray:  # [B, B]
     "Compute NDCG@k of every list for every label."
     known, column = np.unique(labels, return_inverse=True)
     at = np.minimum(np.searchsorted(known, lists[:, :k]), len(known) - 1)
     case, place = np.nonzero(known[at] == lists[:, :k])
-    out = np.zeros((len(lists), len(known))); out[case, at[case, place]] = 1 / np.log2(place + 2)
+    out = np.zeros((len(lists), len(known)))
+    out[case, at[case, place]] = 1 / np.log2(place + 2)
     return out[:, column]
 
 # %% ../nbs/14_leaks.ipynb #14-leaks-09
@@ -42,115 +47,258 @@ def shuffle_labels(prep: Prepared, seed: int) -> Prepared:
     "Copy the prepared data with the chosen items of the test cases dealt out anew, in the histories, too."
     q, pos, item = copy.copy(prep), prep.positions("test"), np.array(prep.events["item"])
     item[pos] = item[np.random.default_rng(seed).permutation(pos)]
-    q.events, q.hist_items = dict(prep.events) | dict(item=item), item[np.asarray(prep.events["case"])]
+    q.events, q.hist_items = (
+        dict(prep.events) | dict(item=item),
+        item[np.asarray(prep.events["case"])],
+    )
     return q
 
 # %% ../nbs/14_leaks.ipynb #14-leaks-12
 @dataclass(frozen=True)
 class Criteria:
     "State how much is looked at and what counts as a leak."
-    events: int = 300      # events recomputed
-    cases: int = 1000      # test cases ranked, once for each moment and labelling
-    z: float = 4.0         # standard errors beyond which a difference is no chance
-    margin: float = 0.02   # an effect that must be there and is surely below this share of the score is missing
 
-def judged(part: str, check: str, n: int, d: float, se: float, wanted: str, c: Criteria, score: float, text: str) -> dict:  # wanted: none, no rise, effect, rise
+    events: int = 300  # events recomputed
+    cases: int = 1000  # test cases ranked, once for each moment and labelling
+    z: float = 4.0  # standard errors beyond which a difference is no chance
+    margin: float = (
+        0.02  # an effect that must be there and is surely below this share of the score is missing
+    )
+
+
+def judged(
+    part: str,
+    check: str,
+    n: int,
+    d: float,
+    se: float,
+    wanted: str,
+    c: Criteria,
+    score: float,
+    text: str,
+) -> dict:  # wanted: none, no rise, effect, rise
     "Judge a difference: one that mustn't be there, or one that must."
     z = d / se if se > 0 else np.sign(d) * np.inf if d else 0.0
     found = abs(z) > c.z if wanted in ("none", "effect") else z > c.z
-    if wanted in ("none", "no rise"): verdict = "leak" if found else "ok"
-    else: verdict = "ok" if found else "leak" if (abs(d) if wanted == "effect" else d) + c.z * se < c.margin * score else "unclear"
+    if wanted in ("none", "no rise"):
+        verdict = "leak" if found else "ok"
+    else:
+        verdict = (
+            "ok"
+            if found
+            else "leak"
+            if (abs(d) if wanted == "effect" else d) + c.z * se < c.margin * score
+            else "unclear"
+        )
     return result(part, check, n, verdict == "leak", f"{text}: {d:+.4f}, z {z:+.1f}", verdict)
 
 # %% ../nbs/14_leaks.ipynb #14-leaks-14
-def label_score(prep: Prepared, bundle: Bundle, pos: np.ndarray, masked: bool, lists=full_lists) -> tuple[float, float, float]:  # NDCG@10; its mean and deviation by chance
+def label_score(
+    prep: Prepared, bundle: Bundle, pos: np.ndarray, masked: bool, lists=full_lists
+) -> tuple[float, float, float]:  # NDCG@10; its mean and deviation by chance
     "Score the full path and say what chance would score with the same lists and labels."
     gain = gains(lists(bundle, prep, pos, masked), np.asarray(prep.events["item"][pos]))
     return float(np.diag(gain).mean()), *chance(gain)
 
-def check_labels(prep: Prepared, bundle: Bundle, pos: np.ndarray, masked: bool, c: Criteria, seed: int) -> list:  # rows of the table
+
+def check_labels(
+    prep: Prepared, bundle: Bundle, pos: np.ndarray, masked: bool, c: Criteria, seed: int
+) -> list:  # rows of the table
     "Judge true and shuffled labels; a model no better than chance is bad and no leak."
+
     def row(name, q, wanted):
         score, mean, sd = label_score(q, bundle, pos, masked)
-        return judged("labels", name, len(pos), score - mean, sd, wanted, c, 0, f"NDCG@10 {score:.4f}, by chance {mean:.4f}")
+        return judged(
+            "labels",
+            name,
+            len(pos),
+            score - mean,
+            sd,
+            wanted,
+            c,
+            0,
+            f"NDCG@10 {score:.4f}, by chance {mean:.4f}",
+        )
+
     true = row("true labels", prep, "rise")
-    if true["verdict"] == "leak": true |= dict(wrong=0, verdict="unclear")   # where histories are hidden, a label that its own user chose before can't be hit, and others can
+    if true["verdict"] == "leak":
+        true |= dict(
+            wrong=0, verdict="unclear"
+        )  # where histories are hidden, a label that its own user chose before can't be hit, and others can
     return [true, row("shuffled labels", shuffle_labels(prep, seed), "none")]
 
 # %% ../nbs/14_leaks.ipynb #14-leaks-17
-MOMENTS = {"its own event": 1, "as of the event": 0, "1 hour before": -3600, "1 day before": -86400, "3 days before": -3 * 86400, "nothing known": None}  # seconds after the event
+MOMENTS = {
+    "its own event": 1,
+    "as of the event": 0,
+    "1 hour before": -3600,
+    "1 day before": -86400,
+    "3 days before": -3 * 86400,
+    "nothing known": None,
+}  # seconds after the event
+
 
 def at_moment(
     prep: Prepared,
-    pos: np.ndarray,       # positions into events, of known users
-    seconds: int | None,   # after the event; None: nothing is known of the user
-    hours: float,          # TOP_CATEGORY_HOURS
+    pos: np.ndarray,  # positions into events, of known users
+    seconds: int | None,  # after the event; None: nothing is known of the user
+    hours: float,  # TOP_CATEGORY_HOURS
 ) -> Prepared:
     "Copy the prepared data with the history and top category of some events as of another moment."
     q, e = copy.copy(prep), {k: np.asarray(v) for k, v in prep.events.items()}
     start, end = (np.searchsorted(e["user"], e["user"][pos], side) for side in ("left", "right"))
-    now, before, cut, top = e["timestamp"][pos] + (seconds or 0), np.r_[0, np.cumsum(e["case"])], start.copy(), np.full(len(pos), NULL)
+    now, before, cut, top = (
+        e["timestamp"][pos] + (seconds or 0),
+        np.r_[0, np.cumsum(e["case"])],
+        start.copy(),
+        np.full(len(pos), NULL),
+    )
     for i, (a, b) in enumerate(zip(start, end)) if seconds is not None else ():
         cut[i] = a + np.searchsorted(e["timestamp"][a:b], now[i])
-        if prep.contract["top_category"]: top[i] = top_category(e["timestamp"][a:cut[i]], prep.item_columns["category_l1"][e["item"][a:cut[i]]], int(now[i]), hours)
+        if prep.contract["top_category"]:
+            top[i] = top_category(
+                e["timestamp"][a : cut[i]],
+                prep.item_columns["category_l1"][e["item"][a : cut[i]]],
+                int(now[i]),
+                hours,
+            )
     put = lambda name, v: e.update({name: e[name].copy()}) or e[name].__setitem__(pos, v)
-    put("hist_first", before[start]); put("hist_cut", before[cut])
-    if prep.contract["top_category"]: put("top_category", top)
-    if seconds is None: put("user", -1)
+    put("hist_first", before[start])
+    put("hist_cut", before[cut])
+    if prep.contract["top_category"]:
+        put("top_category", top)
+    if seconds is None:
+        put("user", -1)
     q.events = e
     return q
 
 # %% ../nbs/14_leaks.ipynb #14-leaks-19
-def time_scores(prep: Prepared, bundle: Bundle, pos: np.ndarray, masked: bool, hours: float, lists=full_lists) -> dict:  # moment -> NDCG@10 of each case
+def time_scores(
+    prep: Prepared, bundle: Bundle, pos: np.ndarray, masked: bool, hours: float, lists=full_lists
+) -> dict:  # moment -> NDCG@10 of each case
     "Score the same cases with the features as they are and as of each moment."
     label = np.asarray(prep.events["item"][pos])
-    score = lambda q: case_metrics(rank_of_relevant(lists(bundle, q, pos, masked), label))["ndcg@10"]
-    return {"as prepared": score(prep)} | {name: score(at_moment(prep, pos, s, hours)) for name, s in MOMENTS.items()}
+    score = lambda q: case_metrics(rank_of_relevant(lists(bundle, q, pos, masked), label))[
+        "ndcg@10"
+    ]
+    return {"as prepared": score(prep)} | {
+        name: score(at_moment(prep, pos, s, hours)) for name, s in MOMENTS.items()
+    }
+
 
 def check_time(scores: dict, users: np.ndarray, c: Criteria) -> list:  # rows of the table
     "Judge what each moment changes, averaged per user."
     given, n = scores["as prepared"], len(users)
-    def change(name, sign=1): d = user_means(sign * (scores[name] - given), users); return float(d.mean()), float(d.std(ddof=1) / np.sqrt(len(d)))
+
+    def change(name, sign=1):
+        d = user_means(sign * (scores[name] - given), users)
+        return float(d.mean()), float(d.std(ddof=1) / np.sqrt(len(d)))
+
     old = max(("1 hour before", "1 day before", "3 days before"), key=lambda name: change(name)[0])
-    row = lambda check, name, wanted, sign, text: judged("time", check, n, *change(name, sign), wanted, c, float(user_means(given, users).mean()), text)
-    return [row("as of the event", "as of the event", "none", 1, "features computed anew change NDCG@10"), row("older", old, "no rise", 1, f"{old}, the best of the older moments"),
-            row("nothing known", "nothing known", "rise", -1, "what is known of the user gains"), row("its own event", "its own event", "effect", 1, "the event in its own history")]
+    row = lambda check, name, wanted, sign, text: judged(
+        "time",
+        check,
+        n,
+        *change(name, sign),
+        wanted,
+        c,
+        float(user_means(given, users).mean()),
+        text,
+    )
+    return [
+        row(
+            "as of the event", "as of the event", "none", 1, "features computed anew change NDCG@10"
+        ),
+        row("older", old, "no rise", 1, f"{old}, the best of the older moments"),
+        row("nothing known", "nothing known", "rise", -1, "what is known of the user gains"),
+        row("its own event", "its own event", "effect", 1, "the event in its own history"),
+    ]
 
 # %% ../nbs/14_leaks.ipynb #14-leaks-21
 def score_rows(scores: dict, users: np.ndarray) -> list:  # {moment, value, low, high}
     "Average each moment's scores per user and over users, with 95 % intervals."
-    def row(name, x): m = user_means(x, users); half = 1.96 * m.std(ddof=1) / np.sqrt(len(m)); return dict(moment=name, value=float(m.mean()), low=float(m.mean() - half), high=float(m.mean() + half))
+
+    def row(name, x):
+        m = user_means(x, users)
+        half = 1.96 * m.std(ddof=1) / np.sqrt(len(m))
+        return dict(
+            moment=name,
+            value=float(m.mean()),
+            low=float(m.mean() - half),
+            high=float(m.mean() + half),
+        )
+
     return [row(*x) for x in scores.items()]
+
 
 def plot_decay(curve: list):  # of `score_rows`
     "Draw the score as of each moment."
     import matplotlib.pyplot as plt
-    at = {r["moment"]: r for r in curve}; y, low, high = (np.array([at[n][k] for n in MOMENTS]) for k in ("value", "low", "high"))
-    fig, ax = plt.subplots(figsize=(7, 3.2)); x = np.arange(len(y))
-    ax.errorbar(x, y, [y - low, high - y], fmt="ko", capsize=3); ax.plot(x[1:], y[1:], "k-", lw=0.8)
-    ax.plot([1], [at["as prepared"]["value"]], "s", ms=12, mfc="none", mec="0.4", label="as prepared"); ax.legend(fontsize=8)
+
+    at = {r["moment"]: r for r in curve}
+    y, low, high = (np.array([at[n][k] for n in MOMENTS]) for k in ("value", "low", "high"))
+    fig, ax = plt.subplots(figsize=(7, 3.2))
+    x = np.arange(len(y))
+    ax.errorbar(x, y, [y - low, high - y], fmt="ko", capsize=3)
+    ax.plot(x[1:], y[1:], "k-", lw=0.8)
+    ax.plot(
+        [1], [at["as prepared"]["value"]], "s", ms=12, mfc="none", mec="0.4", label="as prepared"
+    )
+    ax.legend(fontsize=8)
     ax.set_xticks(x, ["\n".join(n.rsplit(" ", 1)) for n in MOMENTS])
-    ax.set(ylabel="NDCG@10 with 95 % interval", ylim=(0, None), xlabel="features as of", title=f"Without the user's past {1 - y[-1] / max(y[1], 1e-12):.0%} of the score is gone")
+    ax.set(
+        ylabel="NDCG@10 with 95 % interval",
+        ylim=(0, None),
+        xlabel="features as of",
+        title=f"Without the user's past {1 - y[-1] / max(y[1], 1e-12):.0%} of the score is gone",
+    )
     return fig
 
 # %% ../nbs/14_leaks.ipynb #14-leaks-26
-def run_leaks(p: Params, c: Criteria = Criteria()) -> list:  # rows {part, check, checked, wrong, verdict, detail}
+def run_leaks(
+    p: Params, c: Criteria = Criteria()
+) -> list:  # rows {part, check, checked, wrong, verdict, detail}
     "Look for leaks in a run and write leaks.json and the decay curve to its folder."
     with record_stage(p, "leaks") as rec:
-        with rec.timing("raw tables"): prep, bundle = load_prepared(p), Bundle(run_dir(p) / "bundle"); raw = Raw(p, prep.encoder)
-        with rec.timing("features"): rows = check_features(p, prep, raw, c.events) + check_pairs(p, prep, bundle, raw, c.events // 2) + check_learned(prep, raw) + check_counts(prep, bundle, raw)
-        test, masked, rng = prep.positions("test"), is_masked(prep, p.MASK_HISTORY), np.random.default_rng(p.SEED)
+        with rec.timing("raw tables"):
+            prep, bundle = load_prepared(p), Bundle(run_dir(p) / "bundle")
+            raw = Raw(p, prep.encoder)
+        with rec.timing("features"):
+            rows = (
+                check_features(p, prep, raw, c.events)
+                + check_pairs(p, prep, bundle, raw, c.events // 2)
+                + check_learned(prep, raw)
+                + check_counts(prep, bundle, raw)
+            )
+        test, masked, rng = (
+            prep.positions("test"),
+            is_masked(prep, p.MASK_HISTORY),
+            np.random.default_rng(p.SEED),
+        )
         draw = lambda pos: np.sort(rng.choice(pos, min(c.cases, len(pos)), replace=False))
-        pos, known = draw(test), draw(test[prep.events["user"][test] >= 0]); users = np.asarray(prep.events["user"][known])
-        with rec.timing("labels"): rows += check_labels(prep, bundle, pos, masked, c, p.SEED)
-        with rec.timing("time"): scores = time_scores(prep, bundle, known, masked, raw.p.TOP_CATEGORY_HOURS); rows += check_time(scores, users, c)
+        pos, known = draw(test), draw(test[prep.events["user"][test] >= 0])
+        users = np.asarray(prep.events["user"][known])
+        with rec.timing("labels"):
+            rows += check_labels(prep, bundle, pos, masked, c, p.SEED)
+        with rec.timing("time"):
+            scores = time_scores(prep, bundle, known, masked, raw.p.TOP_CATEGORY_HOURS)
+            rows += check_time(scores, users, c)
         save_leaks(rec, rows, score_rows(scores, users), c)
     return rows
+
 
 def save_leaks(rec, rows: list, curve: list, c: Criteria) -> None:
     "Write leaks.json and the picture, and say what was found."
     found = [r["check"] for r in rows if r["verdict"] == "leak"]
     rec.metrics |= dict(leaks=len(found), unclear=sum(r["verdict"] == "unclear" for r in rows))
-    write_json(rec.dir / "leaks.json", dict(leaks=found, rows=rows, moments=curve, criteria=asdict(c)))
-    rec.figure(plot_decay(curve), "decay", "NDCG@10 of the same cases with the user's past as of other moments")
-    rec.note(f"{len(found)} of {len(rows)} checks found a leak" + ": " * bool(found) + ", ".join(found))
+    write_json(
+        rec.dir / "leaks.json", dict(leaks=found, rows=rows, moments=curve, criteria=asdict(c))
+    )
+    rec.figure(
+        plot_decay(curve),
+        "decay",
+        "NDCG@10 of the same cases with the user's past as of other moments",
+    )
+    rec.note(
+        f"{len(found)} of {len(rows)} checks found a leak" + ": " * bool(found) + ", ".join(found)
+    )

@@ -13,42 +13,81 @@ from .cases import DEPTH
 from .core import Params, progress, read_json, stage_dir
 from .data_prep import Prepared, past_items
 from .features import load_arrays
-from .recommender import Bundle, fill_candidates, find_candidates, query_arrays, run_session, score_candidates, seen_since
+from recsys.recommender import (
+    Bundle,
+    fill_candidates,
+    find_candidates,
+    query_arrays,
+    run_session,
+    score_candidates,
+    seen_since,
+)
 
 # %% ../nbs/13_lists.ipynb #13-lists-07
 def model_lists(
     bundle: Bundle,
     prep: Prepared,
-    pos: np.ndarray,     # test cases [B]
-    masked: bool,        # hide the whole history from every system
+    pos: np.ndarray,  # test cases [B]
+    masked: bool,  # hide the whole history from every system
     depth: int = DEPTH,  # items a list
-    block: int = 64,     # cases at a time, each with the embeddings of all its candidates
-) -> dict:               # retrieval [B, CANDIDATES]; ranker's full, full_unfiltered [B, depth]; item rows, -1 padded
+    block: int = 64,  # cases at a time, each with the embeddings of all its candidates
+) -> (
+    dict
+):  # retrieval [B, CANDIDATES]; ranker's full, full_unfiltered [B, depth]; item rows, -1 padded
     "Run retrieval, filter and ranker on every case."
     starts = range(0, len(pos), block)
-    work = lambda a: block_lists(bundle, prep, pos[a:a + block], masked, depth)
-    with ThreadPoolExecutor(2) as pool: parts = list(progress(pool.map(work, starts), "rank cases", len(starts)))
+    work = lambda a: block_lists(bundle, prep, pos[a : a + block], masked, depth)
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(progress(pool.map(work, starts), "rank cases", len(starts)))
     return {name: np.concatenate([x[name] for x in parts]) for name in parts[0]}
 
 # %% ../nbs/13_lists.ipynb #13-lists-08
-def score_block(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool) -> tuple:  # item rows, logits; hidden by the whole history, by the seen filter: all [B, W]
+def score_block(
+    bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool
+) -> tuple:  # item rows, logits; hidden by the whole history, by the seen filter: all [B, W]
     "Find candidates, more than are needed by as many as may be hidden, and score them."
-    x, C, n = query_arrays(bundle, prep.query_inputs(pos)), bundle.serving.CANDIDATES, len(bundle.ids)
-    nothing, days = np.zeros((len(pos), prep.n_items), bool), bundle.serving.SEEN_DAYS   # of the data's catalogue, which may go on where the bundle's ends
-    seen = past_mask(prep, pos, seen_since(prep.events["timestamp"][pos], days), prep.n_items) if days else nothing
+    x, C, n = (
+        query_arrays(bundle, prep.query_inputs(pos)),
+        bundle.serving.CANDIDATES,
+        len(bundle.ids),
+    )
+    nothing, days = (
+        np.zeros((len(pos), prep.n_items), bool),
+        bundle.serving.SEEN_DAYS,
+    )  # of the data's catalogue, which may go on where the bundle's ends
+    seen = (
+        past_mask(prep, pos, seen_since(prep.events["timestamp"][pos], days), prep.n_items)
+        if days
+        else nothing
+    )
     always = past_mask(prep, pos, None, prep.n_items) if masked else nothing
     extra = int((seen | always).sum(1).max(initial=0))
-    scores, found = find_candidates(bundle, run_session(bundle.query_tower, x), x["q_ints"], prep.events["timestamp"][pos], min(n, C + extra))
+    scores, found = find_candidates(
+        bundle,
+        run_session(bundle.query_tower, x),
+        x["q_ints"],
+        prep.events["timestamp"][pos],
+        min(n, C + extra),
+    )
     hidden = lambda mask: np.take_along_axis(mask, np.maximum(found, 0), 1)
-    return found, score_candidates(bundle, x, found, scores, prep.events["timestamp"][pos]), hidden(always), hidden(seen)
+    return (
+        found,
+        score_candidates(bundle, x, found, scores, prep.events["timestamp"][pos]),
+        hidden(always),
+        hidden(seen),
+    )
+
 
 def block_lists(bundle: Bundle, prep: Prepared, pos: np.ndarray, masked: bool, depth: int) -> dict:
     "Do the work of `model_lists` for one block."
-    (found, logits, always, seen), C = score_block(bundle, prep, pos, masked), bundle.serving.CANDIDATES
+    (found, logits, always, seen), C = (
+        score_block(bundle, prep, pos, masked),
+        bundle.serving.CANDIDATES,
+    )
     numbers = np.where(found < 0, -1, np.arange(found.shape[1]))
     out = dict(retrieval=take_rows(found, fill_candidates(numbers, always, C)))
     for name, hidden in (("full", seen | always), ("full_unfiltered", always)):
-        kept = fill_candidates(numbers, hidden, C)                       # the candidates that reach the ranker
+        kept = fill_candidates(numbers, hidden, C)  # the candidates that reach the ranker
         score = np.where(kept < 0, -np.inf, np.take_along_axis(logits, np.maximum(kept, 0), 1))
         order = np.lexsort((take_rows(found, kept), -score), axis=1)[:, :depth]  # ties by item row
         out[name] = take_rows(found, np.take_along_axis(kept, order, 1))
@@ -59,6 +98,7 @@ def take_rows(rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     "Pick rows by position, -1 stays -1."
     return np.where(at < 0, -1, np.take_along_axis(rows, np.maximum(at, 0), 1))
 
+
 def past_mask(prep: Prepared, pos: np.ndarray, since, n: int) -> np.ndarray:  # bool [B, n]
     "Mark each case's past items."
     mask = np.zeros((len(pos), n), bool)
@@ -66,23 +106,34 @@ def past_mask(prep: Prepared, pos: np.ndarray, since, n: int) -> np.ndarray:  # 
     return mask
 
 # %% ../nbs/13_lists.ipynb #13-lists-15
-def oracle_lists(prep: Prepared, p: Params, pos: np.ndarray, masked: bool, depth: int = DEPTH, **blind) -> np.ndarray:  # item rows [B, depth]
+def oracle_lists(
+    prep: Prepared, p: Params, pos: np.ndarray, masked: bool, depth: int = DEPTH, **blind
+) -> np.ndarray:  # item rows [B, depth]
     "Rank by the shop's true choice probabilities; `context=False` or `content=False` blinds the oracle."
     import pandas as pd
     from recsys.index import top_k
     from recsys.shop import DEVICES, recent_views
     from recsys.sources import make_shop
+
     shop = make_shop(source_parameters(p))
     e, ids = prep.events, np.char.decode(load_user_ids(prep), "utf-8")
-    views = np.flatnonzero(e["type"] == 0); at = np.searchsorted(views, pos)
-    people, items = np.append(shop.user_rows(ids), -1), shop.item_rows(pd.read_parquet(prep.folder / "items.parquet", columns=["item_id"]).item_id)
+    views = np.flatnonzero(e["type"] == 0)
+    at = np.searchsorted(views, pos)
+    people, items = (
+        np.append(shop.user_rows(ids), -1),
+        shop.item_rows(pd.read_parquet(prep.folder / "items.parquet", columns=["item_id"]).item_id),
+    )
     seen, times = recent_views(e["user"][views], e["item"][views], e["timestamp"][views], at)
     device = device_positions(prep, list(DEVICES))[e["device_type"][pos]]
     out = np.full((len(pos), depth), -1, np.int64)
     for a in progress(range(0, len(pos), 2048), "oracle"):
-        s = slice(a, a + 2048); past = np.where(seen[s] < 0, -1, items[seen[s]])
-        score = shop.choice_probabilities(people[e["user"][pos[s]]], e["timestamp"][pos[s]], device[s], past, times[s], **blind)[:, items]
-        if masked: score[past_items(prep, pos[s])] = -1
+        s = slice(a, a + 2048)
+        past = np.where(seen[s] < 0, -1, items[seen[s]])
+        score = shop.choice_probabilities(
+            people[e["user"][pos[s]]], e["timestamp"][pos[s]], device[s], past, times[s], **blind
+        )[:, items]
+        if masked:
+            score[past_items(prep, pos[s])] = -1
         out[s] = top_k(score, depth)[1]
     return out
 
@@ -91,9 +142,11 @@ def source_parameters(p: Params) -> Params:
     "Read the parameters with which the run's data were made."
     return Params(read_json(stage_dir(p, "ingest") / "stage.json")["parameters"])
 
+
 def load_user_ids(prep: Prepared) -> np.ndarray:
     "Read the user ids in row order."
     return load_arrays(prep.folder / "users.npz")["user_id"]
+
 
 def device_positions(prep: Prepared, names: list) -> np.ndarray:
     "Map encoded device ids to positions in a list of names."

@@ -13,19 +13,22 @@ from fastcore.basics import patch
 from .core import RecsysError
 
 # %% ../nbs/18_member.ipynb #18-member-06
-def end_with_parent(every: float = .5) -> None:  # seconds
+def end_with_parent(every: float = 0.5) -> None:  # seconds
     "Watch the parent from a thread and end when it is gone: a killed server leaves its stubs behind."
     parent = os.getppid()
+
     def watch():
-        while os.getppid() == parent: time.sleep(every)
+        while os.getppid() == parent:
+            time.sleep(every)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True, name="parent").start()
 
 # %% ../nbs/18_member.ipynb #18-member-09
 def bundle_folder(
-    model: str | Path,    # <repository>/<member>, as Triton tells a Python member
+    model: str | Path,  # <repository>/<member>, as Triton tells a Python member
     version: int | str,
-) -> Path:                # RECSYS_BUNDLES/<version>, or bundles/<version> beside the repository
+) -> Path:  # RECSYS_BUNDLES/<version>, or bundles/<version> beside the repository
     "Find the bundle of a member's version."
     base = os.environ.get("RECSYS_BUNDLES") or Path(model).resolve().parent.parent / "bundles"
     return Path(base) / str(version)
@@ -33,19 +36,32 @@ def bundle_folder(
 # %% ../nbs/18_member.ipynb #18-member-11
 class PythonMember:
     "Serve a function on arrays as a Triton model: `setup` once, `answer` for each request."
-    merge = False    # one call of `answer` gets the rows of several requests where their shapes allow
-    strict = False   # numbers must be finite, strings UTF-8, lists short: for members that read what clients send
+
+    merge = False  # one call of `answer` gets the rows of several requests where their shapes allow
+    strict = False  # numbers must be finite, strings UTF-8, lists short: for members that read what clients send
     limit = 100_000  # elements of one input of a strict member
 
-    def setup(self) -> None: "Load what the member needs; `self.bundle` is the folder of its version's bundle."
-    def answer(self, inputs: dict) -> dict: "Make output arrays [B, ...] from input arrays; an optional input that was left out is missing, a STRING is bytes."; raise NotImplementedError
+    def setup(self) -> None:
+        "Load what the member needs; `self.bundle` is the folder of its version's bundle."
+
+    def answer(self, inputs: dict) -> dict:
+        "Make output arrays [B, ...] from input arrays; an optional input that was left out is missing, a STRING is bytes."
+        raise NotImplementedError
 
     def initialize(self, args: dict) -> None:
         "Start, as Triton asks."
         end_with_parent()
-        pb = importlib.import_module("triton_python_backend_utils")   # which no package provides: the stub brings it
-        self.pb, self.config, self.name, self.version = pb, json.loads(args["model_config"]), args["model_name"], int(args["model_version"])
-        self.model_folder = Path(args["model_repository"]); self.bundle = bundle_folder(self.model_folder, self.version)
+        pb = importlib.import_module(
+            "triton_python_backend_utils"
+        )  # which no package provides: the stub brings it
+        self.pb, self.config, self.name, self.version = (
+            pb,
+            json.loads(args["model_config"]),
+            args["model_name"],
+            int(args["model_version"]),
+        )
+        self.model_folder = Path(args["model_repository"])
+        self.bundle = bundle_folder(self.model_folder, self.version)
         self.outputs = [o["name"] for o in self.config["output"]]
         self.setup()
 
@@ -53,12 +69,18 @@ class PythonMember:
 @patch
 def guard(self: PythonMember, work, *args):  # its result, or a TritonError
     "Turn errors into what a client may see."
-    try: return work(*args)
-    except RecsysError as e: return self.pb.TritonError(str(e), self.pb.TritonError.INVALID_ARG)
+    try:
+        return work(*args)
+    except RecsysError as e:
+        return self.pb.TritonError(str(e), self.pb.TritonError.INVALID_ARG)
     except Exception as e:
         import traceback
+
         self.pb.Logger.log_error(f"{self.name}: {traceback.format_exc()}")
-        return self.pb.TritonError(f"{self.name}: internal error ({type(e).__name__}); the server's log says more", self.pb.TritonError.INTERNAL)
+        return self.pb.TritonError(
+            f"{self.name}: internal error ({type(e).__name__}); the server's log says more",
+            self.pb.TritonError.INTERNAL,
+        )
 
 # %% ../nbs/18_member.ipynb #18-member-16
 @patch
@@ -66,15 +88,21 @@ def read(self: PythonMember, request) -> dict:  # input -> array
     "Read one request's inputs."
     inputs = {t.name(): t.as_numpy() for t in request.inputs()}
     for name, a in inputs.items() if self.strict else ():
-        if a.size > self.limit: raise RecsysError(f"{name}: {a.size} values, at most {self.limit} are allowed")
-        if a.dtype.kind == "f" and not np.isfinite(a).all(): raise RecsysError(f"{name}: expected finite numbers, found NaN or infinity")
-        if a.dtype.kind == "O": decode(a, name)
+        if a.size > self.limit:
+            raise RecsysError(f"{name}: {a.size} values, at most {self.limit} are allowed")
+        if a.dtype.kind == "f" and not np.isfinite(a).all():
+            raise RecsysError(f"{name}: expected finite numbers, found NaN or infinity")
+        if a.dtype.kind == "O":
+            decode(a, name)
     return inputs
+
 
 def decode(array: np.ndarray, name: str) -> list:  # str, nested as the array
     "Decode a tensor of bytes; raise `RecsysError` where they aren't UTF-8."
-    try: flat = [x.decode() if isinstance(x, bytes) else str(x) for x in array.ravel()]
-    except UnicodeDecodeError as e: raise RecsysError(f"{name}: not valid UTF-8 ({e.reason} at byte {e.start})") from None
+    try:
+        flat = [x.decode() if isinstance(x, bytes) else str(x) for x in array.ravel()]
+    except UnicodeDecodeError as e:
+        raise RecsysError(f"{name}: not valid UTF-8 ({e.reason} at byte {e.start})") from None
     return np.array(flat, dtype=object).reshape(array.shape).tolist()
 
 # %% ../nbs/18_member.ipynb #18-member-18
@@ -84,39 +112,77 @@ def execute(self: PythonMember, requests: list) -> list:  # of InferenceResponse
     found = [self.guard(self.read, r) for r in requests]
     groups = {}
     for i, x in enumerate(found):
-        if isinstance(x, dict): groups.setdefault(tuple((n, a.shape[1:]) for n, a in sorted(x.items())) if self.merge and len(requests) > 1 else i, []).append(i)
+        if isinstance(x, dict):
+            groups.setdefault(
+                tuple((n, a.shape[1:]) for n, a in sorted(x.items()))
+                if self.merge and len(requests) > 1
+                else i,
+                [],
+            ).append(i)
     for at in groups.values():
         done = self.guard(self.answer_merged, [found[i] for i in at])
-        if not isinstance(done, list): done = [done] if len(at) == 1 else [self.guard(self.answer, found[i]) for i in at]   # one by one: who is it?
-        for i, y in zip(at, done): found[i] = y
+        if not isinstance(done, list):
+            done = (
+                [done] if len(at) == 1 else [self.guard(self.answer, found[i]) for i in at]
+            )  # one by one: who is it?
+        for i, y in zip(at, done):
+            found[i] = y
     return [self.respond(x, r) for x, r in zip(found, requests)]
+
 
 @patch
 def answer_merged(self: PythonMember, inputs: list) -> list:  # of dicts, one a request
     "Answer requests of the same shapes as one batch."
-    if len(inputs) == 1: return [self.answer(inputs[0])]
+    if len(inputs) == 1:
+        return [self.answer(inputs[0])]
     ends = np.cumsum([len(next(iter(x.values()))) for x in inputs])[:-1]
-    done = {n: np.split(a, ends) for n, a in self.answer({n: np.concatenate([x[n] for x in inputs]) for n in inputs[0]}).items()}
+    done = {
+        n: np.split(a, ends)
+        for n, a in self.answer(
+            {n: np.concatenate([x[n] for x in inputs]) for n in inputs[0]}
+        ).items()
+    }
     return [{n: parts[i] for n, parts in done.items()} for i in range(len(inputs))]
+
 
 @patch
 def respond(self: PythonMember, found, request):  # InferenceResponse
     "Wrap a dict of arrays, or a TritonError."
-    if not isinstance(found, dict): return self.pb.InferenceResponse(output_tensors=[], error=found)
+    if not isinstance(found, dict):
+        return self.pb.InferenceResponse(output_tensors=[], error=found)
     wanted = request.requested_output_names()
-    return self.pb.InferenceResponse(output_tensors=[self.pb.Tensor(n, np.ascontiguousarray(found[n])) for n in self.outputs if n in wanted])
+    return self.pb.InferenceResponse(
+        output_tensors=[
+            self.pb.Tensor(n, np.ascontiguousarray(found[n])) for n in self.outputs if n in wanted
+        ]
+    )
 
 # %% ../nbs/18_member.ipynb #18-member-22
 class OnnxMember(PythonMember):
     "Serve a model's own model.onnx with ONNX Runtime on one thread: the stand-in for Triton's onnxruntime backend."
+
     merge = True
 
     def setup(self):
         import onnxruntime
-        o = onnxruntime.SessionOptions(); o.intra_op_num_threads = o.inter_op_num_threads = 1; o.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(self.model_folder / str(self.version) / "model.onnx"), o, providers=["CPUExecutionProvider"])
-        for side, own in (("input", self.session.get_inputs()), ("output", self.session.get_outputs())):
-            told, names = {x["name"] for x in self.config[side]}, {x.name for x in own}
-            if told - names or (side == "input" and names - told): raise RecsysError(f"{self.name}: config.pbtxt has the {side}s {sorted(told)}, model.onnx has {sorted(names)}")
 
-    def answer(self, inputs): return dict(zip(self.outputs, self.session.run(self.outputs, inputs)))
+        o = onnxruntime.SessionOptions()
+        o.intra_op_num_threads = o.inter_op_num_threads = 1
+        o.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(
+            str(self.model_folder / str(self.version) / "model.onnx"),
+            o,
+            providers=["CPUExecutionProvider"],
+        )
+        for side, own in (
+            ("input", self.session.get_inputs()),
+            ("output", self.session.get_outputs()),
+        ):
+            told, names = {x["name"] for x in self.config[side]}, {x.name for x in own}
+            if told - names or (side == "input" and names - told):
+                raise RecsysError(
+                    f"{self.name}: config.pbtxt has the {side}s {sorted(told)}, model.onnx has {sorted(names)}"
+                )
+
+    def answer(self, inputs):
+        return dict(zip(self.outputs, self.session.run(self.outputs, inputs)))

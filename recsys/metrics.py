@@ -15,39 +15,47 @@ from .core import RecsysError
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-05
 def rank_of_relevant(
-    topk: np.ndarray,      # item rows [B, K], best first, -1 padded
+    topk: np.ndarray,  # item rows [B, K], best first, -1 padded
     relevant: np.ndarray,  # relevant item row [B]
-) -> np.ndarray:           # place [B] float, 0 is the first; inf where it isn't in the list
+) -> np.ndarray:  # place [B] float, 0 is the first; inf where it isn't in the list
     "Find the place of each case's relevant item."
     relevant = np.asarray(relevant)
-    if topk.ndim != 2 or relevant.shape != topk.shape[:1]: raise RecsysError(f"topk {topk.shape} and relevant {relevant.shape}: expected [B, K] and [B]")
+    if topk.ndim != 2 or relevant.shape != topk.shape[:1]:
+        raise RecsysError(
+            f"topk {topk.shape} and relevant {relevant.shape}: expected [B, K] and [B]"
+        )
     hit = (topk == relevant[:, None]) & (topk >= 0)
     return np.where(hit.any(1), hit.argmax(1), np.inf)
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-07
 def rank_in_scores(
-    scores: np.ndarray,    # [B, n] over the whole catalogue
+    scores: np.ndarray,  # [B, n] over the whole catalogue
     relevant: np.ndarray,  # relevant item row [B]
-) -> np.ndarray:           # place [B] float; inf where the item's own score is -inf
+) -> np.ndarray:  # place [B] float; inf where the item's own score is -inf
     "Count the items that stand before the relevant one, ties to the lower row."
     own = scores[np.arange(len(scores)), relevant][:, None]
-    if np.isnan(own).any(): raise RecsysError(f"scores: case {np.flatnonzero(np.isnan(own))[0]} has NaN for its relevant item")
-    before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < np.asarray(relevant)[:, None]))
+    if np.isnan(own).any():
+        raise RecsysError(
+            f"scores: case {np.flatnonzero(np.isnan(own))[0]} has NaN for its relevant item"
+        )
+    before = (scores > own) | (
+        (scores == own) & (np.arange(scores.shape[1]) < np.asarray(relevant)[:, None])
+    )
     return np.where(np.isneginf(own[:, 0]), np.inf, before.sum(1))
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-10
 def hits_at(
     ranks: np.ndarray,  # place [B] of the one relevant item, inf if absent
-    k: int,             # length of the list
-) -> np.ndarray:        # bool [B, k]
+    k: int,  # length of the list
+) -> np.ndarray:  # bool [B, k]
     "Turn places into marks on a list of k."
     return np.asarray(ranks)[:, None] == np.arange(k)
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-11
 def mark_hits(
-    topk: np.ndarray,      # item rows [B, K], -1 padded
+    topk: np.ndarray,  # item rows [B, K], -1 padded
     relevant: np.ndarray,  # relevant item rows [B, R], -1 padded
-) -> np.ndarray:           # bool [B, K]
+) -> np.ndarray:  # bool [B, K]
     "Mark the places of a list that hold a relevant item."
     return ((topk[:, :, None] == relevant[:, None, :]) & (topk >= 0)[:, :, None]).any(2)
 
@@ -69,11 +77,11 @@ def hit_rate(hits: np.ndarray) -> np.ndarray:
 # %% ../nbs/12_metrics.ipynb #12-metrics-18
 def ndcg(
     hits: np.ndarray,  # bool [B, K]
-    n_relevant=1,      # relevant items a case, [B] or one number
-) -> np.ndarray:       # [B]
+    n_relevant=1,  # relevant items a case, [B] or one number
+) -> np.ndarray:  # [B]
     "Compute normalised discounted cumulative gain with binary relevance.\n\nJärvelin and Kekäläinen, 2002."
     discount = 1 / np.log2(np.arange(hits.shape[1]) + 2)
-    ideal = np.concatenate([[1.], np.cumsum(discount)])[np.clip(n_relevant, 0, hits.shape[1])]
+    ideal = np.concatenate([[1.0], np.cumsum(discount)])[np.clip(n_relevant, 0, hits.shape[1])]
     return hits @ discount / ideal
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-19
@@ -89,21 +97,26 @@ def average_precision(hits: np.ndarray, n_relevant=1) -> np.ndarray:
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-23
 def case_metrics(
-    ranks: np.ndarray,    # place [B] of the one relevant item, inf if absent
-    ks: tuple = (10,),    # list lengths
-) -> dict:                # name such as 'ndcg@10' -> value of each case [B]
+    ranks: np.ndarray,  # place [B] of the one relevant item, inf if absent
+    ks: tuple = (10,),  # list lengths
+) -> dict:  # name such as 'ndcg@10' -> value of each case [B]
     "Compute what one rank says: recall@k, ndcg@k, mrr@k, precision@k."
     ranks, out = np.asarray(ranks, float), {}
     for k in ks:
         inside = ranks < k
-        out |= {f"recall@{k}": inside * 1., f"ndcg@{k}": inside / np.log2(ranks + 2), f"mrr@{k}": inside / (ranks + 1), f"precision@{k}": inside / k}
+        out |= {
+            f"recall@{k}": inside * 1.0,
+            f"ndcg@{k}": inside / np.log2(ranks + 2),
+            f"mrr@{k}": inside / (ranks + 1),
+            f"precision@{k}": inside / k,
+        }
     return out
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-27
 def exposure(
     topk: np.ndarray,  # item rows [B, K], -1 padded
-    n_items: int,      # size of the catalogue
-) -> np.ndarray:       # times shown, [n_items] int64
+    n_items: int,  # size of the catalogue
+) -> np.ndarray:  # times shown, [n_items] int64
     "Count how often each item is shown."
     return np.bincount(topk[topk >= 0], minlength=n_items)
 
@@ -115,16 +128,16 @@ def coverage(topk: np.ndarray, n_items: int) -> float:
 # %% ../nbs/12_metrics.ipynb #12-metrics-30
 def gini(
     counts: np.ndarray,  # times shown, [n_items]
-) -> float:              # 0: all items alike, near 1: one item takes all
+) -> float:  # 0: all items alike, near 1: one item takes all
     "Compute the Gini coefficient of exposure."
     x, n = np.sort(np.asarray(counts, float)), len(counts)
-    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum())) if x.sum() else 0.
+    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum())) if x.sum() else 0.0
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-32
 def novelty(
-    topk: np.ndarray,    # item rows [B, K], -1 padded
+    topk: np.ndarray,  # item rows [B, K], -1 padded
     counts: np.ndarray,  # training events of each item
-) -> np.ndarray:         # bits [B], nan for an empty list
+) -> np.ndarray:  # bits [B], nan for an empty list
     "Average the surprise -log2 p of the shown items; unseen items count as seen once.\n\nVargas and Castells, 2011."
     bits = -np.log2(np.maximum(counts, 1) / max(np.sum(counts), 1))
     return mean_of_list(bits[topk], topk)
@@ -137,28 +150,30 @@ def mean_of_list(values: np.ndarray, topk: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-35
 def popularity_bias(
-    topk: np.ndarray,    # item rows [B, K], -1 padded
+    topk: np.ndarray,  # item rows [B, K], -1 padded
     counts: np.ndarray,  # training events of each item
-) -> np.ndarray:         # [B], 1: always the most popular, .5: a random item of the catalogue
+) -> np.ndarray:  # [B], 1: always the most popular, .5: a random item of the catalogue
     "Average the popularity percentile of the shown items."
-    return mean_of_list(((rankdata(counts) - .5) / len(counts))[topk], topk)
+    return mean_of_list(((rankdata(counts) - 0.5) / len(counts))[topk], topk)
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-37
 def intra_list_diversity(
-    topk: np.ndarray,     # item rows [B, K], -1 padded
+    topk: np.ndarray,  # item rows [B, K], -1 padded
     vectors: np.ndarray,  # item vectors [n_items, d]
-) -> np.ndarray:          # [B], nan for lists shorter than two
+) -> np.ndarray:  # [B], nan for lists shorter than two
     "Average 1 - cosine over the pairs of each list."
     v = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     v, n = v[topk] * (topk >= 0)[:, :, None], (topk >= 0).sum(1)
-    alike = ((v.sum(1) ** 2).sum(1) - (v ** 2).sum((1, 2))) / 2  # sum over pairs, from the square of the sum
+    alike = (
+        (v.sum(1) ** 2).sum(1) - (v**2).sum((1, 2))
+    ) / 2  # sum over pairs, from the square of the sum
     return 1 - alike / np.where(n > 1, n * (n - 1) / 2, np.nan)
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-40
 def user_means(
     values: np.ndarray,  # [B] or [B, M], one row a case
-    users: np.ndarray,   # user row [B], -1 anonymous
-) -> np.ndarray:         # [U] or [U, M], one row a user
+    users: np.ndarray,  # user row [B], -1 anonymous
+) -> np.ndarray:  # [U] or [U, M], one row a user
     "Average the cases of each user."
     values, users = np.asarray(values, float), np.asarray(users)
     _, unit = np.unique(np.where(users < 0, -1 - np.arange(len(users)), users), return_inverse=True)
@@ -175,65 +190,91 @@ def per_user_mean(values: np.ndarray, users: np.ndarray) -> float:
 def bootstrap_means(
     means: np.ndarray,  # [U] or [U, M], one row a user
     draws: int = 1000,  # resamples
-    seed: int = 42,     # same seed, same users drawn
-) -> np.ndarray:        # [draws] or [draws, M]
+    seed: int = 42,  # same seed, same users drawn
+) -> np.ndarray:  # [draws] or [draws, M]
     "Average resampled users, again and again.\n\nEfron, 1979."
     rng, n, out = np.random.default_rng(seed), len(means), []
     size = max(1, 2_000_000 // n)
     for start in range(0, draws, size):
         d = min(size, draws - start)
-        drawn = rng.integers(0, n, (d, n), dtype=np.int32) + np.arange(d, dtype=np.int64)[:, None] * n
+        drawn = (
+            rng.integers(0, n, (d, n), dtype=np.int32) + np.arange(d, dtype=np.int64)[:, None] * n
+        )
         out.append(np.bincount(drawn.ravel(), minlength=d * n).reshape(d, n) @ means / n)
     return np.concatenate(out)
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-46
 def bootstrap(
-    values: np.ndarray,   # one value a case [B]
-    users: np.ndarray,    # user row [B], -1 anonymous
-    draws: int = 1000,    # resamples of users
-    seed: int = 42,       # of the draws
-    level: float = .95,   # of the interval
+    values: np.ndarray,  # one value a case [B]
+    users: np.ndarray,  # user row [B], -1 anonymous
+    draws: int = 1000,  # resamples of users
+    seed: int = 42,  # of the draws
+    level: float = 0.95,  # of the interval
 ) -> tuple[float, float, float]:  # mean over users, lower and upper end
     "Estimate a metric and its percentile interval over users."
-    if not len(values): raise RecsysError("bootstrap: found no cases, expected at least one")
+    if not len(values):
+        raise RecsysError("bootstrap: found no cases, expected at least one")
     means = user_means(values, users)
     low, high = np.quantile(bootstrap_means(means, draws, seed), [(1 - level) / 2, (1 + level) / 2])
     return float(means.mean()), float(low), float(high)
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-47
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, users: np.ndarray, draws: int = 1000, seed: int = 42, level: float = .95) -> tuple[float, float, float]:
+def paired_bootstrap(
+    a: np.ndarray,
+    b: np.ndarray,
+    users: np.ndarray,
+    draws: int = 1000,
+    seed: int = 42,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
     "Estimate by how much system `a` exceeds `b` on the same cases, with the interval over users."
     return bootstrap(np.asarray(a, float) - np.asarray(b, float), users, draws, seed, level)
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-51
-def metric_row(system: str, segment: str, metric: str, value: float, low=None, high=None, n: int = 0) -> dict:
+def metric_row(
+    system: str, segment: str, metric: str, value: float, low=None, high=None, n: int = 0
+) -> dict:
     "Make one row of metrics.json; a metric of the whole list set has no interval."
     number = lambda x: None if x is None or not np.isfinite(x) else float(x)
-    return dict(system=system, segment=segment, metric=metric, value=number(value), low=number(low), high=number(high), n=int(n))
+    return dict(
+        system=system,
+        segment=segment,
+        metric=metric,
+        value=number(value),
+        low=number(low),
+        high=number(high),
+        n=int(n),
+    )
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-52
 def metric_rows(
-    system: str,          # full, popularity, ...
-    segment: str,         # all, new_user, ...
-    metrics: dict,        # name -> one value a case [B]
-    users: np.ndarray,    # user row [B]
-    draws: int = 1000,    # resamples
-    seed: int = 42,       # of the draws
-) -> list[dict]:          # one row a metric
+    system: str,  # full, popularity, ...
+    segment: str,  # all, new_user, ...
+    metrics: dict,  # name -> one value a case [B]
+    users: np.ndarray,  # user row [B]
+    draws: int = 1000,  # resamples
+    seed: int = 42,  # of the draws
+) -> list[dict]:  # one row a metric
     "Average case metrics per user and over users, with intervals."
-    if not len(users): return []
+    if not len(users):
+        return []
     means = user_means(np.stack(list(metrics.values()), 1), users)
-    low, high = np.quantile(bootstrap_means(means, draws, seed), [.025, .975], axis=0)
-    return [metric_row(system, segment, name, *row, n=len(users)) for name, row in zip(metrics, zip(means.mean(0), low, high))]
+    low, high = np.quantile(bootstrap_means(means, draws, seed), [0.025, 0.975], axis=0)
+    return [
+        metric_row(system, segment, name, *row, n=len(users))
+        for name, row in zip(metrics, zip(means.mean(0), low, high))
+    ]
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-55
 def auc(
     labels: np.ndarray,  # 0 or 1, [n]
     scores: np.ndarray,  # any scale, [n]
-) -> float:              # nan where one class is missing
+) -> float:  # nan where one class is missing
     "Compute the probability that a positive outscores a negative, ties half.\n\nMann and Whitney, 1947."
-    labels = np.asarray(labels, bool); n1, n0 = labels.sum(), (~labels).sum()
-    if not n1 or not n0: return float("nan")
+    labels = np.asarray(labels, bool)
+    n1, n0 = labels.sum(), (~labels).sum()
+    if not n1 or not n0:
+        return float("nan")
     return float((rankdata(scores)[labels].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-56
@@ -244,10 +285,10 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-58
 def calibration(
-    labels: np.ndarray,         # 0 or 1, [n]
+    labels: np.ndarray,  # 0 or 1, [n]
     probabilities: np.ndarray,  # [n]
-    bins: int = 10,             # groups of equal size
-) -> np.ndarray:                # [bins, 3]: mean prediction, share of positives, cases
+    bins: int = 10,  # groups of equal size
+) -> np.ndarray:  # [bins, 3]: mean prediction, share of positives, cases
     "Compare predictions with what happened, in groups of equal size."
     order = np.argsort(probabilities, kind="stable")
     groups = [g for g in np.array_split(order, bins) if len(g)]

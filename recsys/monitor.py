@@ -27,11 +27,15 @@ from .recommender import STAGES_MS, Bundle, Recommender, UserMemory
 from .segments import log_folders, read_impression, write_rows
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-06
-def shares(counts: np.ndarray) -> np.ndarray: "Turn counts into shares, none of them zero."; c = np.asarray(counts, float) + .5; return c / c.sum()
+def shares(counts: np.ndarray) -> np.ndarray:
+    "Turn counts into shares, none of them zero."
+    c = np.asarray(counts, float) + 0.5
+    return c / c.sum()
+
 
 def psi(
     reference: np.ndarray,  # counts by bin [B]
-    counts: np.ndarray,     # of the day [B]
+    counts: np.ndarray,  # of the day [B]
 ) -> float:
     "Compute the population stability index of two samples.\n\nSiddiqi, 2006."
     a, b = shares(counts), shares(reference)
@@ -41,99 +45,184 @@ def psi(
 def _distance(counts: np.ndarray, others: np.ndarray) -> float:
     "Compute Pearson's chi-square of a day against other days, by degree of freedom."
     n, expected = counts.sum(), counts.sum() * shares(others)
-    return float(((counts - expected) ** 2 / expected).sum() / (1 + n / others.sum()) / max(1, len(counts) - 1))
+    return float(
+        ((counts - expected) ** 2 / expected).sum()
+        / (1 + n / others.sum())
+        / max(1, len(counts) - 1)
+    )
+
 
 def drift(
     reference: np.ndarray,  # counts of the reference's days by bin [D, B]
-    counts: np.ndarray,     # of the day [B]
-) -> dict:                  # psi, noise: the psi that a quiet day would be expected to have, p, n
+    counts: np.ndarray,  # of the day [B]
+) -> dict:  # psi, noise: the psi that a quiet day would be expected to have, p, n
     "Test whether a day's counts differ from the reference's by more than its days do from each other."
     seen = reference.sum(0) + counts > 0
     x, days = np.asarray(counts, float)[seen], np.asarray(reference, float)[:, seen]
     total, n, size, B = days.sum(0), x.sum(), days.sum(1), seen.sum()
-    if B < 2 or not n: return dict(psi=0., noise=0., p=1., n=int(n))
-    own = np.array([_distance(d, total - d) for d in days])                  # 1 on average if days were samples of one mix
-    between = max(0., float(np.mean((own - 1) / size)))                      # variance that days have beyond sampling
+    if B < 2 or not n:
+        return dict(psi=0.0, noise=0.0, p=1.0, n=int(n))
+    own = np.array(
+        [_distance(d, total - d) for d in days]
+    )  # 1 on average if days were samples of one mix
+    between = max(0.0, float(np.mean((own - 1) / size)))  # variance that days have beyond sampling
     own = own / (1 + size * between)
-    free = float(np.clip(2 * own.mean() ** 2 / max(own.var(ddof=1), 1e-9), 1, B - 1))   # days may differ in few directions only (Satterthwaite, 1946)
+    free = float(
+        np.clip(2 * own.mean() ** 2 / max(own.var(ddof=1), 1e-9), 1, B - 1)
+    )  # days may differ in few directions only (Satterthwaite, 1946)
     p = stats.f.sf(_distance(x, total) / (1 + n * between), free, free * len(days))
-    return dict(psi=psi(total, x), noise=float((B - 1) * (1 / n + 1 / total.sum() + between)), p=float(p), n=int(n))
+    return dict(
+        psi=psi(total, x),
+        noise=float((B - 1) * (1 / n + 1 / total.sum() + between)),
+        p=float(p),
+        n=int(n),
+    )
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-11
 def click_rates(
-    shown: np.ndarray, clicks: np.ndarray,  # by place, or by place and score [places] or [places, scores]
-    rounds: int = 30,                       # of proportional fitting
-) -> np.ndarray:                            # of the same shape
+    shown: np.ndarray,
+    clicks: np.ndarray,  # by place, or by place and score [places] or [places, scores]
+    rounds: int = 30,  # of proportional fitting
+) -> np.ndarray:  # of the same shape
     "Fit rates that are a place's factor times a score's; what was hardly shown leans on the whole."
-    s, c = (np.asarray(x, float).reshape(len(shown), -1) for x in (shown, clicks)); total = (c.sum() + .5) / (s.sum() + 1)
+    s, c = (np.asarray(x, float).reshape(len(shown), -1) for x in (shown, clicks))
+    total = (c.sum() + 0.5) / (s.sum() + 1)
     place, score, few = np.ones((len(s), 1)), np.ones((1, s.shape[1])), 20 * total
     for _ in range(rounds if s.shape[1] > 1 else 1):
         place = (c.sum(1, keepdims=True) + few) / ((s * score).sum(1, keepdims=True) * total + few)
-        if s.shape[1] > 1: score = (c.sum(0, keepdims=True) + few) / ((s * place).sum(0, keepdims=True) * total + few)
+        if s.shape[1] > 1:
+            score = (c.sum(0, keepdims=True) + few) / (
+                (s * place).sum(0, keepdims=True) * total + few
+            )
     return np.clip(total * place * score, 1e-6, 1).reshape(np.shape(shown))
 
-def _ratio(shown, clicks, other_shown, other_clicks) -> tuple:  # -> log(observed / expected), its variance by sampling
+
+def _ratio(
+    shown, clicks, other_shown, other_clicks
+) -> tuple:  # -> log(observed / expected), its variance by sampling
     "Hold a day's clicks against the rates of other days."
-    rate = click_rates(other_shown, other_clicks); expected = (shown * rate).sum() + .5
-    return float(np.log((clicks.sum() + .5) / expected)), float((shown * rate * (1 - rate)).sum() / expected ** 2 + 1 / (other_clicks.sum() + .5))
+    rate = click_rates(other_shown, other_clicks)
+    expected = (shown * rate).sum() + 0.5
+    return float(np.log((clicks.sum() + 0.5) / expected)), float(
+        (shown * rate * (1 - rate)).sum() / expected**2 + 1 / (other_clicks.sum() + 0.5)
+    )
+
 
 def click_change(
-    shown: np.ndarray, clicks: np.ndarray,   # by day and cell [D + 1, ...], the day in question last
-) -> dict:                                   # ratio of observed to expected clicks, p
+    shown: np.ndarray,
+    clicks: np.ndarray,  # by day and cell [D + 1, ...], the day in question last
+) -> dict:  # ratio of observed to expected clicks, p
     "Test whether a day's clicks differ from what earlier days promise."
-    s, c = np.asarray(shown, float), np.asarray(clicks, float); D = len(s) - 1
-    apart, chance = np.array([_ratio(s[d], c[d], s[:-1].sum(0) - s[d], c[:-1].sum(0) - c[d]) for d in range(D)]).T
-    ratio, own = _ratio(s[-1], c[-1], s[:-1].sum(0), c[:-1].sum(0)); between = max(0., (apart ** 2).mean() - chance.mean())
-    return dict(ratio=float(np.exp(ratio)), p=float(2 * stats.t.sf(abs(ratio) / np.sqrt(own + between), D - 1)))
+    s, c = np.asarray(shown, float), np.asarray(clicks, float)
+    D = len(s) - 1
+    apart, chance = np.array(
+        [_ratio(s[d], c[d], s[:-1].sum(0) - s[d], c[:-1].sum(0) - c[d]) for d in range(D)]
+    ).T
+    ratio, own = _ratio(s[-1], c[-1], s[:-1].sum(0), c[:-1].sum(0))
+    between = max(0.0, (apart**2).mean() - chance.mean())
+    return dict(
+        ratio=float(np.exp(ratio)),
+        p=float(2 * stats.t.sf(abs(ratio) / np.sqrt(own + between), D - 1)),
+    )
+
 
 def level_change(
     earlier: np.ndarray,  # a positive number a day [D]
     today: float,
-) -> dict:                # ratio to the earlier days' middle, p
+) -> dict:  # ratio to the earlier days' middle, p
     "Test whether a number is outside of what earlier days had, on a logarithm."
-    x, t = np.log(np.maximum(earlier, 1e-9)), np.log(max(today, 1e-9)); spread = max(x.std(ddof=1), .02) * np.sqrt(1 + 1 / len(x))
-    return dict(ratio=float(np.exp(t - x.mean())), p=float(2 * stats.t.sf(abs(t - x.mean()) / spread, len(x) - 1)))
+    x, t = np.log(np.maximum(earlier, 1e-9)), np.log(max(today, 1e-9))
+    spread = max(x.std(ddof=1), 0.02) * np.sqrt(1 + 1 / len(x))
+    return dict(
+        ratio=float(np.exp(t - x.mean())),
+        p=float(2 * stats.t.sf(abs(t - x.mean()) / spread, len(x) - 1)),
+    )
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-13
 def holm(ps: list) -> list:
     "Adjust p-values so that all tests together err as often as one would.\n\nHolm, 1979."
-    order, out, high = np.argsort(ps), np.ones(len(ps)), 0.
-    for i, at in enumerate(order): high = max(high, min(1., ps[at] * (len(ps) - i))); out[at] = high
+    order, out, high = np.argsort(ps), np.ones(len(ps)), 0.0
+    for i, at in enumerate(order):
+        high = max(high, min(1.0, ps[at] * (len(ps) - i)))
+        out[at] = high
     return out.tolist()
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-16
-RARE, TENTHS = .01, np.arange(.1, 1, .1)   # share below which values share a bin
+RARE, TENTHS = 0.01, np.arange(0.1, 1, 0.1)  # share below which values share a bin
+
 
 def watched(contract) -> list:  # features
     "List the features whose drift is measured."
-    return [f for f in contract if f.kind in ("categorical", "continuous") and f.name not in ("weekday", "item_id", "user_id")]
+    return [
+        f
+        for f in contract
+        if f.kind in ("categorical", "continuous")
+        and f.name not in ("weekday", "item_id", "user_id")
+    ]
 
-def make_bins(values: np.ndarray, labels=None) -> dict:  # of the reference; of its codes, for categories -> edges, or bin_of and labels
+
+def make_bins(
+    values: np.ndarray, labels=None
+) -> dict:  # of the reference; of its codes, for categories -> edges, or bin_of and labels
     "Choose the bins of an input from the reference's values."
-    if labels is None: return dict(edges=np.unique(np.quantile(values, TENTHS)).astype(np.float64) if len(values) else np.zeros(0))
-    share = np.bincount(values, minlength=len(labels)) / max(1, len(values)); kept = np.flatnonzero(share >= RARE)
-    bin_of = np.full(len(labels) + 1, len(kept)); bin_of[kept] = np.arange(len(kept))
-    return dict(bin_of=bin_of, labels=np.array([*(str(labels[k]).encode() for k in kept), b"other"]))
+    if labels is None:
+        return dict(
+            edges=np.unique(np.quantile(values, TENTHS)).astype(np.float64)
+            if len(values)
+            else np.zeros(0)
+        )
+    share = np.bincount(values, minlength=len(labels)) / max(1, len(values))
+    kept = np.flatnonzero(share >= RARE)
+    bin_of = np.full(len(labels) + 1, len(kept))
+    bin_of[kept] = np.arange(len(kept))
+    return dict(
+        bin_of=bin_of, labels=np.array([*(str(labels[k]).encode() for k in kept), b"other"])
+    )
+
 
 def count_bins(bins: dict, values: np.ndarray) -> np.ndarray:  # int64 [B]
     "Count values by bin."
-    if "edges" in bins: return np.bincount(np.searchsorted(bins["edges"], values, side="right"), minlength=len(bins["edges"]) + 1)
-    values = np.asarray(values); return np.bincount(bins["bin_of"][np.where((values >= 0) & (values < len(bins["bin_of"])), values, -1)], minlength=len(bins["labels"]))
+    if "edges" in bins:
+        return np.bincount(
+            np.searchsorted(bins["edges"], values, side="right"), minlength=len(bins["edges"]) + 1
+        )
+    values = np.asarray(values)
+    return np.bincount(
+        bins["bin_of"][np.where((values >= 0) & (values < len(bins["bin_of"])), values, -1)],
+        minlength=len(bins["labels"]),
+    )
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-18
-def state_inputs(bundle: Bundle, hist_items, top_category) -> dict:  # pyarrow lists, a row of the feature log each -> input -> values
+def state_inputs(
+    bundle: Bundle, hist_items, top_category
+) -> dict:  # pyarrow lists, a row of the feature log each -> input -> values
     "Read the history features of a feature log: how long, and which category is first."
     import pyarrow.compute as pc
+
     lengths = pc.fill_null(pc.list_value_length(hist_items), 0).to_numpy(zero_copy_only=False)
     top = [x[0] if x else "" for x in top_category.to_pylist()]
-    return dict(hist_len=lengths) | (dict(top_category=look_up(top, *bundle.encoder.vocab["category_l1"])) if bundle.contract["top_category"] else {})
+    return dict(hist_len=lengths) | (
+        dict(top_category=look_up(top, *bundle.encoder.vocab["category_l1"]))
+        if bundle.contract["top_category"]
+        else {}
+    )
 
-def event_inputs(prep, types: np.ndarray, user: np.ndarray, item: np.ndarray, kind: np.ndarray) -> dict:  # event type names; user rows (-1: anonymous, -2: new), item rows, names -> input -> values
+
+def event_inputs(
+    prep, types: np.ndarray, user: np.ndarray, item: np.ndarray, kind: np.ndarray
+) -> (
+    dict
+):  # event type names; user rows (-1: anonymous, -2: new), item rows, names -> input -> values
     "Gather what events tell: who, what, which step. New users have no profile yet."
     known, contract = user >= 0, prep.contract
-    columns = {f.name: prep.user_columns[f.name][user[known]] for f in contract.side("user")} | {f.name: prep.item_columns[f.name][item] for f in contract.side("item")}
+    columns = {f.name: prep.user_columns[f.name][user[known]] for f in contract.side("user")} | {
+        f.name: prep.item_columns[f.name][item] for f in contract.side("item")
+    }
     number = {t: i for i, t in enumerate(types)}
-    return {f.name: columns[f.name] for f in watched(contract) if f.name in columns} | dict(event_type=np.array([number.get(t, len(types)) for t in kind], np.int64), anonymous=(user == -1).astype(np.int64))
+    return {f.name: columns[f.name] for f in watched(contract) if f.name in columns} | dict(
+        event_type=np.array([number.get(t, len(types)) for t in kind], np.int64),
+        anonymous=(user == -1).astype(np.int64),
+    )
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-21
 def whole_days(days: np.ndarray) -> np.ndarray:  # day of each event -> days
@@ -141,317 +230,852 @@ def whole_days(days: np.ndarray) -> np.ndarray:  # day of each event -> days
     d, n = np.unique(days, return_counts=True)
     return d[n >= np.median(n) / 2]
 
-def input_labels(bundle: Bundle, types: np.ndarray) -> dict:  # input -> labels of its codes, for categories
+
+def input_labels(
+    bundle: Bundle, types: np.ndarray
+) -> dict:  # input -> labels of its codes, for categories
     "Name the codes of categorical inputs."
     out = {}
     for f in (f for f in watched(bundle.contract) if f.kind == "categorical"):
-        values, ids = bundle.encoder.vocab[f.vocabulary]; names = ["padding", "missing", "unknown"] + [""] * (max(ids, default=OOV) - OOV)
-        for v, i in zip(values.tolist(), ids.tolist()): names[i] = v.decode()
+        values, ids = bundle.encoder.vocab[f.vocabulary]
+        names = ["padding", "missing", "unknown"] + [""] * (max(ids, default=OOV) - OOV)
+        for v, i in zip(values.tolist(), ids.tolist()):
+            names[i] = v.decode()
         out[f.name] = names
     return out | dict(event_type=types.tolist(), anonymous=["known", "anonymous"])
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-23
-def training_inputs(prep, bundle: Bundle, types: np.ndarray, days: np.ndarray, seed: int, most: int = 20_000) -> dict:  # input -> (day [n], values [n])
+def training_inputs(
+    prep, bundle: Bundle, types: np.ndarray, days: np.ndarray, seed: int, most: int = 20_000
+) -> dict:  # input -> (day [n], values [n])
     "Gather the inputs that training days show, as the logs would show them."
     e, rng = {n: np.asarray(x) for n, x in prep.events.items()}, np.random.default_rng(seed)
-    at = np.flatnonzero(np.isin(day_of(e["timestamp"]), days)); some = lambda x: np.sort(rng.choice(x, most, replace=False)) if len(x) > most else x
+    at = np.flatnonzero(np.isin(day_of(e["timestamp"]), days))
+    some = lambda x: np.sort(rng.choice(x, most, replace=False)) if len(x) > most else x
     everything, cases, known = some(at), some(at[e["case"][at]]), some(at[e["user"][at] >= 0])
     day, user = day_of(e["timestamp"]), e["user"]
-    states = history_table(e, np.searchsorted(user, user[known]), known + 1, user_ids(prep), history_rules(bundle))
-    out = {n: (day[everything][user[everything] >= 0] if bundle.contract[n] and bundle.contract[n].side == "user" else day[everything], v) for n, v in event_inputs(prep, types, user[everything], e["item"][everything], types[e["type"][everything]]).items()}
-    out |= {f.name: (day[cases], e[f.name][cases]) for f in watched(bundle.contract) if f.side == "context"}
-    return out | {n: (day[known], v) for n, v in state_inputs(bundle, states["hist_items"].combine_chunks(), states["top_category"].combine_chunks()).items()}
+    states = history_table(
+        e, np.searchsorted(user, user[known]), known + 1, user_ids(prep), history_rules(bundle)
+    )
+    out = {
+        n: (
+            day[everything][user[everything] >= 0]
+            if bundle.contract[n] and bundle.contract[n].side == "user"
+            else day[everything],
+            v,
+        )
+        for n, v in event_inputs(
+            prep, types, user[everything], e["item"][everything], types[e["type"][everything]]
+        ).items()
+    }
+    out |= {
+        f.name: (day[cases], e[f.name][cases])
+        for f in watched(bundle.contract)
+        if f.side == "context"
+    }
+    return out | {
+        n: (day[known], v)
+        for n, v in state_inputs(
+            bundle, states["hist_items"].combine_chunks(), states["top_category"].combine_chunks()
+        ).items()
+    }
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-24
-def bins_of(reference: dict, name: str) -> dict: "Take the bins of one input."; return {n: reference[f"{name}/{n}"] for n in ("edges", "bin_of", "labels") if f"{name}/{n}" in reference}
+def bins_of(reference: dict, name: str) -> dict:
+    "Take the bins of one input."
+    return {
+        n: reference[f"{name}/{n}"]
+        for n in ("edges", "bin_of", "labels")
+        if f"{name}/{n}" in reference
+    }
 
-def watched_inputs(reference: dict) -> list: "List the inputs of a reference."; return sorted(n[:-7] for n in reference if n.endswith("/counts"))
+
+def watched_inputs(reference: dict) -> list:
+    "List the inputs of a reference."
+    return sorted(n[:-7] for n in reference if n.endswith("/counts"))
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-25
-def user_ids(prep) -> np.ndarray: "Read the ids of a run's users, in the order of their rows."; return load_arrays(prep.folder / "users.npz")["user_id"]
+def user_ids(prep) -> np.ndarray:
+    "Read the ids of a run's users, in the order of their rows."
+    return load_arrays(prep.folder / "users.npz")["user_id"]
 
-def ask_pages(recommender: Recommender, prep, pos: np.ndarray, batch: int = 64, **more) -> list:  # positions of events, in order of time; fields of every request -> answers
+
+def ask_pages(
+    recommender: Recommender, prep, pos: np.ndarray, batch: int = 64, **more
+) -> list:  # positions of events, in order of time; fields of every request -> answers
     "Ask the recommender for a page at the moment of each event."
     e, ids, encoder, pages = prep.events, user_ids(prep), prep.encoder, []
-    names = {int(i): v.decode() for v, i in zip(*encoder.vocab["device_type"])} if "device_type" in e else {}
+    names = (
+        {int(i): v.decode() for v, i in zip(*encoder.vocab["device_type"])}
+        if "device_type" in e
+        else {}
+    )
     for a in range(0, len(pos), batch):
-        q = pos[a:a + batch]; part = {n: np.asarray(v)[a:a + batch] if np.ndim(v) else v for n, v in more.items()}
-        pages.append(recommender.recommend(dict(user_id=[ids[u].decode() if u >= 0 else "" for u in np.asarray(e["user"])[q]], timestamp=np.asarray(e["timestamp"])[q],
-                                                device_type=[names.get(int(d), "") for d in np.asarray(e["device_type"])[q]] if names else None, **part)))
+        q = pos[a : a + batch]
+        part = {n: np.asarray(v)[a : a + batch] if np.ndim(v) else v for n, v in more.items()}
+        pages.append(
+            recommender.recommend(
+                dict(
+                    user_id=[ids[u].decode() if u >= 0 else "" for u in np.asarray(e["user"])[q]],
+                    timestamp=np.asarray(e["timestamp"])[q],
+                    device_type=[names.get(int(d), "") for d in np.asarray(e["device_type"])[q]]
+                    if names
+                    else None,
+                    **part,
+                )
+            )
+        )
     return pages
 
-def make_reference(recommender: Recommender, prep, types: np.ndarray, p: Params, asked: int = 150) -> dict:  # MONITOR_DAYS, SEED; requests a day -> arrays by name, of `reference.npz`
+
+def make_reference(
+    recommender: Recommender, prep, types: np.ndarray, p: Params, asked: int = 150
+) -> dict:  # MONITOR_DAYS, SEED; requests a day -> arrays by name, of `reference.npz`
     "Count what training days look like; raise `RecsysError` where there are too few."
-    e, bundle = prep.events, recommender.bundle; day = day_of(np.asarray(e["timestamp"])); train = np.asarray(e["split"]) == 0
-    days = whole_days(day[train])[-p.MONITOR_DAYS:]
-    if len(days) < 3: raise RecsysError(f"monitor: training has {len(days)} whole days, expected at least 3; make a run from more days")
-    inputs, labels, rng, out = training_inputs(prep, bundle, types, days, p.SEED), input_labels(bundle, types), np.random.default_rng(p.SEED), {}
+    e, bundle = prep.events, recommender.bundle
+    day = day_of(np.asarray(e["timestamp"]))
+    train = np.asarray(e["split"]) == 0
+    days = whole_days(day[train])[-p.MONITOR_DAYS :]
+    if len(days) < 3:
+        raise RecsysError(
+            f"monitor: training has {len(days)} whole days, expected at least 3; make a run from more days"
+        )
+    inputs, labels, rng, out = (
+        training_inputs(prep, bundle, types, days, p.SEED),
+        input_labels(bundle, types),
+        np.random.default_rng(p.SEED),
+        {},
+    )
     cases = np.flatnonzero(np.asarray(e["case"]) & train & np.isin(day, days))
     pos = np.concatenate([np.sort(rng.permutation(cases[day[cases] == d])[:asked]) for d in days])
-    scores = np.concatenate([a["scores"] for a in ask_pages(recommender, prep, pos, temperature=0.)])
+    scores = np.concatenate(
+        [a["scores"] for a in ask_pages(recommender, prep, pos, temperature=0.0)]
+    )
     for name, (when, values) in (inputs | dict(score=(day[pos], scores[:, 0]))).items():
-        bins = make_bins(values, labels.get(name)); out |= {f"{name}/{n}": x for n, x in bins.items()}
+        bins = make_bins(values, labels.get(name))
+        out |= {f"{name}/{n}": x for n, x in bins.items()}
         out[f"{name}/counts"] = np.stack([count_bins(bins, values[when == d]) for d in days])
-        if x := bundle.encoder.stats.get(name): raw = bins["edges"] * x["std"] + x["mean"]; out[f"{name}/raw"] = np.expm1(raw) if x["log"] else raw   # as people know them
-    return out | {"days": days, "page_score/edges": np.unique(np.quantile(scores[scores > -1e6], TENTHS)), "version": np.array(bundle.manifest["version"].encode())}
+        if x := bundle.encoder.stats.get(name):
+            raw = bins["edges"] * x["std"] + x["mean"]
+            out[f"{name}/raw"] = np.expm1(raw) if x["log"] else raw  # as people know them
+    return out | {
+        "days": days,
+        "page_score/edges": np.unique(np.quantile(scores[scores > -1e6], TENTHS)),
+        "version": np.array(bundle.manifest["version"].encode()),
+    }
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-27
 def load_reference(p: Params, recommender: Recommender, prep, types: np.ndarray) -> dict:
     "Read a run's reference; make it where it is missing or belongs to another bundle."
     path = run_dir(p) / "monitor" / "reference.npz"
-    if path.is_file() and (found := load_arrays(path))["version"].item().decode() == recommender.bundle.manifest["version"] and len(found["days"]) <= p.MONITOR_DAYS: return found
-    made = make_reference(recommender, prep, types, p); save_arrays(path, made)
+    if (
+        path.is_file()
+        and (found := load_arrays(path))["version"].item().decode()
+        == recommender.bundle.manifest["version"]
+        and len(found["days"]) <= p.MONITOR_DAYS
+    ):
+        return found
+    made = make_reference(recommender, prep, types, p)
+    save_arrays(path, made)
     return made
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-29
 def log_days(folder) -> list:  # Path or URI of a log -> YYYY-MM-DD
     "List the days that a log has."
     from pyarrow import fs
-    system, path = fs.FileSystem.from_uri(str(folder)) if "://" in str(folder) else (fs.LocalFileSystem(), str(folder))
-    return sorted(f.base_name[3:] for f in system.get_file_info(fs.FileSelector(path, allow_not_found=True)) if f.base_name.startswith("dt="))
 
-def read_part(folders: dict, kind: str, day: str, columns: str):  # names separated by spaces -> pyarrow.Table, or None
+    system, path = (
+        fs.FileSystem.from_uri(str(folder))
+        if "://" in str(folder)
+        else (fs.LocalFileSystem(), str(folder))
+    )
+    return sorted(
+        f.base_name[3:]
+        for f in system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        if f.base_name.startswith("dt=")
+    )
+
+
+def read_part(
+    folders: dict, kind: str, day: str, columns: str
+):  # names separated by spaces -> pyarrow.Table, or None
     "Read columns of one kind of log and day, None where nothing was logged."
     from recsys.segments import log_schema
-    if day not in log_days(folders[kind]): return None
-    return read_files(f"{folders[kind]}/dt={day}", {n: log_schema(kind).field(n).type for n in columns.split()})
 
-def lists_of(column, fill, dtype) -> np.ndarray: "Lay a column of lists side by side."; return padded(column.combine_chunks(), fill, dtype)
+    if day not in log_days(folders[kind]):
+        return None
+    return read_files(
+        f"{folders[kind]}/dt={day}", {n: log_schema(kind).field(n).type for n in columns.split()}
+    )
+
+
+def lists_of(column, fill, dtype) -> np.ndarray:
+    "Lay a column of lists side by side."
+    return padded(column.combine_chunks(), fill, dtype)
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-30
-def read_pages(folders: dict, day: str) -> dict:  # N pages: timestamp, device, version, top, scores [N, k], items [N, k], clicks [N, k], why, ms [N, stages]
+def read_pages(
+    folders: dict, day: str
+) -> dict:  # N pages: timestamp, device, version, top, scores [N, k], items [N, k], clicks [N, k], why, ms [N, stages]
     "Read the pages of a day with their clicks; raise `RecsysError` where there are none."
     import pyarrow.compute as pc
-    t = read_part(folders, "impressions", day, "request_id timestamp device_type bundle_version item_ids scores candidate_scores reasons stage_ms")
-    if t is None: raise RecsysError(f"monitor: no impressions of {day} in {folders['impressions']}; there are {', '.join(log_days(folders['impressions'])[-5:]) or 'none'}")
-    items, scores, all_scores = lists_of(t["item_ids"], "", object), lists_of(t["scores"], -np.inf, float), lists_of(t["candidate_scores"], -np.inf, float)
-    after = day_name((np.datetime64(day, "s").astype(int) // DAY + 1) * DAY); clicked = set()
+
+    t = read_part(
+        folders,
+        "impressions",
+        day,
+        "request_id timestamp device_type bundle_version item_ids scores candidate_scores reasons stage_ms",
+    )
+    if t is None:
+        raise RecsysError(
+            f"monitor: no impressions of {day} in {folders['impressions']}; there are {', '.join(log_days(folders['impressions'])[-5:]) or 'none'}"
+        )
+    items, scores, all_scores = (
+        lists_of(t["item_ids"], "", object),
+        lists_of(t["scores"], -np.inf, float),
+        lists_of(t["candidate_scores"], -np.inf, float),
+    )
+    after = day_name((np.datetime64(day, "s").astype(int) // DAY + 1) * DAY)
+    clicked = set()
     for d in (day, after):
         e = read_part(folders, "events", d, "request_id item_id")
-        if e is not None: clicked |= {(r, i) for r, i in zip(e["request_id"].to_pylist(), e["item_id"].to_pylist()) if r}
+        if e is not None:
+            clicked |= {
+                (r, i) for r, i in zip(e["request_id"].to_pylist(), e["item_id"].to_pylist()) if r
+            }
     parsed = [[json.loads(x or "{}") for x in t[n].to_pylist()] for n in ("reasons", "stage_ms")]
-    ms = np.array([[float(m.get(s, 0)) for s in STAGES_MS] for m in parsed[1]]).reshape(-1, len(STAGES_MS))
-    return dict(timestamp=t["timestamp"].to_numpy(), device=t["device_type"].to_pylist(), version=np.array([(v or "").partition("+")[0] for v in t["bundle_version"].to_pylist()]), items=items, scores=scores,
-                top=np.maximum(all_scores.max(1), scores[:, 0]), clicks=np.array([[(r, i) in clicked for i in row] for r, row in zip(t["request_id"].to_pylist(), items)]).reshape(items.shape), why=parsed[0], ms=ms)
+    ms = np.array([[float(m.get(s, 0)) for s in STAGES_MS] for m in parsed[1]]).reshape(
+        -1, len(STAGES_MS)
+    )
+    return dict(
+        timestamp=t["timestamp"].to_numpy(),
+        device=t["device_type"].to_pylist(),
+        version=np.array([(v or "").partition("+")[0] for v in t["bundle_version"].to_pylist()]),
+        items=items,
+        scores=scores,
+        top=np.maximum(all_scores.max(1), scores[:, 0]),
+        clicks=np.array(
+            [[(r, i) in clicked for i in row] for r, row in zip(t["request_id"].to_pylist(), items)]
+        ).reshape(items.shape),
+        why=parsed[0],
+        ms=ms,
+    )
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-31
-def read_inputs(folders: dict, day: str, bundle: Bundle, prep, types: np.ndarray, pages: dict) -> dict:  # input -> values
+def read_inputs(
+    folders: dict, day: str, bundle: Bundle, prep, types: np.ndarray, pages: dict
+) -> dict:  # input -> values
     "Gather the inputs that a day's logs show; items that the bundle doesn't know are left out."
-    out = {n: v for n, v in encode_context(bundle.encoder, pages["timestamp"], pages["device"]).items() if n != "weekday"}
-    e, s = read_part(folders, "events", day, "user_id item_id event_type"), read_part(folders, "features", day, "hist_items top_category")
+    out = {
+        n: v
+        for n, v in encode_context(bundle.encoder, pages["timestamp"], pages["device"]).items()
+        if n != "weekday"
+    }
+    e, s = (
+        read_part(folders, "events", day, "user_id item_id event_type"),
+        read_part(folders, "features", day, "hist_items top_category"),
+    )
     if e is not None:
-        ids = user_ids(prep); user, item = (np.array([x or "" for x in e[n].to_pylist()], np.str_) for n in ("user_id", "item_id"))
-        coded = np.char.encode(user, "utf-8"); at = np.minimum(np.searchsorted(ids, coded), len(ids) - 1)
-        rows, kind = np.array([bundle.row_of.get(i, -1) for i in item], np.int64), np.array([x or "" for x in e["event_type"].to_pylist()])
-        rows[rows >= prep.n_items] = -1   # added since
-        out |= event_inputs(prep, types, np.where(user == "", -1, np.where(ids[at] == coded, at, -2))[rows >= 0], rows[rows >= 0], kind[rows >= 0])
-    if s is not None: out |= state_inputs(bundle, s["hist_items"].combine_chunks(), s["top_category"].combine_chunks())
+        ids = user_ids(prep)
+        user, item = (
+            np.array([x or "" for x in e[n].to_pylist()], np.str_) for n in ("user_id", "item_id")
+        )
+        coded = np.char.encode(user, "utf-8")
+        at = np.minimum(np.searchsorted(ids, coded), len(ids) - 1)
+        rows, kind = (
+            np.array([bundle.row_of.get(i, -1) for i in item], np.int64),
+            np.array([x or "" for x in e["event_type"].to_pylist()]),
+        )
+        rows[rows >= prep.n_items] = -1  # added since
+        out |= event_inputs(
+            prep,
+            types,
+            np.where(user == "", -1, np.where(ids[at] == coded, at, -2))[rows >= 0],
+            rows[rows >= 0],
+            kind[rows >= 0],
+        )
+    if s is not None:
+        out |= state_inputs(
+            bundle, s["hist_items"].combine_chunks(), s["top_category"].combine_chunks()
+        )
     return out
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-32
-PLACES = 50   # places of a page that are told apart
+PLACES = 50  # places of a page that are told apart
 
-def measure(folders: dict, day: str, recommender: Recommender, prep, types: np.ndarray, reference: dict, p: Params) -> dict:  # plain JSON: everything that judging needs
+
+def measure(
+    folders: dict,
+    day: str,
+    recommender: Recommender,
+    prep,
+    types: np.ndarray,
+    reference: dict,
+    p: Params,
+) -> dict:  # plain JSON: everything that judging needs
     "Sum up one day of the logs."
-    bundle = recommender.bundle; x = read_pages(folders, day); inputs = read_inputs(folders, day, bundle, prep, types, x)
-    version = bundle.manifest["version"]; own, place = x["version"] == version, min(PLACES, x["items"].shape[1]); filled = (x["items"] != "")[:, :place]
-    cell = np.searchsorted(reference["page_score/edges"], x["scores"][:, :place], side="right"); n = len(reference["page_score/edges"]) + 1
-    table = lambda w: np.stack([np.bincount(cell[:, j][filled[:, j]], w[:, j][filled[:, j]], minlength=n) for j in range(place)]).astype(int).tolist()
-    fallbacks = [{f["stage"]: None for f in w.get("fallbacks", ())} for w in x["why"]]; total = x["ms"].sum(1); who = [w.get("user", "") for w in x["why"]]
+    bundle = recommender.bundle
+    x = read_pages(folders, day)
+    inputs = read_inputs(folders, day, bundle, prep, types, x)
+    version = bundle.manifest["version"]
+    own, place = x["version"] == version, min(PLACES, x["items"].shape[1])
+    filled = (x["items"] != "")[:, :place]
+    cell = np.searchsorted(reference["page_score/edges"], x["scores"][:, :place], side="right")
+    n = len(reference["page_score/edges"]) + 1
+    table = (
+        lambda w: np.stack(
+            [
+                np.bincount(cell[:, j][filled[:, j]], w[:, j][filled[:, j]], minlength=n)
+                for j in range(place)
+            ]
+        )
+        .astype(int)
+        .tolist()
+    )
+    fallbacks = [{f["stage"]: None for f in w.get("fallbacks", ())} for w in x["why"]]
+    total = x["ms"].sum(1)
+    who = [w.get("user", "") for w in x["why"]]
     spread = lambda v: {f"p{q}": round(float(np.percentile(v, q)), 3) for q in (50, 95, 99)}
-    return dict(day=day, pages=len(own), events=len(inputs.get("event_type", ())), reference=version, files=log_files(folders, day), versions={str(v): int((x["version"] == v).sum()) for v in np.unique(x["version"])},
-                inputs={name: count_bins(bins_of(reference, name), x["top"][own] if name == "score" else inputs.get(name, np.zeros(0, int))).tolist() for name in watched_inputs(reference)},
-                shown=table(np.ones(x["items"].shape)), clicks=table(x["clicks"] * 1.), visitors={k: who.count(k) for k in ("known", "new", "anonymous")},
-                coverage=len(set(x["items"][:, :place][filled]) - {""}) / len(bundle.ids), short=int((~filled[:, :1]).sum()), fallback=sum(map(bool, fallbacks)), fallbacks={s: sum(s in f for f in fallbacks) for s in sorted({s for f in fallbacks for s in f})},
-                latency={s: spread(x["ms"][:, i]) for i, s in enumerate(STAGES_MS)} | dict(total=spread(total)), slow=int((total > p.MONITOR_LATENCY_MS).sum()))
+    return dict(
+        day=day,
+        pages=len(own),
+        events=len(inputs.get("event_type", ())),
+        reference=version,
+        files=log_files(folders, day),
+        versions={str(v): int((x["version"] == v).sum()) for v in np.unique(x["version"])},
+        inputs={
+            name: count_bins(
+                bins_of(reference, name),
+                x["top"][own] if name == "score" else inputs.get(name, np.zeros(0, int)),
+            ).tolist()
+            for name in watched_inputs(reference)
+        },
+        shown=table(np.ones(x["items"].shape)),
+        clicks=table(x["clicks"] * 1.0),
+        visitors={k: who.count(k) for k in ("known", "new", "anonymous")},
+        coverage=len(set(x["items"][:, :place][filled]) - {""}) / len(bundle.ids),
+        short=int((~filled[:, :1]).sum()),
+        fallback=sum(map(bool, fallbacks)),
+        fallbacks={
+            s: sum(s in f for f in fallbacks) for s in sorted({s for f in fallbacks for s in f})
+        },
+        latency={s: spread(x["ms"][:, i]) for i, s in enumerate(STAGES_MS)}
+        | dict(total=spread(total)),
+        slow=int((total > p.MONITOR_LATENCY_MS).sum()),
+    )
+
 
 def log_files(folders: dict, day: str) -> list:
     "Name the files of a day, so that a day that grew is measured again."
     from pyarrow import fs
+
     out = []
     for kind in ("events", "features", "impressions"):
-        system, path = fs.FileSystem.from_uri(str(folders[kind])) if "://" in str(folders[kind]) else (fs.LocalFileSystem(), str(folders[kind]))
-        out += sorted(f"{kind}/{f.base_name}" for f in system.get_file_info(fs.FileSelector(f"{path}/dt={day}", allow_not_found=True)) if f.base_name.endswith(".parquet"))
+        system, path = (
+            fs.FileSystem.from_uri(str(folders[kind]))
+            if "://" in str(folders[kind])
+            else (fs.LocalFileSystem(), str(folders[kind]))
+        )
+        out += sorted(
+            f"{kind}/{f.base_name}"
+            for f in system.get_file_info(fs.FileSelector(f"{path}/dt={day}", allow_not_found=True))
+            if f.base_name.endswith(".parquet")
+        )
     return out
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-34
 def shop_day(
     recommender: Recommender,
-    shop,                    # shop.Shop of the run
-    prep, types: np.ndarray, # events of the day among others; `event_types`
-    day: int,                # days since 1970
-    folders: dict,           # of the logs
-    pages: int = 300,        # pages asked for
+    shop,  # shop.Shop of the run
+    prep,
+    types: np.ndarray,  # events of the day among others; `event_types`
+    day: int,  # days since 1970
+    folders: dict,  # of the logs
+    pages: int = 300,  # pages asked for
     seed: int = 0,
-    temperature: float = .3,
-) -> int:                    # clicks
+    temperature: float = 0.3,
+) -> int:  # clicks
     "Log pages and events of a day of the shop: visits, and clicks by the shop's truth."
-    e, ids, item_ids = {n: np.asarray(x) for n, x in prep.events.items()}, user_ids(prep), [i.decode() for i in recommender.bundle.ids]
-    rng, at = np.random.default_rng([seed, day]), np.flatnonzero(day_of(e["timestamp"]) == day); user = lambda u: ids[u].decode() if u >= 0 else ""
-    views = np.flatnonzero(types[e["type"]] == "view"); rest = at[np.isin(at, views)]
-    pos = np.sort(rng.permutation(rest)[:pages]); pos = pos[np.argsort(e["timestamp"][pos], kind="stable")]
-    answers = ask_pages(recommender, prep, pos, temperature=temperature, seed=rng.integers(2**40, size=len(pos)))
-    shown = np.concatenate([a["rows"] for a in answers]); clicks = shop_clicks(shop, prep, ids, item_ids, views, pos, shown, rng)
+    e, ids, item_ids = (
+        {n: np.asarray(x) for n, x in prep.events.items()},
+        user_ids(prep),
+        [i.decode() for i in recommender.bundle.ids],
+    )
+    rng, at = np.random.default_rng([seed, day]), np.flatnonzero(day_of(e["timestamp"]) == day)
+    user = lambda u: ids[u].decode() if u >= 0 else ""
+    views = np.flatnonzero(types[e["type"]] == "view")
+    rest = at[np.isin(at, views)]
+    pos = np.sort(rng.permutation(rest)[:pages])
+    pos = pos[np.argsort(e["timestamp"][pos], kind="stable")]
+    answers = ask_pages(
+        recommender, prep, pos, temperature=temperature, seed=rng.integers(2**40, size=len(pos))
+    )
+    shown = np.concatenate([a["rows"] for a in answers])
+    clicks = shop_clicks(shop, prep, ids, item_ids, views, pos, shown, rng)
     rows = dict(impressions=[], events=[])
-    for j, (i, (a, b)) in enumerate(zip(pos, ((a, b) for a in answers for b in range(len(a["rows"]))))):
+    for j, (i, (a, b)) in enumerate(
+        zip(pos, ((a, b) for a in answers for b in range(len(a["rows"]))))
+    ):
         name, ts, who = f"{day}-{seed}-{j}", int(e["timestamp"][i]), user(e["user"][i])
-        fields = dict(request_id=name, device_type=a["request"]["device_type"][b], timestamp=ts, bundle_version=a["bundle_version"], policy=dict(temperature=temperature), candidate_scores=a["candidate_scores"][b],
-                      reasons=a["reasons"][b], stage_ms={s: v / len(a["rows"]) for s, v in a["stage_ms"].items()}) | {n: a[n][b] for n in ("item_ids", "scores", "propensities")}
-        rows["impressions"].append(read_impression({b"impression": as_impression(who, fields, b"salt").encode()}))
-        rows["events"] += [dict(event_id=f"{name}-{c}", user_id=who, item_id=item_ids[shown[j, c]], timestamp=ts + 9, event_type="view", device_type="", request_id=name, at=ts + 9) for c in np.flatnonzero(clicks[j])]
-    rows["events"] += [dict(event_id=f"{day}-{i}", user_id=user(e["user"][i]), item_id=item_ids[e["item"][i]], timestamp=int(e["timestamp"][i]), event_type=str(types[e["type"][i]]), device_type="", request_id="", at=int(e["timestamp"][i])) for i in at]
-    for kind, r in rows.items(): write_rows(folders[kind], kind, f"{day}-{seed}", r)
+        fields = dict(
+            request_id=name,
+            device_type=a["request"]["device_type"][b],
+            timestamp=ts,
+            bundle_version=a["bundle_version"],
+            policy=dict(temperature=temperature),
+            candidate_scores=a["candidate_scores"][b],
+            reasons=a["reasons"][b],
+            stage_ms={s: v / len(a["rows"]) for s, v in a["stage_ms"].items()},
+        ) | {n: a[n][b] for n in ("item_ids", "scores", "propensities")}
+        rows["impressions"].append(
+            read_impression({b"impression": as_impression(who, fields, b"salt").encode()})
+        )
+        rows["events"] += [
+            dict(
+                event_id=f"{name}-{c}",
+                user_id=who,
+                item_id=item_ids[shown[j, c]],
+                timestamp=ts + 9,
+                event_type="view",
+                device_type="",
+                request_id=name,
+                at=ts + 9,
+            )
+            for c in np.flatnonzero(clicks[j])
+        ]
+    rows["events"] += [
+        dict(
+            event_id=f"{day}-{i}",
+            user_id=user(e["user"][i]),
+            item_id=item_ids[e["item"][i]],
+            timestamp=int(e["timestamp"][i]),
+            event_type=str(types[e["type"][i]]),
+            device_type="",
+            request_id="",
+            at=int(e["timestamp"][i]),
+        )
+        for i in at
+    ]
+    for kind, r in rows.items():
+        write_rows(folders[kind], kind, f"{day}-{seed}", r)
     return int(clicks.sum())
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-35
-def shop_clicks(shop, prep, users, item_ids: list, views: np.ndarray, pos: np.ndarray, shown: np.ndarray, rng) -> np.ndarray:  # positions of all views, of the requests; item rows [N, k] -> bool [N, k]
+def shop_clicks(
+    shop, prep, users, item_ids: list, views: np.ndarray, pos: np.ndarray, shown: np.ndarray, rng
+) -> np.ndarray:  # positions of all views, of the requests; item rows [N, k] -> bool [N, k]
     "Let the shop's truth click on pages, knowing what each visitor viewed before."
     from recsys.shop import DEVICES, recent_views
-    number = np.append(shop.item_rows(item_ids), -1); who = np.append(shop.user_rows([u.decode() for u in users]), -1)
-    e, names = prep.events, {int(i): v.decode() for v, i in zip(*prep.encoder.vocab["device_type"])}; device = np.array([DEVICES.index(names[int(d)]) for d in np.asarray(e["device_type"])[pos]])
+
+    number = np.append(shop.item_rows(item_ids), -1)
+    who = np.append(shop.user_rows([u.decode() for u in users]), -1)
+    e, names = prep.events, {int(i): v.decode() for v, i in zip(*prep.encoder.vocab["device_type"])}
+    device = np.array([DEVICES.index(names[int(d)]) for d in np.asarray(e["device_type"])[pos]])
     user, item, ts = (np.asarray(e[n]) for n in ("user", "item", "timestamp"))
-    items, times = recent_views(user[views], number[item[views]], ts[views], np.searchsorted(views, pos))
+    items, times = recent_views(
+        user[views], number[item[views]], ts[views], np.searchsorted(views, pos)
+    )
     return shop.respond(who[user[pos]], ts[pos], device, number[shown], rng, items, times)
+
 
 def shop_states(recommender: Recommender, prep, days, folders: dict) -> None:  # days since 1970
     "Log the state of users after each of their events."
-    e = {n: np.asarray(x) for n, x in prep.events.items()}; known = np.flatnonzero((e["user"] >= 0) & np.isin(day_of(e["timestamp"]), days))
-    t = history_table(e, np.searchsorted(e["user"], e["user"][known]), known + 1, user_ids(prep), history_rules(recommender.bundle))
-    write_rows(folders["features"], "features", f"{min(days)}-{max(days)}", [r | dict(at=r["last_event"] + 1, event_timestamp=(r["last_event"] + 1) * 10**6) for r in t.to_pylist()])
+    e = {n: np.asarray(x) for n, x in prep.events.items()}
+    known = np.flatnonzero((e["user"] >= 0) & np.isin(day_of(e["timestamp"]), days))
+    t = history_table(
+        e,
+        np.searchsorted(e["user"], e["user"][known]),
+        known + 1,
+        user_ids(prep),
+        history_rules(recommender.bundle),
+    )
+    write_rows(
+        folders["features"],
+        "features",
+        f"{min(days)}-{max(days)}",
+        [
+            r | dict(at=r["last_event"] + 1, event_timestamp=(r["last_event"] + 1) * 10**6)
+            for r in t.to_pylist()
+        ],
+    )
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-38
-def check(name: str, value: float, limit: float, beyond: bool, p=None, says: str = "") -> dict: "Lay out one check."; return dict(check=name, value=round(float(value), 6), limit=float(limit), beyond=bool(beyond), p=p, says=says)
+def check(name: str, value: float, limit: float, beyond: bool, p=None, says: str = "") -> dict:
+    "Lay out one check."
+    return dict(
+        check=name,
+        value=round(float(value), 6),
+        limit=float(limit),
+        beyond=bool(beyond),
+        p=p,
+        says=says,
+    )
+
 
 def drift_checks(today: dict, reference: dict, p: Params) -> list:
     "Check every input, and the scores, against the training reference."
     out = []
     for name in watched_inputs(reference):
-        counts, days = np.array(today["inputs"][name]), reference[f"{name}/counts"]; label = "scores" if name == "score" else f"input {name}"
-        if counts.sum() < p.MONITOR_LEAST: out.append(check(label, 0, p.MONITOR_PSI, False, None, f"{counts.sum():,} values, too few to judge" + (f"; the reference is of bundle {today['reference']}" if name == "score" else ""))); continue
-        d = drift(days, counts); extra = max(0., d["psi"] - d["noise"]); a, b = shares(counts), shares(days.sum(0)); most = int(np.argmax(np.abs((a - b) * np.log(a / b))))
-        out.append(check(label, extra, p.MONITOR_PSI, extra >= p.MONITOR_PSI, d["p"], f"{bin_name(reference, name, most)}: {b[most]:.1%} in training, {a[most]:.1%} today"))
+        counts, days = np.array(today["inputs"][name]), reference[f"{name}/counts"]
+        label = "scores" if name == "score" else f"input {name}"
+        if counts.sum() < p.MONITOR_LEAST:
+            out.append(
+                check(
+                    label,
+                    0,
+                    p.MONITOR_PSI,
+                    False,
+                    None,
+                    f"{counts.sum():,} values, too few to judge"
+                    + (
+                        f"; the reference is of bundle {today['reference']}"
+                        if name == "score"
+                        else ""
+                    ),
+                )
+            )
+            continue
+        d = drift(days, counts)
+        extra = max(0.0, d["psi"] - d["noise"])
+        a, b = shares(counts), shares(days.sum(0))
+        most = int(np.argmax(np.abs((a - b) * np.log(a / b))))
+        out.append(
+            check(
+                label,
+                extra,
+                p.MONITOR_PSI,
+                extra >= p.MONITOR_PSI,
+                d["p"],
+                f"{bin_name(reference, name, most)}: {b[most]:.1%} in training, {a[most]:.1%} today",
+            )
+        )
     return out
+
 
 def bin_name(reference: dict, name: str, at: int) -> str:
     "Name a bin for people."
     bins = bins_of(reference, name)
-    if "labels" in bins: return bins["labels"][at].decode()
-    edges = [f"{x:.3g}" for x in reference.get(f"{name}/raw", bins["edges"])]; return f"below {edges[0]}" if at == 0 and edges else f"{edges[at - 1]} and above" if at == len(edges) and edges else f"{edges[at - 1]} to {edges[at]}" if edges else "all"
+    if "labels" in bins:
+        return bins["labels"][at].decode()
+    edges = [f"{x:.3g}" for x in reference.get(f"{name}/raw", bins["edges"])]
+    return (
+        f"below {edges[0]}"
+        if at == 0 and edges
+        else f"{edges[at - 1]} and above"
+        if at == len(edges) and edges
+        else f"{edges[at - 1]} to {edges[at]}"
+        if edges
+        else "all"
+    )
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-40
 def day_checks(today: dict, earlier: list, p: Params) -> list:  # of `measure`; the days before
     "Check clicks, calibration, coverage and volume against earlier days of the log."
     enough = [d for d in earlier if d["pages"] >= p.MONITOR_LEAST]
-    if len(enough) < 3: return [check(n, 1, p.MONITOR_CHANGE, False, None, f"{len(enough)} earlier days, too few to judge") for n in ("pages", "events", "coverage", "calibration", "click-through")]
-    level = lambda n: level_change(np.array([d[n] for d in enough]), today[n]); out = []
-    for n, f in ((n, level(n)) for n in ("pages", "events")): out.append(check(n, f["ratio"], .5, f["ratio"] < .5, f["p"], f"{today[n]:,} {n}, {f['ratio']:.0%} of the usual"))
-    if today["pages"] < p.MONITOR_LEAST: return out + [check(n, 1, p.MONITOR_CHANGE, False, None, f"{today['pages']:,} pages, too few to judge") for n in ("coverage", "calibration", "click-through")]
-    f, alike = level("coverage"), abs(out[0]["value"] - 1) < p.MONITOR_CHANGE     # more pages show more items
-    out.append(check("coverage", f["ratio"], p.MONITOR_CHANGE, alike and abs(f["ratio"] - 1) >= p.MONITOR_CHANGE, f["p"], f"{today['coverage']:.1%} of the catalogue shown" + ("" if alike else ", not comparable: another number of pages")))
-    wide = max(len(d["shown"]) for d in [*enough, today]); grown = lambda n: np.stack([np.pad(np.array(d[n]), ((0, wide - len(d[n])), (0, 0))) for d in [*enough, today]])
+    if len(enough) < 3:
+        return [
+            check(
+                n, 1, p.MONITOR_CHANGE, False, None, f"{len(enough)} earlier days, too few to judge"
+            )
+            for n in ("pages", "events", "coverage", "calibration", "click-through")
+        ]
+    level = lambda n: level_change(np.array([d[n] for d in enough]), today[n])
+    out = []
+    for n, f in ((n, level(n)) for n in ("pages", "events")):
+        out.append(
+            check(
+                n,
+                f["ratio"],
+                0.5,
+                f["ratio"] < 0.5,
+                f["p"],
+                f"{today[n]:,} {n}, {f['ratio']:.0%} of the usual",
+            )
+        )
+    if today["pages"] < p.MONITOR_LEAST:
+        return out + [
+            check(
+                n, 1, p.MONITOR_CHANGE, False, None, f"{today['pages']:,} pages, too few to judge"
+            )
+            for n in ("coverage", "calibration", "click-through")
+        ]
+    f, alike = (
+        level("coverage"),
+        abs(out[0]["value"] - 1) < p.MONITOR_CHANGE,
+    )  # more pages show more items
+    out.append(
+        check(
+            "coverage",
+            f["ratio"],
+            p.MONITOR_CHANGE,
+            alike and abs(f["ratio"] - 1) >= p.MONITOR_CHANGE,
+            f["p"],
+            f"{today['coverage']:.1%} of the catalogue shown"
+            + ("" if alike else ", not comparable: another number of pages"),
+        )
+    )
+    wide = max(len(d["shown"]) for d in [*enough, today])
+    grown = lambda n: np.stack(
+        [np.pad(np.array(d[n]), ((0, wide - len(d[n])), (0, 0))) for d in [*enough, today]]
+    )
     shown, clicks = grown("shown"), grown("clicks")
-    for n, s, c, of in (("calibration", shown, clicks, "places and scores"), ("click-through", shown.sum(2), clicks.sum(2), "places")):
-        f = click_change(s, c); out.append(check(n, f["ratio"], p.MONITOR_CHANGE, abs(f["ratio"] - 1) >= p.MONITOR_CHANGE, f["p"], f"{c[-1].sum():,} clicks, {c[-1].sum() / max(f['ratio'], 1e-9):,.0f} expected from the same {of}"))
+    for n, s, c, of in (
+        ("calibration", shown, clicks, "places and scores"),
+        ("click-through", shown.sum(2), clicks.sum(2), "places"),
+    ):
+        f = click_change(s, c)
+        out.append(
+            check(
+                n,
+                f["ratio"],
+                p.MONITOR_CHANGE,
+                abs(f["ratio"] - 1) >= p.MONITOR_CHANGE,
+                f["p"],
+                f"{c[-1].sum():,} clicks, {c[-1].sum() / max(f['ratio'], 1e-9):,.0f} expected from the same {of}",
+            )
+        )
     return out
+
 
 def service_checks(today: dict, p: Params) -> list:
     "Check fallbacks and latency against their limits."
     n, beyond = today["pages"], lambda k, share: float(stats.binom.sf(k - 1, today["pages"], share))
-    most = max(today["fallbacks"], key=today["fallbacks"].get, default=""); share = today["fallback"] / n; slow = today["slow"] / n
-    return [check("fallbacks", share, p.MONITOR_FALLBACKS, share > p.MONITOR_FALLBACKS, beyond(today["fallback"], p.MONITOR_FALLBACKS), f"{share:.1%} of the pages" + (f", most of them in {most}" if most else "")),
-            check("latency", slow, .01, slow > .01, beyond(today["slow"], .01), f"{slow:.1%} of the pages over {p.MONITOR_LATENCY_MS:g} ms; p99 {today['latency']['total']['p99']:.1f} ms")]
+    most = max(today["fallbacks"], key=today["fallbacks"].get, default="")
+    share = today["fallback"] / n
+    slow = today["slow"] / n
+    return [
+        check(
+            "fallbacks",
+            share,
+            p.MONITOR_FALLBACKS,
+            share > p.MONITOR_FALLBACKS,
+            beyond(today["fallback"], p.MONITOR_FALLBACKS),
+            f"{share:.1%} of the pages" + (f", most of them in {most}" if most else ""),
+        ),
+        check(
+            "latency",
+            slow,
+            0.01,
+            slow > 0.01,
+            beyond(today["slow"], 0.01),
+            f"{slow:.1%} of the pages over {p.MONITOR_LATENCY_MS:g} ms; p99 {today['latency']['total']['p99']:.1f} ms",
+        ),
+    ]
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-41
-def judge(today: dict, earlier: list, reference: dict, p: Params) -> dict:  # of `measure`, the days before -> checks with adjusted p and alarm, alarms
+def judge(
+    today: dict, earlier: list, reference: dict, p: Params
+) -> dict:  # of `measure`, the days before -> checks with adjusted p and alarm, alarms
     "Decide what of a day is worth an alarm."
-    checks = drift_checks(today, reference, p) + day_checks(today, earlier, p) + service_checks(today, p)
+    checks = (
+        drift_checks(today, reference, p) + day_checks(today, earlier, p) + service_checks(today, p)
+    )
     tested = [c for c in checks if c["p"] is not None]
-    for c, adjusted in zip(tested, holm([c["p"] for c in tested])): c["adjusted"] = adjusted
-    checks = [c | dict(adjusted=c.get("adjusted"), alarm=c["beyond"] and c.get("adjusted", 1.) < p.MONITOR_ALPHA) for c in checks]
+    for c, adjusted in zip(tested, holm([c["p"] for c in tested])):
+        c["adjusted"] = adjusted
+    checks = [
+        c
+        | dict(
+            adjusted=c.get("adjusted"),
+            alarm=c["beyond"] and c.get("adjusted", 1.0) < p.MONITOR_ALPHA,
+        )
+        for c in checks
+    ]
     return dict(checks=checks, alarms=[c["check"] for c in checks if c["alarm"]])
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-48
 def plot_day(today: dict, verdict: dict, earlier: list, reference: dict):  # matplotlib figure
     "Draw a day: drift of every input, the worst one's bins, clicks by place, latency by stage."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, 2, figsize=(12, 8)); checks = verdict["checks"]
-    inputs = sorted((c for c in checks if c["check"].startswith(("input", "scores"))), key=lambda c: c["value"]); names = [c["check"].removeprefix("input ") for c in inputs]
-    axes[0, 0].barh(names, [c["value"] for c in inputs], color=["black" if c["alarm"] else "0.7" for c in inputs]); axes[0, 0].axvline(inputs[0]["limit"], color="k", ls=":")
-    axes[0, 0].set(xlabel="population stability index beyond what days differ by; dotted: limit", title="Drift: " + (", ".join(c["check"].removeprefix("input ") for c in inputs if c["alarm"]) or "none worth an alarm"))
-    worst = names[-1].replace("scores", "score"); a, b = (100 * shares(x) for x in (today["inputs"][worst], reference[f"{worst}/counts"].sum(0))); at = np.arange(len(a))
-    axes[0, 1].bar(at - .2, b, .4, color="0.75", label="training"); axes[0, 1].bar(at + .2, a, .4, color="0.2", label=today["day"]); axes[0, 1].legend()
-    axes[0, 1].set(xticks=at, ylabel="% of values", title=f"Most moved: {names[-1]}"); axes[0, 1].set_xticklabels([bin_name(reference, worst, i) for i in at], rotation=60, ha="right", fontsize=7)
+
+    fig, axes = plt.subplots(2, 2, figsize=(12, 8))
+    checks = verdict["checks"]
+    inputs = sorted(
+        (c for c in checks if c["check"].startswith(("input", "scores"))), key=lambda c: c["value"]
+    )
+    names = [c["check"].removeprefix("input ") for c in inputs]
+    axes[0, 0].barh(
+        names,
+        [c["value"] for c in inputs],
+        color=["black" if c["alarm"] else "0.7" for c in inputs],
+    )
+    axes[0, 0].axvline(inputs[0]["limit"], color="k", ls=":")
+    axes[0, 0].set(
+        xlabel="population stability index beyond what days differ by; dotted: limit",
+        title="Drift: "
+        + (
+            ", ".join(c["check"].removeprefix("input ") for c in inputs if c["alarm"])
+            or "none worth an alarm"
+        ),
+    )
+    worst = names[-1].replace("scores", "score")
+    a, b = (100 * shares(x) for x in (today["inputs"][worst], reference[f"{worst}/counts"].sum(0)))
+    at = np.arange(len(a))
+    axes[0, 1].bar(at - 0.2, b, 0.4, color="0.75", label="training")
+    axes[0, 1].bar(at + 0.2, a, 0.4, color="0.2", label=today["day"])
+    axes[0, 1].legend()
+    axes[0, 1].set(xticks=at, ylabel="% of values", title=f"Most moved: {names[-1]}")
+    axes[0, 1].set_xticklabels(
+        [bin_name(reference, worst, i) for i in at], rotation=60, ha="right", fontsize=7
+    )
     rate = lambda d: np.sum(d["clicks"], 1) / np.maximum(np.sum(d["shown"], 1), 1)
-    for d in earlier: axes[1, 0].plot(np.arange(1, len(d["shown"]) + 1), 100 * rate(d), color="0.75")
-    r = rate(today); axes[1, 0].plot(np.arange(1, len(r) + 1), 100 * r, "k.-", label=today["day"]); axes[1, 0].legend()
-    axes[1, 0].set(xlabel="place on the page", ylabel="clicks, % of shown", ylim=(0, None), title=f"{np.sum(today['clicks']) / max(1, np.sum(today['shown'])):.1%} of shown items were clicked; light: earlier days")
-    stages = [*STAGES_MS, "total"]; axes[1, 1].barh(stages, [today["latency"][s]["p99"] for s in stages], color="0.8", label="p99"); axes[1, 1].barh(stages, [today["latency"][s]["p50"] for s in stages], color="0.3", label="p50")
-    axes[1, 1].legend(); axes[1, 1].invert_yaxis(); axes[1, 1].set(xlabel="milliseconds", title=f"Half of the pages within {today['latency']['total']['p50']:.1f} ms, 99 % within {today['latency']['total']['p99']:.1f} ms"); fig.tight_layout()
+    for d in earlier:
+        axes[1, 0].plot(np.arange(1, len(d["shown"]) + 1), 100 * rate(d), color="0.75")
+    r = rate(today)
+    axes[1, 0].plot(np.arange(1, len(r) + 1), 100 * r, "k.-", label=today["day"])
+    axes[1, 0].legend()
+    axes[1, 0].set(
+        xlabel="place on the page",
+        ylabel="clicks, % of shown",
+        ylim=(0, None),
+        title=f"{np.sum(today['clicks']) / max(1, np.sum(today['shown'])):.1%} of shown items were clicked; light: earlier days",
+    )
+    stages = [*STAGES_MS, "total"]
+    axes[1, 1].barh(stages, [today["latency"][s]["p99"] for s in stages], color="0.8", label="p99")
+    axes[1, 1].barh(stages, [today["latency"][s]["p50"] for s in stages], color="0.3", label="p50")
+    axes[1, 1].legend()
+    axes[1, 1].invert_yaxis()
+    axes[1, 1].set(
+        xlabel="milliseconds",
+        title=f"Half of the pages within {today['latency']['total']['p50']:.1f} ms, 99 % within {today['latency']['total']['p99']:.1f} ms",
+    )
+    fig.tight_layout()
     return fig
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-50
 STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}img{max-width:100%}td,th{padding:.1rem 1.2rem .1rem 0;border-bottom:1px solid #ddd;text-align:left}.alarm td{font-weight:bold}td.n{text-align:right}"
 
+
 def day_page(today: dict, verdict: dict, earlier: list, reference: dict) -> str:
     "Lay out a day as one HTML page without outside assets."
     import matplotlib.pyplot as plt
-    fig, png = plot_day(today, verdict, earlier, reference), io.BytesIO(); fig.savefig(png, format="png", dpi=90, metadata={"Software": None}); plt.close(fig)
+
+    fig, png = plot_day(today, verdict, earlier, reference), io.BytesIO()
+    fig.savefig(png, format="png", dpi=90, metadata={"Software": None})
+    plt.close(fig)
     esc, num = (lambda x: html.escape(str(x))), (lambda x: "" if x is None else f"{x:.3g}")
-    rows = "".join(f'<tr{" class=alarm" if c["alarm"] else ""}><td>{"ALARM" if c["alarm"] else ""}</td><td>{esc(c["check"])}</td><td class=n>{c["value"]:.3f}</td><td class=n>{c["limit"]:g}</td><td class=n>{num(c["adjusted"])}</td><td>{esc(c["says"])}</td></tr>' for c in sorted(verdict["checks"], key=lambda c: not c["alarm"]))
-    facts = f"{today['pages']:,} pages, {today['events']:,} events, {today['coverage']:.1%} of the catalogue shown; " + ", ".join(f"{n:,} {k}" for k, n in today["visitors"].items()) + f" visitors; bundles {', '.join(f'{v} ({n:,})' for v, n in today['versions'].items())}; fallbacks {', '.join(f'{s} {n:,}' for s, n in today['fallbacks'].items()) or 'none'}."
-    title = f"{today['day']}: " + (f"{len(verdict['alarms'])} alarm{'s' * (len(verdict['alarms']) > 1)}: {', '.join(verdict['alarms'])}" if verdict["alarms"] else "no alarm")
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{esc(title)}</title><style>{STYLE}</style><h1>{esc(title)}</h1><p>{esc(facts)}</p>' \
-        f'<img alt="Drift, the most moved input, clicks by place, latency by stage" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"><table><tr><th></th><th>check</th><th>value</th><th>limit</th><th>p, adjusted</th><th></th></tr>{rows}</table>' \
+    rows = "".join(
+        f"<tr{' class=alarm' if c['alarm'] else ''}><td>{'ALARM' if c['alarm'] else ''}</td><td>{esc(c['check'])}</td><td class=n>{c['value']:.3f}</td><td class=n>{c['limit']:g}</td><td class=n>{num(c['adjusted'])}</td><td>{esc(c['says'])}</td></tr>"
+        for c in sorted(verdict["checks"], key=lambda c: not c["alarm"])
+    )
+    facts = (
+        f"{today['pages']:,} pages, {today['events']:,} events, {today['coverage']:.1%} of the catalogue shown; "
+        + ", ".join(f"{n:,} {k}" for k, n in today["visitors"].items())
+        + f" visitors; bundles {', '.join(f'{v} ({n:,})' for v, n in today['versions'].items())}; fallbacks {', '.join(f'{s} {n:,}' for s, n in today['fallbacks'].items()) or 'none'}."
+    )
+    title = f"{today['day']}: " + (
+        f"{len(verdict['alarms'])} alarm{'s' * (len(verdict['alarms']) > 1)}: {', '.join(verdict['alarms'])}"
+        if verdict["alarms"]
+        else "no alarm"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{esc(title)}</title><style>{STYLE}</style><h1>{esc(title)}</h1><p>{esc(facts)}</p>'
+        f'<img alt="Drift, the most moved input, clicks by place, latency by stage" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"><table><tr><th></th><th>check</th><th>value</th><th>limit</th><th>p, adjusted</th><th></th></tr>{rows}</table>'
         f"<p>Drift is the population stability index beyond what days differ by; clicks, coverage and volume are ratios to earlier days. An alarm is beyond its limit and, all tests of the day together, no chance.</p></html>\n"
+    )
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-52
 def gauges(today: dict, verdict: dict):  # prometheus_client.CollectorRegistry
     "Put a day into gauges."
     from prometheus_client import CollectorRegistry, Gauge
-    r = CollectorRegistry(); make = lambda name, text, *labels: Gauge(f"recsys_monitor_{name}", text, labels, registry=r)
-    value, alarm, p_value = make("value", "value of a check on the last day", "check"), make("alarm", "1 where a check gave an alarm", "check"), make("p_value", "adjusted p-value of a check", "check")
+
+    r = CollectorRegistry()
+    make = lambda name, text, *labels: Gauge(f"recsys_monitor_{name}", text, labels, registry=r)
+    value, alarm, p_value = (
+        make("value", "value of a check on the last day", "check"),
+        make("alarm", "1 where a check gave an alarm", "check"),
+        make("p_value", "adjusted p-value of a check", "check"),
+    )
     for c in verdict["checks"]:
-        value.labels(c["check"]).set(c["value"]); alarm.labels(c["check"]).set(c["alarm"])
-        if c["adjusted"] is not None: p_value.labels(c["check"]).set(c["adjusted"])
-    make("alarms", "alarms of the last day").set(len(verdict["alarms"])); make("day_seconds", "the day in question, seconds since 1970").set(np.datetime64(today["day"], "s").astype(int))
-    for n in ("pages", "events", "coverage", "short"): make(n, f"{n} of the last day").set(today[n])
-    clicks, ms, back = make("click_through_ratio", "clicks by shown items", "place"), make("stage_milliseconds", "latency", "stage", "quantile"), make("fallback_pages", "pages on which a stage was answered by something else", "stage")
-    for i, (s, c) in enumerate(zip(today["shown"], today["clicks"])): clicks.labels(i + 1).set(sum(c) / max(1, sum(s)))
-    for stage, q in today["latency"].items(): [ms.labels(stage, f"0.{n[1:]}").set(v) for n, v in q.items()]
-    for stage, n in today["fallbacks"].items(): back.labels(stage).set(n)
+        value.labels(c["check"]).set(c["value"])
+        alarm.labels(c["check"]).set(c["alarm"])
+        if c["adjusted"] is not None:
+            p_value.labels(c["check"]).set(c["adjusted"])
+    make("alarms", "alarms of the last day").set(len(verdict["alarms"]))
+    make("day_seconds", "the day in question, seconds since 1970").set(
+        np.datetime64(today["day"], "s").astype(int)
+    )
+    for n in ("pages", "events", "coverage", "short"):
+        make(n, f"{n} of the last day").set(today[n])
+    clicks, ms, back = (
+        make("click_through_ratio", "clicks by shown items", "place"),
+        make("stage_milliseconds", "latency", "stage", "quantile"),
+        make("fallback_pages", "pages on which a stage was answered by something else", "stage"),
+    )
+    for i, (s, c) in enumerate(zip(today["shown"], today["clicks"])):
+        clicks.labels(i + 1).set(sum(c) / max(1, sum(s)))
+    for stage, q in today["latency"].items():
+        [ms.labels(stage, f"0.{n[1:]}").set(v) for n, v in q.items()]
+    for stage, n in today["fallbacks"].items():
+        back.labels(stage).set(n)
     return r
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-54
 def day_summary(p: Params, folders: dict, day: str, *parts) -> dict:  # of `measure`
     "Take a day's sums from its JSON, or measure it where the log has grown or the reference is another."
-    recommender, prep, types, reference = parts; path = run_dir(p) / "monitor" / f"{day}.json"
-    if path.is_file() and (old := read_json(path)["measured"])["files"] == log_files(folders, day) and old["reference"] == recommender.bundle.manifest["version"] and old["limits"] == [p.MONITOR_LATENCY_MS, p.MONITOR_DAYS]: return old
-    return json.loads(json.dumps(measure(folders, day, *parts, p) | dict(limits=[p.MONITOR_LATENCY_MS, p.MONITOR_DAYS]), sort_keys=True))   # in the order of the file, so that both ways give the same page
+    recommender, prep, types, reference = parts
+    path = run_dir(p) / "monitor" / f"{day}.json"
+    if (
+        path.is_file()
+        and (old := read_json(path)["measured"])["files"] == log_files(folders, day)
+        and old["reference"] == recommender.bundle.manifest["version"]
+        and old["limits"] == [p.MONITOR_LATENCY_MS, p.MONITOR_DAYS]
+    ):
+        return old
+    return json.loads(
+        json.dumps(
+            measure(folders, day, *parts, p) | dict(limits=[p.MONITOR_LATENCY_MS, p.MONITOR_DAYS]),
+            sort_keys=True,
+        )
+    )  # in the order of the file, so that both ways give the same page
 
-def watched_run(p: Params) -> tuple:  # Params of the run that made what this run serves, folder of its bundle
+
+def watched_run(
+    p: Params,
+) -> tuple:  # Params of the run that made what this run serves, folder of its bundle
     "Find the bundle that is live on a run's online side and the run that it came from; the run and its own where nothing is."
     live = read_live(store_home(p))
-    if live.get("online_run") != p.RUN: return p, run_dir(p) / "bundle"
+    if live.get("online_run") != p.RUN:
+        return p, run_dir(p) / "bundle"
     return Params(dict(p, RUN=live["run"])), bundle_path(store_home(p), live["version"])
 
+
 def run_monitor(
-    p: Params,               # MONITOR_*, STORE
-    day: str = "",           # YYYY-MM-DD, UTC; the newest of the log where missing
-    recommender=None,        # of the run; opened where missing
-    folders: dict = None,    # of the logs; the run's where missing
-) -> dict:                   # day, checks, alarms, measured
+    p: Params,  # MONITOR_*, STORE
+    day: str = "",  # YYYY-MM-DD, UTC; the newest of the log where missing
+    recommender=None,  # of the run; opened where missing
+    folders: dict = None,  # of the logs; the run's where missing
+) -> dict:  # day, checks, alarms, measured
     "Judge a day of a run's log and write monitor/<day>.json, <day>.html and metrics.prom; raise `RecsysError` where nothing was logged."
     from recsys.data_prep import load_prepared
-    made, stored = watched_run(p); prep, types, folders = load_prepared(made), event_types(made), folders or log_folders(p); there = log_days(folders["impressions"])
-    if not there: raise RecsysError(f"monitor: no impressions in {folders['impressions']}; the worker of `recsys serve` writes them")
-    day, home = day or there[-1], run_dir(p) / "monitor"; home.mkdir(parents=True, exist_ok=True)
-    if recommender is None: bundle = Bundle(stored); recommender = Recommender(bundle, UserMemory(prep, bundle))
+
+    made, stored = watched_run(p)
+    prep, types, folders = load_prepared(made), event_types(made), folders or log_folders(p)
+    there = log_days(folders["impressions"])
+    if not there:
+        raise RecsysError(
+            f"monitor: no impressions in {folders['impressions']}; the worker of `recsys serve` writes them"
+        )
+    day, home = day or there[-1], run_dir(p) / "monitor"
+    home.mkdir(parents=True, exist_ok=True)
+    if recommender is None:
+        bundle = Bundle(stored)
+        recommender = Recommender(bundle, UserMemory(prep, bundle))
     parts = (recommender, prep, types, load_reference(p, recommender, prep, types))
-    today, earlier = day_summary(p, folders, day, *parts), [day_summary(p, folders, d, *parts) for d in [d for d in there if d < day][-p.MONITOR_DAYS:]]
-    verdict = judge(today, earlier, parts[-1], p); done = dict(day=day, measured=today, **verdict)
+    today, earlier = (
+        day_summary(p, folders, day, *parts),
+        [
+            day_summary(p, folders, d, *parts)
+            for d in [d for d in there if d < day][-p.MONITOR_DAYS :]
+        ],
+    )
+    verdict = judge(today, earlier, parts[-1], p)
+    done = dict(day=day, measured=today, **verdict)
     write_json(home / f"{day}.json", done)
-    with atomic_path(home / f"{day}.html") as tmp: tmp.write_text(day_page(today, verdict, earlier, parts[-1]), encoding="utf-8")
+    with atomic_path(home / f"{day}.html") as tmp:
+        tmp.write_text(day_page(today, verdict, earlier, parts[-1]), encoding="utf-8")
     if day == there[-1]:
         from prometheus_client import write_to_textfile
+
         write_to_textfile(str(home / "metrics.prom"), gauges(today, verdict))
     return done

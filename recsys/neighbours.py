@@ -20,328 +20,646 @@ from .index import top_k
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-07
 DAY = 86400
 
+
 def interactions_matrix(
-    users: np.ndarray,       # user row of every event, -1 anonymous
-    items: np.ndarray,       # item row of every event
-    times: np.ndarray,       # seconds UTC
-    n_items: int,            # size of the catalogue
-    period: float = 0.,      # days that belong together; 0: a user's whole history
-    longest: int = 500,      # latest events kept of one user and period
-):                           # csr_matrix [groups, n_items] of ones
+    users: np.ndarray,  # user row of every event, -1 anonymous
+    items: np.ndarray,  # item row of every event
+    times: np.ndarray,  # seconds UTC
+    n_items: int,  # size of the catalogue
+    period: float = 0.0,  # days that belong together; 0: a user's whole history
+    longest: int = 500,  # latest events kept of one user and period
+):  # csr_matrix [groups, n_items] of ones
     "Group events by user and period, each item once a group."
     from scipy import sparse
+
     keep = users >= 0
     users, items, times = users[keep].astype(np.int64), items[keep], times[keep]
     slot = slots(times, period)
-    order = np.lexsort((times, slot, users)); users, items, slot = users[order], items[order], slot[order]
-    first = np.r_[True, (users[1:] != users[:-1]) | (slot[1:] != slot[:-1])] if len(users) else np.zeros(0, bool)
-    group = np.cumsum(first) - 1; size = np.bincount(group, minlength=1)
+    order = np.lexsort((times, slot, users))
+    users, items, slot = users[order], items[order], slot[order]
+    first = (
+        np.r_[True, (users[1:] != users[:-1]) | (slot[1:] != slot[:-1])]
+        if len(users)
+        else np.zeros(0, bool)
+    )
+    group = np.cumsum(first) - 1
+    size = np.bincount(group, minlength=1)
     late = np.cumsum(size)[group] - np.arange(len(group)) <= longest if len(group) else first
-    x = sparse.csr_matrix((np.ones(late.sum(), np.float32), (group[late], items[late])), (len(size), n_items))
+    x = sparse.csr_matrix(
+        (np.ones(late.sum(), np.float32), (group[late], items[late])), (len(size), n_items)
+    )
     x.data[:] = 1
     return x
 
-def slots(times: np.ndarray, period: float) -> np.ndarray: "Number the periods of moments, all alike for 0."; return np.asarray(times) // int(period * DAY) if period else np.zeros(np.shape(times), np.int64)
+
+def slots(times: np.ndarray, period: float) -> np.ndarray:
+    "Number the periods of moments, all alike for 0."
+    return np.asarray(times) // int(period * DAY) if period else np.zeros(np.shape(times), np.int64)
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-09
 def neighbours(
-    x,                      # csr_matrix [groups, n_items] of ones
-    top: int = 200,         # neighbours kept of each item
-    shrink: float = 10.,    # added below the fraction: pairs seen together less often than this count little
-):                          # csr_matrix [n_items, n_items] float32, row i: the neighbours of item i
+    x,  # csr_matrix [groups, n_items] of ones
+    top: int = 200,  # neighbours kept of each item
+    shrink: float = 10.0,  # added below the fraction: pairs seen together less often than this count little
+):  # csr_matrix [n_items, n_items] float32, row i: the neighbours of item i
     "Find each item's nearest neighbours by shrunk cosine of co-occurrence.\n\nSarwar et al., 2001."
     xt = x.T.tocsr()
+
     def met(a):
-        c = (xt[a:a + BLOCK] @ x).toarray(); i = np.arange(len(c)); c[i, a + i] = 0
+        c = (xt[a : a + BLOCK] @ x).toarray()
+        i = np.arange(len(c))
+        c[i, a + i] = 0
         return c
+
     return nearest(met, np.asarray(x.sum(0)).ravel(), top, shrink)
 
-BLOCK = 256   # rows of a table made at once
+
+BLOCK = 256  # rows of a table made at once
+
 
 def nearest(
-    met,                # function (first row a) -> how often items a to a + BLOCK met each item, [at most BLOCK, n_items], overwritten
+    met,  # function (first row a) -> how often items a to a + BLOCK met each item, [at most BLOCK, n_items], overwritten
     count: np.ndarray,  # how often each item was there at all [n_items]
-    top: int, shrink: float,   # see `neighbours`
-):                      # csr_matrix [n_items, n_items] float32
+    top: int,
+    shrink: float,  # see `neighbours`
+):  # csr_matrix [n_items, n_items] float32
     "Keep the largest shrunk cosines of each row."
     from scipy import sparse
+
     n, rows, cols, values = len(count), [], [], []
     for a in range(0, n, BLOCK):
-        c = met(a); c /= np.sqrt(count[a:a + BLOCK, None] * count) + shrink
+        c = met(a)
+        c /= np.sqrt(count[a : a + BLOCK, None] * count) + shrink
         best, near = (v[:, :top] for v in top_k(c, min(top, n)))
         keep = best > 0
-        rows.append(np.repeat(a + np.arange(len(c)), keep.sum(1))); cols.append(near[keep]); values.append(best[keep])
-    return sparse.csr_matrix((np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))), (n, n), dtype=np.float32)
+        rows.append(np.repeat(a + np.arange(len(c)), keep.sum(1)))
+        cols.append(near[keep])
+        values.append(best[keep])
+    return sparse.csr_matrix(
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(cols))),
+        (n, n),
+        dtype=np.float32,
+    )
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-11
-LAGS = np.float32([1, .5, .25])   # how much the first, second and third choice after an item follow it
+LAGS = np.float32(
+    [1, 0.5, 0.25]
+)  # how much the first, second and third choice after an item follow it
 
-def of_users(prep, known: np.ndarray) -> np.ndarray: "Leave out anonymous events: nothing is known before them."; return known[np.asarray(prep.events["user"][known]) >= 0]
+
+def of_users(prep, known: np.ndarray) -> np.ndarray:
+    "Leave out anonymous events: nothing is known before them."
+    return known[np.asarray(prep.events["user"][known]) >= 0]
+
 
 def followers(
-    prep,                 # recsys.data_prep.Prepared
-    known: np.ndarray,    # cases, positions
-    top: int,             # followers kept of each item
-    shrink: float = 10.,
-):                        # csr_matrix [n_items, n_items] float32, row i: what is chosen soon after item i
+    prep,  # recsys.data_prep.Prepared
+    known: np.ndarray,  # cases, positions
+    top: int,  # followers kept of each item
+    shrink: float = 10.0,
+):  # csr_matrix [n_items, n_items] float32, row i: what is chosen soon after item i
     "Find what follows each item, by shrunk cosine of how often it did; unlike `neighbours` this has a direction.\n\nRendle et al., 2010, count the same steps for FPMC."
     from scipy import sparse
-    n, known = prep.n_items, of_users(prep, known); item, last = np.asarray(prep.events["item"][known]), min(len(LAGS), prep.length)
-    before = history_at(prep.hist_items, prep.events["hist_first"][known], prep.events["hist_cut"][known], last)[:, ::-1]
+
+    n, known = prep.n_items, of_users(prep, known)
+    item, last = np.asarray(prep.events["item"][known]), min(len(LAGS), prep.length)
+    before = history_at(
+        prep.hist_items, prep.events["hist_first"][known], prep.events["hist_cut"][known], last
+    )[:, ::-1]
     case, lag = np.nonzero(before >= 0)
     met = sparse.csr_matrix((LAGS[lag], (before[case, lag], item[case])), (n, n))
-    return nearest(lambda a: met[a:a + BLOCK].toarray(), np.bincount(item, minlength=n).astype(np.float64), top, shrink)
+    return nearest(
+        lambda a: met[a : a + BLOCK].toarray(),
+        np.bincount(item, minlength=n).astype(np.float64),
+        top,
+        shrink,
+    )
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-11b
 def side_by_side(s) -> tuple:  # csr_matrix [n, n] -> int32, float32 [n, largest row]
     "Lay out the rows of a sparse matrix as places and values, zeros where there are fewer."
-    n, size = s.shape[0], np.diff(s.indptr); near, sim = np.zeros((n, max(1, size.max(initial=0))), np.int32), np.zeros((n, max(1, size.max(initial=0))), np.float32)
+    n, size = s.shape[0], np.diff(s.indptr)
+    near, sim = (
+        np.zeros((n, max(1, size.max(initial=0))), np.int32),
+        np.zeros((n, max(1, size.max(initial=0))), np.float32),
+    )
     at = np.repeat(np.arange(n), size), np.arange(s.nnz) - np.repeat(s.indptr[:-1], size)
     near[at], sim[at] = s.indices, s.data
     return near, sim
 
-def fading(decay: float, length: int, least: float = 0.) -> np.ndarray:  # float32 [length], the newest last
+
+def fading(
+    decay: float, length: int, least: float = 0.0
+) -> np.ndarray:  # float32 [length], the newest last
     "Weigh the places of a history, nothing where it would be less than `least`."
     weight = (decay ** np.arange(length)[::-1]).astype(np.float32)
     return np.where(weight < least, np.float32(0), weight)
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-11d
-OWN = 1.0    # how near an item is to itself: what was chosen before is a candidate too
-SOON = .01   # least weight of a place that says what follows: the last seven of a decay of .5
+OWN = 1.0  # how near an item is to itself: what was chosen before is a candidate too
+SOON = 0.01  # least weight of a place that says what follows: the last seven of a decay of .5
+
 
 def neighbour_part(
-    prep,                 # recsys.data_prep.Prepared
-    known: np.ndarray,    # events that may be learned from, positions
-    top: int,             # neighbours of an item
-    period: float = 0.,   # see `interactions_matrix`
-    shrink: float = 10.,  # see `neighbours`
-) -> dict:                # near int32, sim float32 [n_items, at most 1 + top], the item itself first; counts [n_items], period, shrink
+    prep,  # recsys.data_prep.Prepared
+    known: np.ndarray,  # events that may be learned from, positions
+    top: int,  # neighbours of an item
+    period: float = 0.0,  # see `interactions_matrix`
+    shrink: float = 10.0,  # see `neighbours`
+) -> dict:  # near int32, sim float32 [n_items, at most 1 + top], the item itself first; counts [n_items], period, shrink
     "Lay out each item's neighbours side by side."
-    x = interactions_matrix(*(np.asarray(prep.events[k][known]) for k in ("user", "item", "timestamp")), prep.n_items, period); near, sim = side_by_side(neighbours(x, top, shrink)); n = prep.n_items
-    return dict(near=np.c_[np.arange(n, dtype=np.int32), near], sim=np.c_[np.full(n, OWN, np.float32), sim], counts=np.asarray(x.sum(0)).ravel().astype(np.float32), period=np.float64(period), shrink=np.float64(shrink))
+    x = interactions_matrix(
+        *(np.asarray(prep.events[k][known]) for k in ("user", "item", "timestamp")),
+        prep.n_items,
+        period,
+    )
+    near, sim = side_by_side(neighbours(x, top, shrink))
+    n = prep.n_items
+    return dict(
+        near=np.c_[np.arange(n, dtype=np.int32), near],
+        sim=np.c_[np.full(n, OWN, np.float32), sim],
+        counts=np.asarray(x.sum(0)).ravel().astype(np.float32),
+        period=np.float64(period),
+        shrink=np.float64(shrink),
+    )
 
-def follower_part(prep, known: np.ndarray, top: int, shrink: float = 10.) -> dict:  # next_near, next_sim, next_counts, next_shrink, as above
+
+def follower_part(
+    prep, known: np.ndarray, top: int, shrink: float = 10.0
+) -> dict:  # next_near, next_sim, next_counts, next_shrink, as above
     "Lay out what follows each item side by side."
     near, sim = side_by_side(followers(prep, known, top, shrink))
-    return dict(next_near=near, next_sim=sim, next_counts=np.bincount(np.asarray(prep.events["item"][of_users(prep, known)]), minlength=prep.n_items).astype(np.float32), next_shrink=np.float64(shrink))
+    return dict(
+        next_near=near,
+        next_sim=sim,
+        next_counts=np.bincount(
+            np.asarray(prep.events["item"][of_users(prep, known)]), minlength=prep.n_items
+        ).astype(np.float32),
+        next_shrink=np.float64(shrink),
+    )
 
-def whole(prep, known: np.ndarray, *parts: dict) -> dict: "Put a table's parts together; again: whether a history's own items get votes, until: the last second that it knows."; return dict(again=np.bool_(prep.repeats), until=np.int64(prep.events["timestamp"][known].max(initial=0))) | {k: v for part in parts for k, v in part.items()}
+
+def whole(prep, known: np.ndarray, *parts: dict) -> dict:
+    "Put a table's parts together; again: whether a history's own items get votes, until: the last second that it knows."
+    return dict(
+        again=np.bool_(prep.repeats), until=np.int64(prep.events["timestamp"][known].max(initial=0))
+    ) | {k: v for part in parts for k, v in part.items()}
+
 
 def make_table(
-    prep, known: np.ndarray, top: int, period: float = 0., shrink: float = 10.,   # see `neighbour_part`
-    decay: float = .9,         # weight of a history item relative to the one after it
-    soon: float = .5,          # the same for what follows
-    soon_shrink: float = 10.,
-) -> dict:                     # both parts, weight and next_weight [HISTORY], again, until
+    prep,
+    known: np.ndarray,
+    top: int,
+    period: float = 0.0,
+    shrink: float = 10.0,  # see `neighbour_part`
+    decay: float = 0.9,  # weight of a history item relative to the one after it
+    soon: float = 0.5,  # the same for what follows
+    soon_shrink: float = 10.0,
+) -> dict:  # both parts, weight and next_weight [HISTORY], again, until
     "Make a table of known settings."
     weights = dict(weight=fading(decay, prep.length), next_weight=fading(soon, prep.length, SOON))
-    return whole(prep, known, neighbour_part(prep, known, top, period, shrink), follower_part(prep, known, top, soon_shrink), weights)
+    return whole(
+        prep,
+        known,
+        neighbour_part(prep, known, top, period, shrink),
+        follower_part(prep, known, top, soon_shrink),
+        weights,
+    )
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-14
 def votes(
-    table: dict,        # of `make_table`
-    past: np.ndarray,   # item rows, newest last, -1 padded, [B, L]
-    part: str = "",     # of `PARTS`: neighbours, or followers
-) -> np.ndarray:        # float32 [B, n_items]
+    table: dict,  # of `make_table`
+    past: np.ndarray,  # item rows, newest last, -1 padded, [B, L]
+    part: str = "",  # of `PARTS`: neighbours, or followers
+) -> np.ndarray:  # float32 [B, n_items]
     "Add up what histories vote for."
-    near, sim, weight = (table[part + k] for k in ("near", "sim", "weight")); out = np.zeros((len(past), len(near)), np.float32)
+    near, sim, weight = (table[part + k] for k in ("near", "sim", "weight"))
+    out = np.zeros((len(past), len(near)), np.float32)
     for i, rows in enumerate(past):
         loud = (rows >= 0) & (weight > 0)
-        out[i] = np.bincount(near[rows[loud]].ravel(), (sim[rows[loud]] * weight[loud, None]).ravel(), minlength=len(near))
-        if not table["again"]: out[i][rows[rows >= 0]] = 0
+        out[i] = np.bincount(
+            near[rows[loud]].ravel(),
+            (sim[rows[loud]] * weight[loud, None]).ravel(),
+            minlength=len(near),
+        )
+        if not table["again"]:
+            out[i][rows[rows >= 0]] = 0
     return out
 
-PARTS = "", "next_"   # of a table: neighbours, followers
+
+PARTS = "", "next_"  # of a table: neighbours, followers
+
 
 def heard(
-    table: dict,        # of `make_table`, or None
-    past: np.ndarray,   # see `votes`
-    rows: np.ndarray,   # item rows of the candidates [R, C]; R is B or 1
-):                      # float32 [2, B, C]: votes for each candidate as a neighbour, and as a follower; zeros without a table
+    table: dict,  # of `make_table`, or None
+    past: np.ndarray,  # see `votes`
+    rows: np.ndarray,  # item rows of the candidates [R, C]; R is B or 1
+):  # float32 [2, B, C]: votes for each candidate as a neighbour, and as a follower; zeros without a table
     "Look up what histories vote for among candidates."
-    if table is None: return 0., 0.
-    return np.stack([np.take_along_axis(votes(table, past, part), np.broadcast_to(rows, (len(past), rows.shape[1])), 1) for part in PARTS])
+    if table is None:
+        return 0.0, 0.0
+    return np.stack(
+        [
+            np.take_along_axis(
+                votes(table, past, part), np.broadcast_to(rows, (len(past), rows.shape[1])), 1
+            )
+            for part in PARTS
+        ]
+    )
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-17
 def training_votes(
-    prep,                  # recsys.data_prep.Prepared
+    prep,  # recsys.data_prep.Prepared
     table: dict,
-):                         # function (events [B], history rows [B, L], item rows [B, C], column 0 the event's own) -> float32 [2, B, C], as `heard` gives it
+):  # function (events [B], history rows [B, L], item rows [B, C], column 0 the event's own) -> float32 [2, B, C], as `heard` gives it
     "Prepare votes for training cases, without the case's own part in them."
-    n, soon, e, period = prep.n_items, int((table["next_weight"] > 0).sum()), prep.events, float(table["period"]); times = np.asarray(e["timestamp"])[np.asarray(e["case"])]
+    n, soon, e, period = (
+        prep.n_items,
+        int((table["next_weight"] > 0).sum()),
+        prep.events,
+        float(table["period"]),
+    )
+    times = np.asarray(e["timestamp"])[np.asarray(e["case"])]
     near, follow = (square(table[part + "near"], table[part + "sim"]) for part in PARTS)
+
     def of(pos, past, rows):
-        learned = e["timestamp"][pos][:, None] <= table["until"]   # a daily run's new cases are no part of the table
-        return np.stack([voice("", near, past, rows, learned, lambda v: together(v, pos, past, rows)), voice("next_", follow, past[:, past.shape[1] - soon:], rows, learned, lambda v: stepped(past, soon))])
-    def together(v, pos, past, rows):   # one meeting, where this case's group holds both
+        learned = (
+            e["timestamp"][pos][:, None] <= table["until"]
+        )  # a daily run's new cases are no part of the table
+        return np.stack(
+            [
+                voice("", near, past, rows, learned, lambda v: together(v, pos, past, rows)),
+                voice(
+                    "next_",
+                    follow,
+                    past[:, past.shape[1] - soon :],
+                    rows,
+                    learned,
+                    lambda v: stepped(past, soon),
+                ),
+            ]
+        )
+
+    def together(v, pos, past, rows):  # one meeting, where this case's group holds both
         met = (v > 0) & (past != rows[:, :1])
-        return met & (slots(history_at(times, e["hist_first"][pos], e["hist_cut"][pos], past.shape[1]), period) == slots(e["timestamp"][pos], period)[:, None]) if period else met
-    def stepped(past, soon): return (past[:, past.shape[1] - soon:, None] == past[:, None, :-1 - len(LAGS):-1]) @ LAGS[:past.shape[1]]   # the steps from its last choices to this case's own
+        return (
+            met
+            & (
+                slots(
+                    history_at(times, e["hist_first"][pos], e["hist_cut"][pos], past.shape[1]),
+                    period,
+                )
+                == slots(e["timestamp"][pos], period)[:, None]
+            )
+            if period
+            else met
+        )
+
+    def stepped(past, soon):
+        return (
+            past[:, past.shape[1] - soon :, None] == past[:, None, : -1 - len(LAGS) : -1]
+        ) @ LAGS[: past.shape[1]]  # the steps from its last choices to this case's own
+
     def voice(part, dense, past, rows, learned, own):
-        v, mine, count = dense[rows[:, :, None], past[:, None, :]].astype(np.float32), rows[:, :1], table[part + "counts"]
-        v[:, 0] -= learned * own(v[:, 0]) / (np.sqrt(count[past] * count[mine]) + float(table[part + "shrink"]))
-        return (np.maximum(v, 0)[..., None, :] @ (table[part + "weight"][len(table[part + "weight"]) - past.shape[1]:] * (past >= 0))[:, None, :, None])[..., 0, 0]
-    return of if table["again"] else lambda pos, past, rows: of(pos, past, rows) * ~(past[:, None] == rows[:, :, None]).any(-1)
+        v, mine, count = (
+            dense[rows[:, :, None], past[:, None, :]].astype(np.float32),
+            rows[:, :1],
+            table[part + "counts"],
+        )
+        v[:, 0] -= (
+            learned
+            * own(v[:, 0])
+            / (np.sqrt(count[past] * count[mine]) + float(table[part + "shrink"]))
+        )
+        return (
+            np.maximum(v, 0)[..., None, :]
+            @ (table[part + "weight"][len(table[part + "weight"]) - past.shape[1] :] * (past >= 0))[
+                :, None, :, None
+            ]
+        )[..., 0, 0]
+
+    return (
+        of
+        if table["again"]
+        else lambda pos, past, rows: of(pos, past, rows)
+        * ~(past[:, None] == rows[:, :, None]).any(-1)
+    )
+
 
 def square(near: np.ndarray, sim: np.ndarray) -> np.ndarray:  # float16 [n_items, n_items]
     "Spread a table: a row holds what votes for an item, so that one candidate reads one row; not the padding, which names item 0."
-    dense, (i, k) = np.zeros((len(near), len(near)), np.float16), np.nonzero(sim); dense[near[i, k], i] = sim[i, k]
+    dense, (i, k) = np.zeros((len(near), len(near)), np.float16), np.nonzero(sim)
+    dense[near[i, k], i] = sim[i, k]
     return dense
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-20
 def add_related(
-    scores: np.ndarray,    # inner products of the towers' items [B, W], best first
-    rows: np.ndarray,      # their item rows [B, W], -1 padded
-    voted: np.ndarray,     # of `votes` [B, n_items]
-    vectors: np.ndarray,   # of the items [n_items, d]
-    queries: np.ndarray,   # [B, d]
-    head: int,             # towers' items in front
-    extra: int,            # voted items behind them
-) -> tuple:                # scores, rows [B, W]
+    scores: np.ndarray,  # inner products of the towers' items [B, W], best first
+    rows: np.ndarray,  # their item rows [B, W], -1 padded
+    voted: np.ndarray,  # of `votes` [B, n_items]
+    vectors: np.ndarray,  # of the items [n_items, d]
+    queries: np.ndarray,  # [B, d]
+    head: int,  # towers' items in front
+    extra: int,  # voted items behind them
+) -> tuple:  # scores, rows [B, W]
     "Let the most voted items into a list of candidates."
     out_scores, out_rows = scores.copy(), rows.copy()
     for i, (s, r) in enumerate(zip(scores, rows)):
-        v = voted[i].copy(); v[r[:head][r[:head] >= 0]] = 0
-        top = np.flatnonzero(v > 0); top = top[np.lexsort((top, -v[top]))][:extra]
+        v = voted[i].copy()
+        v[r[:head][r[:head] >= 0]] = 0
+        top = np.flatnonzero(v > 0)
+        top = top[np.lexsort((top, -v[top]))][:extra]
         rest = ~np.isin(r[head:], top)
-        out_rows[i] = np.concatenate([r[:head], top, r[head:][rest]])[:rows.shape[1]]
-        out_scores[i] = np.concatenate([s[:head], vectors[top] @ queries[i], s[head:][rest]])[:rows.shape[1]]
+        out_rows[i] = np.concatenate([r[:head], top, r[head:][rest]])[: rows.shape[1]]
+        out_scores[i] = np.concatenate([s[:head], vectors[top] @ queries[i], s[head:][rest]])[
+            : rows.shape[1]
+        ]
     return out_scores, out_rows
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-21b
 def in_demand(
-    scores: np.ndarray,      # inner products of the towers' items [B, W], best first
-    rows: np.ndarray,        # their item rows [B, W], -1 padded
-    hot: np.ndarray,         # item rows of what is most in demand [B, H]
+    scores: np.ndarray,  # inner products of the towers' items [B, W], best first
+    rows: np.ndarray,  # their item rows [B, W], -1 padded
+    hot: np.ndarray,  # item rows of what is most in demand [B, H]
     hot_scores: np.ndarray,  # their inner products [B, H]
-    trends,                  # recsys.features.Trends
-    now: np.ndarray,         # seconds [B]
-    weight: float,           # of a trend beside an inner product
-    head: int,               # towers' items that are ordered anew; the same for any W, so that a longer list begins with the shorter one
-) -> tuple:                  # scores, rows [B, W]
+    trends,  # recsys.features.Trends
+    now: np.ndarray,  # seconds [B]
+    weight: float,  # of a trend beside an inner product
+    head: int,  # towers' items that are ordered anew; the same for any W, so that a longer list begins with the shorter one
+) -> tuple:  # scores, rows [B, W]
     "Let what is in demand into a list of candidates."
     size, each = 1 + max(rows.max(initial=0), hot.max(initial=0)), np.arange(len(rows))[:, None]
-    def among(a, b):   # whether each of b is one of a
-        there = np.zeros((len(a), size + 1), bool); there[each, a] = True   # -1 is the last column
+
+    def among(a, b):  # whether each of b is one of a
+        there = np.zeros((len(a), size + 1), bool)
+        there[each, a] = True  # -1 is the last column
         return there[each, b]
-    first, inner = np.concatenate([rows[:, :head], hot], 1), np.concatenate([scores[:, :head], hot_scores], 1)
+
+    first, inner = (
+        np.concatenate([rows[:, :head], hot], 1),
+        np.concatenate([scores[:, :head], hot_scores], 1),
+    )
     twice = np.concatenate([np.zeros_like(rows[:, :head], bool), among(rows[:, :head], hot)], 1)
-    order = np.lexsort((first, np.where(twice, np.inf, -(inner + weight * trends(now, first)))), axis=1); pick = lambda a: np.take_along_axis(a, order, 1)
-    kept = np.argsort(np.concatenate([pick(twice), among(hot, rows[:, head:])], 1), axis=1, kind="stable")[:, :rows.shape[1]]
-    return tuple(np.take_along_axis(np.concatenate([pick(a), b[:, head:]], 1), kept, 1) for a, b in ((inner, scores), (first, rows)))
+    order = np.lexsort(
+        (first, np.where(twice, np.inf, -(inner + weight * trends(now, first)))), axis=1
+    )
+    pick = lambda a: np.take_along_axis(a, order, 1)
+    kept = np.argsort(
+        np.concatenate([pick(twice), among(hot, rows[:, head:])], 1), axis=1, kind="stable"
+    )[:, : rows.shape[1]]
+    return tuple(
+        np.take_along_axis(np.concatenate([pick(a), b[:, head:]], 1), kept, 1)
+        for a, b in ((inner, scores), (first, rows))
+    )
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-22
-LARGEST = 20_000   # items up to which a table is made: the ranker trains on a square of them
+LARGEST = 20_000  # items up to which a table is made: the ranker trains on a square of them
+
 
 def held_out(folder) -> Path:
     "Find the files of a stage that haven't seen validation: its own, or those of held_out/ after a refit."
     return Path(folder) / "held_out" if (Path(folder) / "held_out").is_dir() else Path(folder)
 
-def load_demand(folder) -> float: "Read the weight of an item's trend beside the towers' score from a stage's or a bundle's folder; 0 where there is none."; file = Path(folder) / "retrieval.json"; return float(read_json(file)["demand"]) if file.is_file() else 0.
+
+def load_demand(folder) -> float:
+    "Read the weight of an item's trend beside the towers' score from a stage's or a bundle's folder; 0 where there is none."
+    file = Path(folder) / "retrieval.json"
+    return float(read_json(file)["demand"]) if file.is_file() else 0.0
+
 
 def open_retrieval(
-    prep, p: Params,   # CANDIDATES
-):                     # function (events [B], table or None, candidates that it adds, several) -> (scores, item rows [B, CANDIDATES]) of each
+    prep,
+    p: Params,  # CANDIDATES
+):  # function (events [B], table or None, candidates that it adds, several) -> (scores, item rows [B, CANDIDATES]) of each
     "Open towers that haven't seen validation, and ask them and the neighbours for candidates as serving does."
     from recsys.encoders import onnx_session
+
     folder, C = held_out(stage_dir(p, "two_tower")), min(p.CANDIDATES, prep.n_items)
-    tower, vectors = onnx_session(folder / "query_tower.onnx", threads=1), np.load(folder / "item_vectors.npy")
+    tower, vectors = (
+        onnx_session(folder / "query_tower.onnx", threads=1),
+        np.load(folder / "item_vectors.npy"),
+    )
     trends, chosen = prep.trends, load_demand(stage_dir(p, "neighbours"))
+
     def ask(pos, table=None, extras=(0,), demand=chosen):
         query = tower.run(None, pack(prep.contract.query, prep.query_inputs(pos), "q_"))[0]
-        scores = query @ vectors.T; scores[prep.hidden(pos)] = -np.inf; best, rows = top_k(scores, C)
-        if demand: now = np.asarray(prep.events["timestamp"][pos]); hot = trends.top(now, C); best, rows = in_demand(best, rows, hot, np.take_along_axis(scores, hot, 1), trends, now, demand, C)
+        scores = query @ vectors.T
+        scores[prep.hidden(pos)] = -np.inf
+        best, rows = top_k(scores, C)
+        if demand:
+            now = np.asarray(prep.events["timestamp"][pos])
+            hot = trends.top(now, C)
+            best, rows = in_demand(
+                best, rows, hot, np.take_along_axis(scores, hot, 1), trends, now, demand, C
+            )
         hits = best, np.where(np.isneginf(best), -1, rows)
         voted = votes(table, prep.history_rows(pos)) if any(extras) else None
         return [add_related(*hits, voted, vectors, query, C - e, e) if e else hits for e in extras]
+
     return ask
 
+
 def retrieval_recall(
-    prep, p: Params,
+    prep,
+    p: Params,
     table: dict,
-    pos: np.ndarray,            # cases
-    extras: tuple,              # candidates that the table adds
-    **demand,                   # see `open_retrieval`
-) -> tuple:                     # extra -> recall@CANDIDATES; NDCG@10 of the first of them
+    pos: np.ndarray,  # cases
+    extras: tuple,  # candidates that the table adds
+    **demand,  # see `open_retrieval`
+) -> tuple:  # extra -> recall@CANDIDATES; NDCG@10 of the first of them
     "Measure what share of cases finds its item among the candidates."
-    ask, item, found, ndcg = open_retrieval(prep, p), np.asarray(prep.events["item"][pos]), {e: 0 for e in extras}, 0.
+    ask, item, found, ndcg = (
+        open_retrieval(prep, p),
+        np.asarray(prep.events["item"][pos]),
+        {e: 0 for e in extras},
+        0.0,
+    )
     for a in range(0, len(pos), 256):
-        right = [rows == item[a:a + 256, None] for _, rows in ask(pos[a:a + 256], table, extras, **demand)]
-        for e, r in zip(extras, right): found[e] += int(r.any(1).sum())
+        right = [
+            rows == item[a : a + 256, None]
+            for _, rows in ask(pos[a : a + 256], table, extras, **demand)
+        ]
+        for e, r in zip(extras, right):
+            found[e] += int(r.any(1).sum())
         ndcg += (right[0][:, :10] / np.log2(np.arange(right[0].shape[1])[:10] + 2)).sum()
     return {e: n / len(pos) for e, n in found.items()}, ndcg / len(pos)
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-24
-PERIODS, SHRINKS, DECAYS, SOONS, DEMANDS = (0., 1., 7.), (10., 100.), (.8, .9, .97, .99, .997), (.3, .5, .7, .9, .97), (0., .1, .3, 1., 3., 10.)
+PERIODS, SHRINKS, DECAYS, SOONS, DEMANDS = (
+    (0.0, 1.0, 7.0),
+    (10.0, 100.0),
+    (0.8, 0.9, 0.97, 0.99, 0.997),
+    (0.3, 0.5, 0.7, 0.9, 0.97),
+    (0.0, 0.1, 0.3, 1.0, 3.0, 10.0),
+)
 LIVELY = 1.01  # times the towers' recall from which demand has a say among candidates: it costs a request .4 of 3.5 ms
-GAIN = 1.002   # times the towers' recall from which a table is kept: its votes help the ranker where candidates hardly gain
-ALIKE = dict(time=.9, leave_one_out=.5)   # times the towers' NDCG@10 from which a table is kept whose votes alone rank so well: votes know no new items, which come where time splits (the shop's test days .210 without, .206 with a table of .75); on MovieLens-100k one of .78 lifts the ranker from .089 to .100
+GAIN = 1.002  # times the towers' recall from which a table is kept: its votes help the ranker where candidates hardly gain
+ALIKE = dict(
+    time=0.9, leave_one_out=0.5
+)  # times the towers' NDCG@10 from which a table is kept whose votes alone rank so well: votes know no new items, which come where time splits (the shop's test days .210 without, .206 with a table of .75); on MovieLens-100k one of .78 lifts the ranker from .089 to .100
+
 
 def vote_quality(
     table: dict,
-    past: np.ndarray, item: np.ndarray,   # histories, item rows; what was chosen after them, item rows
-    part: str = "",                       # see `votes`
-) -> tuple:                               # recall@100, NDCG@10
+    past: np.ndarray,
+    item: np.ndarray,  # histories, item rows; what was chosen after them, item rows
+    part: str = "",  # see `votes`
+) -> tuple:  # recall@100, NDCG@10
     "Rank the whole catalogue by votes alone."
     rank = []
     for a in range(0, len(item), 256):
-        v = votes(table, past[a:a + 256], part); own = v[np.arange(len(v)), item[a:a + 256]][:, None]
-        rank.append(np.where(own[:, 0] > 0, (v > own).sum(1), np.inf))   # what has no vote is not found
+        v = votes(table, past[a : a + 256], part)
+        own = v[np.arange(len(v)), item[a : a + 256]][:, None]
+        rank.append(
+            np.where(own[:, 0] > 0, (v > own).sum(1), np.inf)
+        )  # what has no vote is not found
     rank = np.concatenate(rank)
-    return float((rank < 100).mean()), float(np.where(rank < 10, 1 / np.log2(rank + 2.), 0).mean())
+    return float((rank < 100).mean()), float(np.where(rank < 10, 1 / np.log2(rank + 2.0), 0).mean())
+
 
 def tuned_table(
-    prep, p: Params,
-    pos: np.ndarray,    # validation cases
-) -> tuple:             # table; the larger NDCG@10 of its neighbours' and followers' votes
+    prep,
+    p: Params,
+    pos: np.ndarray,  # validation cases
+) -> tuple:  # table; the larger NDCG@10 of its neighbours' and followers' votes
     "Choose what belongs together, how much few meetings count and how fast a history fades: for neighbours by recall@100, for they find candidates; for followers by NDCG@10."
     known, near, after = np.flatnonzero(prep.events["case"] & (prep.events["split"] == 0)), [], []
     item, past = np.asarray(prep.events["item"][pos]), prep.history_rows(pos)
-    def judged(name, part, decays, least=0.):
-        made = [whole(prep, known, part, {name + "weight": fading(d, prep.length, least)}) for d in decays]
+
+    def judged(name, part, decays, least=0.0):
+        made = [
+            whole(prep, known, part, {name + "weight": fading(d, prep.length, least)})
+            for d in decays
+        ]
         return [(vote_quality(t, past, item, name), t) for t in made]
+
     for shrink in progress(SHRINKS, "neighbours"):
-        for period in PERIODS: near += judged("", neighbour_part(prep, known, p.NEIGHBOURS, period, shrink), DECAYS)
+        for period in PERIODS:
+            near += judged("", neighbour_part(prep, known, p.NEIGHBOURS, period, shrink), DECAYS)
         after += judged("next_", follower_part(prep, known, p.NEIGHBOURS, shrink), SOONS, SOON)
-    (votes, table), (steps, then) = max(near, key=lambda x: x[0][0]), max(after, key=lambda x: x[0][1])
+    (votes, table), (steps, then) = (
+        max(near, key=lambda x: x[0][0]),
+        max(after, key=lambda x: x[0][1]),
+    )
     return table | then, max(votes[1], steps[1])
 
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-27
 def run_neighbours(p: Params) -> dict:  # metrics
     "Make the table, choose on validation how many candidates it adds, and keep it where it adds any or ranks well itself."
     from recsys.data_prep import load_prepared
+
     with record_stage(p, "neighbours") as rec:
-        prep, file, C = load_prepared(p), rec.dir / "neighbours.npz", p.CANDIDATES; write_json(rec.dir / "retrieval.json", dict(demand=max(p.DEMAND, 0.)))
-        file.unlink(missing_ok=True); shutil.rmtree(rec.dir / "held_out", ignore_errors=True)
+        prep, file, C = load_prepared(p), rec.dir / "neighbours.npz", p.CANDIDATES
+        write_json(rec.dir / "retrieval.json", dict(demand=max(p.DEMAND, 0.0)))
+        file.unlink(missing_ok=True)
+        shutil.rmtree(rec.dir / "held_out", ignore_errors=True)
         pos = np.sort(np.random.default_rng(p.SEED).permutation(prep.positions("valid"))[:2000])
         if p.DEMAND < 0 and len(pos) and prep.n_items > C:
-            with rec.timing("demand"): found = {w: retrieval_recall(prep, p, None, pos, (0,), demand=w)[0][0] for w in DEMANDS}
-            demand = max(found, key=found.get); demand = demand if found[demand] >= LIVELY * found[0.] else 0.
-            write_json(rec.dir / "retrieval.json", dict(demand=demand)); rec.metrics |= {f"recall@{C}, demand {w:g}": r for w, r in found.items()} | dict(demand=demand)
-        why = "NEIGHBOURS is 0" if not p.NEIGHBOURS else f"the catalogue has {prep.n_items:,} items, more than {LARGEST:,}" if prep.n_items > LARGEST else "there are no validation cases" if not len(pos) else ""
-        if why or not p.RELATED: rec.note(f"no table of neighbours: {why or 'RELATED is 0'}"); return rec.metrics
-        with rec.timing("table"): table, ndcg = tuned_table(prep, p, pos)
-        with rec.timing("recall"): recalls, towers = retrieval_recall(prep, p, table, pos, (0, C // 12, C // 6, C // 3, C // 2, 2 * C // 3, 5 * C // 6) if p.RELATED < 0 else (0, min(p.RELATED, C)))
-        best = max([e for e in recalls if e or ndcg < towers], key=recalls.get) if p.RELATED < 0 else min(p.RELATED, C)   # what ranks better than the towers gets a place among the candidates, even where their list as a whole loses a little
-        rec.metrics |= {f"recall@{C}, {e} related": r for e, r in recalls.items()} | dict(period=float(table["period"]), shrink=float(table["shrink"]), soon_shrink=float(table["next_shrink"]), decay=float(table["weight"][-2] if prep.length > 1 else 1), soon=float(table["next_weight"][-2] if prep.length > 1 else 1), related=best) | {"towers' ndcg@10": towers, "votes' ndcg@10": ndcg, "kept": 1}
-        rec.figure(plot_recalls(recalls, C), "recall", "Recall of candidates by how many of them the neighbours add")
-        if p.RELATED < 0 and recalls[best] < GAIN * recalls[0] and ndcg < ALIKE[prep.meta["split"]] * towers: rec.metrics |= dict(related=0, kept=0); rec.note(f"no table of neighbours: it adds less than {GAIN - 1:.1%} to the recall of candidates, and its votes' NDCG@10 is {ndcg:.3f} beside the towers' {towers:.3f}"); return rec.metrics
+            with rec.timing("demand"):
+                found = {
+                    w: retrieval_recall(prep, p, None, pos, (0,), demand=w)[0][0] for w in DEMANDS
+                }
+            demand = max(found, key=found.get)
+            demand = demand if found[demand] >= LIVELY * found[0.0] else 0.0
+            write_json(rec.dir / "retrieval.json", dict(demand=demand))
+            rec.metrics |= {f"recall@{C}, demand {w:g}": r for w, r in found.items()} | dict(
+                demand=demand
+            )
+        why = (
+            "NEIGHBOURS is 0"
+            if not p.NEIGHBOURS
+            else f"the catalogue has {prep.n_items:,} items, more than {LARGEST:,}"
+            if prep.n_items > LARGEST
+            else "there are no validation cases"
+            if not len(pos)
+            else ""
+        )
+        if why or not p.RELATED:
+            rec.note(f"no table of neighbours: {why or 'RELATED is 0'}")
+            return rec.metrics
+        with rec.timing("table"):
+            table, ndcg = tuned_table(prep, p, pos)
+        with rec.timing("recall"):
+            recalls, towers = retrieval_recall(
+                prep,
+                p,
+                table,
+                pos,
+                (0, C // 12, C // 6, C // 3, C // 2, 2 * C // 3, 5 * C // 6)
+                if p.RELATED < 0
+                else (0, min(p.RELATED, C)),
+            )
+        best = (
+            max([e for e in recalls if e or ndcg < towers], key=recalls.get)
+            if p.RELATED < 0
+            else min(p.RELATED, C)
+        )  # what ranks better than the towers gets a place among the candidates, even where their list as a whole loses a little
+        rec.metrics |= (
+            {f"recall@{C}, {e} related": r for e, r in recalls.items()}
+            | dict(
+                period=float(table["period"]),
+                shrink=float(table["shrink"]),
+                soon_shrink=float(table["next_shrink"]),
+                decay=float(table["weight"][-2] if prep.length > 1 else 1),
+                soon=float(table["next_weight"][-2] if prep.length > 1 else 1),
+                related=best,
+            )
+            | {"towers' ndcg@10": towers, "votes' ndcg@10": ndcg, "kept": 1}
+        )
+        rec.figure(
+            plot_recalls(recalls, C),
+            "recall",
+            "Recall of candidates by how many of them the neighbours add",
+        )
+        if (
+            p.RELATED < 0
+            and recalls[best] < GAIN * recalls[0]
+            and ndcg < ALIKE[prep.meta["split"]] * towers
+        ):
+            rec.metrics |= dict(related=0, kept=0)
+            rec.note(
+                f"no table of neighbours: it adds less than {GAIN - 1:.1%} to the recall of candidates, and its votes' NDCG@10 is {ndcg:.3f} beside the towers' {towers:.3f}"
+            )
+            return rec.metrics
         save_arrays(file, table | dict(related=np.int64(best)))
         if prep.refits(p.REFIT):
-            (rec.dir / "held_out").mkdir(); file.rename(rec.dir / "held_out" / file.name)
+            (rec.dir / "held_out").mkdir()
+            file.rename(rec.dir / "held_out" / file.name)
             known = np.flatnonzero(prep.events["case"] & (prep.events["split"] < 2))
-            save_arrays(file, make_table(prep, known, p.NEIGHBOURS, float(table["period"]), shrink=float(table["shrink"]), soon_shrink=float(table["next_shrink"])) | dict(weight=table["weight"], next_weight=table["next_weight"], related=np.int64(best)))
+            save_arrays(
+                file,
+                make_table(
+                    prep,
+                    known,
+                    p.NEIGHBOURS,
+                    float(table["period"]),
+                    shrink=float(table["shrink"]),
+                    soon_shrink=float(table["next_shrink"]),
+                )
+                | dict(
+                    weight=table["weight"], next_weight=table["next_weight"], related=np.int64(best)
+                ),
+            )
             rec.note("neighbours: the table was made once more of training and validation")
     return rec.metrics
+
 
 def load_table(folder) -> dict | None:  # of `make_table`, and related: candidates that it adds
     "Read a table of neighbours from a stage's or a bundle's folder; None where there is none."
     file = Path(folder) / "neighbours.npz"
     return load_arrays(file) if file.is_file() else None
 
+
 def plot_recalls(recalls: dict, candidates: int):  # matplotlib figure
     "Draw recall by the number of related candidates."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(5, 2.6)); best = max(recalls, key=recalls.get)
-    ax.plot(list(recalls), list(recalls.values()), "ko-"); ax.set(xlabel=f"related among {candidates} candidates", ylabel="recall", title=f"{best} related: {recalls[best]:.3f}, towers alone {recalls[0]:.3f}")
+
+    fig, ax = plt.subplots(figsize=(5, 2.6))
+    best = max(recalls, key=recalls.get)
+    ax.plot(list(recalls), list(recalls.values()), "ko-")
+    ax.set(
+        xlabel=f"related among {candidates} candidates",
+        ylabel="recall",
+        title=f"{best} related: {recalls[best]:.3f}, towers alone {recalls[0]:.3f}",
+    )
     return fig

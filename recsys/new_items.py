@@ -20,67 +20,122 @@ from .sources import check_table
 # %% ../nbs/19_new_items.ipynb #19-new-items-06
 def encode_new(
     bundle: Bundle,
-    items: pd.DataFrame,   # checked: item_id, and whatever columns the catalogue has
-    embeddings: Path,      # the stage's folder of the run that the bundle came from
-) -> dict:                 # i_ints, i_floats as the models take them; category [n]
+    items: pd.DataFrame,  # checked: item_id, and whatever columns the catalogue has
+    embeddings: Path,  # the stage's folder of the run that the bundle came from
+) -> dict:  # i_ints, i_floats as the models take them; category [n]
     "Encode new items as the catalogue is encoded; their id is unknown to the models."
     n = len(items)
-    columns = bundle.encoder.encode("item", {c: items[c].to_numpy() for c in items if c != "item_id"} | dict(item_id=np.full(n, "\0new")), n)
+    columns = bundle.encoder.encode(
+        "item",
+        {c: items[c].to_numpy() for c in items if c != "item_id"}
+        | dict(item_id=np.full(n, "\0new")),
+        n,
+    )
     if bundle.contract.item.kind("embedding"):
         made = embed_items(items, embeddings)
-        if made["unreadable"]: raise RecsysError("; ".join(f"item {i}: its image can't be read: {why}" for i, why in made["unreadable"].items()))
+        if made["unreadable"]:
+            raise RecsysError(
+                "; ".join(
+                    f"item {i}: its image can't be read: {why}"
+                    for i, why in made["unreadable"].items()
+                )
+            )
         columns |= {f.name: made[f.name] for f in bundle.contract.item.kind("embedding")}
-    return pack(bundle.contract.item, columns, "i_") | dict(category=columns.get("category_l1", np.full(n, NULL)))
+    return pack(bundle.contract.item, columns, "i_") | dict(
+        category=columns.get("category_l1", np.full(n, NULL))
+    )
 
 # %% ../nbs/19_new_items.ipynb #19-new-items-08
 def check_new(bundle: Bundle, items: pd.DataFrame, file: str) -> pd.DataFrame:
     "Refuse a table with a bad row, or with an item that is there; raise `RecsysError` naming it."
-    items = check_table(items, file, "item_id"); bundle.grow()
-    if len(there := [i for i in items.item_id if i in bundle.row_of]): raise RecsysError(f"{file}: {len(there)} item(s) are in the catalogue already, the first is {there[0]}; an id keeps its item")
-    if not len(items): raise RecsysError(f"{file}: no rows")
-    lacking = sorted({f.source for f in bundle.contract.item if f.kind == "continuous"} - set(items))
-    if lacking: raise RecsysError(f"{file}: no column {', '.join(lacking)}; new items need what the catalogue's features are made from")
+    items = check_table(items, file, "item_id")
+    bundle.grow()
+    if len(there := [i for i in items.item_id if i in bundle.row_of]):
+        raise RecsysError(
+            f"{file}: {len(there)} item(s) are in the catalogue already, the first is {there[0]}; an id keeps its item"
+        )
+    if not len(items):
+        raise RecsysError(f"{file}: no rows")
+    lacking = sorted(
+        {f.source for f in bundle.contract.item if f.kind == "continuous"} - set(items)
+    )
+    if lacking:
+        raise RecsysError(
+            f"{file}: no column {', '.join(lacking)}; new items need what the catalogue's features are made from"
+        )
     return items
 
 # %% ../nbs/19_new_items.ipynb #19-new-items-10
 def add_items(
     bundle: Bundle,
     items: pd.DataFrame,  # item_id, and the catalogue's columns
-    embeddings: Path,     # the stage's folder of the run that the bundle came from
+    embeddings: Path,  # the stage's folder of the run that the bundle came from
     file: str = "items",  # where they come from, for messages
-) -> int:                 # items added to this bundle so far
+) -> int:  # items added to this bundle so far
     "Place new items and append them beside the bundle, all of them or none; servers take them in with their next request."
-    items = check_new(bundle, items, file); made = encode_new(bundle, items, embeddings)
-    vectors = onnx_session(bundle.folder / "candidate_tower.onnx").run(None, {n: made[n] for n in ("i_ints", "i_floats")})[0]
+    items = check_new(bundle, items, file)
+    made = encode_new(bundle, items, embeddings)
+    vectors = onnx_session(bundle.folder / "candidate_tower.onnx").run(
+        None, {n: made[n] for n in ("i_ints", "i_floats")}
+    )[0]
     raw = items.astype(object).where(items.notna(), None).to_dict("records")
-    plain = [{k: v.item() if hasattr(v, "item") else v for k, v in r.items() if not isinstance(v, bytes)} for r in raw]
-    rows = [dict(item_id=r["item_id"], raw=r, shown={n: r.get(n) for n in SHOWN} | dict(in_stock=True), ints=made["i_ints"][i].tolist(), floats=to_text(made["i_floats"][i]),
-                 vector=to_text(vectors[i]), category=int(made["category"][i]), added=int(time.time())) for i, r in enumerate(plain)]
+    plain = [
+        {k: v.item() if hasattr(v, "item") else v for k, v in r.items() if not isinstance(v, bytes)}
+        for r in raw
+    ]
+    rows = [
+        dict(
+            item_id=r["item_id"],
+            raw=r,
+            shown={n: r.get(n) for n in SHOWN} | dict(in_stock=True),
+            ints=made["i_ints"][i].tolist(),
+            floats=to_text(made["i_floats"][i]),
+            vector=to_text(vectors[i]),
+            category=int(made["category"][i]),
+            added=int(time.time()),
+        )
+        for i, r in enumerate(plain)
+    ]
     return append_added(additions_file(bundle.folder), rows)
 
 # %% ../nbs/19_new_items.ipynb #19-new-items-13
 def placed_again(bundle: Bundle) -> np.ndarray:  # vectors [n, d]
     "Compute all items' vectors without their ids."
-    at = bundle.columns.gather(np.arange(len(bundle.ids)), ["i_ints", "i_floats"]); ints = at["i_ints"].copy(); ints[:, bundle.places[1]] = 2
-    return onnx_session(bundle.folder / "candidate_tower.onnx").run(None, dict(i_ints=ints, i_floats=at["i_floats"]))[0]
+    at = bundle.columns.gather(np.arange(len(bundle.ids)), ["i_ints", "i_floats"])
+    ints = at["i_ints"].copy()
+    ints[:, bundle.places[1]] = 2
+    return onnx_session(bundle.folder / "candidate_tower.onnx").run(
+        None, dict(i_ints=ints, i_floats=at["i_floats"])
+    )[0]
+
 
 def recall_unknown(
-    bundle: Bundle, prep,
-    pos: np.ndarray,        # test cases
-    share: float = 0.1,     # of the items that lose their id at a time
+    bundle: Bundle,
+    prep,
+    pos: np.ndarray,  # test cases
+    share: float = 0.1,  # of the items that lose their id at a time
     k: int = 300,
     seed: int = 0,
-) -> dict:                  # recall@k of the same cases: with the id, without it
+) -> dict:  # recall@k of the same cases: with the id, without it
     "Measure the recall of items that are placed without a training, a part of them at a time among all others as trained."
     from recsys.index import top_k
     from recsys.recommender import query_arrays, run_session
+
     n, item = len(prep.item_counts), np.asarray(prep.events["item"][pos])
-    query = np.concatenate([run_session(bundle.query_tower, query_arrays(bundle, prep.query_inputs(part))) for part in np.array_split(pos, len(pos) // 512 + 1)])
+    query = np.concatenate(
+        [
+            run_session(bundle.query_tower, query_arrays(bundle, prep.query_inputs(part)))
+            for part in np.array_split(pos, len(pos) // 512 + 1)
+        ]
+    )
     known, blind = np.asarray(bundle.vectors[:n]), placed_again(bundle)[:n]
     part = np.random.default_rng(seed).integers(0, round(1 / share), n)
-    hit = lambda vectors, rows: (top_k(query[rows] @ vectors.T, min(k, n))[1] == item[rows][:, None]).any(1)
+    hit = lambda vectors, rows: (
+        top_k(query[rows] @ vectors.T, min(k, n))[1] == item[rows][:, None]
+    ).any(1)
     found = dict(known=hit(known, np.arange(len(pos))), unknown=np.zeros(len(pos), bool))
     for g in np.unique(part):
         rows = np.flatnonzero(part[item] == g)
-        if len(rows): found["unknown"][rows] = hit(np.where((part == g)[:, None], blind, known), rows)
+        if len(rows):
+            found["unknown"][rows] = hit(np.where((part == g)[:, None], blind, known), rows)
     return {name: float(x.mean()) for name, x in found.items()}

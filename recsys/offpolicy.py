@@ -20,55 +20,93 @@ from .rerank import per_request, rerank, score_range, under_rules
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-05
 RULES = ("temperature", "diversity", "max_per_category")
 
+
 def policy_on(
     log: dict,
-    temperature=None,        # one, or one a request; None: as logged
-    diversity=None,          # the same
-    max_per_category=None,   # the same
-    scores=None,             # another ranker's [N, C]; None: as logged
-) -> dict:                   # arguments of `rerank`, and k, each with one row a request
+    temperature=None,  # one, or one a request; None: as logged
+    diversity=None,  # the same
+    max_per_category=None,  # the same
+    scores=None,  # another ranker's [N, C]; None: as logged
+) -> dict:  # arguments of `rerank`, and k, each with one row a request
     "Describe a policy on a log's candidates; what is left out stays as it was logged."
     given = dict(zip(RULES, (temperature, diversity, max_per_category)))
-    rules = {n: per_request(log[n] if v is None else v, len(log["rows"]), n) for n, v in given.items()}
-    if log["categories"] is None and any(rules[n].any() for n in RULES[1:]): raise RecsysError("offpolicy: diversity and max_per_category need the log's categories; read it with `catalog`")
+    rules = {
+        n: per_request(log[n] if v is None else v, len(log["rows"]), n) for n, v in given.items()
+    }
+    if log["categories"] is None and any(rules[n].any() for n in RULES[1:]):
+        raise RecsysError(
+            "offpolicy: diversity and max_per_category need the log's categories; read it with `catalog`"
+        )
     scores = log["scores"] if scores is None else np.asarray(scores)
-    if scores.shape != log["rows"].shape: raise RecsysError(f"offpolicy: scores {scores.shape}, expected one for each candidate, {log['rows'].shape}")
+    if scores.shape != log["rows"].shape:
+        raise RecsysError(
+            f"offpolicy: scores {scores.shape}, expected one for each candidate, {log['rows'].shape}"
+        )
     return rules | dict(scores=scores, rows=log["rows"], categories=log["categories"], k=log["k"])
 
-def part_of(x: dict, at) -> dict: "Take some of the requests."; return {n: v if v is None else v[at] for n, v in x.items()}
+
+def part_of(x: dict, at) -> dict:
+    "Take some of the requests."
+    return {n: v if v is None else v[at] for n, v in x.items()}
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-06
 def draw_pages(
-    policy: dict,     # of `policy_on`
-    width: int,       # places
-    seed: int,        # same seed, same pages
+    policy: dict,  # of `policy_on`
+    width: int,  # places
+    seed: int,  # same seed, same pages
 ) -> tuple[np.ndarray, np.ndarray]:  # positions [N, width], -1 padded; propensities
     "Draw a page for every request."
-    seeds, pages, chances = np.random.default_rng(seed).integers(0, 2**53, len(policy["rows"])), [], []
+    seeds, pages, chances = (
+        np.random.default_rng(seed).integers(0, 2**53, len(policy["rows"])),
+        [],
+        [],
+    )
     for b in blocks(*policy["rows"].shape, 1_000_000):
-        x = part_of(policy, b); off = np.arange(width) >= x.pop("k")[:, None]
+        x = part_of(policy, b)
+        off = np.arange(width) >= x.pop("k")[:, None]
         page, chance = rerank(**x, seed=seeds[b], k=width)
-        pages.append(np.where(off, -1, page)); chances.append(np.where(off, 0, chance))
+        pages.append(np.where(off, -1, page))
+        chances.append(np.where(off, 0, chance))
     return np.concatenate(pages), np.concatenate(chances)
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-09
 def page_chances(
-    policy: dict,       # of `policy_on`
+    policy: dict,  # of `policy_on`
     pages: np.ndarray,  # positions among the candidates [N, width], -1 padded
-) -> np.ndarray:        # [N, width]; 1 where there is nothing to decide, 0 where the policy would not do this
+) -> (
+    np.ndarray
+):  # [N, width]; 1 where there is nothing to decide, 0 where the policy would not do this
     "Compute the probability of each item of a page at its place, given those above."
-    return np.concatenate([_chances(part_of(policy, b), pages[b]) for b in blocks(*policy["rows"].shape, 1_000_000)])
+    return np.concatenate(
+        [_chances(part_of(policy, b), pages[b]) for b in blocks(*policy["rows"].shape, 1_000_000)]
+    )
+
 
 def _chances(policy: dict, pages: np.ndarray) -> np.ndarray:
     "Compute the chances of a block of pages."
     (N, C), width = policy["rows"].shape, pages.shape[1]
-    x = dict(policy); k, t, allowed = x.pop("k"), x["temperature"], x["rows"] >= 0
-    sampled = t > 1e-6; unit = np.where(sampled, t, 1)
+    x = dict(policy)
+    k, t, allowed = x.pop("k"), x["temperature"], x["rows"] >= 0
+    sampled = t > 1e-6
+    unit = np.where(sampled, t, 1)
     forced = lambda place: np.where(np.arange(C) == pages[:, place, None], 1e300, 0)
     penalty = x["diversity"] * score_range(x["scores"], allowed) / unit
-    found = under_rules(np.where(allowed, x["scores"], -np.inf) / unit[:, None], x["rows"], width, forced, penalty, x["max_per_category"], x["categories"], None)
-    order, chance = (np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=-1) for a in found)
-    if not sampled.all(): best = rerank(**x, k=width)[0]; order, chance = (np.where(sampled[:, None], a, b) for a, b in ((order, best), (chance, 1)))
+    found = under_rules(
+        np.where(allowed, x["scores"], -np.inf) / unit[:, None],
+        x["rows"],
+        width,
+        forced,
+        penalty,
+        x["max_per_category"],
+        x["categories"],
+        None,
+    )
+    order, chance = (
+        np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=-1) for a in found
+    )
+    if not sampled.all():
+        best = rerank(**x, k=width)[0]
+        order, chance = (np.where(sampled[:, None], a, b) for a, b in ((order, best), (chance, 1)))
     chance = np.where(order != pages, 0, np.where(order < 0, 1, chance))
     return np.where(np.arange(width) < k[:, None], chance, 1)
 
@@ -76,318 +114,645 @@ def _chances(policy: dict, pages: np.ndarray) -> np.ndarray:
 @njit(cache=True, parallel=True)
 def _race(logits, pages, step, out):
     "Fill `out` with the probability of each shown item at its place, whatever stands above."
-    N, C = logits.shape; k = pages.shape[1]
+    N, C = logits.shape
+    k = pages.shape[1]
     for i in prange(N):
-        order, shown, others, without = np.sort(logits[i]), np.zeros(C, np.bool_), np.zeros(k), np.zeros(k)
-        for j in range(k): shown[pages[i, j]] |= pages[i, j] >= 0
-        n = min(k, int((logits[i] > -np.inf).sum())); low, high = order[C - max(n, 1)] - 4, order[C - 1] + 25   # until n have arrived; before anyone has
+        order, shown, others, without = (
+            np.sort(logits[i]),
+            np.zeros(C, np.bool_),
+            np.zeros(k),
+            np.zeros(k),
+        )
+        for j in range(k):
+            shown[pages[i, j]] |= pages[i, j] >= 0
+        n = min(k, int((logits[i] > -np.inf).sum()))
+        low, high = (
+            order[C - max(n, 1)] - 4,
+            order[C - 1] + 25,
+        )  # until n have arrived; before anyone has
         for m in range(int((high - low) / step) + 1):
             x = low + m * step
-            others[:] = 0; others[0] = 1          # how many of those not shown were faster
+            others[:] = 0
+            others[0] = 1  # how many of those not shown were faster
             for c in range(C):
-                if not shown[c]: _arrive(others, logits[i, c] - x)
+                if not shown[c]:
+                    _arrive(others, logits[i, c] - x)
             for j in range(k):
-                if pages[i, j] < 0: continue
+                if pages[i, j] < 0:
+                    continue
                 without[:] = others
                 for o in range(k):
-                    if o != j and pages[i, o] >= 0: _arrive(without, logits[i, pages[i, o]] - x)
+                    if o != j and pages[i, o] >= 0:
+                        _arrive(without, logits[i, pages[i, o]] - x)
                 e = np.exp(logits[i, pages[i, j]] - x)
                 out[i, j] += step * e * np.exp(-e) * without[j]
+
 
 @njit(cache=True)
 def _arrive(count, logit):
     "Add a runner to the distribution of how many have arrived."
     p = -np.expm1(-np.exp(logit))
-    for j in range(len(count) - 1, 0, -1): count[j] += p * (count[j - 1] - count[j])
+    for j in range(len(count) - 1, 0, -1):
+        count[j] += p * (count[j - 1] - count[j])
     count[0] *= 1 - p
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-13
 def place_chances(
-    policy: dict,       # of `policy_on`, without rules
+    policy: dict,  # of `policy_on`, without rules
     pages: np.ndarray,  # positions among the candidates [N, width], -1 padded
-    step: float = .3,   # of the integral
-) -> np.ndarray:        # [N, width]; 1 at an empty place
+    step: float = 0.3,  # of the integral
+) -> np.ndarray:  # [N, width]; 1 at an empty place
     "Compute the probability of each item of a page at its place, whatever stands above."
-    if any(policy[n].any() for n in RULES[1:]): raise RecsysError("offpolicy: under diversity or max_per_category the probability of an item at a place has no formula; use weights 'prefix'")
-    t, out = policy["temperature"], np.zeros(pages.shape); sampled = t > 1e-6
-    _race(np.where(policy["rows"] >= 0, policy["scores"], -np.inf) / np.where(sampled, t, 1)[:, None], pages, step, out)
-    if not sampled.all(): out = np.where(sampled[:, None], out, draw_pages(policy, pages.shape[1], 0)[0] == pages)
+    if any(policy[n].any() for n in RULES[1:]):
+        raise RecsysError(
+            "offpolicy: under diversity or max_per_category the probability of an item at a place has no formula; use weights 'prefix'"
+        )
+    t, out = policy["temperature"], np.zeros(pages.shape)
+    sampled = t > 1e-6
+    _race(
+        np.where(policy["rows"] >= 0, policy["scores"], -np.inf) / np.where(sampled, t, 1)[:, None],
+        pages,
+        step,
+        out,
+    )
+    if not sampled.all():
+        out = np.where(sampled[:, None], out, draw_pages(policy, pages.shape[1], 0)[0] == pages)
     return np.where(pages < 0, 1, out)
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-16
 WEIGHTS = ("page", "prefix", "place")
 
+
 def page_weights(
     log: dict,
-    target: dict,             # of `policy_on`
+    target: dict,  # of `policy_on`
     weights: str = "prefix",  # what a click may depend on: page, prefix, place
-    clip: float = 0.,         # largest weight; 0: none
-) -> np.ndarray:              # [N, k], 1 on average
+    clip: float = 0.0,  # largest weight; 0: none
+) -> np.ndarray:  # [N, k], 1 on average
     "Compute how much more likely the target policy is than the log's to bring about what each place's click depends on."
-    if weights not in WEIGHTS: raise RecsysError(f"offpolicy: weights is {weights!r}, expected one of {', '.join(WEIGHTS)}")
-    if weights == "place": w = place_chances(target, log["page"]) / place_chances(policy_on(log), log["page"])
-    else: w = np.cumprod(page_chances(target, log["page"]) / np.where(log["page"] < 0, 1, log["propensities"]), 1)
-    if weights == "page": w = np.repeat(w[:, -1:], w.shape[1], 1)
-    if clip: warnings.warn(f"offpolicy: {(w > clip).mean():.1%} of the weights are clipped to {clip:g}; intervals leave out the bias of that", stacklevel=2)
+    if weights not in WEIGHTS:
+        raise RecsysError(
+            f"offpolicy: weights is {weights!r}, expected one of {', '.join(WEIGHTS)}"
+        )
+    if weights == "place":
+        w = place_chances(target, log["page"]) / place_chances(policy_on(log), log["page"])
+    else:
+        w = np.cumprod(
+            page_chances(target, log["page"]) / np.where(log["page"] < 0, 1, log["propensities"]), 1
+        )
+    if weights == "page":
+        w = np.repeat(w[:, -1:], w.shape[1], 1)
+    if clip:
+        warnings.warn(
+            f"offpolicy: {(w > clip).mean():.1%} of the weights are clipped to {clip:g}; intervals leave out the bias of that",
+            stacklevel=2,
+        )
     return np.minimum(w, clip) if clip else w
+
 
 def effective_size(w: np.ndarray) -> float:  # weights [N, k]
     "Count the equally weighted pages that would tell as much, at the worst place.\n\nKish, 1965."
-    return float((w.sum(0) ** 2 / np.maximum((w ** 2).sum(0), 1e-300)).min())
+    return float((w.sum(0) ** 2 / np.maximum((w**2).sum(0), 1e-300)).min())
 
-def heaviest(w: np.ndarray) -> float: "Find the share of the weight that one page holds, at the worst place."; return float((w.max(0) / np.maximum(w.sum(0), 1e-300)).max())
 
-ENOUGH, HEAVY = 100, .05   # pages that a log should be worth at least, share of the weight that one page should hold at most
+def heaviest(w: np.ndarray) -> float:
+    "Find the share of the weight that one page holds, at the worst place."
+    return float((w.max(0) / np.maximum(w.sum(0), 1e-300)).max())
+
+
+ENOUGH, HEAVY = (
+    100,
+    0.05,
+)  # pages that a log should be worth at least, share of the weight that one page should hold at most
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-19
-def refuse(log: dict, bad: np.ndarray, what: str) -> None:  # bool [N] or [N, ...]; text with {} for the count
+def refuse(
+    log: dict, bad: np.ndarray, what: str
+) -> None:  # bool [N] or [N, ...]; text with {} for the count
     "Raise `RecsysError` naming the first request where something is wrong, if there is one."
     bad = bad.reshape(len(bad), -1).any(1)
-    if bad.any(): raise RecsysError(f"offpolicy: request {log['request_id'][bad.argmax()]}: {what}; {bad.sum():,} of {len(bad):,} requests")
+    if bad.any():
+        raise RecsysError(
+            f"offpolicy: request {log['request_id'][bad.argmax()]}: {what}; {bad.sum():,} of {len(bad):,} requests"
+        )
+
 
 def check_log(log: dict) -> None:
     "Refuse a log that can't tell of other policies; raise `RecsysError` with the reason and the first request."
     p, filled = log["propensities"], log["page"] >= 0
-    if not len(p): raise RecsysError("offpolicy: the log has no requests")
-    refuse(log, ~(log["temperature"] > 1e-6), "drawn at temperature 0, where only one page could be shown and nothing is known of any other; serve pages at a temperature above 0")
+    if not len(p):
+        raise RecsysError("offpolicy: the log has no requests")
+    refuse(
+        log,
+        ~(log["temperature"] > 1e-6),
+        "drawn at temperature 0, where only one page could be shown and nothing is known of any other; serve pages at a temperature above 0",
+    )
     refuse(log, filled & ~((p > 0) & (p <= 1)), "a propensity is not above 0 and up to 1")
-    refuse(log, (log["rows"] >= 0) & ~np.isfinite(log["scores"]), "a candidate's score is not a number")
+    refuse(
+        log, (log["rows"] >= 0) & ~np.isfinite(log["scores"]), "a candidate's score is not a number"
+    )
     refuse(log, ~((log["clicks"] >= 0) & (log["clicks"] <= 1)), "a click is not between 0 and 1")
-    if (p[filled] > 1 - 1e-6).all(): raise RecsysError("offpolicy: every propensity is 1, so that no other page could be shown; serve pages at a higher temperature or with more candidates")
-    if not log["clicks"].any(): raise RecsysError(f"offpolicy: no page of {len(p):,} has a click; do events carry the request_id of the page they come from?")
+    if (p[filled] > 1 - 1e-6).all():
+        raise RecsysError(
+            "offpolicy: every propensity is 1, so that no other page could be shown; serve pages at a higher temperature or with more candidates"
+        )
+    if not log["clicks"].any():
+        raise RecsysError(
+            f"offpolicy: no page of {len(p):,} has a click; do events carry the request_id of the page they come from?"
+        )
     again = page_chances(policy_on(log), log["page"])
-    refuse(log, filled & ~(np.abs(again - p) <= .01 * p), "the candidates' scores and the policy don't give the propensities that were logged")
+    refuse(
+        log,
+        filled & ~(np.abs(again - p) <= 0.01 * p),
+        "the candidates' scores and the policy don't give the propensities that were logged",
+    )
 
-def check_support(log: dict, target: dict, seed: int = 0, share: float = .001, least: float = 1e-9) -> None:  # largest share of pages without support; a chance below `least` is none
+
+def check_support(
+    log: dict, target: dict, seed: int = 0, share: float = 0.001, least: float = 1e-9
+) -> None:  # largest share of pages without support; a chance below `least` is none
     "Refuse a policy that shows what the log's could not; raise `RecsysError` with the first request."
     pages = draw_pages(target, log["page"].shape[1], seed)[0]
     out = page_chances(policy_on(log), pages) < least
-    if out.any(1).mean() > share: refuse(log, out, f"the target policy shows at place {out[out.any(1)][0].argmax() + 1} what the log's could not, and no weight makes up for that; choose a policy nearer to the log's")
+    if out.any(1).mean() > share:
+        refuse(
+            log,
+            out,
+            f"the target policy shows at place {out[out.any(1)][0].argmax() + 1} what the log's could not, and no weight makes up for that; choose a policy nearer to the log's",
+        )
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-22
 def score_share(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:  # [N, C]
     "Compute the logarithm of each candidate's softmax, no less than -12."
-    s = np.where(rows >= 0, scores, -np.inf); top = s.max(1, keepdims=True)
+    s = np.where(rows >= 0, scores, -np.inf)
+    top = s.max(1, keepdims=True)
     return np.maximum(s - top - np.log(np.exp(s - top).sum(1, keepdims=True)), -12)
 
-def click_inputs(share: np.ndarray, pages: np.ndarray) -> np.ndarray:  # [N, C], positions [N, k] -> [N, k, 3 + k]
+
+def click_inputs(
+    share: np.ndarray, pages: np.ndarray
+) -> np.ndarray:  # [N, C], positions [N, k] -> [N, k, 3 + k]
     "Lay out what the model of clicks sees of each place: its number, the item's share and its square."
     z = np.take_along_axis(share, np.maximum(pages, 0), 1)[:, :, None] / 4
-    return np.concatenate([np.ones_like(z), z, z ** 2, np.broadcast_to(np.eye(pages.shape[1]), (*pages.shape, pages.shape[1]))], 2)
+    return np.concatenate(
+        [
+            np.ones_like(z),
+            z,
+            z**2,
+            np.broadcast_to(np.eye(pages.shape[1]), (*pages.shape, pages.shape[1])),
+        ],
+        2,
+    )
 
-def logistic(x: np.ndarray) -> np.ndarray: "Turn log odds into a probability."; return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
 
-def fit_clicks(x: np.ndarray, y: np.ndarray, ridge: float = 1.) -> np.ndarray:  # inputs [n, d], clicks [n] -> coefficients [d]
+def logistic(x: np.ndarray) -> np.ndarray:
+    "Turn log odds into a probability."
+    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
+
+
+def fit_clicks(
+    x: np.ndarray, y: np.ndarray, ridge: float = 1.0
+) -> np.ndarray:  # inputs [n, d], clicks [n] -> coefficients [d]
     "Fit a logistic regression by Newton's steps; the first coefficient is not held back."
     b, hold = np.zeros(x.shape[1]), ridge * (np.arange(x.shape[1]) > 0)
-    b[0] = np.log((y.sum() + .5) / (len(y) - y.sum() + .5))
+    b[0] = np.log((y.sum() + 0.5) / (len(y) - y.sum() + 0.5))
     for _ in range(20):
         p = logistic(x @ b)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(hold + 1e-9), x.T @ (y - p) - hold * b); b += step
-        if np.abs(step).max() < 1e-6: break
+        step = np.linalg.solve(
+            (x * (p * (1 - p))[:, None]).T @ x + np.diag(hold + 1e-9), x.T @ (y - p) - hold * b
+        )
+        b += step
+        if np.abs(step).max() < 1e-6:
+            break
     return b
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-24
 def user_units(users: np.ndarray) -> np.ndarray:  # text [N] -> numbers 0 .. U - 1
     "Number the users; anonymous visitors are one each."
     names, unit = np.unique(np.asarray(users, str), return_inverse=True)
-    return np.unique(np.where(np.asarray(users, str) == "", len(names) + np.arange(len(users)), unit), return_inverse=True)[1]
+    return np.unique(
+        np.where(np.asarray(users, str) == "", len(names) + np.arange(len(users)), unit),
+        return_inverse=True,
+    )[1]
+
 
 def guess_clicks(
     log: dict,
-    target: dict,      # of `policy_on`
-    draws: int = 8,    # pages of the target policy a request
-    folds: int = 2,    # each is guessed from the others
-    seed: int = 42,    # of folds and pages
-) -> tuple[np.ndarray, np.ndarray]:  # clicks guessed on the logged places [N, k], and on a page of the target policy [N]
+    target: dict,  # of `policy_on`
+    draws: int = 8,  # pages of the target policy a request
+    folds: int = 2,  # each is guessed from the others
+    seed: int = 42,  # of folds and pages
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # clicks guessed on the logged places [N, k], and on a page of the target policy [N]
     "Guess clicks by a model that is fitted to other users."
     unit, rng, filled = user_units(log["user"]), np.random.default_rng(seed), log["page"] >= 0
-    fold, share, width = (rng.permutation(unit.max() + 1) % folds)[unit], score_share(log["scores"], log["rows"]), log["page"].shape[1]
+    fold, share, width = (
+        (rng.permutation(unit.max() + 1) % folds)[unit],
+        score_share(log["scores"], log["rows"]),
+        log["page"].shape[1],
+    )
     x = click_inputs(share, log["page"])
-    models = np.stack([fit_clicks(x[m], log["clicks"][m]) for m in (filled & (fold != f)[:, None] for f in range(folds))])[fold]
+    models = np.stack(
+        [
+            fit_clicks(x[m], log["clicks"][m])
+            for m in (filled & (fold != f)[:, None] for f in range(folds))
+        ]
+    )[fold]
     guess = lambda x, pages: np.where(pages >= 0, logistic(np.einsum("nkd,nd->nk", x, models)), 0)
     drawn = (draw_pages(target, width, s)[0] for s in rng.integers(0, 2**31, draws))
-    return guess(x, log["page"]), sum(guess(click_inputs(share, pages), pages).sum(1) for pages in drawn) / draws
+    return guess(x, log["page"]), sum(
+        guess(click_inputs(share, pages), pages).sum(1) for pages in drawn
+    ) / draws
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-27
-def _values(sums: np.ndarray, k: int) -> np.ndarray:  # [..., 4 + 2 k] -> logged, ips, snips, dr [..., 4]
+def _values(
+    sums: np.ndarray, k: int
+) -> np.ndarray:  # [..., 4 + 2 k] -> logged, ips, snips, dr [..., 4]
     "Turn sums over users into estimates."
-    n, top, bottom = sums[..., :1], sums[..., 4:4 + k], sums[..., 4 + k:]
-    return np.concatenate([sums[..., 1:2] / n, sums[..., 2:3] / n, (top / np.where(bottom > 0, bottom, 1)).sum(-1, keepdims=True), sums[..., 3:4] / n], -1)
+    n, top, bottom = sums[..., :1], sums[..., 4 : 4 + k], sums[..., 4 + k :]
+    return np.concatenate(
+        [
+            sums[..., 1:2] / n,
+            sums[..., 2:3] / n,
+            (top / np.where(bottom > 0, bottom, 1)).sum(-1, keepdims=True),
+            sums[..., 3:4] / n,
+        ],
+        -1,
+    )
+
 
 def off_policy(
-    log: dict,                # of `read_log`
-    target: dict,             # of `policy_on`
+    log: dict,  # of `read_log`
+    target: dict,  # of `policy_on`
     weights: str = "prefix",  # what a click may depend on: page, prefix, place
-    clip: float = 0.,         # largest weight; 0: none
-    resamples: int = 1000,    # of users
-    seed: int = 42,           # of everything drawn
-    level: float = .95,       # of the intervals
-) -> list[dict]:              # logged, ips, snips, dr: value, low, high; gain, gain_low, gain_high; ess, heaviest, requests, users
+    clip: float = 0.0,  # largest weight; 0: none
+    resamples: int = 1000,  # of users
+    seed: int = 42,  # of everything drawn
+    level: float = 0.95,  # of the intervals
+) -> list[
+    dict
+]:  # logged, ips, snips, dr: value, low, high; gain, gain_low, gain_high; ess, heaviest, requests, users
     "Estimate the expected clicks on a page of another policy, with intervals over users."
-    check_log(log); check_support(log, target, seed)
-    w, k, unit, r = page_weights(log, target, weights, clip), log["page"].shape[1], user_units(log["user"]), log["clicks"]
-    if not unit.any(): raise RecsysError("offpolicy: all requests are of one user, expected several for an interval")
+    check_log(log)
+    check_support(log, target, seed)
+    w, k, unit, r = (
+        page_weights(log, target, weights, clip),
+        log["page"].shape[1],
+        user_units(log["user"]),
+        log["clicks"],
+    )
+    if not unit.any():
+        raise RecsysError(
+            "offpolicy: all requests are of one user, expected several for an interval"
+        )
     size, top = effective_size(w), heaviest(w)
-    if size < ENOUGH or top > HEAVY: warnings.warn(f"offpolicy: the log is worth {size:.0f} pages of the target policy, and one page holds {top:.1%} of the weight: the intervals may be too short; choose a policy nearer to the log's" + ("" if weights == "place" else ", or weights that assume more") + ", or log more", stacklevel=2)
+    if size < ENOUGH or top > HEAVY:
+        warnings.warn(
+            f"offpolicy: the log is worth {size:.0f} pages of the target policy, and one page holds {top:.1%} of the weight: the intervals may be too short; choose a policy nearer to the log's"
+            + ("" if weights == "place" else ", or weights that assume more")
+            + ", or log more",
+            stacklevel=2,
+        )
     q, direct = guess_clicks(log, target, seed=seed)
-    columns = np.column_stack([np.ones(len(r)), r.sum(1), (w * r).sum(1), direct + (w * (r - q)).sum(1), w * r, w])
+    columns = np.column_stack(
+        [np.ones(len(r)), r.sum(1), (w * r).sum(1), direct + (w * (r - q)).sum(1), w * r, w]
+    )
     sums = np.stack([np.bincount(unit, c) for c in columns.T], 1)
     value, drawn = _values(sums.mean(0), k), _values(bootstrap_means(sums, resamples, seed), k)
     ends = lambda x: np.quantile(x, [(1 - level) / 2, (1 + level) / 2], axis=0)
     table = np.stack([value, *ends(drawn), value - value[0], *ends(drawn - drawn[:, :1])], 1)
-    names, known = ("value", "low", "high", "gain", "gain_low", "gain_high"), dict(ess=size, heaviest=top, requests=len(r), users=len(sums))
-    rows = [dict(estimator=e) | dict(zip(names, map(float, row))) | known for e, row in zip(("logged", "ips", "snips", "dr"), table)]
+    names, known = (
+        ("value", "low", "high", "gain", "gain_low", "gain_high"),
+        dict(ess=size, heaviest=top, requests=len(r), users=len(sums)),
+    )
+    rows = [
+        dict(estimator=e) | dict(zip(names, map(float, row))) | known
+        for e, row in zip(("logged", "ips", "snips", "dr"), table)
+    ]
     return [rows[0] | dict(ess=float(len(r)), heaviest=1 / len(r)), *rows[1:]]
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-30
 def shop_requests(
-    shop,                      # `shop.Shop`
-    users: int = 1500,         # of the shop, who come
-    candidates: int = 40,      # items a request
-    k: int = 5,                # places
-    temperature: float = 1.,   # of the policy that will show pages
+    shop,  # `shop.Shop`
+    users: int = 1500,  # of the shop, who come
+    candidates: int = 40,  # items a request
+    k: int = 5,  # places
+    temperature: float = 1.0,  # of the policy that will show pages
     seed: int = 0,
-) -> dict:                     # a log without pages; also ideal: the true log choice probabilities, attraction [N, C], examined [N, k]
+) -> dict:  # a log without pages; also ideal: the true log choice probabilities, attraction [N, C], examined [N, k]
     "Make requests whose answer to every page is known."
     rng = np.random.default_rng(seed)
-    user = np.repeat(np.arange(users), 1 + rng.poisson(2, users)); N = len(user)
+    user = np.repeat(np.arange(users), 1 + rng.poisson(2, users))
+    N = len(user)
     when, device = shop.start + rng.integers(0, shop.n_days * 86400, N), rng.integers(0, 3, N)
-    likes = np.log(np.maximum(shop.choice_probabilities(user, when, device), 1e-12)); noisy = likes + rng.normal(size=likes.shape)
-    rows = np.sort(np.argsort(-noisy, 1)[:, :candidates], 1); take = lambda x: np.take_along_axis(x, rows, 1)
+    likes = np.log(np.maximum(shop.choice_probabilities(user, when, device), 1e-12))
+    noisy = likes + rng.normal(size=likes.shape)
+    rows = np.sort(np.argsort(-noisy, 1)[:, :candidates], 1)
+    take = lambda x: np.take_along_axis(x, rows, 1)
     examined = np.arange(1, candidates + 1) ** -shop.truth.examine
-    return dict(user=user, rows=rows, scores=take(noisy), ideal=take(likes), attraction=shop.click_probabilities(user, when, device, rows) / examined, examined=np.tile(examined[:k], (N, 1)),
-                categories=None, k=np.full(N, k), temperature=np.full(N, temperature), diversity=np.zeros(N), max_per_category=np.zeros(N, int))
+    return dict(
+        user=user,
+        rows=rows,
+        scores=take(noisy),
+        ideal=take(likes),
+        attraction=shop.click_probabilities(user, when, device, rows) / examined,
+        examined=np.tile(examined[:k], (N, 1)),
+        categories=None,
+        k=np.full(N, k),
+        temperature=np.full(N, temperature),
+        diversity=np.zeros(N),
+        max_per_category=np.zeros(N, int),
+    )
+
 
 def click_chances(requests: dict, pages: np.ndarray) -> np.ndarray:  # [N, k]
     "Compute the true probability of a click on each place."
-    return np.where(pages >= 0, np.take_along_axis(requests["attraction"], np.maximum(pages, 0), 1) * requests["examined"], 0)
+    return np.where(
+        pages >= 0,
+        np.take_along_axis(requests["attraction"], np.maximum(pages, 0), 1) * requests["examined"],
+        0,
+    )
+
 
 def true_clicks(requests: dict, policy: dict, draws: int = 30) -> float:
     "Average the true clicks of a policy over all requests and many pages of each."
-    return float(np.mean([click_chances(requests, draw_pages(policy, requests["examined"].shape[1], s)[0]).sum(1).mean() for s in range(draws)]))
+    return float(
+        np.mean(
+            [
+                click_chances(requests, draw_pages(policy, requests["examined"].shape[1], s)[0])
+                .sum(1)
+                .mean()
+                for s in range(draws)
+            ]
+        )
+    )
+
 
 def shop_log(requests: dict, users: int = 600, seed: int = 0) -> dict:
     "Show pages to users drawn from all, with all of their requests, and note their clicks."
     rng = np.random.default_rng(seed)
-    first = np.searchsorted(requests["user"], np.arange(requests["user"].max() + 2)); drawn = rng.integers(len(first) - 1, size=users)
-    at, who = (np.concatenate(x) for x in zip(*[(np.arange(first[u], first[u + 1]), np.full(first[u + 1] - first[u], f"{i}")) for i, u in enumerate(drawn)]))
+    first = np.searchsorted(requests["user"], np.arange(requests["user"].max() + 2))
+    drawn = rng.integers(len(first) - 1, size=users)
+    at, who = (
+        np.concatenate(x)
+        for x in zip(
+            *[
+                (np.arange(first[u], first[u + 1]), np.full(first[u + 1] - first[u], f"{i}"))
+                for i, u in enumerate(drawn)
+            ]
+        )
+    )
     log = part_of(requests, at) | dict(user=who, request_id=np.arange(len(at)).astype(str))
     page, propensities = draw_pages(policy_on(log), log["examined"].shape[1], seed)
-    return log | dict(page=page, propensities=propensities, clicks=(rng.random(page.shape) < click_chances(log, page)) * 1.)
+    return log | dict(
+        page=page,
+        propensities=propensities,
+        clicks=(rng.random(page.shape) < click_chances(log, page)) * 1.0,
+    )
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-34
-def covered(requests: dict, target, weights: str, runs: int, users: int = 600, truth: float = None) -> dict:  # target: function of requests -> policy; runs whose interval covers the truth, of each estimator; mean effective sample size; runs without a warning
+def covered(
+    requests: dict, target, weights: str, runs: int, users: int = 600, truth: float = None
+) -> dict:  # target: function of requests -> policy; runs whose interval covers the truth, of each estimator; mean effective sample size; runs without a warning
     "Count how often intervals cover the truth of the shop, each from other users, pages and clicks."
-    truth, found = true_clicks(requests, target(requests)) if truth is None else truth, dict(ips=0, snips=0, dr=0, ess=0., trusted=0)
+    truth, found = (
+        true_clicks(requests, target(requests)) if truth is None else truth,
+        dict(ips=0, snips=0, dr=0, ess=0.0, trusted=0),
+    )
     for seed in range(runs):
         log = shop_log(requests, users, seed)
-        with warnings.catch_warnings(record=True) as said: warnings.simplefilter("always"); rows = off_policy(log, target(log), weights, seed=seed)
-        for row in rows[1:]: found[row["estimator"]] += row["low"] <= truth <= row["high"]
-        found["ess"] += row["ess"] / runs; found["trusted"] += not said
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            rows = off_policy(log, target(log), weights, seed=seed)
+        for row in rows[1:]:
+            found[row["estimator"]] += row["low"] <= truth <= row["high"]
+        found["ess"] += row["ess"] / runs
+        found["trusted"] += not said
     return found
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-39
 def read_files(
-    folder,          # Path, or a URI such as s3://bucket/prefix
-    columns: dict,   # name -> pyarrow.DataType
-):                   # pyarrow.Table
+    folder,  # Path, or a URI such as s3://bucket/prefix
+    columns: dict,  # name -> pyarrow.DataType
+):  # pyarrow.Table
     "Read columns of all parquet files below a folder; raise `RecsysError` naming file and column."
     import pyarrow as pa, pyarrow.dataset as ds
-    try: files = sorted(ds.dataset(str(folder), format="parquet").get_fragments(), key=lambda f: f.path)
-    except (OSError, pa.ArrowInvalid) as e: raise RecsysError(f"{folder}: can't be read ({str(e):.150})") from None
-    if not files: raise RecsysError(f"{folder}: no parquet files; the worker of `recsys serve` writes them")
+
+    try:
+        files = sorted(
+            ds.dataset(str(folder), format="parquet").get_fragments(), key=lambda f: f.path
+        )
+    except (OSError, pa.ArrowInvalid) as e:
+        raise RecsysError(f"{folder}: can't be read ({str(e):.150})") from None
+    if not files:
+        raise RecsysError(f"{folder}: no parquet files; the worker of `recsys serve` writes them")
     return pa.concat_tables([_read_file(f, columns) for f in files])
+
 
 def _read_file(file, columns: dict):
     "Read some columns of one file as the types that they should have."
     import pyarrow as pa
-    try: found = file.physical_schema.names
-    except (OSError, pa.ArrowInvalid) as e: raise RecsysError(f"{file.path}: not a readable parquet file ({str(e):.150})") from None
-    if lost := [n for n in columns if n not in found]: raise RecsysError(f"{file.path}: no column {lost[0]}, it has {', '.join(found)}" + ("; pages of before its time can't be used, move them away" if lost[0] == "candidate_scores" else ""))
-    table = file.to_table(columns=list(columns)); out = {}
+
+    try:
+        found = file.physical_schema.names
+    except (OSError, pa.ArrowInvalid) as e:
+        raise RecsysError(f"{file.path}: not a readable parquet file ({str(e):.150})") from None
+    if lost := [n for n in columns if n not in found]:
+        raise RecsysError(
+            f"{file.path}: no column {lost[0]}, it has {', '.join(found)}"
+            + (
+                "; pages of before its time can't be used, move them away"
+                if lost[0] == "candidate_scores"
+                else ""
+            )
+        )
+    table = file.to_table(columns=list(columns))
+    out = {}
     for n, kind in columns.items():
-        try: out[n] = table[n].cast(kind)
-        except pa.ArrowInvalid as e: raise RecsysError(f"{file.path}: column {n} is {table[n].type}, expected {kind} ({str(e):.80})") from None
-        except pa.ArrowNotImplementedError: raise RecsysError(f"{file.path}: column {n} is {table[n].type}, expected {kind}") from None
+        try:
+            out[n] = table[n].cast(kind)
+        except pa.ArrowInvalid as e:
+            raise RecsysError(
+                f"{file.path}: column {n} is {table[n].type}, expected {kind} ({str(e):.80})"
+            ) from None
+        except pa.ArrowNotImplementedError:
+            raise RecsysError(
+                f"{file.path}: column {n} is {table[n].type}, expected {kind}"
+            ) from None
     return pa.table(out)
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-41
 def padded(lists, fill, dtype) -> np.ndarray:  # pyarrow.ListArray -> [N, longest]
     "Lay lists side by side."
     import pyarrow.compute as pc
+
     n = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(int)
     out = np.full((len(n), max(1, n.max(initial=0))), fill, dtype)
     out[np.arange(out.shape[1]) < n[:, None]] = lists.flatten().to_numpy(zero_copy_only=False)
     return out
 
-def read_policy(ids: list, texts: list) -> dict:  # request ids, JSON -> k, temperature, diversity, max_per_category [N]
+
+def read_policy(
+    ids: list, texts: list
+) -> dict:  # request ids, JSON -> k, temperature, diversity, max_per_category [N]
     "Read the policies of impressions; raise `RecsysError` naming request and column."
     out = {n: [] for n in ("k", *RULES)}
     for i, text in zip(ids, texts):
-        try: p = json.loads(text); [v.append(float(p[n])) for n, v in out.items()]
-        except (ValueError, TypeError, KeyError): raise RecsysError(f"request {i}: policy is {text!r:.100}, expected JSON with numbers for {', '.join(out)}") from None
-    return {n: np.array(v, int if n in ("k", "max_per_category") else float) for n, v in out.items()}
+        try:
+            p = json.loads(text)
+            [v.append(float(p[n])) for n, v in out.items()]
+        except (ValueError, TypeError, KeyError):
+            raise RecsysError(
+                f"request {i}: policy is {text!r:.100}, expected JSON with numbers for {', '.join(out)}"
+            ) from None
+    return {
+        n: np.array(v, int if n in ("k", "max_per_category") else float) for n, v in out.items()
+    }
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-43
 def read_log(
-    impressions,                 # folder or URI of the worker's impressions
-    events,                      # folder or URI of its events
-    catalog: dict = None,        # item id -> category, for diversity and max_per_category
-    since: int = 0,              # only pages from this second on
+    impressions,  # folder or URI of the worker's impressions
+    events,  # folder or URI of its events
+    catalog: dict = None,  # item id -> category, for diversity and max_per_category
+    since: int = 0,  # only pages from this second on
     sampled_only: bool = False,  # leave pages at temperature 0 out instead of refusing them
-) -> dict:                       # a log, see above
+) -> dict:  # a log, see above
     "Read pages and their clicks; raise `RecsysError` naming file and column, or the request."
     import pyarrow as pa, pyarrow.compute as pc
+
     text, texts, numbers = pa.string(), pa.list_(pa.string()), pa.list_(pa.float32())
-    t = read_files(impressions, dict(request_id=text, user=text, timestamp=pa.int64(), policy=text, candidates=texts, candidate_scores=numbers, item_ids=texts, propensities=numbers))
+    t = read_files(
+        impressions,
+        dict(
+            request_id=text,
+            user=text,
+            timestamp=pa.int64(),
+            policy=text,
+            candidates=texts,
+            candidate_scores=numbers,
+            item_ids=texts,
+            propensities=numbers,
+        ),
+    )
     t = t.filter(pc.greater_equal(t["timestamp"], since))
     e = read_files(events, dict(request_id=text, item_id=text))
-    t = _with_own_id(t); policy = read_policy(t["request_id"].to_pylist(), t["policy"].to_pylist())
-    if sampled_only: keep = policy["temperature"] > 1e-6; t, policy = t.filter(pa.array(keep)), part_of(policy, keep)
-    if not len(t): raise RecsysError(f"{impressions}: no pages" + (" at a temperature above 0" if sampled_only else "") + (f" since {since}" if since else "") + " whose request_id is their own")
+    t = _with_own_id(t)
+    policy = read_policy(t["request_id"].to_pylist(), t["policy"].to_pylist())
+    if sampled_only:
+        keep = policy["temperature"] > 1e-6
+        t, policy = t.filter(pa.array(keep)), part_of(policy, keep)
+    if not len(t):
+        raise RecsysError(
+            f"{impressions}: no pages"
+            + (" at a temperature above 0" if sampled_only else "")
+            + (f" since {since}" if since else "")
+            + " whose request_id is their own"
+        )
     return _as_log(t, e, policy, catalog)
+
 
 def _with_own_id(t):
     "Leave out pages whose clicks can't be told apart: those without a request id, and those that share one."
     import pyarrow as pa
+
     ids = np.array([i or "" for i in t["request_id"].to_pylist()], object)
-    names, at, n = np.unique(ids.astype(str), return_inverse=True, return_counts=True); own = (names[at] != "") & (n[at] == 1)
-    if not own.all(): warnings.warn(f"offpolicy: {(~own).sum():,} of {len(own):,} pages are left out, {(names[at] == '').sum():,} without a request_id and {((n[at] > 1) & (names[at] != '')).sum():,} that share one", stacklevel=3)
+    names, at, n = np.unique(ids.astype(str), return_inverse=True, return_counts=True)
+    own = (names[at] != "") & (n[at] == 1)
+    if not own.all():
+        warnings.warn(
+            f"offpolicy: {(~own).sum():,} of {len(own):,} pages are left out, {(names[at] == '').sum():,} without a request_id and {((n[at] > 1) & (names[at] != '')).sum():,} that share one",
+            stacklevel=3,
+        )
     return t.filter(pa.array(own))
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-44
 def _as_log(t, e, policy: dict, catalog) -> dict:
     "Turn tables of impressions and events into a log's arrays."
     import pyarrow.compute as pc
-    log = dict(request_id=np.array(t["request_id"].to_pylist(), object), user=np.array([u or "" for u in t["user"].to_pylist()], object))
-    lists = {n: t[n].combine_chunks() for n in ("candidates", "candidate_scores", "item_ids", "propensities")}
-    lengths = {n: pc.fill_null(pc.list_value_length(c), 0).to_numpy(zero_copy_only=False) for n, c in lists.items()}
-    refuse(log, ~(policy["temperature"] > 1e-6), "drawn at temperature 0, where only one page could be shown and nothing is known of any other; such pages can be left out (sampled_only)")
-    for a, b in (("candidates", "candidate_scores"), ("item_ids", "propensities")): refuse(log, lengths[a] != lengths[b], f"columns {a} and {b} are not of one length")
-    names = pc.unique(pc.drop_null(lists["candidates"].flatten())); names = names.take(pc.sort_indices(names))
+
+    log = dict(
+        request_id=np.array(t["request_id"].to_pylist(), object),
+        user=np.array([u or "" for u in t["user"].to_pylist()], object),
+    )
+    lists = {
+        n: t[n].combine_chunks()
+        for n in ("candidates", "candidate_scores", "item_ids", "propensities")
+    }
+    lengths = {
+        n: pc.fill_null(pc.list_value_length(c), 0).to_numpy(zero_copy_only=False)
+        for n, c in lists.items()
+    }
+    refuse(
+        log,
+        ~(policy["temperature"] > 1e-6),
+        "drawn at temperature 0, where only one page could be shown and nothing is known of any other; such pages can be left out (sampled_only)",
+    )
+    for a, b in (("candidates", "candidate_scores"), ("item_ids", "propensities")):
+        refuse(log, lengths[a] != lengths[b], f"columns {a} and {b} are not of one length")
+    names = pc.unique(pc.drop_null(lists["candidates"].flatten()))
+    names = names.take(pc.sort_indices(names))
     rows, shown = (_numbers(lists[n], names) for n in ("candidates", "item_ids"))
     page = np.stack([np.where(x >= 0, (rows == x[:, None]).argmax(1), -1) for x in shown.T], 1)
-    refuse(log, (shown == -2) | (page >= 0) & (np.take_along_axis(rows, np.maximum(page, 0), 1) != shown), "an item of item_ids is not among the candidates")
-    scores, propensities = (padded(lists[n], 0, float) for n in ("candidate_scores", "propensities"))
-    return log | policy | dict(rows=rows, scores=scores, page=page, propensities=np.where(page < 0, 0, propensities), clicks=_clicks(log, e, names, shown), categories=_categories(names, rows, catalog))
+    refuse(
+        log,
+        (shown == -2) | (page >= 0) & (np.take_along_axis(rows, np.maximum(page, 0), 1) != shown),
+        "an item of item_ids is not among the candidates",
+    )
+    scores, propensities = (
+        padded(lists[n], 0, float) for n in ("candidate_scores", "propensities")
+    )
+    return (
+        log
+        | policy
+        | dict(
+            rows=rows,
+            scores=scores,
+            page=page,
+            propensities=np.where(page < 0, 0, propensities),
+            clicks=_clicks(log, e, names, shown),
+            categories=_categories(names, rows, catalog),
+        )
+    )
 
-def _numbers(lists, names) -> np.ndarray:  # lists of item ids -> [N, longest]; -1: none, -2: not one of `names`
+
+def _numbers(
+    lists, names
+) -> np.ndarray:  # lists of item ids -> [N, longest]; -1: none, -2: not one of `names`
     "Number items."
     import pyarrow as pa, pyarrow.compute as pc
+
     known = pc.fill_null(pc.index_in(lists.values, names), -2)
-    return padded(pa.ListArray.from_arrays(lists.offsets, pc.if_else(pc.equal(pc.fill_null(lists.values, ""), ""), -1, known)), -1, int)
+    return padded(
+        pa.ListArray.from_arrays(
+            lists.offsets, pc.if_else(pc.equal(pc.fill_null(lists.values, ""), ""), -1, known)
+        ),
+        -1,
+        int,
+    )
+
 
 def _clicks(log: dict, e, names, shown: np.ndarray) -> np.ndarray:  # [N, k]
     "Mark the shown items of which an event carries the page's request id."
     import pyarrow as pa, pyarrow.compute as pc
-    at, item = (pc.fill_null(pc.index_in(e[n].combine_chunks(), values), -1).to_numpy() for n, values in (("request_id", pa.array(log["request_id"], pa.string())), ("item_id", names)))
+
+    at, item = (
+        pc.fill_null(pc.index_in(e[n].combine_chunks(), values), -1).to_numpy()
+        for n, values in (
+            ("request_id", pa.array(log["request_id"], pa.string())),
+            ("item_id", names),
+        )
+    )
     known, clicks = (at >= 0) & (item >= 0), np.zeros(shown.shape)
-    np.maximum.at(clicks, at[known], (shown[at[known]] == item[known, None]) * 1.)
+    np.maximum.at(clicks, at[known], (shown[at[known]] == item[known, None]) * 1.0)
     return clicks
+
 
 def _categories(names, rows: np.ndarray, catalog):  # [N, C], or None without a catalogue
     "Look up the candidates' categories; an item that the catalogue lacks is one of its own."
-    if catalog is None: return None
+    if catalog is None:
+        return None
     number = {c: i for i, c in enumerate(dict.fromkeys(catalog.values()))}
-    return np.append([number.get(catalog.get(n), len(number) + i) for i, n in enumerate(names.to_pylist())], -1).astype(int)[rows]
+    return np.append(
+        [number.get(catalog.get(n), len(number) + i) for i, n in enumerate(names.to_pylist())], -1
+    ).astype(int)[rows]

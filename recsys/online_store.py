@@ -23,15 +23,25 @@ def user_key(
 ) -> bytes:
     "Build the key of Feast's hash of a user.\n\nFeast's entity key serialization, version 3: count, then type, length and bytes of the name and of the value."
     raw = user.encode()
-    return b"\1\0\0\0\2\0\0\0\7\0\0\0user_id\2\0\0\0" + struct.pack("<I", len(raw)) + raw + project.encode()
+    return (
+        b"\1\0\0\0\2\0\0\0\7\0\0\0user_id\2\0\0\0"
+        + struct.pack("<I", len(raw))
+        + raw
+        + project.encode()
+    )
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-10
-def read_varint(raw: bytes, at: int) -> tuple[int, int]:  # value as signed 64 bits, position after it
+def read_varint(
+    raw: bytes, at: int
+) -> tuple[int, int]:  # value as signed 64 bits, position after it
     "Read a protobuf varint."
     value = shift = 0
     while True:
-        b = raw[at]; at += 1; value |= (b & 127) << shift
-        if b < 128: return (value if value < 1 << 63 else value - (1 << 64)), at
+        b = raw[at]
+        at += 1
+        value |= (b & 127) << shift
+        if b < 128:
+            return (value if value < 1 << 63 else value - (1 << 64)), at
         shift += 7
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-11
@@ -40,98 +50,159 @@ def read_strings(raw: bytes, at: int) -> list:  # bytes each
     out, end = [], len(raw)
     while at < end:
         n, at = (raw[at + 1], at + 2) if raw[at + 1] < 128 else read_varint(raw, at + 1)
-        out.append(raw[at:at + n]); at += n
+        out.append(raw[at : at + n])
+        at += n
     return out
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-12
 def read_integers(raw: bytes, at: int) -> list:
     "Read a message of repeated, packed integers."
     out, end = [], len(raw)
-    if at < end: _, at = read_varint(raw, at + 1)
-    while at < end: value, at = read_varint(raw, at); out.append(value)
+    if at < end:
+        _, at = read_varint(raw, at + 1)
+    while at < end:
+        value, at = read_varint(raw, at)
+        out.append(value)
     return out
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-13
 def decode_value(
-    raw,   # bytes of a field of Feast's hash; None or empty is missing
-):         # bytes, int, float, list of bytes, list of int, or None
+    raw,  # bytes of a field of Feast's hash; None or empty is missing
+):  # bytes, int, float, list of bytes, list of int, or None
     "Decode a value that Feast wrote; raise `RecsysError` for a type that no view has.\n\nprotobuf encoding; feast/types/Value.proto."
-    if not raw: return None
+    if not raw:
+        return None
     field = raw[0] >> 3
     try:
-        if field == 5: return struct.unpack_from("<d", raw, 1)[0]
+        if field == 5:
+            return struct.unpack_from("<d", raw, 1)[0]
         n, at = read_varint(raw, 1)
-        if field == 4: return n
-        if field in (2, 12, 14) and at + n == len(raw): return raw[at:] if field == 2 else (read_strings if field == 12 else read_integers)(raw, at)
-    except (IndexError, struct.error): pass
-    raise RecsysError(f"Valkey: {raw[:20]!r} is no string, number or list of them as Feast writes it; was the store filled by another version? Run the stage feature_store again")
+        if field == 4:
+            return n
+        if field in (2, 12, 14) and at + n == len(raw):
+            return (
+                raw[at:]
+                if field == 2
+                else (read_strings if field == 12 else read_integers)(raw, at)
+            )
+    except (IndexError, struct.error):
+        pass
+    raise RecsysError(
+        f"Valkey: {raw[:20]!r} is no string, number or list of them as Feast writes it; was the store filled by another version? Run the stage feature_store again"
+    )
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-16
 class OnlineUsers:
     "Answer what the online store knows of users."
-    def __init__(self,
-        bundle,           # Bundle: encoder, catalogue, defaults
-        client,           # redis.Redis with a short time-out, `servers.connect`
-        seen,             # seen.SeenStore
+
+    def __init__(
+        self,
+        bundle,  # Bundle: encoder, catalogue, defaults
+        client,  # redis.Redis with a short time-out, `servers.connect`
+        seen,  # seen.SeenStore
         breaker: Breaker,
-        settings: dict,   # `load_settings`
+        settings: dict,  # `load_settings`
     ):
-        self.bundle, self.client, self.filter, self.breaker, self.project = bundle, client, seen, breaker, settings["project"]
-        self.names, self.fields = [f["name"] for f in settings["fields"]], [bytes.fromhex(f["field"]) for f in settings["fields"]]
+        self.bundle, self.client, self.filter, self.breaker, self.project = (
+            bundle,
+            client,
+            seen,
+            breaker,
+            settings["project"],
+        )
+        self.names, self.fields = (
+            [f["name"] for f in settings["fields"]],
+            [bytes.fromhex(f["field"]) for f in settings["fields"]],
+        )
         values, codes = bundle.encoder.vocab.get("category_l1", ([], []))
         self.category = {b"": NULL, b"?": OOV} | dict(zip(map(bytes, values), map(int, codes)))
-        self.kinds = {f.source: f.kind for f in bundle.contract.side("user") if f.source != "user_id"}
+        self.kinds = {
+            f.source: f.kind for f in bundle.contract.side("user") if f.source != "user_id"
+        }
         self.length = bundle.contract["hist_items"].dim
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-17
 def load_settings(folder: str | Path) -> dict:
     "Read online.json, which says how Feast's hash of a user looks."
     file = Path(folder) / "online.json"
-    if not file.is_file(): raise RecsysError(f"{file}: no such file; run the stage feature_store first")
+    if not file.is_file():
+        raise RecsysError(f"{file}: no such file; run the stage feature_store first")
     return read_json(file)
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-19
 @patch
-def read(self: OnlineUsers,
-    users: list,   # ids, '' is anonymous
-) -> dict:         # feature -> what Feast holds for each user, decoded, None where missing
+def read(
+    self: OnlineUsers,
+    users: list,  # ids, '' is anonymous
+) -> dict:  # feature -> what Feast holds for each user, decoded, None where missing
     "Read both views of a batch of users in one round trip."
     asked = [i for i, u in enumerate(users) if u]
     rows = [[None] * len(self.fields)] * len(users)
-    for i, values in zip(asked, self.breaker.call(lambda: self._hashes([users[i] for i in asked])) if asked else ()): rows[i] = [decode_value(v) for v in values]
+    for i, values in zip(
+        asked, self.breaker.call(lambda: self._hashes([users[i] for i in asked])) if asked else ()
+    ):
+        rows[i] = [decode_value(v) for v in values]
     return dict(zip(self.names, zip(*rows)))
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-20
 @patch
 def _hashes(self: OnlineUsers, users: list) -> list:
     "Fetch the fields of each user's hash."
-    if len(users) == 1: return [self.client.execute_command("HMGET", user_key(users[0], self.project), *self.fields)]
+    if len(users) == 1:
+        return [
+            self.client.execute_command("HMGET", user_key(users[0], self.project), *self.fields)
+        ]
     pipe = self.client.pipeline(transaction=False)
-    for u in users: pipe.execute_command("HMGET", user_key(u, self.project), *self.fields)
+    for u in users:
+        pipe.execute_command("HMGET", user_key(u, self.project), *self.fields)
     return pipe.execute()
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-23
 @patch
-def state(self: OnlineUsers,
-    users: list,       # ids, '' is anonymous
-    now: np.ndarray,   # seconds, [B]
-) -> dict:             # inputs: user and history features [B]; rows: history as item rows [B, L]; known: [B]
+def state(
+    self: OnlineUsers,
+    users: list,  # ids, '' is anonymous
+    now: np.ndarray,  # seconds, [B]
+) -> dict:  # inputs: user and history features [B]; rows: history as item rows [B, L]; known: [B]
     "Gather the user's side of a batch."
     got, B, b = self.read(users), len(users), self.bundle
     known = np.array([v is not None for v in got["known_id"]], bool)
-    columns = {n: self._column(got[n], kind) for n, kind in self.kinds.items() if n in got} | dict(user_id=[u if k else "" for u, k in zip(users, known)])
+    columns = {n: self._column(got[n], kind) for n, kind in self.kinds.items() if n in got} | dict(
+        user_id=[u if k else "" for u, k in zip(users, known)]
+    )
     inputs, rows = b.encoder.encode("user", columns, B), np.full((B, self.length), -1)
     for i, items in enumerate(got["hist_items"]):
-        past = [b.row_of[x] for x in map(bytes.decode, items or ()) if x in b.row_of][-self.length:]   # an item that has left the catalogue leaves the history
-        if past: rows[i, -len(past):] = past
-    if b.contract["top_category"]: inputs["top_category"] = np.array([self._top(*x) for x in zip(got["top_category"], got["top_category_until"], np.asarray(now).tolist())], np.int64)
-    return dict(inputs=inputs | dict(hist_items=b.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=known)
+        past = [b.row_of[x] for x in map(bytes.decode, items or ()) if x in b.row_of][
+            -self.length :
+        ]  # an item that has left the catalogue leaves the history
+        if past:
+            rows[i, -len(past) :] = past
+    if b.contract["top_category"]:
+        inputs["top_category"] = np.array(
+            [
+                self._top(*x)
+                for x in zip(
+                    got["top_category"], got["top_category_until"], np.asarray(now).tolist()
+                )
+            ],
+            np.int64,
+        )
+    return dict(
+        inputs=inputs | dict(hist_items=b.encoded_ids[rows], hist_len=history_length(rows)),
+        rows=rows,
+        known=known,
+    )
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-24
 @patch
 def _column(self: OnlineUsers, values, kind: str) -> np.ndarray:
     "Turn a raw column into what the encoder takes."
-    return np.array([np.nan if v is None else v for v in values]) if kind == "continuous" else np.array([v or b"" for v in values], np.bytes_)
+    return (
+        np.array([np.nan if v is None else v for v in values])
+        if kind == "continuous"
+        else np.array([v or b"" for v in values], np.bytes_)
+    )
+
 
 @patch
 def _top(self: OnlineUsers, values, until, now: int) -> int:
@@ -141,15 +212,23 @@ def _top(self: OnlineUsers, values, until, now: int) -> int:
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-28
 @patch
-def seen_batch(self: OnlineUsers,
-    users: list,        # ids, '' is anonymous
-    rows: np.ndarray,   # item rows, -1 padded, [B, W]
-    now: np.ndarray,    # seconds, [B]
-) -> np.ndarray:        # bool [B, W]
+def seen_batch(
+    self: OnlineUsers,
+    users: list,  # ids, '' is anonymous
+    rows: np.ndarray,  # item rows, -1 padded, [B, W]
+    now: np.ndarray,  # seconds, [B]
+) -> np.ndarray:  # bool [B, W]
     "Tell which items users lately saw, in one round trip."
-    if not self.filter.days: return np.zeros(rows.shape, bool)
+    if not self.filter.days:
+        return np.zeros(rows.shape, bool)
     at = np.maximum(rows, 0)
-    return np.stack(self.breaker.call(lambda: self.filter.seen(users, list(self.bundle.hashes[at]), list(self.bundle.names[at]), now))) & (rows >= 0)
+    return np.stack(
+        self.breaker.call(
+            lambda: self.filter.seen(
+                users, list(self.bundle.hashes[at]), list(self.bundle.names[at]), now
+            )
+        )
+    ) & (rows >= 0)
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-29
 @patch
@@ -159,24 +238,40 @@ def seen(self: OnlineUsers, user: str, rows: np.ndarray, now: int) -> np.ndarray
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-31
 @patch
-def popular(self: OnlineUsers,
-    category: str,   # raw; '' for all
-    n: int,          # items wanted
-) -> np.ndarray:     # item rows, at most n: the category's by popularity, then all others'
+def popular(
+    self: OnlineUsers,
+    category: str,  # raw; '' for all
+    n: int,  # items wanted
+) -> np.ndarray:  # item rows, at most n: the category's by popularity, then all others'
     "Read what is popular now; the bundle's own order fills up what nobody has touched."
     keys = [f"{{pop}}:c:{category}", "{pop}:all"] if category else ["{pop}:all"]
+
     def ask():
         pipe = self.client.pipeline(transaction=False)
-        for k in keys: pipe.zrevrange(k, 0, n - 1)
+        for k in keys:
+            pipe.zrevrange(k, 0, n - 1)
         return pipe.execute()
-    known = self.bundle.row_of; found = list(dict.fromkeys(known[x] for ids in self.breaker.call(ask) for x in map(bytes.decode, ids) if x in known))
-    return np.array((found if len(found) >= n else list(dict.fromkeys([*found, *self.bundle.by_popularity.tolist()])))[:n], np.int64)
+
+    known = self.bundle.row_of
+    found = list(
+        dict.fromkeys(
+            known[x] for ids in self.breaker.call(ask) for x in map(bytes.decode, ids) if x in known
+        )
+    )
+    return np.array(
+        (
+            found
+            if len(found) >= n
+            else list(dict.fromkeys([*found, *self.bundle.by_popularity.tolist()]))
+        )[:n],
+        np.int64,
+    )
 
 # %% ../nbs/16_online_store.ipynb #16-online-store-33
 def forget_features(
-    client,                   # redis.Redis
+    client,  # redis.Redis
     user: str,
     project: str = "recsys",
-) -> int:                     # 1 where there was something
+) -> int:  # 1 where there was something
     "Erase what the feature store knows of a user."
     return client.delete(user_key(user, project)) if user else 0

@@ -19,100 +19,320 @@ from .examples import make_examples
 from .recommender import Bundle
 
 # %% ../nbs/14_page.ipynb #14-page-07
-def number(x, signed: bool = False, digits: int = 4) -> str: "Write a number for a table; nothing for none."; return "" if x is None else f"{x:+.{digits}f}" if signed else f"{x:.{digits}f}"
+def number(x, signed: bool = False, digits: int = 4) -> str:
+    "Write a number for a table; nothing for none."
+    return "" if x is None else f"{x:+.{digits}f}" if signed else f"{x:.{digits}f}"
+
 
 def interval(r: dict, key: str, ends: tuple) -> str:
     "Draw a value with its interval on a scale from ends[0] to ends[1]; a line marks zero where the scale has it."
-    width = max(ends[1] - ends[0], 1e-12); x = lambda v: 4 + 192 * (v - ends[0]) / width; low, high = (r[key] if r.get(k) is None else r[k] for k in ("low", "high"))
-    zero = f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="16"/>' if ends[0] < 0 < ends[1] else ""
+    width = max(ends[1] - ends[0], 1e-12)
+    x = lambda v: 4 + 192 * (v - ends[0]) / width
+    low, high = (r[key] if r.get(k) is None else r[k] for k in ("low", "high"))
+    zero = (
+        f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="16"/>'
+        if ends[0] < 0 < ends[1]
+        else ""
+    )
     return f'<svg viewBox="0 0 200 16" width="200" height="16" role="img" aria-label="{number(r[key])}, {number(low)} to {number(high)}">{zero}<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="8" y2="8"/><circle cx="{x(r[key]):.1f}" cy="8" r="3.5"/></svg>'
 
-def table(head: list, rows: list, text: tuple = (0,)) -> str:  # rows of strings, those of columns in `text` escaped, the others numbers or drawings
+
+def table(
+    head: list, rows: list, text: tuple = (0,)
+) -> str:  # rows of strings, those of columns in `text` escaped, the others numbers or drawings
     "Write a table; columns of text stand on the left."
-    cell = lambda i, v, tag: f'<{tag}{"" if i in text else " class=n"}>{html.escape(str(v)) if i in text or tag == "th" else v}</{tag}>'
+    cell = (
+        lambda i,
+        v,
+        tag: f"<{tag}{'' if i in text else ' class=n'}>{html.escape(str(v)) if i in text or tag == 'th' else v}</{tag}>"
+    )
     line = lambda row, tag: "<tr>" + "".join(cell(i, v, tag) for i, v in enumerate(row)) + "</tr>"
-    return '<div class="wide"><table><thead>' + line(head, "th") + "</thead><tbody>" + "".join(line(r, "td") for r in rows) + "</tbody></table></div>"
+    return (
+        '<div class="wide"><table><thead>'
+        + line(head, "th")
+        + "</thead><tbody>"
+        + "".join(line(r, "td") for r in rows)
+        + "</tbody></table></div>"
+    )
 
 # %% ../nbs/14_page.ipynb #14-page-09
-def interval_table(name: str, rows: list, key: str = "value", signed: bool = False, digits: int = 4, label: str = "segment", more: tuple = ()) -> str:
+def interval_table(
+    name: str,
+    rows: list,
+    key: str = "value",
+    signed: bool = False,
+    digits: int = 4,
+    label: str = "segment",
+    more: tuple = (),
+) -> str:
     "Write rows with intervals as a table: the label, further columns, value, interval, drawing, cases."
-    ends = min(0, *(r[key] if r.get("low") is None else r["low"] for r in rows)), max(r[key] if r.get("high") is None else r["high"] for r in rows); ends = (ends[0], max(ends[1], 0))
-    between = lambda r: "" if r.get("low") is None else f"{number(r['low'], signed, digits)} to {number(r['high'], signed, digits)}"
-    return table([label, *more, name, "95 % interval", "", "cases"], [[str(r[label]).replace("_", " "), *(number(r[m], digits=digits) for m in more), number(r[key], signed, digits), between(r), interval(r, key, ends), f"{r['n']:,}"] for r in rows])
+    ends = (
+        min(0, *(r[key] if r.get("low") is None else r["low"] for r in rows)),
+        max(r[key] if r.get("high") is None else r["high"] for r in rows),
+    )
+    ends = (ends[0], max(ends[1], 0))
+    between = (
+        lambda r: ""
+        if r.get("low") is None
+        else f"{number(r['low'], signed, digits)} to {number(r['high'], signed, digits)}"
+    )
+    return table(
+        [label, *more, name, "95 % interval", "", "cases"],
+        [
+            [
+                str(r[label]).replace("_", " "),
+                *(number(r[m], digits=digits) for m in more),
+                number(r[key], signed, digits),
+                between(r),
+                interval(r, key, ends),
+                f"{r['n']:,}",
+            ]
+            for r in rows
+        ],
+    )
 
-def pick(rows: list, **where) -> list: "Select rows by their fields."; return [r for r in rows if all(r[k] == v for k, v in where.items())]
+
+def pick(rows: list, **where) -> list:
+    "Select rows by their fields."
+    return [r for r in rows if all(r[k] == v for k, v in where.items())]
 
 # %% ../nbs/14_page.ipynb #14-page-12
 def summarize(rows: list, fits: dict) -> list:  # one dictionary a system, best first
     "Put each system's headline figures side by side."
     value = {(r["system"], r["metric"]): r for r in rows if r["segment"] == "all"}
     names = sorted(fits, key=lambda s: -value[s, "ndcg@10"]["value"])
-    return [dict(system=s, **{k: value[s, "ndcg@10"][k] for k in ("value", "low", "high")}, **{m: value[s, m]["value"] for m in ("recall@10", "mrr@10", "coverage@10")}, fitted_on=fits[s]) for s in names]
+    return [
+        dict(
+            system=s,
+            **{k: value[s, "ndcg@10"][k] for k in ("value", "low", "high")},
+            **{m: value[s, m]["value"] for m in ("recall@10", "mrr@10", "coverage@10")},
+            fitted_on=fits[s],
+        )
+        for s in names
+    ]
+
 
 def systems_section(found: dict) -> str:
     "Tell how good each system is, and on which data it was fitted."
-    rows, short = summarize(found["metrics"], found["fitted_on"]), ("recall@10", "mrr@10"); ends = (0, max(r["high"] for r in rows))
-    body = table(["system", "NDCG@10", "95 % interval", "", *short, "fitted on"], [[r["system"], number(r["value"]), f"{number(r['low'])} to {number(r['high'])}", interval(r, "value", ends), *(number(r[m]) for m in short), r["fitted_on"]] for r in rows], (0, 6))
-    shown = {(r["system"], r["metric"]): r["value"] for r in found["metrics"] if r["segment"] == "all"}; beyond = {"coverage": "coverage@10", "Gini of exposure": "gini@10", "novelty, bits": "novelty@10", "popularity bias": "popularity_bias@10"}
-    body += "<h3>What is shown, chosen or not</h3>" + table(["system", *beyond], [[r["system"], *(number(shown[r["system"], m]) for m in beyond.values())] for r in rows])
-    return section("Systems", "Metrics are averaged per user, then over users; intervals are of a bootstrap over users. <i>full</i> is what a visitor sees, <i>full_unfiltered</i> the same without the seen filter, <i>retrieval</i> the candidates in their own order.", body)
+    rows, short = summarize(found["metrics"], found["fitted_on"]), ("recall@10", "mrr@10")
+    ends = (0, max(r["high"] for r in rows))
+    body = table(
+        ["system", "NDCG@10", "95 % interval", "", *short, "fitted on"],
+        [
+            [
+                r["system"],
+                number(r["value"]),
+                f"{number(r['low'])} to {number(r['high'])}",
+                interval(r, "value", ends),
+                *(number(r[m]) for m in short),
+                r["fitted_on"],
+            ]
+            for r in rows
+        ],
+        (0, 6),
+    )
+    shown = {
+        (r["system"], r["metric"]): r["value"] for r in found["metrics"] if r["segment"] == "all"
+    }
+    beyond = {
+        "coverage": "coverage@10",
+        "Gini of exposure": "gini@10",
+        "novelty, bits": "novelty@10",
+        "popularity bias": "popularity_bias@10",
+    }
+    body += "<h3>What is shown, chosen or not</h3>" + table(
+        ["system", *beyond],
+        [[r["system"], *(number(shown[r["system"], m]) for m in beyond.values())] for r in rows],
+    )
+    return section(
+        "Systems",
+        "Metrics are averaged per user, then over users; intervals are of a bootstrap over users. <i>full</i> is what a visitor sees, <i>full_unfiltered</i> the same without the seen filter, <i>retrieval</i> the candidates in their own order.",
+        body,
+    )
 
-def section(title: str, says: str, body: str) -> str: "Write a section; `says` is HTML."; return f"<section><h2>{html.escape(title)}</h2><p>{says}</p>{body}</section>"
+
+def section(title: str, says: str, body: str) -> str:
+    "Write a section; `says` is HTML."
+    return f"<section><h2>{html.escape(title)}</h2><p>{says}</p>{body}</section>"
 
 # %% ../nbs/14_page.ipynb #14-page-13
 def segments_section(found: dict) -> str:
     "Tell what retrieval leaves possible and how near the full path comes to the oracle, by segment."
-    recall = [r for r in found["metrics"] if r["system"] == "retrieval" and r["metric"] == f"recall@{found['ranks'].candidates}"]
+    recall = [
+        r
+        for r in found["metrics"]
+        if r["system"] == "retrieval" and r["metric"] == f"recall@{found['ranks'].candidates}"
+    ]
     share = [r for r in found["metrics"] if r["metric"].startswith("share of the oracle")]
-    out = section("Retrieval's ceiling", f"Share of cases whose item is among the {found['ranks'].candidates} candidates: no order of them can find more.", interval_table(recall[0]["metric"], recall)) if recall else ""
-    return out + (section("Share of the oracle", "NDCG@10 of the full path over that of the ranking by true choice probabilities, users drawn for both at once.", interval_table("share", share, digits=3)) if share else "")
+    out = (
+        section(
+            "Retrieval's ceiling",
+            f"Share of cases whose item is among the {found['ranks'].candidates} candidates: no order of them can find more.",
+            interval_table(recall[0]["metric"], recall),
+        )
+        if recall
+        else ""
+    )
+    return out + (
+        section(
+            "Share of the oracle",
+            "NDCG@10 of the full path over that of the ranking by true choice probabilities, users drawn for both at once.",
+            interval_table("share", share, digits=3),
+        )
+        if share
+        else ""
+    )
+
 
 def inputs_section(found: dict) -> str:
     "Tell what each input is worth, overall and by segment, and whether context helps as the truth says."
-    rows = [r | {"without": f"without {r['without']}", "with it": r["served"], "without it": r["value"]} for r in found["ablations"]]; whole = pick(rows, segment="all")
-    if not whole: return ""
+    rows = [
+        r | {"without": f"without {r['without']}", "with it": r["served"], "without it": r["value"]}
+        for r in found["ablations"]
+    ]
+    whole = pick(rows, segment="all")
+    if not whole:
+        return ""
     says = f"On {whole[0]['n']:,} cases. Each input takes the value that it has where it is unknown, in candidates, history, index and ranker: {NOT_RETRAINED}, so a model trained without the input may lose less."
-    body = "".join(f"<h3>{t}</h3>" + interval_table("change of NDCG@10", pick(whole, system=s), "difference", True, label="without", more=("with it", "without it")) for s, t in (("full", "The full path"), ("retrieval", "Retrieval alone")))
-    cuts = list(dict.fromkeys(r["segment"] for r in rows)); what = list(dict.fromkeys(r["without"] for r in rows)); at = {(r["without"], r["segment"]): r for r in pick(rows, system="full")}
-    body += "<h3>The full path by segment</h3>" + table(["change of NDCG@10", *(c.replace("_", " ") for c in cuts)], [[w, *(f"{number(at[w, c]['difference'], True)}<br><small>{number(at[w, c]['low'], True)} to {number(at[w, c]['high'], True)}</small>" for c in cuts)] for w in what])
-    context = section("Device, hour and weekday", "What they are worth to the full path, beside what they are worth to the oracle: NDCG@10 with them less that without. The truth is known on the simulated shop only.", interval_table("gain", [r | {"with": r["value"], "without": r["blind"]} for r in found["context"]], "gain", True, label="system", more=("with", "without"))) if found["context"] else ""
+    body = "".join(
+        f"<h3>{t}</h3>"
+        + interval_table(
+            "change of NDCG@10",
+            pick(whole, system=s),
+            "difference",
+            True,
+            label="without",
+            more=("with it", "without it"),
+        )
+        for s, t in (("full", "The full path"), ("retrieval", "Retrieval alone"))
+    )
+    cuts = list(dict.fromkeys(r["segment"] for r in rows))
+    what = list(dict.fromkeys(r["without"] for r in rows))
+    at = {(r["without"], r["segment"]): r for r in pick(rows, system="full")}
+    body += "<h3>The full path by segment</h3>" + table(
+        ["change of NDCG@10", *(c.replace("_", " ") for c in cuts)],
+        [
+            [
+                w,
+                *(
+                    f"{number(at[w, c]['difference'], True)}<br><small>{number(at[w, c]['low'], True)} to {number(at[w, c]['high'], True)}</small>"
+                    for c in cuts
+                ),
+            ]
+            for w in what
+        ],
+    )
+    context = (
+        section(
+            "Device, hour and weekday",
+            "What they are worth to the full path, beside what they are worth to the oracle: NDCG@10 with them less that without. The truth is known on the simulated shop only.",
+            interval_table(
+                "gain",
+                [r | {"with": r["value"], "without": r["blind"]} for r in found["context"]],
+                "gain",
+                True,
+                label="system",
+                more=("with", "without"),
+            ),
+        )
+        if found["context"]
+        else ""
+    )
     return section("What each input is worth", says, body) + context
 
 # %% ../nbs/14_page.ipynb #14-page-14
 def reliability(quality: dict) -> str:  # SVG
     "Draw predicted probability against the share that was chosen, both on a log scale."
-    p, y, _ = np.array(quality["table"]).T; p, y = p[y > 0], y[y > 0]
-    if not len(p): return ""
-    low, high = np.floor(np.log10(min(p.min(), y.min()))), np.ceil(np.log10(max(p.max(), y.max()))); high = max(high, low + 1); at = lambda v: 300 * (np.log10(v) - low) / (high - low)
-    ticks = "".join(f'<text x="{50 + at(t):.0f}" y="326" text-anchor="middle">{t:g}</text><text x="44" y="{314 - at(t):.0f}" text-anchor="end">{t:g}</text>' for t in 10.0 ** np.arange(low, high + 1))
-    dots = "".join(f'<circle cx="{50 + at(a):.1f}" cy="{310 - at(b):.1f}" r="3.5"><title>{a:.2g} predicted, {b:.2g} chosen</title></circle>' for a, b in zip(p, y))
+    p, y, _ = np.array(quality["table"]).T
+    p, y = p[y > 0], y[y > 0]
+    if not len(p):
+        return ""
+    low, high = np.floor(np.log10(min(p.min(), y.min()))), np.ceil(np.log10(max(p.max(), y.max())))
+    high = max(high, low + 1)
+    at = lambda v: 300 * (np.log10(v) - low) / (high - low)
+    ticks = "".join(
+        f'<text x="{50 + at(t):.0f}" y="326" text-anchor="middle">{t:g}</text><text x="44" y="{314 - at(t):.0f}" text-anchor="end">{t:g}</text>'
+        for t in 10.0 ** np.arange(low, high + 1)
+    )
+    dots = "".join(
+        f'<circle cx="{50 + at(a):.1f}" cy="{310 - at(b):.1f}" r="3.5"><title>{a:.2g} predicted, {b:.2g} chosen</title></circle>'
+        for a, b in zip(p, y)
+    )
     return f'<svg viewBox="-15 0 395 345" width="395" height="345" role="img" aria-label="reliability"><rect x="50" y="10" width="300" height="300"/><line class="zero" x1="50" y1="310" x2="350" y2="10"/>{dots}{ticks}<text x="200" y="342" text-anchor="middle">predicted probability</text><text x="0" y="160" text-anchor="middle" transform="rotate(-90 0 160)">share chosen</text></svg>'
+
 
 def calibration_section(found: dict) -> str:
     "Tell whether the ranker's probabilities are probabilities."
-    q = found["calibration"]; names = {"AUC": "auc", "log loss": "log_loss", "log loss of the mean share": "log_loss_of_the_mean", "calibration error": "calibration_error", "choices promised a case": "predicted_a_case", "choices found a case": "chosen_a_case"}; numbers = {k: number(q[v]) for k, v in names.items()}
+    q = found["calibration"]
+    names = {
+        "AUC": "auc",
+        "log loss": "log_loss",
+        "log loss of the mean share": "log_loss_of_the_mean",
+        "calibration error": "calibration_error",
+        "choices promised a case": "predicted_a_case",
+        "choices found a case": "chosen_a_case",
+    }
+    numbers = {k: number(q[v]) for k, v in names.items()}
     says = f"The ranker's probability that an item is the next choice, over the {q['candidates']:,} {html.escape(q['over'])} ({q['cases']:,} cases, {q['chosen']:,} candidates were chosen). Dots are groups of equal size; on the line, what was promised was found."
-    return section("Calibration of the ranker", says, '<div class="two">' + reliability(q) + table(["", ""], list(numbers.items())) + "</div>")
+    return section(
+        "Calibration of the ranker",
+        says,
+        '<div class="two">' + reliability(q) + table(["", ""], list(numbers.items())) + "</div>",
+    )
+
 
 def card(x: dict) -> str:  # of `make_examples`
     "Show one example; on the page, what was chosen is bold."
-    item = lambda i, tag="span": f"<{tag}>{html.escape(i[0])}</{tag}> <small>{html.escape(i[1])}</small>"
-    past, shown = "".join(f"<li>{item(i)}</li>" for i in x["past"]), "".join(f"<li>{item(i, 'b' if x['where'] == f'place {n}' else 'span')}</li>" for n, i in enumerate(x["shown"], 1))
-    who = html.escape(f"User {x['user']}, {x['when']} UTC" + (f", {x['device']}" if x["device"] else ""))
+    item = (
+        lambda i,
+        tag="span": f"<{tag}>{html.escape(i[0])}</{tag}> <small>{html.escape(i[1])}</small>"
+    )
+    past, shown = (
+        "".join(f"<li>{item(i)}</li>" for i in x["past"]),
+        "".join(
+            f"<li>{item(i, 'b' if x['where'] == f'place {n}' else 'span')}</li>"
+            for n, i in enumerate(x["shown"], 1)
+        ),
+    )
+    who = html.escape(
+        f"User {x['user']}, {x['when']} UTC" + (f", {x['device']}" if x["device"] else "")
+    )
     return f"<article><h3>{'Right' if x['right'] else 'Wrong'}: {html.escape(x['where'])}</h3><p>{who}</p><p>Chosen: {item(x['chosen'], 'b')}</p><p>Before, newest first:</p><ul>{past}</ul><p>The page:</p><ol>{shown}</ol></article>"
+
 
 def examples_section(examples: list) -> str:
     "Show examples as cards."
-    return section("Examples", "Drawn by the run's seed from users with a history: cases whose item was on the page of ten, and cases whose item was not.", '<div class="cards">' + "".join(map(card, examples)) + "</div>") if examples else ""
+    return (
+        section(
+            "Examples",
+            "Drawn by the run's seed from users with a history: cases whose item was on the page of ten, and cases whose item was not.",
+            '<div class="cards">' + "".join(map(card, examples)) + "</div>",
+        )
+        if examples
+        else ""
+    )
 
 # %% ../nbs/14_page.ipynb #14-page-16
 def runs_section(rows: list, names: tuple) -> str:  # of `compare_runs`
     "Put two runs side by side: every system over all cases, the full path and retrieval by segment."
-    one, two = names; labelled = [{one: r["first"], two: r["second"], **r} for r in rows]; part = lambda **k: pick(labelled, **k)
-    show = lambda rows, label: interval_table(f"{one} less {two}", rows, "difference", True, label=label, more=names)
+    one, two = names
+    labelled = [{one: r["first"], two: r["second"], **r} for r in rows]
+    part = lambda **k: pick(labelled, **k)
+    show = lambda rows, label: interval_table(
+        f"{one} less {two}", rows, "difference", True, label=label, more=names
+    )
     body = "<h3>Systems, NDCG@10</h3>" + show(part(segment="all", metric="ndcg@10"), "system")
-    for system, metric in dict.fromkeys((r["system"], r["metric"]) for r in rows if r["system"] in ("full", "retrieval")): body += f"<h3>{html.escape(system)}, {html.escape(metric)}</h3>" + show(part(system=system, metric=metric), "segment")
-    return section(f"{one} beside {two}", f"The same cases in both runs; above zero {html.escape(one)} is better. Intervals are paired: users are drawn for both runs at once.", body)
+    for system, metric in dict.fromkeys(
+        (r["system"], r["metric"]) for r in rows if r["system"] in ("full", "retrieval")
+    ):
+        body += f"<h3>{html.escape(system)}, {html.escape(metric)}</h3>" + show(
+            part(system=system, metric=metric), "segment"
+        )
+    return section(
+        f"{one} beside {two}",
+        f"The same cases in both runs; above zero {html.escape(one)} is better. Intervals are paired: users are drawn for both runs at once.",
+        body,
+    )
 
 # %% ../nbs/14_page.ipynb #14-page-19
 STYLE = """:root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d0d7de;--paper:#fff;--mark:#0b63c4}
@@ -123,12 +343,23 @@ h2{margin-top:3rem;border-top:2px solid var(--ink)}table{border-collapse:collaps
 article{flex:1 1 20rem;border:1px solid var(--line);border-radius:.4rem;padding:0 1rem}h3{margin:1rem 0 .3rem}article ul,article ol{margin:.2rem 0 1rem;padding-left:1.6rem}article p{margin:.3rem 0}article b{color:var(--mark)}
 svg line{stroke:var(--ink);stroke-width:1.5}svg circle{fill:var(--mark)}svg .zero{stroke:var(--soft);stroke-dasharray:3 3;stroke-width:1}svg rect{fill:none;stroke:var(--line)}svg text{fill:var(--soft);font-size:12px}svg{max-width:100%}td svg{min-width:200px}"""
 
-def load_evaluation(p: Params) -> dict:  # metrics, comparisons, fitted_on, ablations, context, calibration as written; ranks of `load_ranks`
-    "Read what the stage `evaluate` left."
-    folder = run_dir(p) / "evaluate"; ranks = load_ranks(folder)
-    return {n: read_json(folder / f"{n}.json") for n in ("metrics", "comparisons", "fitted_on", "ablations", "context", "calibration")} | dict(ranks=ranks)
 
-def run_names(p: Params, other: Params) -> tuple: "Tell two runs apart by name, by folder where the names are the same."; return (p.RUN, other.RUN) if p.RUN != other.RUN else (str(run_dir(p)), str(run_dir(other)))
+def load_evaluation(
+    p: Params,
+) -> dict:  # metrics, comparisons, fitted_on, ablations, context, calibration as written; ranks of `load_ranks`
+    "Read what the stage `evaluate` left."
+    folder = run_dir(p) / "evaluate"
+    ranks = load_ranks(folder)
+    return {
+        n: read_json(folder / f"{n}.json")
+        for n in ("metrics", "comparisons", "fitted_on", "ablations", "context", "calibration")
+    } | dict(ranks=ranks)
+
+
+def run_names(p: Params, other: Params) -> tuple:
+    "Tell two runs apart by name, by folder where the names are the same."
+    return (p.RUN, other.RUN) if p.RUN != other.RUN else (str(run_dir(p)), str(run_dir(other)))
+
 
 def compare_with(p: Params, other: Params) -> list:  # of `compare_runs`
     "Compare a run with another one; raise `RecsysError` where their cases differ."
@@ -136,11 +367,28 @@ def compare_with(p: Params, other: Params) -> list:  # of `compare_runs`
     return compare_runs(one, two, run_names(p, other), p.BOOTSTRAP, p.SEED)
 
 # %% ../nbs/14_page.ipynb #14-page-20
-def write_page(p: Params, path: Path, other: Params = None, compared: list = ()) -> Path:  # compared: of `compare_with`
+def write_page(
+    p: Params, path: Path, other: Params = None, compared: list = ()
+) -> Path:  # compared: of `compare_with`
     "Write a run's evaluation as one page, beside another run's where there is one."
-    found, title = load_evaluation(p), f"Evaluation of {p.RUN}" + (f" beside {other.RUN}" if other else ""); kept = found["ranks"]
+    found, title = (
+        load_evaluation(p),
+        f"Evaluation of {p.RUN}" + (f" beside {other.RUN}" if other else ""),
+    )
+    kept = found["ranks"]
     head = f"<h1>{html.escape(title)}</h1><p>{len(kept.pos):,} held-out cases, each over the whole catalogue of {kept.items:,} items; the user's history is {'hidden from' if kept.masked else 'open to'} every system.</p>"
     examples = make_examples(kept, load_prepared(p), Bundle(run_dir(p) / "bundle"), seed=p.SEED)
-    body = systems_section(found) + (runs_section(compared, run_names(p, other)) if other else "") + segments_section(found) + inputs_section(found) + calibration_section(found) + examples_section(examples)
-    with atomic_path(path) as tmp: tmp.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{STYLE}</style>{head}{body}</html>\n', encoding="utf-8")
+    body = (
+        systems_section(found)
+        + (runs_section(compared, run_names(p, other)) if other else "")
+        + segments_section(found)
+        + inputs_section(found)
+        + calibration_section(found)
+        + examples_section(examples)
+    )
+    with atomic_path(path) as tmp:
+        tmp.write_text(
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{STYLE}</style>{head}{body}</html>\n',
+            encoding="utf-8",
+        )
     return Path(path)

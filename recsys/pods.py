@@ -15,153 +15,303 @@ from types import SimpleNamespace
 from filelock import Timeout
 from .bundles import bundle_path, live_lock, read_live, store_home
 from .core import Params, RecsysError
-from .promote import alive, answered_by, lay_out, live_folder, live_repository, run_folder, settle
+from recsys.promote import (
+    alive,
+    answered_by,
+    lay_out,
+    live_folder,
+    live_repository,
+    run_folder,
+    settle,
+)
 from .recommender import Bundle
 from .servers import connect, hide_password
-from .serving import _DEEP, Client, Control, Canary, TritonServer, backend_dir, server_env, _triton
+from recsys.serving import (
+    _DEEP,
+    Client,
+    Control,
+    Canary,
+    TritonServer,
+    backend_dir,
+    server_env,
+    _triton,
+)
 from .triton import CANARY, clock_start, run_params
 
 # %% ../nbs/24_pods.ipynb #24-pods-05
-def volume() -> Path: "Find the bundle store on the shared volume, which RECSYS_OUTPUTS names."; return store_home(Params(dict(RUN="live")))
+def volume() -> Path:
+    "Find the bundle store on the shared volume, which RECSYS_OUTPUTS names."
+    return store_home(Params(dict(RUN="live")))
 
-def wait_live(home: Path, stop=None, every: float = 5) -> dict:  # the pointer; empty where `stop` came first
+
+def wait_live(
+    home: Path, stop=None, every: float = 5
+) -> dict:  # the pointer; empty where `stop` came first
     "Wait until something is live."
     told = False
     while not (live := read_live(home)) and not (stop and stop.is_set()):
-        if not told: print(f"{home}: nothing is live yet; waiting for a pipeline to promote a run", flush=True); told = True
+        if not told:
+            print(
+                f"{home}: nothing is live yet; waiting for a pipeline to promote a run", flush=True
+            )
+            told = True
         stop.wait(every) if stop else time.sleep(every)
     return live
+
 
 def live_params(home: Path, key: str = "run", **over) -> Params:
     "Collect the parameters of the run that is live, or with `online_run` of the one whose Valkey and logs serve."
     url, password = os.environ.get("RECSYS_VALKEY_URL", ""), os.environ.get("VALKEY_PASSWORD", "")
-    if password: url = url.replace(f":{password}@", ":${VALKEY_PASSWORD}@")   # no file gets it in clear
-    return run_params(run_folder(home, read_live(home)[key]), **(dict(VALKEY_URL=url) if url else {}), **over)
+    if password:
+        url = url.replace(f":{password}@", ":${VALKEY_PASSWORD}@")  # no file gets it in clear
+    return run_params(
+        run_folder(home, read_live(home)[key]), **(dict(VALKEY_URL=url) if url else {}), **over
+    )
 
 # %% ../nbs/24_pods.ipynb #24-pods-08
 def triton_command(
     repository: Path,
-    key: str,                  # of model control
-    host: str = "127.0.0.1",   # address of all ports
-    p: Params | None = None,   # HTTP_PORT, GRPC_PORT, METRICS_PORT
-    drain: int = 30,           # seconds for requests under way when it is told to end
-) -> tuple:                    # command line, environment
+    key: str,  # of model control
+    host: str = "127.0.0.1",  # address of all ports
+    p: Params | None = None,  # HTTP_PORT, GRPC_PORT, METRICS_PORT
+    drain: int = 30,  # seconds for requests under way when it is told to end
+) -> tuple:  # command line, environment
     "Make the command line and the environment of a pod's server."
-    if not key: raise RecsysError("RECSYS_ADMIN_KEY is not set: without a key anyone could load models")
+    if not key:
+        raise RecsysError("RECSYS_ADMIN_KEY is not set: without a key anyone could load models")
     p, program, env = p or Params(), shutil.which("tritonserver"), server_env()
-    backends = Path(program).resolve().parent.parent / "backends" if program else backend_dir(live_folder(Path(repository).parent.parent) / "backends", env)
-    asked = SimpleNamespace(http_port=p.HTTP_PORT, grpc_port=p.GRPC_PORT, metrics_port=p.METRICS_PORT, repository=repository, ensemble="recommender", key=key, shm="recsys_pod_")
-    changed = {"--exit-timeout-secs=3": f"--exit-timeout-secs={drain}"} | {f"--{x}-address=127.0.0.1": f"--{x}-address={host}" for x in ("http", "grpc", "metrics")}
+    backends = (
+        Path(program).resolve().parent.parent / "backends"
+        if program
+        else backend_dir(live_folder(Path(repository).parent.parent) / "backends", env)
+    )
+    asked = SimpleNamespace(
+        http_port=p.HTTP_PORT,
+        grpc_port=p.GRPC_PORT,
+        metrics_port=p.METRICS_PORT,
+        repository=repository,
+        ensemble="recommender",
+        key=key,
+        shm="recsys_pod_",
+    )
+    changed = {"--exit-timeout-secs=3": f"--exit-timeout-secs={drain}"} | {
+        f"--{x}-address=127.0.0.1": f"--{x}-address={host}" for x in ("http", "grpc", "metrics")
+    }
     options = TritonServer.options(asked, backends)
-    if left := set(changed) - set(options): raise RecsysError(f"tritonserver's options have changed: {', '.join(sorted(left))}")
-    return [*_DEEP, str(program or _triton() / "bin" / "tritonserver"), *(changed.get(o, o) for o in options)], env
+    if left := set(changed) - set(options):
+        raise RecsysError(f"tritonserver's options have changed: {', '.join(sorted(left))}")
+    return [
+        *_DEEP,
+        str(program or _triton() / "bin" / "tritonserver"),
+        *(changed.get(o, o) for o in options),
+    ], env
 
 # %% ../nbs/24_pods.ipynb #24-pods-10
 def triton_pod(home: Path, host: str = "127.0.0.1", **over) -> None:
     "Lay out what is live and become its server; does not return."
     wait_live(home)
-    with live_lock(home): lay_out(home)
+    with live_lock(home):
+        lay_out(home)
     p, url = live_params(home, "online_run", **over), os.environ.get("RECSYS_VALKEY_URL", "")
-    command, env = triton_command(live_repository(home), os.environ.get("RECSYS_ADMIN_KEY", ""), host, p)
-    env |= dict(RECSYS_RUN=str(run_folder(home, read_live(home)["online_run"])), **start_of_clock(url))
-    print(f"tritonserver on {host}, bundle {read_live(home)['version']}, Valkey {hide_password(url) or 'none'}", flush=True)
+    command, env = triton_command(
+        live_repository(home), os.environ.get("RECSYS_ADMIN_KEY", ""), host, p
+    )
+    env |= dict(
+        RECSYS_RUN=str(run_folder(home, read_live(home)["online_run"])), **start_of_clock(url)
+    )
+    print(
+        f"tritonserver on {host}, bundle {read_live(home)['version']}, Valkey {hide_password(url) or 'none'}",
+        flush=True,
+    )
     os.execvpe(command[0], command, env)
+
 
 def start_of_clock(url: str) -> dict:  # environment
     "Ask Valkey when the replay clock began; a Valkey that doesn't answer keeps no server from starting."
     from redis.exceptions import RedisError
-    try: return dict(RECSYS_CLOCK=str(clock_start(connect(url, 2000)))) if url else {}
-    except (RedisError, OSError) as e: print(f"Valkey {hide_password(url)}: {e}; the clock begins now", flush=True); return {}
+
+    try:
+        return dict(RECSYS_CLOCK=str(clock_start(connect(url, 2000)))) if url else {}
+    except (RedisError, OSError) as e:
+        print(f"Valkey {hide_password(url)}: {e}; the clock begins now", flush=True)
+        return {}
 
 # %% ../nbs/24_pods.ipynb #24-pods-13
 def follow_once(
     home: Path,
     server: Control,
-    done: dict,          # pointer that it last followed
-) -> dict:               # pointer that it follows now
+    done: dict,  # pointer that it last followed
+) -> dict:  # pointer that it follows now
     "Move a server to what the pointer says, unless a promotion is at it or the server isn't up."
-    live = read_live(home); version = live.get("version")
-    if not alive(server) or (live == done and answered_by(server) in ("", version)): return done   # no answer: it was taken out, and is tried again with the next pointer
+    live = read_live(home)
+    version = live.get("version")
+    if not alive(server) or (live == done and answered_by(server) in ("", version)):
+        return done  # no answer: it was taken out, and is tried again with the next pointer
     try:
-        with live_lock(home).acquire(timeout=0): rows = settle(home, {"this pod": server})
-    except Timeout: return done
-    for r in rows: print(f"bundle {version} is live" if r["ready"] else f"bundle {version} can't be loaded, this pod is not ready any more: {r['error']}", flush=True)
+        with live_lock(home).acquire(timeout=0):
+            rows = settle(home, {"this pod": server})
+    except Timeout:
+        return done
+    for r in rows:
+        print(
+            f"bundle {version} is live"
+            if r["ready"]
+            else f"bundle {version} can't be loaded, this pod is not ready any more: {r['error']}",
+            flush=True,
+        )
     return live
 
-def follow_pod(home: Path, stop: threading.Event, every: float = .5, **over) -> None:
+
+def follow_pod(home: Path, stop: threading.Event, every: float = 0.5, **over) -> None:
     "Keep the server of this pod at what is live."
-    if not wait_live(home, stop): return
+    if not wait_live(home, stop):
+        return
     p, done = live_params(home, "online_run", **over), {}
-    server = Control(f"http://127.0.0.1:{p.HTTP_PORT}", os.environ.get("RECSYS_ADMIN_KEY", ""), live_repository(home))
+    server = Control(
+        f"http://127.0.0.1:{p.HTTP_PORT}",
+        os.environ.get("RECSYS_ADMIN_KEY", ""),
+        live_repository(home),
+    )
     with Client(f"127.0.0.1:{p.GRPC_PORT}", timeout=5) as client:
-        canary = Canary(server, lambda: client.recommend(k=1, request_id=CANARY), log=Path(tempfile.gettempdir()) / "canary.log")
+        canary = Canary(
+            server,
+            lambda: client.recommend(k=1, request_id=CANARY),
+            log=Path(tempfile.gettempdir()) / "canary.log",
+        )
         while not stop.is_set():
             done = follow_once(home, server, done)
-            if done and server.ready(): canary.once()
+            if done and server.ready():
+                canary.once()
             stop.wait(every)
 
 # %% ../nbs/24_pods.ipynb #24-pods-16
 class Health:
     "Serve `/healthz` and `/metrics` of a process that makes steps."
-    def __init__(self,
-        port: int,               # 0: a free one
+
+    def __init__(
+        self,
+        port: int,  # 0: a free one
         host: str = "127.0.0.1",
-        patience: float = 60,    # seconds without a step until it counts as dead
-        metrics=lambda: {},      # function -> {(name, labels as pairs): number}
+        patience: float = 60,  # seconds without a step until it counts as dead
+        metrics=lambda: {},  # function -> {(name, labels as pairs): number}
     ):
         self.beat_at, self.patience, self.metrics, me = time.monotonic(), patience, metrics, self
+
         class Page(BaseHTTPRequestHandler):
             def do_GET(self):
-                code, text = me.answer(self.path); self.send_response(code); self.send_header("Content-Type", "text/plain; version=0.0.4"); self.end_headers(); self.wfile.write(text.encode())
-            def log_message(self, *_): pass
-        self.server = ThreadingHTTPServer((host, port), Page); self.port = self.server.server_port
+                code, text = me.answer(self.path)
+                self.send_response(code)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer((host, port), Page)
+        self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def beat(self): self.beat_at = time.monotonic()
-    def age(self) -> float: return time.monotonic() - self.beat_at
-    def __enter__(self): return self
-    def __exit__(self, *_): self.server.shutdown(); self.server.server_close()
+    def beat(self):
+        self.beat_at = time.monotonic()
+
+    def age(self) -> float:
+        return time.monotonic() - self.beat_at
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
 
     def answer(self, path: str) -> tuple:  # status, text
         "Answer one path."
-        if path == "/healthz": return (200, "ok\n") if self.age() < self.patience else (503, f"no step for {self.age():.0f} s\n")
-        if path == "/metrics": return 200, metrics_text(self.metrics() | {("recsys_worker_step_age_seconds", ()): self.age()})
+        if path == "/healthz":
+            return (
+                (200, "ok\n")
+                if self.age() < self.patience
+                else (503, f"no step for {self.age():.0f} s\n")
+            )
+        if path == "/metrics":
+            return 200, metrics_text(
+                self.metrics() | {("recsys_worker_step_age_seconds", ()): self.age()}
+            )
         return 404, "there are /healthz and /metrics\n"
+
 
 def metrics_text(values: dict) -> str:  # Prometheus' text format
     "Write numbers for Prometheus."
-    line = lambda name, labels, v: name + ("{" + ",".join(f'{k}="{x}"' for k, x in labels) + "}" if labels else "") + f" {float(v):g}"
+    line = (
+        lambda name, labels, v: name
+        + ("{" + ",".join(f'{k}="{x}"' for k, x in labels) + "}" if labels else "")
+        + f" {float(v):g}"
+    )
     kind = lambda name: f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}"
-    return "".join(kind(n) + "\n" + "".join(line(*key, v) + "\n" for key, v in values.items() if key[0] == n) for n in dict.fromkeys(k[0] for k in values))
+    return "".join(
+        kind(n) + "\n" + "".join(line(*key, v) + "\n" for key, v in values.items() if key[0] == n)
+        for n in dict.fromkeys(k[0] for k in values)
+    )
 
 # %% ../nbs/24_pods.ipynb #24-pods-19
 def worker_metrics(worker) -> dict:  # for `Health`
     "Say how far a worker is behind, and what it did."
-    try: behind = worker.lag()
-    except Exception: behind = {}   # Valkey is away; the other numbers still count
-    streams = {(f"recsys_worker_{n}", (("stream", s),)): v for s, d in behind.items() if isinstance(d, dict) for n, v in d.items() if v is not None}
-    return streams | {("recsys_worker_lag_seconds", ()): worker.stats["lag_ms"] / 1e3} | {(f"recsys_worker_{n}_total", ()): v for n, v in worker.stats.items() if n != "lag_ms"}
+    try:
+        behind = worker.lag()
+    except Exception:
+        behind = {}  # Valkey is away; the other numbers still count
+    streams = {
+        (f"recsys_worker_{n}", (("stream", s),)): v
+        for s, d in behind.items()
+        if isinstance(d, dict)
+        for n, v in d.items()
+        if v is not None
+    }
+    return (
+        streams
+        | {("recsys_worker_lag_seconds", ()): worker.stats["lag_ms"] / 1e3}
+        | {(f"recsys_worker_{n}_total", ()): v for n, v in worker.stats.items() if n != "lag_ms"}
+    )
 
-def worker_pod(home: Path, stop: threading.Event, port: int = 9102, host: str = "127.0.0.1", **over) -> None:
+
+def worker_pod(
+    home: Path, stop: threading.Event, port: int = 9102, host: str = "127.0.0.1", **over
+) -> None:
     "Work for what is live until told to stop."
     from recsys.worker import open_worker
+
     workers = []
-    with Health(port, host, metrics=lambda: worker_metrics(workers[-1]) if workers else {}) as health:
+    with Health(
+        port, host, metrics=lambda: worker_metrics(workers[-1]) if workers else {}
+    ) as health:
         while not stop.is_set() and waiting(home, stop, health):
             version, moved = read_live(home)["version"], threading.Event()
-            p = live_params(home, "online_run", **over); worker = open_worker(p, os.path.expandvars(p.VALKEY_URL), Bundle(bundle_path(home, version)))
-            workers[:] = [worker]; made = worker.step
+            p = live_params(home, "online_run", **over)
+            worker = open_worker(
+                p, os.path.expandvars(p.VALKEY_URL), Bundle(bundle_path(home, version))
+            )
+            workers[:] = [worker]
+            made = worker.step
+
             def step(*given):
                 health.beat()
-                if stop.is_set() or read_live(home).get("version") != version: moved.set()
+                if stop.is_set() or read_live(home).get("version") != version:
+                    moved.set()
                 return made(*given)
-            worker.step = step; gc.collect(); gc.freeze()
-            print(f"worker: bundle {version}", flush=True); worker.run(moved)
+
+            worker.step = step
+            gc.collect()
+            gc.freeze()
+            print(f"worker: bundle {version}", flush=True)
+            worker.run(moved)
             print(json.dumps(worker.stats), flush=True)
+
 
 def waiting(home: Path, stop: threading.Event, health: Health) -> bool:  # something is live
     "Wait for the first promotion, alive all the while."
-    while not (live := read_live(home)) and not stop.is_set(): health.beat(); stop.wait(1)
+    while not (live := read_live(home)) and not stop.is_set():
+        health.beat()
+        stop.wait(1)
     return bool(live)
 
 # %% ../nbs/24_pods.ipynb #24-pods-22
@@ -169,11 +319,15 @@ def materialise_pod(home: Path) -> dict:  # rows written, by name
     "Bring the online store up to the data of what is live; what events have made newer stays."
     from recsys.feature_store import materialise
     from recsys.kubeflow import push_stage
+
     with push_stage("materialise"):
         live = read_live(home)
-        if not live: raise RecsysError(f"{home}: nothing is live yet")
+        if not live:
+            raise RecsysError(f"{home}: nothing is live yet")
         p = live_params(home)
-        return materialise(p, os.path.expandvars(p.VALKEY_URL), Bundle(bundle_path(home, live["version"])))
+        return materialise(
+            p, os.path.expandvars(p.VALKEY_URL), Bundle(bundle_path(home, live["version"]))
+        )
 
 # %% ../nbs/24_pods.ipynb #24-pods-24
 def monitor_pod(home: Path) -> dict:  # day, alarms
@@ -181,10 +335,18 @@ def monitor_pod(home: Path) -> dict:  # day, alarms
     from recsys.kubeflow import push_registry, push_stage
     from recsys.monitor import gauges, log_days, run_monitor
     from recsys.segments import log_folders
+
     with push_stage("monitor"):
-        if not read_live(home): raise RecsysError(f"{home}: nothing is live yet")
-        p = live_params(home, "online_run"); days = [d for d in log_days(log_folders(p)["impressions"]) if d < time.strftime("%Y-%m-%d", time.gmtime())]
-        if not days: raise RecsysError(f"{log_folders(p)['impressions']}: no whole day of impressions yet")
+        if not read_live(home):
+            raise RecsysError(f"{home}: nothing is live yet")
+        p = live_params(home, "online_run")
+        days = [
+            d
+            for d in log_days(log_folders(p)["impressions"])
+            if d < time.strftime("%Y-%m-%d", time.gmtime())
+        ]
+        if not days:
+            raise RecsysError(f"{log_folders(p)['impressions']}: no whole day of impressions yet")
         done = run_monitor(p, days[-1])
     push_registry(gauges(done["measured"], done), "monitor", "day")
     return dict(day=done["day"], alarms=done["alarms"])
@@ -194,29 +356,46 @@ def gateway_pod(home: Path, host: str = "127.0.0.1", **over) -> None:
     "Serve HTTP for what is live. When another bundle goes live, it ends at a moment of its own within five minutes, and Kubernetes starts it with the new items."
     from recsys.gateway import serve_gateway
     from recsys.shop_window import window_files
+
     version = wait_live(home)["version"]
+
     def watch():
-        while read_live(home).get("version") == version: time.sleep(5)
-        time.sleep(random.SystemRandom().uniform(0, 300)); os.kill(os.getpid(), signal.SIGTERM)
+        while read_live(home).get("version") == version:
+            time.sleep(5)
+        time.sleep(random.SystemRandom().uniform(0, 300))
+        os.kill(os.getpid(), signal.SIGTERM)
+
     threading.Thread(target=watch, daemon=True).start()
-    serve_gateway(live_params(home, GATEWAY_HOST=host, **over), pages=window_files(), say=lambda text: print(text, file=sys.stderr, flush=True))
+    serve_gateway(
+        live_params(home, GATEWAY_HOST=host, **over),
+        pages=window_files(),
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
 
 # %% ../nbs/24_pods.ipynb #24-pods-27
 ROLES = ("triton", "follow", "worker", "materialise", "monitor", "gateway")
 
+
 def run_pod(
     role: str,
     host: str = "127.0.0.1",
-    port: int = 9102,   # of the worker's page
-    **over,             # parameters, such as HTTP_PORT
+    port: int = 9102,  # of the worker's page
+    **over,  # parameters, such as HTTP_PORT
 ) -> None:
     "Be one container of `k8s/` until told to stop."
-    if role not in ROLES: raise RecsysError(f"no pod {role}; there are {', '.join(ROLES)}")
+    if role not in ROLES:
+        raise RecsysError(f"no pod {role}; there are {', '.join(ROLES)}")
     home, stop = volume(), threading.Event()
     if role in ("follow", "worker"):
-        for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
-    if role == "triton": triton_pod(home, host, **over)
-    elif role == "follow": follow_pod(home, stop, **over)
-    elif role == "worker": worker_pod(home, stop, port, host, **over)
-    elif role == "gateway": gateway_pod(home, host, **over)
-    else: print(json.dumps(dict(materialise=materialise_pod, monitor=monitor_pod)[role](home)))
+        for s in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(s, lambda *_: stop.set())
+    if role == "triton":
+        triton_pod(home, host, **over)
+    elif role == "follow":
+        follow_pod(home, stop, **over)
+    elif role == "worker":
+        worker_pod(home, stop, port, host, **over)
+    elif role == "gateway":
+        gateway_pod(home, host, **over)
+    else:
+        print(json.dumps(dict(materialise=materialise_pod, monitor=monitor_pod)[role](home)))

@@ -11,16 +11,28 @@ from .bloom import DAY
 from .seen import run_scripts
 
 # %% ../nbs/17_popularity.ipynb #17-popularity-05
-class Replaced(RuntimeError): "Say that another worker has taken over."
+class Replaced(RuntimeError):
+    "Say that another worker has taken over."
 
-def stamp(entry) -> tuple: "Read a stream id as milliseconds and number, which can be compared."; return tuple(map(int, (entry.decode() if isinstance(entry, bytes) else entry).split("-")))
+
+def stamp(entry) -> tuple:
+    "Read a stream id as milliseconds and number, which can be compared."
+    return tuple(map(int, (entry.decode() if isinstance(entry, bytes) else entry).split("-")))
+
 
 @functools.lru_cache(4096)
-def _day_name(day: int) -> str: return time.strftime("%Y-%m-%d", time.gmtime(day * DAY))
+def _day_name(day: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(day * DAY))
 
-def day_name(ts: int) -> str: "Name the UTC date of a moment."; return _day_name(ts // DAY)
 
-def done_key(ts: int) -> str: "Name the ids counted of a day."; return f"{{pop}}:done:{day_name(ts)}"
+def day_name(ts: int) -> str:
+    "Name the UTC date of a moment."
+    return _day_name(ts // DAY)
+
+
+def done_key(ts: int) -> str:
+    "Name the ids counted of a day."
+    return f"{{pop}}:done:{day_name(ts)}"
 
 # %% ../nbs/17_popularity.ipynb #17-popularity-07
 COUNT = """
@@ -40,19 +52,31 @@ return n
 
 # %% ../nbs/17_popularity.ipynb #17-popularity-10
 def count_events(
-    client,            # of Valkey
-    events: list,      # dicts with event_id, item_id, timestamp, entry and category ('' where the item has none)
-    epoch: int,        # of this worker, as in {pop}:worker
-    position: tuple,   # `stamp` of the last entry that is settled with these events
+    client,  # of Valkey
+    events: list,  # dicts with event_id, item_id, timestamp, entry and category ('' where the item has none)
+    epoch: int,  # of this worker, as in {pop}:worker
+    position: tuple,  # `stamp` of the last entry that is settled with these events
     half_life: float,  # H, days
-    landmark: int,     # L, second
-    keep: float = 2,   # days for which an id is remembered
-) -> int:              # events counted
+    landmark: int,  # L, second
+    keep: float = 2,  # days for which an id is remembered
+) -> int:  # events counted
     "Count events into popularity and move the position, in one transaction; raise `Replaced` where another worker has taken over."
     keys = {k: n for n, k in enumerate(("{pop}:worker", "{pop}:position", "{pop}:all"), 1)}
-    number, args = lambda key: keys.setdefault(key, len(keys) + 1), [epoch, "%d-%d" % position, int(keep * DAY)]
+    number, args = (
+        lambda key: keys.setdefault(key, len(keys) + 1),
+        [epoch, "%d-%d" % position, int(keep * DAY)],
+    )
     for e in events:
-        weight = 2. ** min(900., (e["timestamp"] - landmark) / (half_life * DAY))
-        args += [number(done_key(e["timestamp"])), e["event_id"], e["entry"], e["item_id"], repr(weight), number(f"{{pop}}:c:{e['category']}" if e["category"] else "{pop}:all")]
-    try: return run_scripts(client, COUNT, [(list(keys), args)])[0]
-    except Exception as e: raise Replaced("another worker has taken over") if "REPLACED" in str(e) else e
+        weight = 2.0 ** min(900.0, (e["timestamp"] - landmark) / (half_life * DAY))
+        args += [
+            number(done_key(e["timestamp"])),
+            e["event_id"],
+            e["entry"],
+            e["item_id"],
+            repr(weight),
+            number(f"{{pop}}:c:{e['category']}" if e["category"] else "{pop}:all"),
+        ]
+    try:
+        return run_scripts(client, COUNT, [(list(keys), args)])[0]
+    except Exception as e:
+        raise Replaced("another worker has taken over") if "REPLACED" in str(e) else e

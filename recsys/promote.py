@@ -15,7 +15,19 @@ from pathlib import Path
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from .additions import additions_file, read_added
-from .bundles import after_promotion, after_rollback, bundle_path, keep_bundle, live_lock, point, prune, read_live, read_record, store_home, stored
+from recsys.bundles import (
+    after_promotion,
+    after_rollback,
+    bundle_path,
+    keep_bundle,
+    live_lock,
+    point,
+    prune,
+    read_live,
+    read_record,
+    store_home,
+    stored,
+)
 from .core import Params, RecsysError, read_json, record_stage, stage_dir, write_json
 from .recommender import Bundle, check_bundle, same_facts
 from .repository import pinned_version, read_config
@@ -26,53 +38,112 @@ from .triton import CANARY, ensemble_from, export_bundle, run_params, started, w
 # %% ../nbs/20_promote.ipynb #20-promote-09
 ONLINE_RULES = ("TOP_CATEGORY_HOURS", "SEEN_DAYS", "SEEN_CAPACITY", "SEEN_ERROR")
 
+
 def online_rules(home: Path, version: str) -> dict:
     "List the rules by which what is online was made for a stored bundle."
-    m, online = read_json(bundle_path(home, version) / "manifest.json"), read_record(home, version)["online"]
+    m, online = (
+        read_json(bundle_path(home, version) / "manifest.json"),
+        read_record(home, version)["online"],
+    )
     fields = sorted(f"{f['view']}.{f['name']} {f['type']}" for f in online["layout"]["fields"])
-    return {n: m["serving"][n] for n in ONLINE_RULES} | {n: online[n] for n in ("SEEN_STORE", "RECENT_EVENTS")} | dict(LAYOUT=online.get("LAYOUT", "ensemble"), POSITIVE_EVENTS=m["data"]["positive_events"], fields=fields, HISTORY=next(f["dim"] for f in m["contract"] if f["name"] == "hist_items"))
+    return (
+        {n: m["serving"][n] for n in ONLINE_RULES}
+        | {n: online[n] for n in ("SEEN_STORE", "RECENT_EVENTS")}
+        | dict(
+            LAYOUT=online.get("LAYOUT", "ensemble"),
+            POSITIVE_EVENTS=m["data"]["positive_events"],
+            fields=fields,
+            HISTORY=next(f["dim"] for f in m["contract"] if f["name"] == "hist_items"),
+        )
+    )
 
-def readable(home: Path, version: str) -> bool: "Tell whether this version of recsys can serve a stored bundle."; return same_facts(read_json(bundle_path(home, version) / "manifest.json"))
+
+def readable(home: Path, version: str) -> bool:
+    "Tell whether this version of recsys can serve a stored bundle."
+    return same_facts(read_json(bundle_path(home, version) / "manifest.json"))
+
 
 def rule_differences(home: Path, old: str, new: str) -> list:  # sentences
     "Say why one stored bundle can't follow another while servers run."
     a, b = online_rules(home, old), online_rules(home, new)
     found = [f"{n} was {a[n]}, is {b[n]}" for n in a if a[n] != b[n]]
-    if others := [v for v in (old, new) if not readable(home, v)]: return found + [f"the ranker of {v} was trained by another version of recsys" for v in others]
-    shapes = [{m.name: (m.inputs, m.outputs) for m in ensemble_from(Bundle(bundle_path(home, v)), read_record(home, v)["online"].get("LAYOUT", "ensemble"))[0]} for v in (old, new)]
-    return found + [f"the tensors of {n} differ" for n in shapes[0] if shapes[0][n] != shapes[1].get(n)]
+    if others := [v for v in (old, new) if not readable(home, v)]:
+        return found + [
+            f"the ranker of {v} was trained by another version of recsys" for v in others
+        ]
+    shapes = [
+        {
+            m.name: (m.inputs, m.outputs)
+            for m in ensemble_from(
+                Bundle(bundle_path(home, v)),
+                read_record(home, v)["online"].get("LAYOUT", "ensemble"),
+            )[0]
+        }
+        for v in (old, new)
+    ]
+    return found + [
+        f"the tensors of {n} differ" for n in shapes[0] if shapes[0][n] != shapes[1].get(n)
+    ]
 
 # %% ../nbs/20_promote.ipynb #20-promote-12
-def live_folder(home: Path) -> Path: "Name the folder of what servers read."; return Path(home) / "live"
+def live_folder(home: Path) -> Path:
+    "Name the folder of what servers read."
+    return Path(home) / "live"
 
-def live_repository(home: Path) -> Path: "Name the model repository of what is live."; return live_folder(home) / "repository"
 
-def write_live(home: Path, version: str, keep: bool = True, switch: bool = True) -> int:  # number in the repository
+def live_repository(home: Path) -> Path:
+    "Name the model repository of what is live."
+    return live_folder(home) / "repository"
+
+
+def write_live(
+    home: Path, version: str, keep: bool = True, switch: bool = True
+) -> int:  # number in the repository
     "Write a stored bundle into the live repository, as `export_bundle` does."
-    return export_bundle(bundle_path(home, version), live_folder(home), read_record(home, version)["online"], keep=keep, switch=switch)
+    return export_bundle(
+        bundle_path(home, version),
+        live_folder(home),
+        read_record(home, version)["online"],
+        keep=keep,
+        switch=switch,
+    )
+
 
 def pinned_bundle(home: Path) -> str:  # version, '' where there is none
     "Read which bundle the live repository pins."
-    n = pinned_version(live_repository(home)); file = live_folder(home) / "bundles" / str(n) / "manifest.json"
+    n = pinned_version(live_repository(home))
+    file = live_folder(home) / "bundles" / str(n) / "manifest.json"
     return read_json(file)["version"] if n and file.is_file() else ""
+
 
 def lay_out(home: Path) -> None:
     "Make the repository what the pointer says, while no server reads it."
-    live = read_live(home); before = live["predecessor"]
-    if pinned_bundle(home) == live["version"]: return   # another server may be starting on it
-    if before and not rule_differences(home, before, live["version"]): write_live(home, before, keep=False)
-    else: before = None
+    live = read_live(home)
+    before = live["predecessor"]
+    if pinned_bundle(home) == live["version"]:
+        return  # another server may be starting on it
+    if before and not rule_differences(home, before, live["version"]):
+        write_live(home, before, keep=False)
+    else:
+        before = None
     write_live(home, live["version"], keep=before is not None)
 
 # %% ../nbs/20_promote.ipynb #20-promote-14
 def sweep_repository(home: Path) -> list:  # numbers that went
     "Remove versions of the live repository that neither the store has nor a configuration names."
     folder, keep = live_folder(home), set()
-    if not pinned_version(live_repository(home)): return []
-    for config in live_repository(home).glob("*/config.pbtxt"): keep |= set(read_config(config.parent)["version_policy"]["specific"]["versions"])
-    gone = [f.parent.name for f in folder.glob("bundles/*/manifest.json") if f.parent.name not in keep and read_json(f)["version"] not in stored(home)]
+    if not pinned_version(live_repository(home)):
+        return []
+    for config in live_repository(home).glob("*/config.pbtxt"):
+        keep |= set(read_config(config.parent)["version_policy"]["specific"]["versions"])
+    gone = [
+        f.parent.name
+        for f in folder.glob("bundles/*/manifest.json")
+        if f.parent.name not in keep and read_json(f)["version"] not in stored(home)
+    ]
     for n in gone:
-        for d in (*live_repository(home).glob(f"*/{n}"), folder / "bundles" / n): shutil.rmtree(d)
+        for d in (*live_repository(home).glob(f"*/{n}"), folder / "bundles" / n):
+            shutil.rmtree(d)
     return gone
 
 # %% ../nbs/20_promote.ipynb #20-promote-17
@@ -80,246 +151,475 @@ def replicas_of(home: Path, addresses: str = "") -> dict:  # name -> Control
     "Find the servers that answer and read the live repository."
     found = {}
     for file in sorted((live_folder(home) / "replicas").glob("*/server.json")):
-        with contextlib.suppress(RecsysError): told = read_json(file); found[file.parent.name] = Control(told["http"], told["key"], live_repository(home), told["ensemble"])   # gone meanwhile
+        with contextlib.suppress(RecsysError):
+            told = read_json(file)
+            found[file.parent.name] = Control(
+                told["http"], told["key"], live_repository(home), told["ensemble"]
+            )  # gone meanwhile
     for a in (a.strip().rstrip("/") for a in addresses.split(",") if a.strip()):
-        if not a.startswith("http"): raise RecsysError(f"REPLICAS has {a!r}, expected http://host:port")
+        if not a.startswith("http"):
+            raise RecsysError(f"REPLICAS has {a!r}, expected http://host:port")
         found[a] = Control(a, os.environ.get("RECSYS_ADMIN_KEY", ""), live_repository(home))
     return {name: c for name, c in found.items() if alive(c)}
 
+
 def alive(c: Control) -> bool:
     "Tell whether a server answers, ready or not."
-    try: call_server(f"{c.http}/v2/health/live", seconds=2); return True
-    except RecsysError: return False
+    try:
+        call_server(f"{c.http}/v2/health/live", seconds=2)
+        return True
+    except RecsysError:
+        return False
+
 
 def answered_by(c: Control) -> str:  # version; '' where it gives no answer
     "Ask a server for a page, and read which bundle answers, whatever items were added to it."
-    try: outputs = json.loads(call_server(f"{c.http}/v2/models/{c.ensemble}/infer", http_body(k=1, request_id=CANARY), seconds=5))["outputs"]
-    except RecsysError: return ""
+    try:
+        outputs = json.loads(
+            call_server(
+                f"{c.http}/v2/models/{c.ensemble}/infer",
+                http_body(k=1, request_id=CANARY),
+                seconds=5,
+            )
+        )["outputs"]
+    except RecsysError:
+        return ""
     return next(o["data"][0] for o in outputs if o["name"] == "bundle_version").partition("+")[0]
 
 # %% ../nbs/20_promote.ipynb #20-promote-19
 def settle(home: Path, servers: dict) -> list:  # replica, bundle, ready, seconds, error of each
     "Move every server to what the pointer says; one that can't leaves readiness. The caller holds the lock."
     live, rows = read_live(home), []
-    if servers and live and pinned_bundle(home) != live["version"]: write_live(home, live["version"])
+    if servers and live and pinned_bundle(home) != live["version"]:
+        write_live(home, live["version"])
     for name, c in servers.items() if live else ():
         began, error = time.perf_counter(), ""
         try:
-            if answered_by(c) != live["version"]: c.load()
-            if (now := answered_by(c)) != live["version"]: raise RecsysError(f"it answers from {now or 'nothing'}")
+            if answered_by(c) != live["version"]:
+                c.load()
+            if (now := answered_by(c)) != live["version"]:
+                raise RecsysError(f"it answers from {now or 'nothing'}")
         except RecsysError as e:
             error = str(e)
-            with contextlib.suppress(RecsysError): c.unload()
-        rows.append(dict(replica=name, bundle=answered_by(c), ready=c.ready(), seconds=round(time.perf_counter() - began, 2), error=error))
+            with contextlib.suppress(RecsysError):
+                c.unload()
+        rows.append(
+            dict(
+                replica=name,
+                bundle=answered_by(c),
+                ready=c.ready(),
+                seconds=round(time.perf_counter() - began, 2),
+                error=error,
+            )
+        )
     return rows
 
 # %% ../nbs/20_promote.ipynb #20-promote-21
 def move(
     home: Path,
-    version: str,          # stored
-    earlier: list,         # what was live before it, newest last
-    addresses: str = "",   # REPLICAS
-    keep: int = 5,         # KEEP_BUNDLES
-    fill=None,             # function that brings the online store up to the bundle, before the switch
+    version: str,  # stored
+    earlier: list,  # what was live before it, newest last
+    addresses: str = "",  # REPLICAS
+    keep: int = 5,  # KEEP_BUNDLES
+    fill=None,  # function that brings the online store up to the bundle, before the switch
     reason: str = "",
     fault=lambda step: None,  # called after each step, for tests
-) -> dict:                 # pointer, replicas, pruned, seconds
+) -> dict:  # pointer, replicas, pruned, seconds
     "Make a stored bundle the live one, on every server that answers."
     with live_lock(home):
         began, live, servers = time.perf_counter(), read_live(home), replicas_of(home, addresses)
-        check_bundle(bundle_path(home, version)); settle(home, servers)
+        check_bundle(bundle_path(home, version))
+        settle(home, servers)
         if servers and live:
-            if found := rule_differences(home, live["version"], version): raise RecsysError(f"bundle {version} can't follow {live['version']} while servers run: {'; '.join(found)}. Stop them, promote again, start them: the online store is then filled anew")
-            if fill: fill()
+            if found := rule_differences(home, live["version"], version):
+                raise RecsysError(
+                    f"bundle {version} can't follow {live['version']} while servers run: {'; '.join(found)}. Stop them, promote again, start them: the online store is then filled anew"
+                )
+            if fill:
+                fill()
             fault("filled")
-            number = write_live(home, version, switch=False); fault("written")
-            load_beside(home, live["version"], number, servers); fault("loaded")
-        pointer = point(home, version, earlier, reason); fault("pointed")
-        rows = settle(home, servers); fault("settled")
-        gone = prune(home, keep); sweep_repository(home); fault("pruned")
-    return dict(pointer=pointer, replicas=rows, pruned=gone, seconds=round(time.perf_counter() - began, 2))
+            number = write_live(home, version, switch=False)
+            fault("written")
+            load_beside(home, live["version"], number, servers)
+            fault("loaded")
+        pointer = point(home, version, earlier, reason)
+        fault("pointed")
+        rows = settle(home, servers)
+        fault("settled")
+        gone = prune(home, keep)
+        sweep_repository(home)
+        fault("pruned")
+    return dict(
+        pointer=pointer, replicas=rows, pruned=gone, seconds=round(time.perf_counter() - began, 2)
+    )
+
 
 def load_beside(home: Path, live: str, number: int, servers: dict) -> None:
     "Load a version's members beside those that serve; where no server can, take it back and raise `RecsysError`."
     failed = {}
     for name, c in servers.items():
-        try: c.load_members(number)
-        except RecsysError as e: failed[name] = str(e)
-    if len(failed) < len(servers): return   # those that failed get a second chance, and leave readiness after it
+        try:
+            c.load_members(number)
+        except RecsysError as e:
+            failed[name] = str(e)
+    if len(failed) < len(servers):
+        return  # those that failed get a second chance, and leave readiness after it
     write_live(home, live, keep=False)
     for c in servers.values():
-        with contextlib.suppress(RecsysError): c.load()
-    raise RecsysError("no server could load the new bundle, nothing has changed: " + "; ".join(f"{n}: {e}" for n, e in failed.items()))
+        with contextlib.suppress(RecsysError):
+            c.load()
+    raise RecsysError(
+        "no server could load the new bundle, nothing has changed: "
+        + "; ".join(f"{n}: {e}" for n, e in failed.items())
+    )
 
 # %% ../nbs/20_promote.ipynb #20-promote-25
-def run_folder(home: Path, run: str) -> Path: "Name the folder of a run that the pointer names."; return Path(home) if Path(home).name == run else Path(home) / run
+def run_folder(home: Path, run: str) -> Path:
+    "Name the folder of a run that the pointer names."
+    return Path(home) if Path(home).name == run else Path(home) / run
+
 
 def online_url(home: Path, given: str = "") -> str:  # VALKEY_URL -> URL, '' where none answers
     "Find the Valkey of what is live."
-    run = run_folder(home, read_live(home)["online_run"]); url = os.path.expandvars(given) or running_valkey(Params(dict(RUN=run.name, OUTPUTS=str(run.parent))))
+    run = run_folder(home, read_live(home)["online_run"])
+    url = os.path.expandvars(given) or running_valkey(
+        Params(dict(RUN=run.name, OUTPUTS=str(run.parent)))
+    )
     return url if url and answers(url) else ""
+
 
 def fill_online(home: Path, version: str, url: str) -> bool:  # it had to be filled
     "Bring the online store up to the data of a stored bundle's run, unless it holds them already."
     from recsys.feature_store import FILLED, materialise
-    if not url: raise RecsysError("servers run, but their Valkey does not answer, and the new bundle's users must be in it; start it, or name it with --set VALKEY_URL=...")
-    filled = (connect(url, 5000).get(FILLED) or b"").decode(); data = read_record(home, version).get("data")
-    if filled == version: return False
-    if data and filled in stored(home) and read_record(home, filled).get("data") == data: mark_online(url, version); return False   # other models of the same data
-    materialise(run_params(run_folder(home, read_record(home, version)["run"])), url, Bundle(bundle_path(home, version)))
+
+    if not url:
+        raise RecsysError(
+            "servers run, but their Valkey does not answer, and the new bundle's users must be in it; start it, or name it with --set VALKEY_URL=..."
+        )
+    filled = (connect(url, 5000).get(FILLED) or b"").decode()
+    data = read_record(home, version).get("data")
+    if filled == version:
+        return False
+    if data and filled in stored(home) and read_record(home, filled).get("data") == data:
+        mark_online(url, version)
+        return False  # other models of the same data
+    materialise(
+        run_params(run_folder(home, read_record(home, version)["run"])),
+        url,
+        Bundle(bundle_path(home, version)),
+    )
     return True
+
 
 def data_key(p: Params) -> str:
     "Hash a run's data: what its first two stages have written."
-    files = {f"{s}/{f}": v["sha256"] for s in ("ingest", "data_prep") for f, v in read_json(stage_dir(p, s) / "stage.json")["outputs"].items()}
+    files = {
+        f"{s}/{f}": v["sha256"]
+        for s in ("ingest", "data_prep")
+        for f, v in read_json(stage_dir(p, s) / "stage.json")["outputs"].items()
+    }
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
 
 def mark_online(url: str, version: str) -> None:
     "Say for which bundle the online store was filled."
     from recsys.feature_store import FILLED
-    if url: connect(url, 5000).set(FILLED, version)
+
+    if url:
+        connect(url, 5000).set(FILLED, version)
 
 # %% ../nbs/20_promote.ipynb #20-promote-27
 def roll_back(
     home: Path,
-    addresses: str = "",   # REPLICAS
-    keep: int = 5,         # KEEP_BUNDLES
-    valkey: str = "",      # VALKEY_URL
+    addresses: str = "",  # REPLICAS
+    keep: int = 5,  # KEEP_BUNDLES
+    valkey: str = "",  # VALKEY_URL
     reason: str = "",
-) -> dict:                 # as `move`
+) -> dict:  # as `move`
     "Make the predecessor live again, whether Valkey answers or not."
     version, earlier = after_rollback(read_live(home))
-    return move(home, version, earlier, addresses, keep, lambda: mark_online(online_url(home, valkey), version), reason)
+    return move(
+        home,
+        version,
+        earlier,
+        addresses,
+        keep,
+        lambda: mark_online(online_url(home, valkey), version),
+        reason,
+    )
 
 # %% ../nbs/20_promote.ipynb #20-promote-30
 class LiveServer:
     "Hold a server of what is live, and follow the pointer."
+
     def __init__(self, home: Path, p: Params, url: str, server, canary):
         self.home, self.p, self.url, self.server, self.canary = home, p, url, server, canary
-        self.live, self.worker, self.lock = read_live(home), None, FileLock(live_folder(home) / ".worker.lock")
+        self.live, self.worker, self.lock = (
+            read_live(home),
+            None,
+            FileLock(live_folder(home) / ".worker.lock"),
+        )
 
     def stop(self) -> None:
         "End the worker, where this server has it."
-        if self.worker: self.worker.stop(); self.worker = None
+        if self.worker:
+            self.worker.stop()
+            self.worker = None
         self.lock.release()
+
 
 @patch
 def follow(self: LiveServer) -> str:  # what was done, '' for nothing
     "Move to what the pointer says, unless a promotion is at it; keep the worker running."
-    live, done = read_live(self.home), ""; moved = live != self.live
-    if moved or answered_by(self.server) not in ("", live["version"]):   # no answer: it was taken out, and is tried again with the next pointer
+    live, done = read_live(self.home), ""
+    moved = live != self.live
+    if moved or answered_by(self.server) not in (
+        "",
+        live["version"],
+    ):  # no answer: it was taken out, and is tried again with the next pointer
         try:
-            with live_lock(self.home).acquire(timeout=0): rows = settle(self.home, {self.server.home.name: self.server})
-        except Timeout: return ""
-        done = f"bundle {live['version']} is live" if rows[0]["ready"] else f"bundle {live['version']} can't be loaded, this server is not ready any more: {rows[0]['error']}"
+            with live_lock(self.home).acquire(timeout=0):
+                rows = settle(self.home, {self.server.home.name: self.server})
+        except Timeout:
+            return ""
+        done = (
+            f"bundle {live['version']} is live"
+            if rows[0]["ready"]
+            else f"bundle {live['version']} can't be loaded, this server is not ready any more: {rows[0]['error']}"
+        )
         self.live = live
     if not self.lock.is_locked:
-        with contextlib.suppress(Timeout): self.lock.acquire(timeout=0)
+        with contextlib.suppress(Timeout):
+            self.lock.acquire(timeout=0)
     if self.lock.is_locked and (moved or not self.worker or not self.worker.running()):
-        if self.worker: self.worker.stop()
-        self.worker = worker_process(self.p, self.url, self.server.home, "--bundle", bundle_path(self.home, live["version"]))
+        if self.worker:
+            self.worker.stop()
+        self.worker = worker_process(
+            self.p, self.url, self.server.home, "--bundle", bundle_path(self.home, live["version"])
+        )
     return done
 
 # %% ../nbs/20_promote.ipynb #20-promote-31
 @contextlib.contextmanager
 def served_live(
     home: Path,
-    say=lambda text: None,   # takes a line about what is going on
-    key: str = "",           # of model control; '' makes one
-    **over,                  # parameters of the server, such as HTTP_PORT or VALKEY_URL
-):                           # yields LiveServer
+    say=lambda text: None,  # takes a line about what is going on
+    key: str = "",  # of model control; '' makes one
+    **over,  # parameters of the server, such as HTTP_PORT or VALKEY_URL
+):  # yields LiveServer
     "Serve what is live for as long as the block lasts."
     live = read_live(home)
-    if not live: raise RecsysError(f"{home}: nothing is live yet; promote a run first: recsys promote --run NAME")
+    if not live:
+        raise RecsysError(
+            f"{home}: nothing is live yet; promote a run first: recsys promote --run NAME"
+        )
     p = run_params(run_folder(home, live["online_run"]), **over)
     with valkey_for(p) as url, replica_folder(home) as folder, contextlib.ExitStack() as stack:
         say(f"Valkey answers at {hide_password(url)}")
         with live_lock(home):
-            if not replicas_of(home): lay_out(home)
-            else: settle(home, replicas_of(home))
-            if fill_online(home, read_live(home)["version"], url): say("the online store is filled")
+            if not replicas_of(home):
+                lay_out(home)
+            else:
+                settle(home, replicas_of(home))
+            if fill_online(home, read_live(home)["version"], url):
+                say("the online store is filled")
         server, canary = stack.enter_context(started(p, url, live_repository(home), key, folder))
-        one = LiveServer(home, p, url, server, canary); stack.callback(one.stop)
+        one = LiveServer(home, p, url, server, canary)
+        stack.callback(one.stop)
         one.follow()
         yield one
+
 
 @contextlib.contextmanager
 def replica_folder(home: Path):  # yields a folder
     "Take the first folder below live/replicas/ that no other server has."
     for n in range(1, 1000):
-        folder = live_folder(home) / "replicas" / str(n); folder.mkdir(parents=True, exist_ok=True); lock = FileLock(folder / ".lock")
-        try: lock.acquire(timeout=0)
-        except Timeout: continue
-        with lock: yield folder
+        folder = live_folder(home) / "replicas" / str(n)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        with lock:
+            yield folder
         return
 
 # %% ../nbs/20_promote.ipynb #20-promote-34
 def status(home: Path, addresses: str = "", url: str = "") -> dict:
     "Tell what is live, since when, with which metrics, on which servers."
     live = read_live(home)
-    rows = [dict(replica=name, address=c.http, ready=c.ready(), bundle=answered_by(c)) for name, c in replicas_of(home, addresses).items()]
-    return dict(live=live, stored=stored(home), replicas=rows, valkey=hide_password(online_url(home, url)) if live else "")
+    rows = [
+        dict(replica=name, address=c.http, ready=c.ready(), bundle=answered_by(c))
+        for name, c in replicas_of(home, addresses).items()
+    ]
+    return dict(
+        live=live,
+        stored=stored(home),
+        replicas=rows,
+        valkey=hide_password(online_url(home, url)) if live else "",
+    )
+
 
 def status_text(s: dict) -> str:
     "Write a status for people."
     live = s["live"]
-    if not live: return "nothing is live yet; promote a run with: recsys promote --run NAME"
-    lines = [f"live: bundle {live['version']} of run {live['run']}, since {live['since']}" + (f", because: {live['reason']}" if live["reason"] else "")]
-    lines += [f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in live["metrics"].items()]
-    lines += [f"before it: {live['predecessor'] or 'nothing'}; in the store: {', '.join(s['stored'])}", f"online side: run {live['online_run']}, Valkey {s['valkey'] or 'does not run'}"]
-    state = lambda r: ("ready" if r["ready"] else "NOT READY") + (f", bundle {r['bundle']}" if r["bundle"] else "") + (" WHICH IS NOT THE LIVE ONE" if r["bundle"] not in ("", live["version"]) else "")
-    return "\n".join(lines + [f"server {r['replica']} at {r['address']}: {state(r)}" for r in s["replicas"]] + ([] if s["replicas"] else ["no server runs; start one with: recsys serve --live"]))
+    if not live:
+        return "nothing is live yet; promote a run with: recsys promote --run NAME"
+    lines = [
+        f"live: bundle {live['version']} of run {live['run']}, since {live['since']}"
+        + (f", because: {live['reason']}" if live["reason"] else "")
+    ]
+    lines += [
+        f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}"
+        for k, v in live["metrics"].items()
+    ]
+    lines += [
+        f"before it: {live['predecessor'] or 'nothing'}; in the store: {', '.join(s['stored'])}",
+        f"online side: run {live['online_run']}, Valkey {s['valkey'] or 'does not run'}",
+    ]
+    state = (
+        lambda r: ("ready" if r["ready"] else "NOT READY")
+        + (f", bundle {r['bundle']}" if r["bundle"] else "")
+        + (" WHICH IS NOT THE LIVE ONE" if r["bundle"] not in ("", live["version"]) else "")
+    )
+    return "\n".join(
+        lines
+        + [f"server {r['replica']} at {r['address']}: {state(r)}" for r in s["replicas"]]
+        + ([] if s["replicas"] else ["no server runs; start one with: recsys serve --live"])
+    )
 
 # %% ../nbs/20_promote.ipynb #20-promote-37
-def carry_added(home: Path, version: str, candidate: Bundle, embeddings: Path) -> int:  # the live version; the stage's folder of the candidate's run -> items that were carried over
+def carry_added(
+    home: Path, version: str, candidate: Bundle, embeddings: Path
+) -> (
+    int
+):  # the live version; the stage's folder of the candidate's run -> items that were carried over
     "Place items that were added to the live bundle, and that the candidate lacks, beside the candidate: no visitor loses them."
     rows = [r["raw"] for r in read_added(additions_file(bundle_path(home, version)))[0]]
-    if not (missing := [r for r in rows if r["item_id"] not in candidate]): return 0
+    if not (missing := [r for r in rows if r["item_id"] not in candidate]):
+        return 0
     import pandas as pd
     from recsys.new_items import add_items
+
     add_items(candidate, pd.DataFrame(missing), embeddings, f"items added to bundle {version}")
     return len(missing)
 
 # %% ../nbs/20_promote.ipynb #20-promote-39
-class Refused(RecsysError): "Say that the gate has refused a bundle."
+class Refused(RecsysError):
+    "Say that the gate has refused a bundle."
+
 
 def run_promote(
     p: Params,
-    force: str = "",   # why the bundle goes live though the gate refuses it
-) -> dict:             # as `move`; empty where the bundle is live already
+    force: str = "",  # why the bundle goes live though the gate refuses it
+) -> dict:  # as `move`; empty where the bundle is live already
     "Judge a run's bundle and make it live; raise `Refused` with the gate's reasons."
-    if p.RUN in ("live", "bundles"): raise RecsysError(f"RUN is {p.RUN}, which is where promoted bundles lie; choose another name")
+    if p.RUN in ("live", "bundles"):
+        raise RecsysError(
+            f"RUN is {p.RUN}, which is where promoted bundles lie; choose another name"
+        )
     with record_stage(p, "promote") as rec:
-        home, candidate = store_home(p), Bundle(stage_dir(p, "bundle")); live = read_live(home)
+        home, candidate = store_home(p), Bundle(stage_dir(p, "bundle"))
+        live = read_live(home)
         if live.get("version") == candidate.version:
-            with live_lock(home): rows = settle(home, replicas_of(home, p.REPLICAS))
-            rec.note(f"bundle {candidate.version} is live already, since {live['since']}"); return dict(pointer=live, replicas=rows, pruned=[], seconds=0.)
-        with rec.timing("gate"): decision = judge(p, home, candidate, live, force, rec)
-        with live_lock(home): keep_bundle(home, candidate.folder, run=p.RUN, online=read_json(stage_dir(p, "triton") / "online.json"), data=data_key(p), metrics=gate_metrics(decision))
-        if live and (n := carry_added(home, live["version"], candidate, stage_dir(p, "embeddings"))): rec.note(f"{n} item(s) that were added to {live['version']} are placed beside {candidate.version}, too")
+            with live_lock(home):
+                rows = settle(home, replicas_of(home, p.REPLICAS))
+            rec.note(f"bundle {candidate.version} is live already, since {live['since']}")
+            return dict(pointer=live, replicas=rows, pruned=[], seconds=0.0)
+        with rec.timing("gate"):
+            decision = judge(p, home, candidate, live, force, rec)
+        with live_lock(home):
+            keep_bundle(
+                home,
+                candidate.folder,
+                run=p.RUN,
+                online=read_json(stage_dir(p, "triton") / "online.json"),
+                data=data_key(p),
+                metrics=gate_metrics(decision),
+            )
+        if live and (
+            n := carry_added(home, live["version"], candidate, stage_dir(p, "embeddings"))
+        ):
+            rec.note(
+                f"{n} item(s) that were added to {live['version']} are placed beside {candidate.version}, too"
+            )
         fill = lambda: fill_online(home, candidate.version, online_url(home, p.VALKEY_URL))
-        report = move(home, candidate.version, after_promotion(live, candidate.version), p.REPLICAS, p.KEEP_BUNDLES, fill, force and f"forced: {force}")
-        rec.metrics |= dict(bundle=candidate.version, seconds=report["seconds"]); rec.rows["servers"] = len(report["replicas"])
-        rec.note(f"bundle {candidate.version} is live" + (f" after {live['version']}" if live else "") + ("" if report["replicas"] else "; no server runs, start one with: recsys serve --live"))
-        for r in report["replicas"]: rec.note(f"server {r['replica']}: " + (f"bundle {r['bundle']} after {r['seconds']:.1f} s" if r["ready"] else f"NOT READY any more: {r['error']}"))
+        report = move(
+            home,
+            candidate.version,
+            after_promotion(live, candidate.version),
+            p.REPLICAS,
+            p.KEEP_BUNDLES,
+            fill,
+            force and f"forced: {force}",
+        )
+        rec.metrics |= dict(bundle=candidate.version, seconds=report["seconds"])
+        rec.rows["servers"] = len(report["replicas"])
+        rec.note(
+            f"bundle {candidate.version} is live"
+            + (f" after {live['version']}" if live else "")
+            + (
+                ""
+                if report["replicas"]
+                else "; no server runs, start one with: recsys serve --live"
+            )
+        )
+        for r in report["replicas"]:
+            rec.note(
+                f"server {r['replica']}: "
+                + (
+                    f"bundle {r['bundle']} after {r['seconds']:.1f} s"
+                    if r["ready"]
+                    else f"NOT READY any more: {r['error']}"
+                )
+            )
     return report
 
 # %% ../nbs/20_promote.ipynb #20-promote-40
-def judge(p: Params, home: Path, candidate: Bundle, live: dict, force: str, rec) -> dict:  # decision
+def judge(
+    p: Params, home: Path, candidate: Bundle, live: dict, force: str, rec
+) -> dict:  # decision
     "Ask the gate, and keep its decision as gate.json, gate.md and a picture; raise `Refused` unless it passes or is forced."
     from recsys.gate import decide, gate_text, plot_gate
+
     comparable = live and readable(home, live["version"])
-    if live and not comparable: rec.note(f"the live bundle {live['version']} was trained by another version of recsys, which this one can't run: popularity alone is compared")
-    decision = decide(p, candidate, Bundle(bundle_path(home, live["version"])) if comparable else None) | (dict(forced=force) if force else {})
-    write_json(rec.dir / "gate.json", decision); (rec.dir / "gate.md").write_text(gate_text(decision))
-    if decision["rules"]: rec.figure(plot_gate(decision), "gate", "The candidate against what is live and popularity, by segment, with 95 % intervals over users")
-    for r in decision["reasons"]: rec.note(f"against it: {r}")
-    if decision["reasons"] and not force: raise Refused("the gate refuses bundle " + candidate.version + ":\n" + "\n".join(f"  {r}" for r in decision["reasons"]))
+    if live and not comparable:
+        rec.note(
+            f"the live bundle {live['version']} was trained by another version of recsys, which this one can't run: popularity alone is compared"
+        )
+    decision = decide(
+        p, candidate, Bundle(bundle_path(home, live["version"])) if comparable else None
+    ) | (dict(forced=force) if force else {})
+    write_json(rec.dir / "gate.json", decision)
+    (rec.dir / "gate.md").write_text(gate_text(decision))
+    if decision["rules"]:
+        rec.figure(
+            plot_gate(decision),
+            "gate",
+            "The candidate against what is live and popularity, by segment, with 95 % intervals over users",
+        )
+    for r in decision["reasons"]:
+        rec.note(f"against it: {r}")
+    if decision["reasons"] and not force:
+        raise Refused(
+            "the gate refuses bundle "
+            + candidate.version
+            + ":\n"
+            + "\n".join(f"  {r}" for r in decision["reasons"])
+        )
     return decision
+
 
 def gate_metrics(decision: dict) -> dict:
     "Pick the figures that the pointer shows."
     out = dict(cases=decision["cases"])
     for r in decision["rules"]:
-        if r["segment"] == "all": out |= {decision["metric"]: r["candidate"], f"above {r['other']}": r["difference"], f"above {r['other']}, low": r["low"], f"above {r['other']}, high": r["high"]}
+        if r["segment"] == "all":
+            out |= {
+                decision["metric"]: r["candidate"],
+                f"above {r['other']}": r["difference"],
+                f"above {r['other']}, low": r["low"],
+                f"above {r['other']}, high": r["high"],
+            }
     return out

@@ -9,6 +9,7 @@ __all__ = ['WIDEST', 'MASKED', 'ranker_config', 'signature', 'embedding_table', 
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-02
 import os, time
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 import merlin.models.tf as mm
@@ -23,43 +24,80 @@ from .features import PAD, PAIR, RECENT, Contract, load_arrays, save_arrays
 # %% ../nbs/06_ranker.ipynb #06-ranker-05
 WIDEST = 128  # a category with more values stays out of the history's content
 
+
 def ranker_config(
-    contract: Contract,   # with cardinalities
-    p: Params,            # the DLRM parameters
-) -> dict:                # plain JSON
+    contract: Contract,  # with cardinalities
+    p: Params,  # the DLRM parameters
+) -> dict:  # plain JSON
     "Describe the network that a feature contract asks for."
     widths = lambda text: [int(w) for w in text.split(",") if w.strip()]
-    side = lambda c: dict(ids=[f.vocabulary for f in c.kind("categorical")], numbers=len(c.kind("continuous")))
+    side = lambda c: dict(
+        ids=[f.vocabulary for f in c.kind("categorical")], numbers=len(c.kind("continuous"))
+    )
     known = [(f.name, f.dim) for f in contract.item.kind("embedding", "continuous")]
-    known += [(f.name, f.cardinality) for f in contract.item.kind("categorical") if f.name != "item_id" and f.cardinality <= WIDEST]
-    return dict(dim=p.DLRM_DIM, bottom=widths(p.DLRM_BOTTOM), top=widths(p.DLRM_TOP), dropout=p.DLRM_DROPOUT, history=contract["hist_items"].dim, recent=min(contract["hist_items"].dim, RECENT), pair=list(PAIR),
-                content=known, tables=dict(sorted((f.vocabulary, f.cardinality) for f in contract.kind("categorical", "list"))),
-                query=side(contract.query), item=side(contract.item) | dict(embeddings=[f.dim for f in contract.item.kind("embedding")]))
+    known += [
+        (f.name, f.cardinality)
+        for f in contract.item.kind("categorical")
+        if f.name != "item_id" and f.cardinality <= WIDEST
+    ]
+    return dict(
+        dim=p.DLRM_DIM,
+        bottom=widths(p.DLRM_BOTTOM),
+        top=widths(p.DLRM_TOP),
+        dropout=p.DLRM_DROPOUT,
+        history=contract["hist_items"].dim,
+        recent=min(contract["hist_items"].dim, RECENT),
+        pair=list(PAIR),
+        content=known,
+        tables=dict(
+            sorted((f.vocabulary, f.cardinality) for f in contract.kind("categorical", "list"))
+        ),
+        query=side(contract.query),
+        item=side(contract.item)
+        | dict(embeddings=[f.dim for f in contract.item.kind("embedding")]),
+    )
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-07
-def signature(config: dict) -> tuple:  # of tf.TensorSpec: q_ints, q_floats [B, n], i_ints, i_floats [R, C, n], pair [B, C, n]
+def signature(
+    config: dict,
+) -> tuple:  # of tf.TensorSpec: q_ints, q_floats [B, n], i_ints, i_floats [R, C, n], pair [B, C, n]
     "Give name, type and shape of each input; where items have no numbers `i_floats` has no columns."
-    q, i, spec = config["query"], config["item"], lambda n, dtype, *shape: tf.TensorSpec(shape, dtype, name=n)
-    return (spec("q_ints", tf.int64, None, len(q["ids"]) + config["history"]), spec("q_floats", tf.float32, None, q["numbers"]),
-            spec("i_ints", tf.int64, None, None, len(i["ids"])), spec("i_floats", tf.float32, None, None, i["numbers"] + sum(i["embeddings"])), spec("pair", tf.float32, None, None, len(config["pair"])))
+    q, i, spec = (
+        config["query"],
+        config["item"],
+        lambda n, dtype, *shape: tf.TensorSpec(shape, dtype, name=n),
+    )
+    return (
+        spec("q_ints", tf.int64, None, len(q["ids"]) + config["history"]),
+        spec("q_floats", tf.float32, None, q["numbers"]),
+        spec("i_ints", tf.int64, None, None, len(i["ids"])),
+        spec("i_floats", tf.float32, None, None, i["numbers"] + sum(i["embeddings"])),
+        spec("pair", tf.float32, None, None, len(config["pair"])),
+    )
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-10
 def embedding_table(
-    name: str,         # of the domain
+    name: str,  # of the domain
     cardinality: int,  # largest encoded id + 1
-    dim: int,          # components
-    **options,         # of mm.EmbeddingTable
-):                     # mm.EmbeddingTable; its `.table` looks up ids of any shape
+    dim: int,  # components
+    **options,  # of mm.EmbeddingTable
+):  # mm.EmbeddingTable; its `.table` looks up ids of any shape
     "Make one Merlin embedding table."
     domain = {"domain": {"name": name, "min": 0, "max": cardinality - 1}}
-    made = mm.EmbeddingTable(dim, ColumnSchema(name, tags=[Tags.CATEGORICAL], properties=domain, dtype=np.int64), name=f"{name}_table", **options)
+    made = mm.EmbeddingTable(
+        dim,
+        ColumnSchema(name, tags=[Tags.CATEGORICAL], properties=domain, dtype=np.int64),
+        name=f"{name}_table",
+        **options,
+    )
     made.table.build(None)
     return made
 
+
 def offsets(
-    config: dict,   # of `ranker_config`
-    names: list,    # vocabularies
-) -> np.ndarray:    # int64, first row of each in the table
+    config: dict,  # of `ranker_config`
+    names: list,  # vocabularies
+) -> np.ndarray:  # int64, first row of each in the table
     "Find where vocabularies begin in the table of all."
     starts = dict(zip(config["tables"], np.cumsum([0, *config["tables"].values()])))
     return np.array([starts[n] for n in names], np.int64)
@@ -67,76 +105,119 @@ def offsets(
 # %% ../nbs/06_ranker.ipynb #06-ranker-13
 class Projections(tf.keras.layers.Layer):
     "Project each part of a row to a vector of its own, `[N, sum(widths)]` to `[N, parts, dim]`."
+
     def __init__(self, widths: list, dim: int):
         super().__init__()
         self.widths, self.dim = widths, dim
-        self.mask = np.concatenate([np.eye(len(widths), dtype=np.float32)[[i] * w] for i, w in enumerate(widths)]).repeat(dim, 1)   # no tensor: a graph would take it for an input
-        limit = np.concatenate([[np.sqrt(6 / (w + dim))] * w for w in widths])[:, None]   # Glorot's, of each block
+        self.mask = np.concatenate(
+            [np.eye(len(widths), dtype=np.float32)[[i] * w] for i, w in enumerate(widths)]
+        ).repeat(dim, 1)  # no tensor: a graph would take it for an input
+        limit = np.concatenate([[np.sqrt(6 / (w + dim))] * w for w in widths])[
+            :, None
+        ]  # Glorot's, of each block
         start = tf.keras.initializers.RandomUniform(-1, 1)
-        self.kernel = self.add_weight("kernel", self.mask.shape, initializer=lambda shape, dtype=None: start(shape, dtype) * self.mask * tf.constant(limit, tf.float32))
+        self.kernel = self.add_weight(
+            "kernel",
+            self.mask.shape,
+            initializer=lambda shape, dtype=None: start(shape, dtype)
+            * self.mask
+            * tf.constant(limit, tf.float32),
+        )
 
-    def call(self, x): return tf.reshape(x @ (self.kernel * self.mask), [-1, len(self.widths), self.dim])
+    def call(self, x):
+        return tf.reshape(x @ (self.kernel * self.mask), [-1, len(self.widths), self.dim])
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-15
 class Ranker(tf.keras.Model):
     "Score candidates `[B, C]` for queries `[B]` (DLRM, Naumov et al. 2019)."
-    def __init__(self,
-        config: dict,    # of `ranker_config`
-        content=None,    # what is known of each encoded item id, for the history; None where weights are loaded afterwards
+
+    def __init__(
+        self,
+        config: dict,  # of `ranker_config`
+        content=None,  # what is known of each encoded item id, for the history; None where weights are loaded afterwards
         items: int = 1,  # in the catalogue: every probability starts at 1 / items
     ):
         super().__init__()
         self.config, dim, sizes = config, config["dim"], [w for _, w in config["content"]]
         dense = lambda width, name: tf.keras.layers.Dense(width, use_bias=False, name=name)
-        mlp = lambda numbers: mm.MLPBlock(config["bottom"] + [dim], no_activation_last_layer=True) if numbers else None
+        mlp = (
+            lambda numbers: mm.MLPBlock(config["bottom"] + [dim], no_activation_last_layer=True)
+            if numbers
+            else None
+        )
         self.table = embedding_table("ids", sum(config["tables"].values()), dim)
-        self.popularity = embedding_table("popularity", config["tables"]["item_id"], 1, embeddings_initializer="zeros")
+        self.popularity = embedding_table(
+            "popularity", config["tables"]["item_id"], 1, embeddings_initializer="zeros"
+        )
         self.recency = self.add_weight("recency", (2, config["recent"]), initializer=decays)
         known = "zeros" if content is None or not sizes else tf.constant_initializer(content)
-        self.content = self.add_weight("content", (config["tables"]["item_id"], max(1, sum(sizes))), trainable=False, initializer=known)
+        self.content = self.add_weight(
+            "content",
+            (config["tables"]["item_id"], max(1, sum(sizes))),
+            trainable=False,
+            initializer=known,
+        )
         self.liked = Projections(sizes, dim) if sizes else None
-        self.embedded = Projections(config["item"]["embeddings"], dim) if config["item"]["embeddings"] else None
-        self.query_bottom, self.item_bottom = (mlp(config[side]["numbers"]) for side in ("query", "item"))
+        self.embedded = (
+            Projections(config["item"]["embeddings"], dim) if config["item"]["embeddings"] else None
+        )
+        self.query_bottom, self.item_bottom = (
+            mlp(config[side]["numbers"]) for side in ("query", "item")
+        )
         self.first = {n: dense(config["top"][0], f"first_{n}") for n in ("query", "item", "pair")}
-        self.direct = tf.keras.layers.Dense(1, use_bias=False, kernel_initializer="ones", name="direct")
-        self.facts = tf.keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="facts")
+        self.direct = tf.keras.layers.Dense(
+            1, use_bias=False, kernel_initializer="ones", name="direct"
+        )
+        self.facts = tf.keras.layers.Dense(
+            1, use_bias=False, kernel_initializer="zeros", name="facts"
+        )
         self.rest = mm.MLPBlock(config["top"][1:] or [config["top"][0]])
-        self.out = tf.keras.layers.Dense(1, bias_initializer=tf.constant_initializer(-np.log(items)))
-        self.blend = self.add_weight("blend", (len(PAIR), 1), trainable=False, initializer="zeros")   # of retrieval's score and votes, beside what training made of them; training goes without
-        self.calibration = self.add_weight("calibration", (2,), trainable=False, initializer=tf.constant_initializer([1.0, 0.0]))   # scale and shift of the logits; training goes without
+        self.out = tf.keras.layers.Dense(
+            1, bias_initializer=tf.constant_initializer(-np.log(items))
+        )
+        self.blend = self.add_weight(
+            "blend", (len(PAIR), 1), trainable=False, initializer="zeros"
+        )  # of retrieval's score and votes, beside what training made of them; training goes without
+        self.calibration = self.add_weight(
+            "calibration", (2,), trainable=False, initializer=tf.constant_initializer([1.0, 0.0])
+        )  # scale and shift of the logits; training goes without
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-16
 def decays(
-    shape,        # (heads, history length)
-    dtype=None,   # of the weights
-):                # log weights, newest last
+    shape,  # (heads, history length)
+    dtype=None,  # of the weights
+):  # log weights, newest last
     "Start the recency weights as geometric decays, a short memory first, a long one last."
     rates = np.linspace(np.log(0.6), np.log(0.97), shape[0])
     return tf.constant(rates[:, None] * np.arange(shape[1] - 1, -1, -1), dtype)
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-19
 def history_weights(
-    recency,     # log weights [heads, L]
+    recency,  # log weights [heads, L]
     hist_items,  # encoded item ids [B, L], 0 pads
-):               # float32 [B, heads, L]; each row sums to 1, or to 0 for an empty history
+):  # float32 [B, heads, L]; each row sums to 1, or to 0 for an empty history
     "Turn recency into weights over what a history really holds."
     weight = tf.exp(recency)[None] * tf.cast(hist_items > PAD, tf.float32)[:, None]
     return weight / (tf.reduce_sum(weight, -1, keepdims=True) + 1e-6)
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-21
 @patch
-def query_vectors(self: Ranker,
-    ints,     # ids, then the history's items [B, n]
-    floats,   # [B, m]
-):            # [B, F, dim]; the bottom MLP's comes last
+def query_vectors(
+    self: Ranker,
+    ints,  # ids, then the history's items [B, n]
+    floats,  # [B, m]
+):  # [B, F, dim]; the bottom MLP's comes last
     "Turn each query feature into one vector: ids, the history's items and their content, the numbers together."
-    names, recent = self.config["query"]["ids"], self.config["recent"]; n = len(names)
+    names, recent = self.config["query"]["ids"], self.config["recent"]
+    n = len(names)
     history, ints = ints[:, -recent:], tf.concat([ints[:, :n], ints[:, -recent:]], 1)
     vectors = self.table.table(ints + offsets(self.config, names + ["item_id"] * recent))
     weight = history_weights(self.recency, history)
     parts = [vectors[:, :n], tf.matmul(weight, vectors[:, n:])]
-    if self.liked is not None: parts.append(self.liked(tf.matmul(weight[:, -1:], tf.gather(self.content, history))[:, 0]))
+    if self.liked is not None:
+        parts.append(self.liked(tf.matmul(weight[:, -1:], tf.gather(self.content, history))[:, 0]))
     return tf.concat(parts + bottom(self.query_bottom, floats), 1)
+
 
 def bottom(mlp, numbers) -> list:  # one [N, 1, dim], or nothing where a side has no numbers
     "Apply the bottom MLP to a side's numbers."
@@ -144,27 +225,30 @@ def bottom(mlp, numbers) -> list:  # one [N, 1, dim], or nothing where a side ha
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-23
 @patch
-def item_vectors(self: Ranker,
-    ints,     # ids [N, n]
-    floats,   # numbers, then embeddings [N, m]
-):            # [N, F, dim]; the bottom MLP's comes last
+def item_vectors(
+    self: Ranker,
+    ints,  # ids [N, n]
+    floats,  # numbers, then embeddings [N, m]
+):  # [N, F, dim]; the bottom MLP's comes last
     "Turn each item feature into one vector, the pretrained embeddings through a projection each."
     n = self.config["item"]["numbers"]
     parts = [self.table.table(ints + offsets(self.config, self.config["item"]["ids"]))]
-    if self.embedded is not None: parts.append(self.embedded(floats[:, n:]))
+    if self.embedded is not None:
+        parts.append(self.embedded(floats[:, n:]))
     return tf.concat(parts + bottom(self.item_bottom, floats[:, :n]), 1)
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-26
 def pair_dots(
-    vectors,   # [N, F, dim]
-):             # [N, F * F], each pair twice: picking one half would cost a request more than it saves
+    vectors,  # [N, F, dim]
+):  # [N, F * F], each pair twice: picking one half would cost a request more than it saves
     "Take the dot product of every pair within one side."
     return tf.reshape(tf.matmul(vectors, vectors, transpose_b=True), [-1, vectors.shape[1] ** 2])
+
 
 def cross_dots(
     query,  # [B, Fq, dim]
     items,  # [R, C, Fi, dim]; R is B, or 1 where all requests share the items
-):          # [B, C, Fi * Fq]
+):  # [B, C, Fi * Fq]
     "Take the dot product of every query feature with every item feature."
     r, c, fi, dim = tf.shape(items)[0], tf.shape(items)[1], items.shape[2], items.shape[3]
     dots = tf.matmul(tf.reshape(items, [r, c * fi, dim]), query, transpose_b=True)
@@ -172,31 +256,50 @@ def cross_dots(
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-29
 @patch
-def call(self: Ranker,
-    q_ints, q_floats,        # [B, n]
-    i_ints, i_floats,        # [R, C, n]; R is B or 1
-    pair,                    # [B, C, n]
+def call(
+    self: Ranker,
+    q_ints,
+    q_floats,  # [B, n]
+    i_ints,
+    i_floats,  # [R, C, n]; R is B or 1
+    pair,  # [B, C, n]
     training: bool = False,  # dropout on; it drops the same units for all candidates of a request
-):                           # logits [B, C]
+):  # logits [B, C]
     "Score every candidate of every request."
     config, width = self.config, self.config["top"][0]
     r, c = tf.shape(i_ints)[0], tf.shape(i_ints)[1]
     flat = lambda a: tf.reshape(a, [-1, a.shape[-1]])
     q, x = self.query_vectors(q_ints, q_floats), self.item_vectors(flat(i_ints), flat(i_floats))
-    cross, item_id = cross_dots(q, tf.reshape(x, [r, c, x.shape[1], config["dim"]])), i_ints[:, :, config["item"]["ids"].index("item_id")]
+    cross, item_id = (
+        cross_dots(q, tf.reshape(x, [r, c, x.shape[1], config["dim"]])),
+        i_ints[:, :, config["item"]["ids"].index("item_id")],
+    )
     facts = tf.concat([cross, pair[:, :, 2:]], 2)
     hidden = tf.reshape(self.first["pair"](flat(facts)), [-1, c, width])
     hidden += tf.reshape(self.first["item"](tf.concat([pair_dots(x), x[:, -1]], 1)), [r, c, width])
-    hidden = tf.nn.relu(hidden + self.first["query"](tf.concat([pair_dots(q), q[:, -1]], 1))[:, None])
-    if training and config["dropout"]: hidden = tf.nn.dropout(hidden, config["dropout"], noise_shape=[tf.shape(q)[0], 1, width])
-    logits = tf.reshape(self.out(self.rest(flat(hidden))) + self.direct(flat(cross)) + self.facts(flat(pair[:, :, 2:])), [-1, c])
+    hidden = tf.nn.relu(
+        hidden + self.first["query"](tf.concat([pair_dots(q), q[:, -1]], 1))[:, None]
+    )
+    if training and config["dropout"]:
+        hidden = tf.nn.dropout(hidden, config["dropout"], noise_shape=[tf.shape(q)[0], 1, width])
+    logits = tf.reshape(
+        self.out(self.rest(flat(hidden)))
+        + self.direct(flat(cross))
+        + self.facts(flat(pair[:, :, 2:])),
+        [-1, c],
+    )
     logits += tf.reshape(self.popularity.table(item_id), [r, c])
-    return logits if training else (logits + tf.reshape(flat(pair) @ self.blend, [-1, c])) * self.calibration[0] + self.calibration[1]
+    return (
+        logits
+        if training
+        else (logits + tf.reshape(flat(pair) @ self.blend, [-1, c])) * self.calibration[0]
+        + self.calibration[1]
+    )
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-33
 def new_ranker(
-    config: dict,    # of `ranker_config`
-    content=None,    # what is known of each encoded item id
+    config: dict,  # of `ranker_config`
+    content=None,  # what is known of each encoded item id
     items: int = 1,  # in the catalogue
 ) -> Ranker:
     "Make a ranker with all its weights in place."
@@ -207,51 +310,73 @@ def new_ranker(
 # %% ../nbs/06_ranker.ipynb #06-ranker-37
 def save_ranker(
     model: Ranker,
-    folder: Path,   # train_state
+    folder: Path,  # train_state
 ) -> None:
     "Write weights.npz and config.json."
     write_json(Path(folder) / "config.json", model.config)
-    save_arrays(Path(folder) / "weights.npz", {f"{i:03d}": w for i, w in enumerate(model.get_weights())})
+    save_arrays(
+        Path(folder) / "weights.npz", {f"{i:03d}": w for i, w in enumerate(model.get_weights())}
+    )
+
 
 def load_ranker(
-    folder: Path,   # train_state
+    folder: Path,  # train_state
 ) -> Ranker:
     "Rebuild a ranker; raise `RecsysError` where weights and description don't fit."
     config = read_json(Path(folder) / "config.json")
-    if config["pair"] != list(PAIR): raise RecsysError(f"{folder}/config.json: this ranker reads {', '.join(config['pair'])} of a request and a candidate, this version of recsys gives {', '.join(PAIR)}; train it again")
+    if config["pair"] != list(PAIR):
+        raise RecsysError(
+            f"{folder}/config.json: this ranker reads {', '.join(config['pair'])} of a request and a candidate, this version of recsys gives {', '.join(PAIR)}; train it again"
+        )
     model = new_ranker(config)
     found = [a for _, a in sorted(load_arrays(Path(folder) / "weights.npz").items())]
     want, got = ([w.shape for w in weights] for weights in (model.get_weights(), found))
-    if want != got: raise RecsysError(f"{folder}/weights.npz: shapes {got}, config.json asks for {want}; both must come from the same training, by this version of recsys: train it again")
+    if want != got:
+        raise RecsysError(
+            f"{folder}/weights.npz: shapes {got}, config.json asks for {want}; both must come from the same training, by this version of recsys: train it again"
+        )
     model.set_weights(found)
     return model
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-40
 MASKED = -1e9  # logit of a place that holds no candidate
 
+
 def export_ranker(
     model: Ranker,
-    path: Path,     # dlrm.onnx
+    path: Path,  # dlrm.onnx
 ) -> Path:
     "Write the ranker as ONNX, opset 17: the inputs of `signature`, without those that have no column -> logits [B, C]."
     import tf2onnx
-    names, specs = [s.name for s in signature(model.config)], [s for s in signature(model.config) if s.shape[-1]]
+
+    names, specs = (
+        [s.name for s in signature(model.config)],
+        [s for s in signature(model.config) if s.shape[-1]],
+    )
+
     def graph(*given):
         x = {s.name: a for s, a in zip(specs, given)}
-        if "i_floats" not in x: x["i_floats"] = tf.zeros([*tf.unstack(tf.shape(x["i_ints"])[:2]), 0])
+        if "i_floats" not in x:
+            x["i_floats"] = tf.zeros([*tf.unstack(tf.shape(x["i_ints"])[:2]), 0])
         return {"logits": tf.where(x["pair"][:, :, 0] > 0, model(*(x[n] for n in names)), MASKED)}
-    proto, _ = tf2onnx.convert.from_function(tf.function(graph, input_signature=specs), input_signature=specs, opset=17)
-    with atomic_path(path) as tmp: tmp.write_bytes(tidy_graph(proto, "ranker").SerializeToString())
+
+    proto, _ = tf2onnx.convert.from_function(
+        tf.function(graph, input_signature=specs), input_signature=specs, opset=17
+    )
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(tidy_graph(proto, "ranker").SerializeToString())
     return Path(path)
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-44
 def measure_latency(
-    session,          # of `encoders.onnx_session`
-    feed: dict,       # one request
+    session,  # of `encoders.onnx_session`
+    feed: dict,  # one request
     times: int = 200,
-) -> dict:            # p50_ms, p95_ms
+) -> dict:  # p50_ms, p95_ms
     "Time single requests."
     taken = []
     for _ in range(times + 20):
-        start = time.perf_counter(); session.run(None, feed); taken.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        session.run(None, feed)
+        taken.append(time.perf_counter() - start)
     return {f"p{k}_ms": round(float(np.percentile(taken[20:], k)) * 1e3, 3) for k in (50, 95)}

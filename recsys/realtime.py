@@ -18,42 +18,75 @@ from .servers import connect
 # %% ../nbs/17_realtime.ipynb #17-realtime-06
 FIELDS = ("event_id", "user_id", "item_id", "timestamp", "event_type", "device_type", "request_id")
 
+
 def as_text(name: str, value, least: int = 0) -> str:
     "Read a text or a whole number as text of at most 256 bytes; raise `RecsysError` naming the field."
-    if type(value) is str and least <= len(value) <= 256 and value.isascii() and "\0" not in value: return value   # nearly all
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool): value = str(int(value))
-    if value is None: value = ""
-    if not isinstance(value, str): raise RecsysError(f"{name}: found {value!r:.60}, expected a text")
-    try: n = len(value.encode())
-    except UnicodeEncodeError: raise RecsysError(f"{name}: found {value!r:.60}, which is not valid Unicode") from None
-    if not least <= n <= 256 or "\0" in value: raise RecsysError(f"{name}: found {value!r:.60}, expected {int(least)} to 256 bytes of UTF-8 without NUL")
+    if type(value) is str and least <= len(value) <= 256 and value.isascii() and "\0" not in value:
+        return value  # nearly all
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = str(int(value))
+    if value is None:
+        value = ""
+    if not isinstance(value, str):
+        raise RecsysError(f"{name}: found {value!r:.60}, expected a text")
+    try:
+        n = len(value.encode())
+    except UnicodeEncodeError:
+        raise RecsysError(f"{name}: found {value!r:.60}, which is not valid Unicode") from None
+    if not least <= n <= 256 or "\0" in value:
+        raise RecsysError(
+            f"{name}: found {value!r:.60}, expected {int(least)} to 256 bytes of UTF-8 without NUL"
+        )
     return value
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-08
 def check_time(ts, now=None) -> int:  # now: clock; missing: any moment will do
     "Check the second of an event; raise `RecsysError` for another unit or a moment more than a day after the clock."
-    if not isinstance(ts, numbers.Integral) or isinstance(ts, bool) or not 0 <= ts < 2**40: raise RecsysError(f"timestamp: found {ts!r:.60}, expected whole seconds since 1970 UTC")
-    if now is not None and ts > now + DAY: raise RecsysError(f"timestamp: {int(ts)} is more than a day after the clock, {int(now)}; expected seconds, not milliseconds, in UTC")
+    if not isinstance(ts, numbers.Integral) or isinstance(ts, bool) or not 0 <= ts < 2**40:
+        raise RecsysError(f"timestamp: found {ts!r:.60}, expected whole seconds since 1970 UTC")
+    if now is not None and ts > now + DAY:
+        raise RecsysError(
+            f"timestamp: {int(ts)} is more than a day after the clock, {int(now)}; expected seconds, not milliseconds, in UTC"
+        )
     return int(ts)
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-10
 def check_event(
     event: dict,  # event_id, user_id ('' is anonymous), item_id, timestamp (whole seconds UTC), event_type; optional device_type, request_id
-    items,        # known item ids, set or dict
-    now=None,     # clock, seconds; missing: any moment will do
-) -> dict:        # the same, ids as text, empty fields left out
+    items,  # known item ids, set or dict
+    now=None,  # clock, seconds; missing: any moment will do
+) -> dict:  # the same, ids as text, empty fields left out
     "Check an event; raise `RecsysError` naming the field."
-    if not isinstance(event, dict): raise RecsysError(f"event: found {event!r:.60}, expected fields {', '.join(FIELDS)}")
-    if extra := [n for n in event if n not in FIELDS]: raise RecsysError(f"{extra[0]!s:.60}: not a field of an event, expected some of {', '.join(FIELDS)}")
-    e = {n: as_text(n, event.get(n), n in ("event_id", "item_id")) for n in FIELDS if n != "timestamp"}
-    if e["item_id"] not in items: raise RecsysError(f"item_id: {e['item_id']!r:.60} is not one of the {len(items)} items of the catalogue")
-    if "|" in e["event_type"]: raise RecsysError(f"event_type: found {e['event_type']!r:.60}, expected a text without '|'")
-    return {n: v for n, v in e.items() if v} | dict(timestamp=check_time(event.get("timestamp"), now))
+    if not isinstance(event, dict):
+        raise RecsysError(f"event: found {event!r:.60}, expected fields {', '.join(FIELDS)}")
+    if extra := [n for n in event if n not in FIELDS]:
+        raise RecsysError(
+            f"{extra[0]!s:.60}: not a field of an event, expected some of {', '.join(FIELDS)}"
+        )
+    e = {
+        n: as_text(n, event.get(n), n in ("event_id", "item_id"))
+        for n in FIELDS
+        if n != "timestamp"
+    }
+    if e["item_id"] not in items:
+        raise RecsysError(
+            f"item_id: {e['item_id']!r:.60} is not one of the {len(items)} items of the catalogue"
+        )
+    if "|" in e["event_type"]:
+        raise RecsysError(f"event_type: found {e['event_type']!r:.60}, expected a text without '|'")
+    return {n: v for n, v in e.items() if v} | dict(
+        timestamp=check_time(event.get("timestamp"), now)
+    )
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-13
-def user_keys(user: str) -> list: "Name what is kept of a user's events: ids, recent, outbox. The braces keep a user's keys on one node."; return [f"{{u:{user}}}:{n}" for n in ("ids", "recent", "outbox")]
+def user_keys(user: str) -> list:
+    "Name what is kept of a user's events: ids, recent, outbox. The braces keep a user's keys on one node."
+    return [f"{{u:{user}}}:{n}" for n in ("ids", "recent", "outbox")]
 
-def as_json(e: dict) -> str: "Write an event as one line of JSON."; return json.dumps(e, ensure_ascii=False, separators=(",", ":"))
+
+def as_json(e: dict) -> str:
+    "Write an event as one line of JSON."
+    return json.dumps(e, ensure_ascii=False, separators=(",", ":"))
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-14
 RECORD = """
@@ -72,27 +105,52 @@ return 1
 # %% ../nbs/17_realtime.ipynb #17-realtime-16
 class Recorder:
     "Record interaction events."
-    def __init__(self, client,  # of Valkey
+
+    def __init__(
+        self,
+        client,  # of Valkey
         seen: SeenStore,
-        items,                  # known item ids: a Bundle, a set or a dict
-        p: Params,              # RECENT_EVENTS, EVENT_DAYS, STREAM_LENGTH
-        clock=time.time,        # seconds; the replay clock where there is one
-    ): self.client, self.seen, self.items, self.p, self.clock, self.script, self.left = client, seen, items, p, clock, seen.lua + PUSH_RECENT + RECORD, 0
+        items,  # known item ids: a Bundle, a set or a dict
+        p: Params,  # RECENT_EVENTS, EVENT_DAYS, STREAM_LENGTH
+        clock=time.time,  # seconds; the replay clock where there is one
+    ):
+        self.client, self.seen, self.items, self.p, self.clock, self.script, self.left = (
+            client,
+            seen,
+            items,
+            p,
+            clock,
+            seen.lua + PUSH_RECENT + RECORD,
+            0,
+        )
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-17
 @patch
-def calls(self: Recorder, events: list, texts: list, now: int) -> list:  # checked events, their JSON -> keys and arguments of each
+def calls(
+    self: Recorder, events: list, texts: list, now: int
+) -> list:  # checked events, their JSON -> keys and arguments of each
     "Prepare the Lua calls."
-    tokens, ttls = self.seen.tokens([e["item_id"] for e in events]), self.seen.ttls("", [e["timestamp"] for e in events], now)
+    tokens, ttls = (
+        self.seen.tokens([e["item_id"] for e in events]),
+        self.seen.ttls("", [e["timestamp"] for e in events], now),
+    )
     entries = [f"{e['timestamp']}|{e.get('event_type', '')}|{e['item_id']}" for e in events]
-    return [([*user_keys(e["user_id"]), self.seen.bucket(e["user_id"], e["timestamp"])], [e["event_id"], text, entry, self.p.RECENT_EVENTS, self.p.EVENT_DAYS * DAY, ttl, token])
-            for e, text, entry, ttl, token in zip(events, texts, entries, ttls, tokens)]
+    return [
+        (
+            [*user_keys(e["user_id"]), self.seen.bucket(e["user_id"], e["timestamp"])],
+            [e["event_id"], text, entry, self.p.RECENT_EVENTS, self.p.EVENT_DAYS * DAY, ttl, token],
+        )
+        for e, text, entry, ttl, token in zip(events, texts, entries, ttls, tokens)
+    ]
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-19
-def append_events(client, texts: list, length: int) -> list:  # events as JSON, STREAM_LENGTH -> entry ids
+def append_events(
+    client, texts: list, length: int
+) -> list:  # events as JSON, STREAM_LENGTH -> entry ids
     "Append events to the stream that the worker reads."
     pipe = client.pipeline(transaction=False)
-    for t in texts: pipe.xadd("events", dict(event=t), maxlen=length, approximate=True)
+    for t in texts:
+        pipe.xadd("events", dict(event=t), maxlen=length, approximate=True)
     return pipe.execute() if texts else []
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-20
@@ -101,44 +159,73 @@ def _record(self: Recorder, events: list, now: int) -> list:
     "Change the users' keys in one round trip, then append what is new to the stream in another."
     texts, known = [as_json(e) for e in events], [i for i, e in enumerate(events) if "user_id" in e]
     results = ["anonymous"] * len(events)
-    found = run_scripts(self.client, self.script, self.calls([events[i] for i in known], [texts[i] for i in known], now)) if known else []
-    for i, new in zip(known, found): results[i] = "new" if new else "duplicate"
-    try: append_events(self.client, [t for t, r in zip(texts, results) if r != "duplicate"], self.p.STREAM_LENGTH)
+    found = (
+        run_scripts(
+            self.client,
+            self.script,
+            self.calls([events[i] for i in known], [texts[i] for i in known], now),
+        )
+        if known
+        else []
+    )
+    for i, new in zip(known, found):
+        results[i] = "new" if new else "duplicate"
+    try:
+        append_events(
+            self.client,
+            [t for t, r in zip(texts, results) if r != "duplicate"],
+            self.p.STREAM_LENGTH,
+        )
     except Exception:
-        if len(known) < len(events): raise   # nothing else remembers an anonymous event
-        self.left += results.count("new")    # the worker finds these in the outboxes
+        if len(known) < len(events):
+            raise  # nothing else remembers an anonymous event
+        self.left += results.count("new")  # the worker finds these in the outboxes
     return results
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-22
 @patch
-def record_events(self: Recorder,
-    events: list,         # fields of each, see `check_event`
+def record_events(
+    self: Recorder,
+    events: list,  # fields of each, see `check_event`
     pipeline: int = 200,  # events a round trip
-) -> list:                # new, duplicate or anonymous, for each
+) -> list:  # new, duplicate or anonymous, for each
     "Record many events; all are checked before the first is recorded."
     checked, now, out = [], int(self.clock()), []
     for i, e in enumerate(events):
-        try: checked.append(check_event(e, self.items, now))
-        except RecsysError as error: raise error if len(events) == 1 else RecsysError(f"event {i}: {error}") from None
-    for i in range(0, len(checked), pipeline): out += self._record(checked[i:i + pipeline], now)
+        try:
+            checked.append(check_event(e, self.items, now))
+        except RecsysError as error:
+            raise error if len(events) == 1 else RecsysError(f"event {i}: {error}") from None
+    for i in range(0, len(checked), pipeline):
+        out += self._record(checked[i : i + pipeline], now)
     return out
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-23
 @patch
-def record_event(self: Recorder, event: dict) -> str:  # fields as in `check_event` -> new, duplicate or anonymous
+def record_event(
+    self: Recorder, event: dict
+) -> str:  # fields as in `check_event` -> new, duplicate or anonymous
     "Record one event; sent again with the same event_id it counts once."
     return self.record_events([event])[0]
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-33
 def open_recorder(
     p: Params,
-    url: str,          # of the server
-    bundle,            # of the run: the items that can be seen, defaults of the seen filter
-    clock=time.time,   # the recommender's, which may be the replay clock
+    url: str,  # of the server
+    bundle,  # of the run: the items that can be seen, defaults of the seen filter
+    clock=time.time,  # the recommender's, which may be the replay clock
 ) -> Recorder:
     "Open the recorder of a run."
     s, client = bundle.serving, connect(url, 1000)
-    return Recorder(client, SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS), bundle, p, clock)
+    return Recorder(
+        client,
+        SeenStore(
+            client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS
+        ),
+        bundle,
+        p,
+        clock,
+    )
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-34
 def forget_events(client, user: str) -> int:  # keys that were there
@@ -146,51 +233,99 @@ def forget_events(client, user: str) -> int:  # keys that were there
     return client.unlink(*user_keys(user)) if user else 0
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-39
-IMPRESSION = ("request_id", "user", "device_type", "timestamp", "bundle_version", "policy", "candidates", "candidate_scores", "item_ids", "scores", "propensities", "reasons", "stage_ms")
+IMPRESSION = (
+    "request_id",
+    "user",
+    "device_type",
+    "timestamp",
+    "bundle_version",
+    "policy",
+    "candidates",
+    "candidate_scores",
+    "item_ids",
+    "scores",
+    "propensities",
+    "reasons",
+    "stage_ms",
+)
+
 
 def impression_salt(p: Params) -> bytes:
     "Give the salt of user ids in impressions: RECSYS_SALT of the environment, else one that is kept with the run."
-    if os.environ.get("RECSYS_SALT"): return os.environ["RECSYS_SALT"].encode()
+    if os.environ.get("RECSYS_SALT"):
+        return os.environ["RECSYS_SALT"].encode()
     file = run_dir(p) / "impressions.salt"
     if not file.is_file():
-        with atomic_path(file) as tmp: tmp.write_text(secrets.token_hex(16))
+        with atomic_path(file) as tmp:
+            tmp.write_text(secrets.token_hex(16))
     file.chmod(0o600)
     return file.read_text().encode()
 
-def hash_user(user: str, salt: bytes) -> str: "Hash a user id so that impressions of one user can be joined, but not traced back without the salt."; return hashlib.blake2b(user.encode(), key=salt[:64], digest_size=12).hexdigest() if user else ""
+
+def hash_user(user: str, salt: bytes) -> str:
+    "Hash a user id so that impressions of one user can be joined, but not traced back without the salt."
+    return hashlib.blake2b(user.encode(), key=salt[:64], digest_size=12).hexdigest() if user else ""
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-41
 class ImpressionLog:
     "Send impressions from a bounded queue; never delay or fail the caller."
-    def __init__(self, client,  # of Valkey
-        salt: bytes,            # `impression_salt`
+
+    def __init__(
+        self,
+        client,  # of Valkey
+        salt: bytes,  # `impression_salt`
         length: int = 100_000,  # STREAM_LENGTH
-        size: int = 2000,       # impressions that wait at most
-    ): self.client, self.salt, self.length, self.queue, self.sent, self.lost, self._thread, self._lock = client, salt, length, queue.Queue(size), 0, 0, None, threading.Lock()
+        size: int = 2000,  # impressions that wait at most
+    ):
+        (
+            self.client,
+            self.salt,
+            self.length,
+            self.queue,
+            self.sent,
+            self.lost,
+            self._thread,
+            self._lock,
+        ) = client, salt, length, queue.Queue(size), 0, 0, None, threading.Lock()
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-42
 @patch
-def log_impression(self: ImpressionLog,
-    user_id: str,   # hashed before it leaves the process
-    **fields,       # of IMPRESSION, whatever JSON or numpy holds
-) -> bool:          # False: the queue was full, the impression is lost
+def log_impression(
+    self: ImpressionLog,
+    user_id: str,  # hashed before it leaves the process
+    **fields,  # of IMPRESSION, whatever JSON or numpy holds
+) -> bool:  # False: the queue was full, the impression is lost
     "Put an impression into the queue."
-    if not self._thread: self._start()
-    try: self.queue.put_nowait((user_id, fields)); return True
+    if not self._thread:
+        self._start()
+    try:
+        self.queue.put_nowait((user_id, fields))
+        return True
     except queue.Full:
-        with self._lock: self.lost += 1
+        with self._lock:
+            self.lost += 1
         return False
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-44
 def plain(x):
     "Turn bytes, numpy scalars and arrays into what JSON knows."
-    if isinstance(x, bytes): return x.decode("utf-8", "replace")
+    if isinstance(x, bytes):
+        return x.decode("utf-8", "replace")
     return x.tolist() if hasattr(x, "tolist") else str(x)
+
 
 def as_impression(user: str, fields: dict, salt: bytes) -> str:
     "Write an impression as JSON; raise `RecsysError` for a field that no impression has."
-    if extra := set(fields) - set(IMPRESSION): raise RecsysError(f"impression: no field {sorted(extra)[0]}, expected {', '.join(IMPRESSION)}")
-    return json.dumps(fields | dict(user=hash_user(user, salt)), default=plain, ensure_ascii=False, separators=(",", ":"))
+    if extra := set(fields) - set(IMPRESSION):
+        raise RecsysError(
+            f"impression: no field {sorted(extra)[0]}, expected {', '.join(IMPRESSION)}"
+        )
+    return json.dumps(
+        fields | dict(user=hash_user(user, salt)),
+        default=plain,
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-46
 @patch
@@ -198,18 +333,27 @@ def _send(self: ImpressionLog, rows: list) -> int:  # sent
     "Append impressions to the stream in one round trip; none is sent twice."
     texts = []
     for user, fields in rows:
-        try: texts.append(as_impression(user, fields, self.salt).encode())
-        except (ValueError, TypeError, UnicodeError): pass
+        try:
+            texts.append(as_impression(user, fields, self.salt).encode())
+        except (ValueError, TypeError, UnicodeError):
+            pass
     pipe = self.client.pipeline(transaction=False)
-    for t in texts: pipe.xadd("impressions", dict(impression=t), maxlen=self.length, approximate=True)
-    return sum(not isinstance(x, Exception) for x in pipe.execute(raise_on_error=False)) if texts else 0
+    for t in texts:
+        pipe.xadd("impressions", dict(impression=t), maxlen=self.length, approximate=True)
+    return (
+        sum(not isinstance(x, Exception) for x in pipe.execute(raise_on_error=False))
+        if texts
+        else 0
+    )
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-48
 @patch
 def _start(self: ImpressionLog) -> None:
     "Start the thread that sends."
     with self._lock:
-        if not self._thread: self._thread = threading.Thread(target=self._run, daemon=True, name="impressions"); self._thread.start()
+        if not self._thread:
+            self._thread = threading.Thread(target=self._run, daemon=True, name="impressions")
+            self._thread.start()
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-49
 @patch
@@ -218,17 +362,26 @@ def _run(self: ImpressionLog) -> None:
     batch = []
     while None not in batch:
         batch = [self.queue.get()]
-        while len(batch) < 100 and not self.queue.empty(): batch.append(self.queue.get())
+        while len(batch) < 100 and not self.queue.empty():
+            batch.append(self.queue.get())
         rows = [x for x in batch if x is not None]
-        try: sent = self._send(rows)
-        except Exception: sent = 0; time.sleep(.05)   # gone, or hanging for its time-out: those that wait get a full queue
-        with self._lock: self.sent += sent; self.lost += len(rows) - sent
+        try:
+            sent = self._send(rows)
+        except Exception:
+            sent = 0
+            time.sleep(0.05)  # gone, or hanging for its time-out: those that wait get a full queue
+        with self._lock:
+            self.sent += sent
+            self.lost += len(rows) - sent
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-50
 @patch
 def close(self: ImpressionLog, seconds: float = 2) -> None:
     "Send what waits and end the thread."
-    if not self._thread: return
-    try: self.queue.put(None, timeout=seconds)
-    except queue.Full: pass
+    if not self._thread:
+        return
+    try:
+        self.queue.put(None, timeout=seconds)
+    except queue.Full:
+        pass
     self._thread.join(seconds)

@@ -18,159 +18,369 @@ from fastcore.basics import patch
 from .additions import additions_file, read_added, to_array
 from .bloom import DAY, SeenItems, day_of, hash_ids
 from .cache import ItemColumns
-from .core import PARAMS, Params, RecsysError, atomic_path, read_json, record_stage, resolve, run_dir, sha256_file, stage_dir, write_json
-from .features import FIRST, NULL, OOV, PAD, PAIR, UNSEEN, Contract, Trends, Encoder, as_bytes, columns_of, encode_context, history_length, load_arrays, load_encoder, pack, pair_features, save_arrays, top_category
+from recsys.core import (
+    PARAMS,
+    Params,
+    RecsysError,
+    atomic_path,
+    read_json,
+    record_stage,
+    resolve,
+    run_dir,
+    sha256_file,
+    stage_dir,
+    write_json,
+)
+from recsys.features import (
+    FIRST,
+    NULL,
+    OOV,
+    PAD,
+    PAIR,
+    UNSEEN,
+    Contract,
+    Trends,
+    Encoder,
+    as_bytes,
+    columns_of,
+    encode_context,
+    history_length,
+    load_arrays,
+    load_encoder,
+    pack,
+    pair_features,
+    save_arrays,
+    top_category,
+)
 from .index import load_index, plain_index, search
 from .neighbours import OWN, add_related, heard, in_demand, load_demand, load_table, votes
 from .rerank import rerank
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-07
-COPIED = dict(data_prep=("encoder.json", "encoder.npz", "trends.npy"), two_tower=("query_tower.onnx", "candidate_tower.onnx", "item_vectors.npy"),
-              index=("index.faiss", "index.json"), neighbours=("neighbours.npz", "retrieval.json"), dlrm=("dlrm.onnx",), embeddings=("text_pca.npz", "image_pca.npz"))
-SERVING = ("CANDIDATES", "SEEN_DAYS", "SEEN_CAPACITY", "SEEN_ERROR", "K", "TEMPERATURE", "DIVERSITY", "MAX_PER_CATEGORY", "CLOCK", "TOP_CATEGORY_HOURS")  # defaults of a request
+COPIED = dict(
+    data_prep=("encoder.json", "encoder.npz", "trends.npy"),
+    two_tower=("query_tower.onnx", "candidate_tower.onnx", "item_vectors.npy"),
+    index=("index.faiss", "index.json"),
+    neighbours=("neighbours.npz", "retrieval.json"),
+    dlrm=("dlrm.onnx",),
+    embeddings=("text_pca.npz", "image_pca.npz"),
+)
+SERVING = (
+    "CANDIDATES",
+    "SEEN_DAYS",
+    "SEEN_CAPACITY",
+    "SEEN_ERROR",
+    "K",
+    "TEMPERATURE",
+    "DIVERSITY",
+    "MAX_PER_CATEGORY",
+    "CLOCK",
+    "TOP_CATEGORY_HOURS",
+)  # defaults of a request
 
-UNLISTED = ("manifest.json", "stage.json")  # the stage's own record may lie beside the bundle; nothing loads it
+UNLISTED = (
+    "manifest.json",
+    "stage.json",
+)  # the stage's own record may lie beside the bundle; nothing loads it
+
 
 def write_bundle(p: Params, folder: Path) -> dict:  # the manifest
     "Collect a run's files into a bundle and write its manifest."
     folder.mkdir(parents=True, exist_ok=True)
     for stage, names in COPIED.items():
         for name in names:
-            if (stage_dir(p, stage) / name).is_file(): shutil.copyfile(stage_dir(p, stage) / name, folder / name)
+            if (stage_dir(p, stage) / name).is_file():
+                shutil.copyfile(stage_dir(p, stage) / name, folder / name)
     write_item_files(p, folder)
     meta = read_json(stage_dir(p, "data_prep") / "meta.json")
-    records = {s: read_json(stage_dir(p, s) / "stage.json") for s in ("data_prep", "two_tower", "dlrm")}
-    files = {f.name: sha256_file(f) for f in sorted(folder.iterdir()) if f.name not in UNLISTED and not f.name.startswith(".")}
-    content = dict(files=files, contract=read_json(folder / "encoder.json")["contract"], pair=list(PAIR), serving={n: p[n] for n in SERVING},
-                   data={k: meta[k] for k in ("span", "train", "positive_events", "split", "timezone", "trends")}, parameters={n: v for r in records.values() for n, v in r["parameters"].items() if n not in ("RUN", "OUTPUTS")})
-    manifest = dict(content, version=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12], metrics={s: r["metrics"] for s, r in records.items()})
+    records = {
+        s: read_json(stage_dir(p, s) / "stage.json") for s in ("data_prep", "two_tower", "dlrm")
+    }
+    files = {
+        f.name: sha256_file(f)
+        for f in sorted(folder.iterdir())
+        if f.name not in UNLISTED and not f.name.startswith(".")
+    }
+    content = dict(
+        files=files,
+        contract=read_json(folder / "encoder.json")["contract"],
+        pair=list(PAIR),
+        serving={n: p[n] for n in SERVING},
+        data={
+            k: meta[k] for k in ("span", "train", "positive_events", "split", "timezone", "trends")
+        },
+        parameters={
+            n: v
+            for r in records.values()
+            for n, v in r["parameters"].items()
+            if n not in ("RUN", "OUTPUTS")
+        },
+    )
+    manifest = dict(
+        content,
+        version=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12],
+        metrics={s: r["metrics"] for s, r in records.items()},
+    )
     write_json(folder / "manifest.json", manifest)
     return manifest
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-08
 SHOWN = ("item_id", "title", "category_l1", "category_l2", "price", "in_stock")
 
+
 def write_item_files(p: Params, folder: Path) -> None:
     "Write items.npz (encoded columns, embeddings), items.parquet (what people read) and popularity.npz."
     import pyarrow.parquet as pq
     from recsys.data_prep import load_prepared
+
     prep, shown = load_prepared(p), pq.read_table(stage_dir(p, "data_prep") / "items.parquet")
-    pq.write_table(shown.select([c for c in SHOWN if c in shown.column_names]), folder / "items.parquet", compression="zstd")
-    stock = shown["in_stock"].to_numpy().astype(bool) if "in_stock" in shown.column_names else np.ones(prep.n_items, bool)
-    save_arrays(folder / "items.npz", prep.item_columns | dict(item_ids=as_bytes(shown["item_id"].to_pylist()), in_stock=stock))
+    pq.write_table(
+        shown.select([c for c in SHOWN if c in shown.column_names]),
+        folder / "items.parquet",
+        compression="zstd",
+    )
+    stock = (
+        shown["in_stock"].to_numpy().astype(bool)
+        if "in_stock" in shown.column_names
+        else np.ones(prep.n_items, bool)
+    )
+    save_arrays(
+        folder / "items.npz",
+        prep.item_columns | dict(item_ids=as_bytes(shown["item_id"].to_pylist()), in_stock=stock),
+    )
     save_arrays(folder / "popularity.npz", dict(popularity=prep.popularity))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-10
 def check_bundle(folder: str | Path) -> dict:  # its manifest
     "Verify every file of a bundle against its manifest; raise `RecsysError` naming the first that is missing, changed or not listed."
-    folder = Path(folder); manifest = read_json(folder / "manifest.json")
-    there = {f.name for f in folder.iterdir() if f.name not in UNLISTED and not f.name.startswith(".")}
-    if extra := there - set(manifest["files"]): raise RecsysError(f"{folder}: {sorted(extra)[0]} is not in the manifest; remove it or rebuild the bundle")
+    folder = Path(folder)
+    manifest = read_json(folder / "manifest.json")
+    there = {
+        f.name for f in folder.iterdir() if f.name not in UNLISTED and not f.name.startswith(".")
+    }
+    if extra := there - set(manifest["files"]):
+        raise RecsysError(
+            f"{folder}: {sorted(extra)[0]} is not in the manifest; remove it or rebuild the bundle"
+        )
     for name, digest in manifest["files"].items():
-        if name not in there: raise RecsysError(f"{folder}: {name} is missing; rebuild the bundle")
-        if sha256_file(folder / name) != digest: raise RecsysError(f"{folder}: {name} differs from its sha256 in the manifest; rebuild the bundle")
+        if name not in there:
+            raise RecsysError(f"{folder}: {name} is missing; rebuild the bundle")
+        if sha256_file(folder / name) != digest:
+            raise RecsysError(
+                f"{folder}: {name} differs from its sha256 in the manifest; rebuild the bundle"
+            )
     return manifest
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-12
 def _columns_with(x, rows: list):  # ItemColumns, additions
-    more = dict(i_ints=np.array([r["ints"] for r in rows], np.int64), i_floats=np.stack([to_array(r["floats"]) for r in rows]), first_event=np.full(len(rows), UNSEEN))
-    return ItemColumns({n: np.concatenate([v, more[n].astype(v.dtype)]) for n, v in x.columns.items()}, [*x.ids, *(r["item_id"] for r in rows)])
+    more = dict(
+        i_ints=np.array([r["ints"] for r in rows], np.int64),
+        i_floats=np.stack([to_array(r["floats"]) for r in rows]),
+        first_event=np.full(len(rows), UNSEEN),
+    )
+    return ItemColumns(
+        {n: np.concatenate([v, more[n].astype(v.dtype)]) for n, v in x.columns.items()},
+        [*x.ids, *(r["item_id"] for r in rows)],
+    )
+
 
 def table_with(x, rows: list):  # a table of neighbours or None, additions
     "Let added items into a table of neighbours, where each votes for itself."
-    if x is None: return None
-    n, k = len(x["near"]), len(rows); grown = {name: np.concatenate([x[name], np.zeros((k, *x[name].shape[1:]), x[name].dtype)]) for name in ("near", "sim", "counts", "next_near", "next_sim", "next_counts")}
+    if x is None:
+        return None
+    n, k = len(x["near"]), len(rows)
+    grown = {
+        name: np.concatenate([x[name], np.zeros((k, *x[name].shape[1:]), x[name].dtype)])
+        for name in ("near", "sim", "counts", "next_near", "next_sim", "next_counts")
+    }
     grown["near"][n:, 0], grown["sim"][n:, 0] = np.arange(n, n + k), OWN
     return x | grown
 
+
 def _index_with(x, rows: list):
     vectors = np.stack([to_array(r["vector"]) for r in rows])
-    if isinstance(x, np.ndarray): return np.concatenate([x, vectors])
+    if isinstance(x, np.ndarray):
+        return np.concatenate([x, vectors])
     import faiss
-    x = faiss.clone_index(x); x.add(vectors)   # those who search the old one go on
+
+    x = faiss.clone_index(x)
+    x.add(vectors)  # those who search the old one go on
     return x
+
 
 def _shown_with(x, rows: list):  # arrow table
     import pyarrow as pa
-    return pa.concat_tables([x, pa.Table.from_pylist([{n: r["shown"].get(n) for n in x.schema.names} for r in rows], schema=x.schema)])
 
-def _rows_with(x: dict, rows: list) -> dict: x.update({r["item_id"]: len(x) + i for i, r in enumerate(rows)}); return x   # in place: a recorder of events holds the same dictionary
+    return pa.concat_tables(
+        [
+            x,
+            pa.Table.from_pylist(
+                [{n: r["shown"].get(n) for n in x.schema.names} for r in rows], schema=x.schema
+            ),
+        ]
+    )
 
-GROWN = dict(ids=lambda x, rows: np.concatenate([x, as_bytes([r["item_id"] for r in rows])]), in_stock=lambda x, rows: np.append(x, np.ones(len(rows), bool)),
-    names=lambda x, rows: np.append(x, np.array([r["item_id"].encode() for r in rows], object)), hashes=lambda x, rows: np.concatenate([x, hash_ids([r["item_id"].encode() for r in rows])]),
-    encoded_ids=lambda x, rows: np.insert(x, len(x) - 1, [OOV] * len(rows)), categories=lambda x, rows: np.append(x, [r["category"] for r in rows]), popularity=lambda x, rows: np.append(x, np.zeros(len(rows))),
-    shown=_shown_with, columns=_columns_with, neighbours=table_with, vectors=lambda x, rows: np.concatenate([x, [to_array(r["vector"]) for r in rows]]), row_of=_rows_with,
-    by_popularity=lambda x, rows: np.append(x, np.arange(len(x), len(x) + len(rows))), index=_index_with)   # part -> how it takes in added items; the index, which leads to the others, is the last
 
-def by_item(name: str, load):  # part of a bundle that is read from a file; function (bundle) -> its value there
+def _rows_with(x: dict, rows: list) -> dict:
+    x.update({r["item_id"]: len(x) + i for i, r in enumerate(rows)})
+    return x  # in place: a recorder of events holds the same dictionary
+
+
+GROWN = dict(
+    ids=lambda x, rows: np.concatenate([x, as_bytes([r["item_id"] for r in rows])]),
+    in_stock=lambda x, rows: np.append(x, np.ones(len(rows), bool)),
+    names=lambda x, rows: np.append(x, np.array([r["item_id"].encode() for r in rows], object)),
+    hashes=lambda x, rows: np.concatenate([x, hash_ids([r["item_id"].encode() for r in rows])]),
+    encoded_ids=lambda x, rows: np.insert(x, len(x) - 1, [OOV] * len(rows)),
+    categories=lambda x, rows: np.append(x, [r["category"] for r in rows]),
+    popularity=lambda x, rows: np.append(x, np.zeros(len(rows))),
+    shown=_shown_with,
+    columns=_columns_with,
+    neighbours=table_with,
+    vectors=lambda x, rows: np.concatenate([x, [to_array(r["vector"]) for r in rows]]),
+    row_of=_rows_with,
+    by_popularity=lambda x, rows: np.append(x, np.arange(len(x), len(x) + len(rows))),
+    index=_index_with,
+)  # part -> how it takes in added items; the index, which leads to the others, is the last
+
+
+def by_item(
+    name: str, load
+):  # part of a bundle that is read from a file; function (bundle) -> its value there
     "Declare a part with an entry an item: read late, it holds what was added already."
-    return cached_property(lambda self: GROWN[name](load(self), self.added) if self.added else load(self))
+    return cached_property(
+        lambda self: GROWN[name](load(self), self.added) if self.added else load(self)
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-14
-def same_facts(manifest: dict) -> bool: "Tell whether a bundle's ranker reads the facts of request and candidate that this version of recsys gives."; return manifest.get("pair") == list(PAIR)
+def same_facts(manifest: dict) -> bool:
+    "Tell whether a bundle's ranker reads the facts of request and candidate that this version of recsys gives."
+    return manifest.get("pair") == list(PAIR)
+
 
 class Bundle:
     "Load a bundle, verified; each part opens when it is first asked for, so that a member of a server holds what it needs and no more."
+
     def __init__(self, folder: str | Path):
         self.folder, self.manifest = Path(folder), check_bundle(folder)
-        if not same_facts(self.manifest): raise RecsysError(f"{folder}: its ranker was trained by another version of recsys, on other facts of a request and a candidate than {', '.join(PAIR)}; run it again from the stage dlrm")
-        self.encoder = load_encoder(folder); self.contract = self.encoder.contract
+        if not same_facts(self.manifest):
+            raise RecsysError(
+                f"{folder}: its ranker was trained by another version of recsys, on other facts of a request and a candidate than {', '.join(PAIR)}; run it again from the stage dlrm"
+            )
+        self.encoder = load_encoder(folder)
+        self.contract = self.encoder.contract
         self.serving = Params(self.manifest["serving"], source="manifest.json")
         self.additions, self._growing = additions_file(self.folder), threading.Lock()
-        self.added, self._read_to = [], (0, "")   # rows of the additions, `grow` reads them
+        self.added, self._read_to = [], (0, "")  # rows of the additions, `grow` reads them
 
     @property
-    def version(self) -> str: return self.manifest["version"] + (f"+{len(self.added)}" if self.added else "")
+    def version(self) -> str:
+        return self.manifest["version"] + (f"+{len(self.added)}" if self.added else "")
 
     def _of_items(self, name: str):
         "Read one array of items.npz, None where it isn't there."
-        with np.load(self.folder / "items.npz", allow_pickle=False) as z: return z[name] if name in z.files else None
+        with np.load(self.folder / "items.npz", allow_pickle=False) as z:
+            return z[name] if name in z.files else None
 
     def _row_of_code(self) -> np.ndarray:
         codes, out = self._of_items("item_id"), np.full(self.contract["item_id"].cardinality, -1)
         out[codes] = np.where(codes >= FIRST, np.arange(len(codes)), -1)
         return out
 
-    places = cached_property(lambda self: (columns_of(self.contract.query, "ints")["hist_items"], columns_of(self.contract.item, "ints")["item_id"].start))   # of the history in q_ints, of the id in i_ints
+    places = cached_property(
+        lambda self: (
+            columns_of(self.contract.query, "ints")["hist_items"],
+            columns_of(self.contract.item, "ints")["item_id"].start,
+        )
+    )  # of the history in q_ints, of the id in i_ints
 
     def _columns(self) -> ItemColumns:
         arrays = load_arrays(self.folder / "items.npz")
-        return ItemColumns(pack(self.contract.item, arrays, "i_") | dict(first_event=arrays["first_event"]), arrays["item_ids"])
+        return ItemColumns(
+            pack(self.contract.item, arrays, "i_") | dict(first_event=arrays["first_event"]),
+            arrays["item_ids"],
+        )
 
-    ids, in_stock = (by_item(part, lambda self, n=n: self._of_items(n)) for part, n in (("ids", "item_ids"), ("in_stock", "in_stock")))
+    ids, in_stock = (
+        by_item(part, lambda self, n=n: self._of_items(n))
+        for part, n in (("ids", "item_ids"), ("in_stock", "in_stock"))
+    )
     names = cached_property(lambda self: np.array(self.ids.tolist(), object))
     row_of = cached_property(lambda self: {i.decode(): r for r, i in enumerate(self.ids)})
     hashes = cached_property(lambda self: hash_ids(self.ids.tolist()))
-    encoded_ids = by_item("encoded_ids", lambda self: np.append(self._of_items("item_id"), PAD))   # row -1 pads
-    categories = by_item("categories", lambda self: np.zeros(len(self.ids) - len(self.added), np.int64) if (c := self._of_items("category_l1")) is None else c)
-    category_names = cached_property(lambda self: {int(i): v.decode() for v, i in zip(*self.encoder.vocab.get("category_l1", ((), ())))})
-    popularity = by_item("popularity", lambda self: load_arrays(self.folder / "popularity.npz")["popularity"])
-    by_popularity = cached_property(lambda self: np.lexsort((np.arange(len(self.ids)), -self.popularity)))
-    vectors, neighbours = by_item("vectors", lambda self: np.load(self.folder / "item_vectors.npy", mmap_mode="r")), by_item("neighbours", lambda self: load_table(self.folder))
-    trends = cached_property(lambda self: Trends(np.load(self.folder / "trends.npy", mmap_mode="r"), **self.manifest["data"]["trends"]))
+    encoded_ids = by_item(
+        "encoded_ids", lambda self: np.append(self._of_items("item_id"), PAD)
+    )  # row -1 pads
+    categories = by_item(
+        "categories",
+        lambda self: np.zeros(len(self.ids) - len(self.added), np.int64)
+        if (c := self._of_items("category_l1")) is None
+        else c,
+    )
+    category_names = cached_property(
+        lambda self: {
+            int(i): v.decode() for v, i in zip(*self.encoder.vocab.get("category_l1", ((), ())))
+        }
+    )
+    popularity = by_item(
+        "popularity", lambda self: load_arrays(self.folder / "popularity.npz")["popularity"]
+    )
+    by_popularity = cached_property(
+        lambda self: np.lexsort((np.arange(len(self.ids)), -self.popularity))
+    )
+    vectors, neighbours = (
+        by_item("vectors", lambda self: np.load(self.folder / "item_vectors.npy", mmap_mode="r")),
+        by_item("neighbours", lambda self: load_table(self.folder)),
+    )
+    trends = cached_property(
+        lambda self: Trends(
+            np.load(self.folder / "trends.npy", mmap_mode="r"), **self.manifest["data"]["trends"]
+        )
+    )
     demand = cached_property(lambda self: load_demand(self.folder))
-    row_of_code = cached_property(_row_of_code)   # encoded id -> item row, -1 where the id is no one item
-    index, columns = by_item("index", lambda self: plain_index(load_index(self.folder / "index.faiss"))), by_item("columns", _columns)
-    query_tower, ranker = (cached_property(lambda self, n=n: onnx_session(self.folder / n)) for n in ("query_tower.onnx", "dlrm.onnx"))
-    shown = by_item("shown", lambda self: __import__("pyarrow.parquet", fromlist=["read_table"]).read_table(self.folder / "items.parquet"))
+    row_of_code = cached_property(
+        _row_of_code
+    )  # encoded id -> item row, -1 where the id is no one item
+    index, columns = (
+        by_item("index", lambda self: plain_index(load_index(self.folder / "index.faiss"))),
+        by_item("columns", _columns),
+    )
+    query_tower, ranker = (
+        cached_property(lambda self, n=n: onnx_session(self.folder / n))
+        for n in ("query_tower.onnx", "dlrm.onnx")
+    )
+    shown = by_item(
+        "shown",
+        lambda self: __import__("pyarrow.parquet", fromlist=["read_table"]).read_table(
+            self.folder / "items.parquet"
+        ),
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-15
 @patch
-def __contains__(self: Bundle, item: str) -> bool: "Tell whether an item is in the catalogue, just added ones included."; return item in self.row_of or (self.grow() > 0 and item in self.row_of)
+def __contains__(self: Bundle, item: str) -> bool:
+    "Tell whether an item is in the catalogue, just added ones included."
+    return item in self.row_of or (self.grow() > 0 and item in self.row_of)
+
 
 @patch
-def __len__(self: Bundle) -> int: return len(self.row_of)
+def __len__(self: Bundle) -> int:
+    return len(self.row_of)
+
 
 @patch
 def grow(self: Bundle) -> int:  # items added so far
     "Take in what was added beside the bundle since the last look."
-    try: size = os.stat(self.additions).st_size
-    except FileNotFoundError: return 0
+    try:
+        size = os.stat(self.additions).st_size
+    except FileNotFoundError:
+        return 0
     if size > self._read_to[0]:
         with self._growing:
             rows, self._read_to = read_added(self.additions, self._read_to)
             for name, with_rows in GROWN.items() if rows else ():
-                if name in self.__dict__: self.__dict__[name] = with_rows(self.__dict__[name], rows)
+                if name in self.__dict__:
+                    self.__dict__[name] = with_rows(self.__dict__[name], rows)
             self.added += rows
     return len(self.added)
 
@@ -178,8 +388,12 @@ def grow(self: Bundle) -> int:  # items added so far
 def onnx_session(path: str | Path):  # onnxruntime.InferenceSession
     "Open an ONNX file on one thread: two have a long tail."
     import onnxruntime
-    o = onnxruntime.SessionOptions(); o.intra_op_num_threads = o.inter_op_num_threads = 1; o.log_severity_level = 3
+
+    o = onnxruntime.SessionOptions()
+    o.intra_op_num_threads = o.inter_op_num_threads = 1
+    o.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), o, providers=["CPUExecutionProvider"])
+
 
 def run_session(session, inputs: dict) -> np.ndarray:
     "Run a session on those of the inputs that it declares."
@@ -188,14 +402,22 @@ def run_session(session, inputs: dict) -> np.ndarray:
 # %% ../nbs/11_recommender.ipynb #11-recommender-20
 class UserMemory:
     "Answer what is known of a user as of strictly before a moment."
+
     def __init__(self, prep, bundle: Bundle):
-        self.prep, self.bundle, self.ids = prep, bundle, load_arrays(prep.folder / "users.npz")["user_id"]
-        s, self.new = bundle.serving, {}                      # new: user id -> ([seconds], [item rows])
-        self.seen_filter = SeenItems(days=max(1, s.SEEN_DAYS), capacity=s.SEEN_CAPACITY, error=s.SEEN_ERROR)
+        self.prep, self.bundle, self.ids = (
+            prep,
+            bundle,
+            load_arrays(prep.folder / "users.npz")["user_id"],
+        )
+        s, self.new = bundle.serving, {}  # new: user id -> ([seconds], [item rows])
+        self.seen_filter = SeenItems(
+            days=max(1, s.SEEN_DAYS), capacity=s.SEEN_CAPACITY, error=s.SEEN_ERROR
+        )
 
     def row(self, user: str) -> int:  # -1 where training never saw the user
         "Find a user's row."
-        key = user.encode(); i = int(np.searchsorted(self.ids, key))
+        key = user.encode()
+        i = int(np.searchsorted(self.ids, key))
         return i if user and i < len(self.ids) and self.ids[i] == key else -1
 
     def events(self, user: str, now: int) -> tuple:  # seconds, item rows, is a case: oldest first
@@ -205,8 +427,13 @@ class UserMemory:
         b = a + int(np.searchsorted(e["timestamp"][a:b], now))
         ts, items, case = e["timestamp"][a:b], e["item"][a:b], e["case"][a:b]
         if user in self.new:
-            new_ts, new_items = (np.array(x, dtype=np.int64) for x in self.new[user]); n = np.searchsorted(new_ts, now)
-            ts, items, case = np.append(ts, new_ts[:n]), np.append(items, new_items[:n]), np.append(case, np.ones(n, bool))
+            new_ts, new_items = (np.array(x, dtype=np.int64) for x in self.new[user])
+            n = np.searchsorted(new_ts, now)
+            ts, items, case = (
+                np.append(ts, new_ts[:n]),
+                np.append(items, new_items[:n]),
+                np.append(case, np.ones(n, bool)),
+            )
         return ts, items, case
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-22
@@ -216,27 +443,43 @@ def observe(self: UserMemory, user: str, item: str, timestamp: int) -> None:
     row = int(self.bundle.columns.rows([item])[0])
     ts, rows = self.new.setdefault(user, ([], []))
     at = int(np.searchsorted(np.array(ts, dtype=np.int64), timestamp, side="right"))
-    ts.insert(at, int(timestamp)); rows.insert(at, row)
+    ts.insert(at, int(timestamp))
+    rows.insert(at, row)
     self.seen_filter.add(user, [item], timestamp)
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-24
 @patch
-def state(self: UserMemory,
-    users: list,           # ids, '' is anonymous
-    now: np.ndarray,       # seconds, [B]
-) -> dict:                 # inputs: user and history features [B]; rows: history as item rows [B, L]; known: [B]
+def state(
+    self: UserMemory,
+    users: list,  # ids, '' is anonymous
+    now: np.ndarray,  # seconds, [B]
+) -> dict:  # inputs: user and history features [B]; rows: history as item rows [B, L]; known: [B]
     "Gather the user's side of a batch."
     length, hours = self.prep.length, self.bundle.serving.TOP_CATEGORY_HOURS
-    rows, top, known = np.full((len(users), length), -1), np.full(len(users), NULL), np.array([self.row(u) for u in users])
+    rows, top, known = (
+        np.full((len(users), length), -1),
+        np.full(len(users), NULL),
+        np.array([self.row(u) for u in users]),
+    )
     for i, u in enumerate(users):
-        if not u: continue
+        if not u:
+            continue
         ts, items, case = self.events(u, int(now[i]))
         past = items[case][-length:]
-        if len(past): rows[i, -len(past):] = past
+        if len(past):
+            rows[i, -len(past) :] = past
         top[i] = top_category(ts, self.bundle.categories[items], int(now[i]), hours)
-    inputs = {f.name: self.prep.user_columns[f.name][known] for f in self.prep.contract.side("user")}
-    if self.prep.contract["top_category"]: inputs["top_category"] = top.astype(np.int64)
-    return dict(inputs=inputs | dict(hist_items=self.bundle.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=known >= 0)
+    inputs = {
+        f.name: self.prep.user_columns[f.name][known] for f in self.prep.contract.side("user")
+    }
+    if self.prep.contract["top_category"]:
+        inputs["top_category"] = top.astype(np.int64)
+    return dict(
+        inputs=inputs
+        | dict(hist_items=self.bundle.encoded_ids[rows], hist_len=history_length(rows)),
+        rows=rows,
+        known=known >= 0,
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-25
 def seen_since(now, days: int):  # seconds, one or an array -> seconds
@@ -245,111 +488,211 @@ def seen_since(now, days: int):  # seconds, one or an array -> seconds
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-27
 @patch
-def seen(self: UserMemory, user: str, rows: np.ndarray, now: int) -> np.ndarray:  # item rows -> bool
+def seen(
+    self: UserMemory, user: str, rows: np.ndarray, now: int
+) -> np.ndarray:  # item rows -> bool
     "Tell which items the user saw on this date or the SEEN_DAYS before it, strictly before a moment."
     days = self.bundle.serving.SEEN_DAYS
-    if not user or not days: return np.zeros(len(rows), bool)
+    if not user or not days:
+        return np.zeros(len(rows), bool)
     ts, items, _ = self.events(user, now)
     mask = np.isin(rows, items[ts >= seen_since(now, days)])
-    return mask | self.seen_filter.seen(user, self.bundle.hashes[rows], now) if user in self.new else mask
+    return (
+        mask | self.seen_filter.seen(user, self.bundle.hashes[rows], now)
+        if user in self.new
+        else mask
+    )
+
 
 @patch
-def seen_batch(self: UserMemory, users: list, rows: np.ndarray, now: np.ndarray) -> np.ndarray:  # item rows [B, W] -> bool [B, W]
+def seen_batch(
+    self: UserMemory, users: list, rows: np.ndarray, now: np.ndarray
+) -> np.ndarray:  # item rows [B, W] -> bool [B, W]
     "Tell for a batch of users which of their items they saw."
     return np.stack([self.seen(u, r, int(t)) for u, r, t in zip(users, rows, now)])
 
+
 @patch
-def popular(self: UserMemory, category: str, n: int) -> np.ndarray:  # raw category, '' for all -> item rows [n]
+def popular(
+    self: UserMemory, category: str, n: int
+) -> np.ndarray:  # raw category, '' for all -> item rows [n]
     "List popular items, those of a category first."
     code = next((c for c, name in self.bundle.category_names.items() if name == category), NULL)
     return popular_rows(self.bundle, np.array([code]), n)[0]
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-31
-STAGES_MS = ("user_features", "query_tower", "retrieve", "seen_filter", "item_features", "dlrm", "rerank")
+STAGES_MS = (
+    "user_features",
+    "query_tower",
+    "retrieve",
+    "seen_filter",
+    "item_features",
+    "dlrm",
+    "rerank",
+)
 
-def read_request(request: dict, serving: Params, clock) -> dict:  # fields of design's request, each [B]; clock: function -> seconds
+
+def read_request(
+    request: dict, serving: Params, clock
+) -> dict:  # fields of design's request, each [B]; clock: function -> seconds
     "Fill in defaults and check a batch of requests; raise `RecsysError` naming the field."
     users = [u or "" for u in request.get("user_id") or [""]]
     B = len(users)
+
     def field(name, default, dtype, low, high):
         v = request.get(name)
-        if v is None: return np.full(B, default, dtype)
-        try: v = np.array([default if x is None else x for x in (v if isinstance(v, (list, tuple, np.ndarray)) else [v] * B)], dtype=float)
-        except (TypeError, ValueError): raise RecsysError(f"{name}: expected numbers, found {v!r:.80}") from None
-        if v.shape != (B,): raise RecsysError(f"{name}: expected {B} value(s), found shape {v.shape}")
-        if not (np.isfinite(v).all() and (v >= low).all() and (v <= high).all()): raise RecsysError(f"{name}: expected {low:g} to {high:g}, found {v.tolist()[:3]}")
-        if dtype is not float and (v != np.floor(v)).any(): raise RecsysError(f"{name}: expected whole numbers, found {v.tolist()[:3]}")
+        if v is None:
+            return np.full(B, default, dtype)
+        try:
+            v = np.array(
+                [
+                    default if x is None else x
+                    for x in (v if isinstance(v, (list, tuple, np.ndarray)) else [v] * B)
+                ],
+                dtype=float,
+            )
+        except (TypeError, ValueError):
+            raise RecsysError(f"{name}: expected numbers, found {v!r:.80}") from None
+        if v.shape != (B,):
+            raise RecsysError(f"{name}: expected {B} value(s), found shape {v.shape}")
+        if not (np.isfinite(v).all() and (v >= low).all() and (v <= high).all()):
+            raise RecsysError(f"{name}: expected {low:g} to {high:g}, found {v.tolist()[:3]}")
+        if dtype is not float and (v != np.floor(v)).any():
+            raise RecsysError(f"{name}: expected whole numbers, found {v.tolist()[:3]}")
         return v.astype(dtype)
+
     devices = request.get("device_type") or [""]
     exclude = request.get("exclude") or [[]] * B
     for name, v in (("device_type", devices), ("exclude", exclude)):
-        if len(v) != B and not (name == "device_type" and len(v) == 1): raise RecsysError(f"{name}: expected {B} value(s), found {len(v)}")
-    if request.get("seed") is None: request = dict(request, seed=np.frombuffer(os.urandom(8 * B), np.uint64) >> np.uint64(11))  # no seed: another draw each time
-    return dict(user_id=users, device_type=[d or "" for d in devices] * (B if len(devices) == 1 else 1), exclude=exclude, k=field("k", serving.K, np.int64, 1, 1000),
-                timestamp=field("timestamp", clock(), np.int64, 0, 2**40), temperature=field("temperature", serving.TEMPERATURE, float, 0, 1000),
-                diversity=field("diversity", serving.DIVERSITY, float, 0, 1), seed=field("seed", 0, np.int64, 0, 2**53))
+        if len(v) != B and not (name == "device_type" and len(v) == 1):
+            raise RecsysError(f"{name}: expected {B} value(s), found {len(v)}")
+    if request.get("seed") is None:
+        request = dict(
+            request, seed=np.frombuffer(os.urandom(8 * B), np.uint64) >> np.uint64(11)
+        )  # no seed: another draw each time
+    return dict(
+        user_id=users,
+        device_type=[d or "" for d in devices] * (B if len(devices) == 1 else 1),
+        exclude=exclude,
+        k=field("k", serving.K, np.int64, 1, 1000),
+        timestamp=field("timestamp", clock(), np.int64, 0, 2**40),
+        temperature=field("temperature", serving.TEMPERATURE, float, 0, 1000),
+        diversity=field("diversity", serving.DIVERSITY, float, 0, 1),
+        seed=field("seed", 0, np.int64, 0, 2**53),
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-34
 def candidate_features(
     bundle: Bundle,
     q_ints: np.ndarray,  # of `query_arrays`
-    rows: np.ndarray,    # item rows [B, C], -1 padded
+    rows: np.ndarray,  # item rows [B, C], -1 padded
     scores: np.ndarray,  # retrieval's [B, C]
-    now: np.ndarray,     # seconds [B]
-) -> dict:               # i_ints, i_floats, pair, each [B, C, n]
+    now: np.ndarray,  # seconds [B]
+) -> dict:  # i_ints, i_floats, pair, each [B, C, n]
     "Gather the columns of the candidates and what the moment says of them; padding takes row 0 and is masked."
-    at = np.maximum(rows, 0); found, history, own = bundle.columns.gather(at), *bundle.places
+    at = np.maximum(rows, 0)
+    found, history, own = bundle.columns.gather(at), *bundle.places
     told = heard(bundle.neighbours, past_rows(bundle, q_ints), at)
-    return found | dict(pair=pair_features(rows >= 0, scores, now, found.pop("first_event"), q_ints[:, history], found["i_ints"][:, :, own], told, bundle.trends(now, at)))
+    return found | dict(
+        pair=pair_features(
+            rows >= 0,
+            scores,
+            now,
+            found.pop("first_event"),
+            q_ints[:, history],
+            found["i_ints"][:, :, own],
+            told,
+            bundle.trends(now, at),
+        )
+    )
 
-def past_rows(bundle: Bundle, q_ints: np.ndarray) -> np.ndarray: "Read histories as item rows [B, L], -1 where unknown or padded."; return bundle.row_of_code[q_ints[:, bundle.places[0]]]
+
+def past_rows(bundle: Bundle, q_ints: np.ndarray) -> np.ndarray:
+    "Read histories as item rows [B, L], -1 where unknown or padded."
+    return bundle.row_of_code[q_ints[:, bundle.places[0]]]
+
 
 def find_candidates(
     bundle: Bundle,
-    query: np.ndarray,   # query vectors [B, d]
+    query: np.ndarray,  # query vectors [B, d]
     q_ints: np.ndarray,  # of `query_arrays`
-    now: np.ndarray,     # seconds [B]
-    width: int,          # items wanted
-) -> tuple:              # scores, item rows [B, width]
+    now: np.ndarray,  # seconds [B]
+    width: int,  # items wanted
+) -> tuple:  # scores, item rows [B, width]
     "Search the index, and let in what is in demand, and the history's neighbours where the bundle has a table of them."
-    hits, table = search(bundle.index, query, width), bundle.neighbours; C, extra = min(bundle.serving.CANDIDATES, len(bundle.ids)), int(table["related"]) if table else 0
-    if bundle.demand: hot = bundle.trends.top(now, C); hits = in_demand(*hits, hot, np.einsum("bd,bhd->bh", query, bundle.vectors[hot]), bundle.trends, now, bundle.demand, C)
-    if not extra: return hits
-    return add_related(*hits, votes(table, past_rows(bundle, q_ints)), bundle.vectors, query, C - extra, extra)
+    hits, table = search(bundle.index, query, width), bundle.neighbours
+    C, extra = (
+        min(bundle.serving.CANDIDATES, len(bundle.ids)),
+        int(table["related"]) if table else 0,
+    )
+    if bundle.demand:
+        hot = bundle.trends.top(now, C)
+        hits = in_demand(
+            *hits,
+            hot,
+            np.einsum("bd,bhd->bh", query, bundle.vectors[hot]),
+            bundle.trends,
+            now,
+            bundle.demand,
+            C,
+        )
+    if not extra:
+        return hits
+    return add_related(
+        *hits, votes(table, past_rows(bundle, q_ints)), bundle.vectors, query, C - extra, extra
+    )
 
-def query_arrays(bundle: Bundle, features: dict) -> dict: "Lay out query features as the models take them: q_ints, q_floats [B, n]."; return pack(bundle.contract.query, features, "q_")
+
+def query_arrays(bundle: Bundle, features: dict) -> dict:
+    "Lay out query features as the models take them: q_ints, q_floats [B, n]."
+    return pack(bundle.contract.query, features, "q_")
+
 
 def score_candidates(
     bundle: Bundle,
-    query: dict,         # of `query_arrays`
-    rows: np.ndarray,    # item rows [B, C], -1 padded
+    query: dict,  # of `query_arrays`
+    rows: np.ndarray,  # item rows [B, C], -1 padded
     scores: np.ndarray,  # retrieval's [B, C]
-    now: np.ndarray,     # seconds [B]
-) -> np.ndarray:         # logits [B, C], float32; padding is very small
+    now: np.ndarray,  # seconds [B]
+) -> np.ndarray:  # logits [B, C], float32; padding is very small
     "Rank: gather the item columns and run the DLRM."
-    return run_session(bundle.ranker, query | candidate_features(bundle, query["q_ints"], rows, scores, now))
+    return run_session(
+        bundle.ranker, query | candidate_features(bundle, query["q_ints"], rows, scores, now)
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-36
-def popular_rows(bundle: Bundle, top: np.ndarray, width: int) -> np.ndarray:  # encoded top category [B] -> rows [B, width]
+def popular_rows(
+    bundle: Bundle, top: np.ndarray, width: int
+) -> np.ndarray:  # encoded top category [B] -> rows [B, width]
     "Order the catalogue by popularity, the user's top category first."
     order = bundle.by_popularity
-    return np.stack([order[np.argsort(bundle.categories[order] != (c if c >= FIRST else -1), kind="stable")][:width] for c in top])
+    return np.stack(
+        [
+            order[np.argsort(bundle.categories[order] != (c if c >= FIRST else -1), kind="stable")][
+                :width
+            ]
+            for c in top
+        ]
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-37
 def first_places(
-    shown: np.ndarray,    # bool [B, W]
-    widths,               # how many of each row, [B]
-) -> np.ndarray:          # int64 [B, max(widths)], -1 padded
+    shown: np.ndarray,  # bool [B, W]
+    widths,  # how many of each row, [B]
+) -> np.ndarray:  # int64 [B, max(widths)], -1 padded
     "Find the first places of each row that may be shown."
     out = np.full((len(shown), max(widths)), -1)
-    for i, n in enumerate(widths): at = np.flatnonzero(shown[i])[:n]; out[i, :len(at)] = at
+    for i, n in enumerate(widths):
+        at = np.flatnonzero(shown[i])[:n]
+        out[i, : len(at)] = at
     return out
 
+
 def fill_candidates(
-    found: np.ndarray,    # item rows [B, W], best first, -1 padded
-    hidden: np.ndarray,   # bool [B, W]
+    found: np.ndarray,  # item rows [B, W], best first, -1 padded
+    hidden: np.ndarray,  # bool [B, W]
     width: int,
-) -> np.ndarray:          # item rows [B, min(width, W)]: the best that aren't hidden, -1 padded
+) -> np.ndarray:  # item rows [B, min(width, W)]: the best that aren't hidden, -1 padded
     "Close the gaps that the filter left."
     at = first_places(~hidden & (found >= 0), np.full(len(found), min(width, found.shape[1])))
     return np.where(at < 0, -1, found[np.arange(len(found))[:, None], at])
@@ -357,129 +700,249 @@ def fill_candidates(
 # %% ../nbs/11_recommender.ipynb #11-recommender-39
 class Recommender:
     "Answer requests from a bundle and what is known of users."
+
     def __init__(self, bundle: Bundle, users):
         self.bundle, self.users, self.started = bundle, users, time.time()
 
-    stocked = cached_property(lambda self: float(self.bundle.in_stock.mean()))   # share of the catalogue
+    stocked = cached_property(
+        lambda self: float(self.bundle.in_stock.mean())
+    )  # share of the catalogue
 
     def clock(self) -> int:
         "Tell the time of a request that names none: the last training moment moving with real seconds, or the wall clock."
-        if self.bundle.serving.CLOCK == "wall": return int(time.time())
+        if self.bundle.serving.CLOCK == "wall":
+            return int(time.time())
         return int(self.bundle.manifest["data"]["train"][1] + 1 + time.time() - self.started)
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-41
 class Reasons(list):
     "Collect for each request of a batch which stage was answered by what else, and why."
-    def __init__(self, B: int): super().__init__([] for _ in range(B))
+
+    def __init__(self, B: int):
+        super().__init__([] for _ in range(B))
 
     def note(self, stage: str, fallback: str, reason: str, which=None):
         "Note a fallback of all requests, or of some."
-        for i in range(len(self)) if which is None else which: self[i].append(dict(stage=stage, fallback=fallback, reason=reason[:200]))
+        for i in range(len(self)) if which is None else which:
+            self[i].append(dict(stage=stage, fallback=fallback, reason=reason[:200]))
 
     def attempt(self, work, stage: str, instead: str):
         "Run a stage; on an error return None and note it."
-        try: return work()
-        except Exception as e: self.note(stage, instead, f"{type(e).__name__}: {e}")   # any failure of a dependency has a fallback, and its reason is shown to the client
+        try:
+            return work()
+        except Exception as e:
+            self.note(
+                stage, instead, f"{type(e).__name__}: {e}"
+            )  # any failure of a dependency has a fallback, and its reason is shown to the client
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-43
 class Stopwatch:
     "Add up milliseconds by stage."
-    def __init__(self): self.ms = dict.fromkeys(STAGES_MS, 0.0)
-    def __call__(self, stage): self.stage = stage; return self
-    def __enter__(self): self.start = time.perf_counter()
-    def __exit__(self, *_): self.ms[self.stage] += (time.perf_counter() - self.start) * 1e3
+
+    def __init__(self):
+        self.ms = dict.fromkeys(STAGES_MS, 0.0)
+
+    def __call__(self, stage):
+        self.stage = stage
+        return self
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.ms[self.stage] += (time.perf_counter() - self.start) * 1e3
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-45
 @patch
-def user_features(self: Recommender, r: dict, why: Reasons) -> tuple:  # query features {name: [B]}, known [B]
+def user_features(
+    self: Recommender, r: dict, why: Reasons
+) -> tuple:  # query features {name: [B]}, known [B]
     "First: what is known of the user and the moment."
     b, B = self.bundle, len(r["user_id"])
-    state = why.attempt(lambda: self.users.state(r["user_id"], r["timestamp"]), "user_features", "anonymous")
+    state = why.attempt(
+        lambda: self.users.state(r["user_id"], r["timestamp"]), "user_features", "anonymous"
+    )
     state = nobody(b, B) if state is None else state
-    return {f.name: state["inputs"][f.name] for f in b.contract.side("user", "history")} | encode_context(b.encoder, r["timestamp"], r["device_type"]), state["known"]
+    return {
+        f.name: state["inputs"][f.name] for f in b.contract.side("user", "history")
+    } | encode_context(b.encoder, r["timestamp"], r["device_type"]), state["known"]
+
 
 @patch
 def first_width(self: Recommender, r: dict) -> int:
     "Estimate how many items retrieval must give so that `CANDIDATES` are left."
     b = self.bundle
-    return min(len(b.ids), int(self.page_width(r).max() * (2 - self.stocked)) + max(map(len, r["exclude"]), default=0) + 64)
+    return min(
+        len(b.ids),
+        int(self.page_width(r).max() * (2 - self.stocked))
+        + max(map(len, r["exclude"]), default=0)
+        + 64,
+    )
+
 
 @patch
-def page_width(self: Recommender, r: dict) -> np.ndarray: "Count the candidates of each request."; return np.minimum(np.maximum(self.bundle.serving.CANDIDATES, r["k"]), len(self.bundle.ids))
+def page_width(self: Recommender, r: dict) -> np.ndarray:
+    "Count the candidates of each request."
+    return np.minimum(np.maximum(self.bundle.serving.CANDIDATES, r["k"]), len(self.bundle.ids))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-46
 @patch
-def retrieve(self: Recommender, query, q_ints, now, width: int, why: Reasons) -> tuple:  # query vectors [B, d] or None, of `query_arrays`, seconds [B]; scores, item rows [B, width]
+def retrieve(
+    self: Recommender, query, q_ints, now, width: int, why: Reasons
+) -> (
+    tuple
+):  # query vectors [B, d] or None, of `query_arrays`, seconds [B]; scores, item rows [B, width]
     "Second: the items nearest to the query and to the history; popular ones where there is no query vector or no index."
     if query is not None:
-        hits = why.attempt(lambda: find_candidates(self.bundle, finite(query), q_ints, now, width), "retrieve", "popularity")
-        if hits is not None: return hits
-    B, at = len(why), columns_of(self.bundle.contract.query, "ints").get("top_category"); top = np.full(B, NULL) if at is None else q_ints[:, at.start]
+        hits = why.attempt(
+            lambda: find_candidates(self.bundle, finite(query), q_ints, now, width),
+            "retrieve",
+            "popularity",
+        )
+        if hits is not None:
+            return hits
+    B, at = len(why), columns_of(self.bundle.contract.query, "ints").get("top_category")
+    top = np.full(B, NULL) if at is None else q_ints[:, at.start]
     ask = lambda c: self.users.popular(self.bundle.category_names.get(int(c), ""), width)
-    rows = why.attempt(lambda: np.stack([ask(c) for c in top]), "popularity", "the bundle's popularity")
+    rows = why.attempt(
+        lambda: np.stack([ask(c) for c in top]), "popularity", "the bundle's popularity"
+    )
     rows = popular_rows(self.bundle, top, width) if rows is None else rows
-    return np.tile(-np.arange(width, dtype=np.float32) / width, (B, 1)), rows   # an order, and next to nothing in the ranker's sum
+    return np.tile(
+        -np.arange(width, dtype=np.float32) / width, (B, 1)
+    ), rows  # an order, and next to nothing in the ranker's sum
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-47
 @patch
-def hide(self: Recommender, r: dict, rows: np.ndarray, why: Reasons) -> tuple:  # item rows [B, W] -> never [B, W], seen [B, W]
+def hide(
+    self: Recommender, r: dict, rows: np.ndarray, why: Reasons
+) -> tuple:  # item rows [B, W] -> never [B, W], seen [B, W]
     "Mark what must never be shown (excluded, out of stock, padding) and what was lately seen."
     b, never = self.bundle, rows < 0
     never |= ~b.in_stock[rows]
     for i, x in enumerate(r["exclude"]):
-        if len(x): never[i] |= np.isin(rows[i], [b.row_of[e] for e in x if e in b.row_of])
-    if not b.serving.SEEN_DAYS: return never, np.zeros_like(never)
-    seen = why.attempt(lambda: self.users.seen_batch(r["user_id"], np.maximum(rows, 0), r["timestamp"]), "seen_filter", "nothing hidden")
+        if len(x):
+            never[i] |= np.isin(rows[i], [b.row_of[e] for e in x if e in b.row_of])
+    if not b.serving.SEEN_DAYS:
+        return never, np.zeros_like(never)
+    seen = why.attempt(
+        lambda: self.users.seen_batch(r["user_id"], np.maximum(rows, 0), r["timestamp"]),
+        "seen_filter",
+        "nothing hidden",
+    )
     return never, np.zeros_like(never) if seen is None else seen & ~never
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-48
 @patch
-def filter_candidates(self: Recommender, r: dict, query, q_ints, hits: tuple, why: Reasons) -> tuple:  # item rows, scores, ranks [B, C]
+def filter_candidates(
+    self: Recommender, r: dict, query, q_ints, hits: tuple, why: Reasons
+) -> tuple:  # item rows, scores, ranks [B, C]
     "Third: the first `CANDIDATES` items of each request that may be shown, whatever else is in its batch."
     (score, rows), C, n = hits, self.page_width(r), len(self.bundle.ids)
     while True:
-        asked = Reasons(len(why)); never, seen = self.hide(r, rows, asked)
+        asked = Reasons(len(why))
+        never, seen = self.hide(r, rows, asked)
         left = (~never & ~seen).sum(1)
-        if rows.shape[1] >= n or (left >= C).all(): break
-        score, rows = self.retrieve(query, q_ints, r["timestamp"], min(n, 2 * rows.shape[1]), Reasons(len(why)))
-    for i, notes in enumerate(asked): why[i] += notes
+        if rows.shape[1] >= n or (left >= C).all():
+            break
+        score, rows = self.retrieve(
+            query, q_ints, r["timestamp"], min(n, 2 * rows.shape[1]), Reasons(len(why))
+        )
+    for i, notes in enumerate(asked):
+        why[i] += notes
     short = np.flatnonzero((left < r["k"]) & seen.any(1))
-    for i in short: seen[i, np.flatnonzero(seen[i])[:r["k"][i] - left[i]]] = False
-    if len(short): why.note("seen_filter", "seen items shown again", "too few items that may be shown were left", short)
+    for i in short:
+        seen[i, np.flatnonzero(seen[i])[: r["k"][i] - left[i]]] = False
+    if len(short):
+        why.note(
+            "seen_filter",
+            "seen items shown again",
+            "too few items that may be shown were left",
+            short,
+        )
     kept = first_places(~(never | seen), C)
     take = lambda x, fill: np.where(kept < 0, fill, x[np.arange(len(x))[:, None], kept])
     return take(rows, -1), take(score, -np.inf), kept
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-49
 @patch
-def rerank_page(self: Recommender, r: dict, known, rows, retrieved, rank, logits, why: Reasons) -> dict:  # the response
+def rerank_page(
+    self: Recommender, r: dict, known, rows, retrieved, rank, logits, why: Reasons
+) -> dict:  # the response
     "Fourth: order or sample the ranked candidates into a page."
     b, scores, k = self.bundle, retrieved if logits is None else logits, r["k"]
-    order, propensity = rerank(np.where(rows >= 0, scores, -1e9), rows, mask=rows >= 0, k=int(k.max()), temperature=r["temperature"], seed=r["seed"], diversity=r["diversity"],
-                               categories=b.categories[rows], max_per_category=b.serving.MAX_PER_CATEGORY)
-    if (k != k[0]).any(): off = np.arange(order.shape[1]) >= k[:, None]; order, propensity = np.where(off, -1, order), np.where(off, 0, propensity)
-    each = np.arange(len(rows))[:, None]; none = order < 0; chosen, place, score = (np.where(none, fill, x[each, order]) for x, fill in ((rows, -1), (rank, -1), (scores, 0)))
-    kind = ["anonymous" if not u else "known" if kn else "new" for u, kn in zip(r["user_id"], known)]
-    reasons = [dict(user=u, source="popularity" if any(f["fallback"] == "popularity" for f in w) else "two-tower", ranks=[x + 1 for x in p if x >= 0], fallbacks=w) for u, p, w in zip(kind, place.tolist(), why)]
-    return dict(item_ids=np.where(none, b"", b.ids[chosen]), rows=chosen, scores=score.astype(np.float32), propensities=propensity.astype(np.float32), candidate_scores=scores, bundle_version=b.version, reasons=reasons)
+    order, propensity = rerank(
+        np.where(rows >= 0, scores, -1e9),
+        rows,
+        mask=rows >= 0,
+        k=int(k.max()),
+        temperature=r["temperature"],
+        seed=r["seed"],
+        diversity=r["diversity"],
+        categories=b.categories[rows],
+        max_per_category=b.serving.MAX_PER_CATEGORY,
+    )
+    if (k != k[0]).any():
+        off = np.arange(order.shape[1]) >= k[:, None]
+        order, propensity = np.where(off, -1, order), np.where(off, 0, propensity)
+    each = np.arange(len(rows))[:, None]
+    none = order < 0
+    chosen, place, score = (
+        np.where(none, fill, x[each, order]) for x, fill in ((rows, -1), (rank, -1), (scores, 0))
+    )
+    kind = [
+        "anonymous" if not u else "known" if kn else "new" for u, kn in zip(r["user_id"], known)
+    ]
+    reasons = [
+        dict(
+            user=u,
+            source="popularity" if any(f["fallback"] == "popularity" for f in w) else "two-tower",
+            ranks=[x + 1 for x in p if x >= 0],
+            fallbacks=w,
+        )
+        for u, p, w in zip(kind, place.tolist(), why)
+    ]
+    return dict(
+        item_ids=np.where(none, b"", b.ids[chosen]),
+        rows=chosen,
+        scores=score.astype(np.float32),
+        propensities=propensity.astype(np.float32),
+        candidate_scores=scores,
+        bundle_version=b.version,
+        reasons=reasons,
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-50
 @patch
 def pages(self: Recommender, request: dict) -> dict:  # as `recommend`, item_ids as bytes
     "Answer a batch of requests."
-    self.bundle.grow(); b, ms, r = self.bundle, Stopwatch(), read_request(request, self.bundle.serving, self.clock)
+    self.bundle.grow()
+    b, ms, r = self.bundle, Stopwatch(), read_request(request, self.bundle.serving, self.clock)
     why = Reasons(len(r["user_id"]))
-    with ms("user_features"): features, known = self.user_features(r, why); packed = query_arrays(b, features)
-    with ms("query_tower"): query = why.attempt(lambda: run_session(b.query_tower, packed), "query_tower", "popularity")
-    with ms("retrieve"): hits = self.retrieve(query, packed["q_ints"], r["timestamp"], self.first_width(r), why)
-    with ms("seen_filter"): rows, retrieved, rank = self.filter_candidates(r, query, packed["q_ints"], hits, why)
-    with ms("item_features"): items = candidate_features(b, packed["q_ints"], rows, retrieved, r["timestamp"])
-    with ms("dlrm"): logits = why.attempt(lambda: finite(run_session(b.ranker, packed | items)), "dlrm", "the order of retrieval")
-    with ms("rerank"): answer = self.rerank_page(r, known, rows, retrieved, rank, logits, why)
+    with ms("user_features"):
+        features, known = self.user_features(r, why)
+        packed = query_arrays(b, features)
+    with ms("query_tower"):
+        query = why.attempt(lambda: run_session(b.query_tower, packed), "query_tower", "popularity")
+    with ms("retrieve"):
+        hits = self.retrieve(query, packed["q_ints"], r["timestamp"], self.first_width(r), why)
+    with ms("seen_filter"):
+        rows, retrieved, rank = self.filter_candidates(r, query, packed["q_ints"], hits, why)
+    with ms("item_features"):
+        items = candidate_features(b, packed["q_ints"], rows, retrieved, r["timestamp"])
+    with ms("dlrm"):
+        logits = why.attempt(
+            lambda: finite(run_session(b.ranker, packed | items)), "dlrm", "the order of retrieval"
+        )
+    with ms("rerank"):
+        answer = self.rerank_page(r, known, rows, retrieved, rank, logits, why)
     return answer | dict(candidates=rows, stage_ms=ms.ms, request=r)
 
+
 @patch
-def recommend(self: Recommender, request: dict) -> dict:  # request's fields; item_ids, rows, scores, propensities [B, k], candidates (rows), candidate_scores [B, C], bundle_version, reasons [B], stage_ms {stage: ms}
+def recommend(
+    self: Recommender, request: dict
+) -> dict:  # request's fields; item_ids, rows, scores, propensities [B, k], candidates (rows), candidate_scores [B, C], bundle_version, reasons [B], stage_ms {stage: ms}
     "Answer a batch of requests."
     a = self.pages(request)
     return a | dict(item_ids=np.char.decode(a["item_ids"], "utf-8"))
@@ -487,56 +950,111 @@ def recommend(self: Recommender, request: dict) -> dict:  # request's fields; it
 # %% ../nbs/11_recommender.ipynb #11-recommender-51
 def finite(x: np.ndarray) -> np.ndarray:
     "Pass an array on unless it holds NaN or infinity, which is an error."
-    if not np.isfinite(x).all(): raise FloatingPointError("NaN or infinity in a model's output")
+    if not np.isfinite(x).all():
+        raise FloatingPointError("NaN or infinity in a model's output")
     return x
+
 
 def nobody(b: Bundle, B: int) -> dict:
     "Make the state of users of whom nothing is known."
     rows = np.full((B, b.contract["hist_items"].dim), -1)
     raw = b.encoder.encode("user", {}, B)
-    return dict(inputs=raw | dict(top_category=np.full(B, NULL), hist_items=b.encoded_ids[rows], hist_len=history_length(rows)), rows=rows, known=np.zeros(B, bool))
+    return dict(
+        inputs=raw
+        | dict(
+            top_category=np.full(B, NULL),
+            hist_items=b.encoded_ids[rows],
+            hist_len=history_length(rows),
+        ),
+        rows=rows,
+        known=np.zeros(B, bool),
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-60
 def load_run(run: str) -> Recommender:
     "Open a run by name or by its folder; raise `RecsysError` where it has no bundle."
     from recsys.data_prep import load_prepared
+
     folder = resolve(run) if "/" in run else run_dir(Params(dict(RUN=run), source="--run"))
-    if not (folder / "bundle" / "manifest.json").is_file(): raise RecsysError(f"{folder}: no bundle; make it with: recsys run --params params/{folder.name}.yaml")
+    if not (folder / "bundle" / "manifest.json").is_file():
+        raise RecsysError(
+            f"{folder}: no bundle; make it with: recsys run --params params/{folder.name}.yaml"
+        )
     prep = load_prepared(Params(dict(RUN=folder.name, OUTPUTS=str(folder.parent)), source="--run"))
     bundle = Bundle(folder / "bundle")
     return Recommender(bundle, UserMemory(prep, bundle))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-61
-def one_answer(recommender: Recommender, **request) -> dict:  # fields of one request; title, items, reasons, stage_ms
+def one_answer(
+    recommender: Recommender, **request
+) -> dict:  # fields of one request; title, items, reasons, stage_ms
     "Answer one request with what a person wants to read."
     from datetime import datetime, timezone
     import pyarrow as pa
+
     a, b = recommender.recommend({k: [v] for k, v in request.items()}), recommender.bundle
     shown = b.shown.take(pa.array(a["rows"][0][a["rows"][0] >= 0])).to_pylist()
-    items = [dict(item_id=s["item_id"], title=s.get("title"), category=s.get("category_l1"), price=s.get("price"), score=float(a["scores"][0][i]), propensity=float(a["propensities"][0][i]), source=f"{a['reasons'][0]['source']} #{a['reasons'][0]['ranks'][i]}") for i, s in enumerate(shown)]
-    when = datetime.fromtimestamp(int(a["request"]["timestamp"][0]), timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    who = {"anonymous": "an anonymous visitor", "new": f"the new user {request.get('user_id')}", "known": f"user {request.get('user_id')}"}[a["reasons"][0]["user"]]
-    return dict(title=f"For {who}, {request.get('device_type') or 'any device'}, {when}; bundle {b.version}", bundle_version=b.version, items=items, reasons=a["reasons"][0], stage_ms={k: round(v, 3) for k, v in a["stage_ms"].items()})
+    items = [
+        dict(
+            item_id=s["item_id"],
+            title=s.get("title"),
+            category=s.get("category_l1"),
+            price=s.get("price"),
+            score=float(a["scores"][0][i]),
+            propensity=float(a["propensities"][0][i]),
+            source=f"{a['reasons'][0]['source']} #{a['reasons'][0]['ranks'][i]}",
+        )
+        for i, s in enumerate(shown)
+    ]
+    when = datetime.fromtimestamp(int(a["request"]["timestamp"][0]), timezone.utc).strftime(
+        "%Y-%m-%d %H:%M UTC"
+    )
+    who = {
+        "anonymous": "an anonymous visitor",
+        "new": f"the new user {request.get('user_id')}",
+        "known": f"user {request.get('user_id')}",
+    }[a["reasons"][0]["user"]]
+    return dict(
+        title=f"For {who}, {request.get('device_type') or 'any device'}, {when}; bundle {b.version}",
+        bundle_version=b.version,
+        items=items,
+        reasons=a["reasons"][0],
+        stage_ms={k: round(v, 3) for k, v in a["stage_ms"].items()},
+    )
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-64
 def run_bundle(p: Params) -> Bundle:
     "Write the bundle and, beside it, the training state that the daily fine-tune starts from."
     with record_stage(p, "bundle") as rec:
         for old in rec.dir.iterdir():
-            if old.is_file() and old.name != ".lock": old.unlink()
+            if old.is_file() and old.name != ".lock":
+                old.unlink()
         manifest = write_bundle(p, rec.dir)
         write_train_state(p)
-        for f in sorted(rec.dir.parent.glob(f"{rec.dir.name}.*.added.jsonl")):   # their vectors are those of other towers
-            if f != additions_file(rec.dir): rec.note(f"{f.name} has items that were added to an earlier bundle; place them again: recsys add-items {f} --run {p.RUN}")
+        for f in sorted(
+            rec.dir.parent.glob(f"{rec.dir.name}.*.added.jsonl")
+        ):  # their vectors are those of other towers
+            if f != additions_file(rec.dir):
+                rec.note(
+                    f"{f.name} has items that were added to an earlier bundle; place them again: recsys add-items {f} --run {p.RUN}"
+                )
         rec.rows["items"] = len(Bundle(rec.dir).ids)
-        rec.metrics["version"] = manifest["version"]; rec.metrics["bytes"] = sum(f.stat().st_size for f in rec.dir.iterdir())
+        rec.metrics["version"] = manifest["version"]
+        rec.metrics["bytes"] = sum(f.stat().st_size for f in rec.dir.iterdir())
     return Bundle(stage_dir(p, "bundle"))
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-65
 def write_train_state(p: Params) -> Path:
     "Copy weights, model configurations and id maps to train_state/; serving never reads it."
     state = run_dir(p) / "train_state"
-    for stage in ("two_tower", "dlrm"): shutil.copytree(stage_dir(p, stage) / "train_state", state / stage, dirs_exist_ok=True)
+    for stage in ("two_tower", "dlrm"):
+        shutil.copytree(stage_dir(p, stage) / "train_state", state / stage, dirs_exist_ok=True)
     shutil.copyfile(stage_dir(p, "data_prep") / "users.npz", state / "users.npz")
-    write_json(state / "state.json", dict(last_second=read_json(stage_dir(p, "data_prep") / "meta.json")["train"][1], items="bundle/items.npz: item_ids in row order"))
+    write_json(
+        state / "state.json",
+        dict(
+            last_second=read_json(stage_dir(p, "data_prep") / "meta.json")["train"][1],
+            items="bundle/items.npz: item_ids in row order",
+        ),
+    )
     return state

@@ -17,20 +17,43 @@ from .pipeline import LISTS, module_file, notebook_parameters, stages_of
 # %% ../nbs/26_reference.ipynb #26-reference-05
 def cell_text(v) -> str:
     "Write a value as one cell: numbers short, text without what Markdown or HTML would read as its own."
-    if isinstance(v, bool) or v is None: return "" if v is None else str(v).lower()
-    if isinstance(v, int): return f"{v:,}"
-    if isinstance(v, float): return f"{v:,.4g}" if abs(v) < 1000 else f"{v:,.0f}"
+    if isinstance(v, bool) or v is None:
+        return "" if v is None else str(v).lower()
+    if isinstance(v, int):
+        return f"{v:,}"
+    if isinstance(v, float):
+        return f"{v:,.4g}" if abs(v) < 1000 else f"{v:,.0f}"
     text = " ".join(str(v).split())
-    return text if text.startswith(("`", "[")) else re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(text, quote=False))
+    return (
+        text
+        if text.startswith(("`", "["))
+        else re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(text, quote=False))
+    )
+
 
 def table(
-    rows: list,           # dictionaries with the same keys
-) -> str:                 # Markdown; empty without rows
+    rows: list,  # dictionaries with the same keys
+) -> str:  # Markdown; empty without rows
     "Write rows as a Markdown table, numbers to the right."
-    if not rows: return ""
-    number = {k: all(isinstance(r[k], (int, float, type(None))) and not isinstance(r[k], bool) for r in rows) for k in rows[0]}
+    if not rows:
+        return ""
+    number = {
+        k: all(
+            isinstance(r[k], (int, float, type(None))) and not isinstance(r[k], bool) for r in rows
+        )
+        for k in rows[0]
+    }
     line = lambda cells: "| " + " | ".join(cells) + " |"
-    return "\n".join([line(map(cell_text, rows[0])), line("---:" if number[k] else "---" for k in rows[0]), *(line(map(cell_text, r.values())) for r in rows)]) + "\n"
+    return (
+        "\n".join(
+            [
+                line(map(cell_text, rows[0])),
+                line("---:" if number[k] else "---" for k in rows[0]),
+                *(line(map(cell_text, r.values())) for r in rows),
+            ]
+        )
+        + "\n"
+    )
 
 # %% ../nbs/26_reference.ipynb #26-reference-08
 @lru_cache(maxsize=None)
@@ -38,70 +61,157 @@ def modules() -> dict:  # module -> name of the notebook it comes from
     "List the library's modules by the notebooks' `default_exp`."
     found = {}
     for f in sorted((find_root() / "nbs").glob("*.ipynb")):
-        if named := re.search(r"#\| *default_exp +([\w.]+)", f.read_text(encoding="utf-8")): found[named[1]] = f.stem
+        if named := re.search(r"#\| *default_exp +([\w.]+)", f.read_text(encoding="utf-8")):
+            found[named[1]] = f.stem
     return found
+
 
 def public_parts(source: str) -> list:  # (name shown, node), in the order of the file
     "List the public functions, classes and their methods in a module's source; a patched method goes by its class."
     found = []
     for n in ast.parse(source).body:
-        if not isinstance(n, (ast.FunctionDef, ast.ClassDef)): continue
-        patched = isinstance(n, ast.FunctionDef) and any("patch" in ast.unparse(d) for d in n.decorator_list) and n.args.args and n.args.args[0].annotation
+        if not isinstance(n, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        patched = (
+            isinstance(n, ast.FunctionDef)
+            and any("patch" in ast.unparse(d) for d in n.decorator_list)
+            and n.args.args
+            and n.args.args[0].annotation
+        )
         name = f"{ast.unparse(n.args.args[0].annotation)}.{n.name}" if patched else n.name
         found.append((name, n))
-        if isinstance(n, ast.ClassDef): found += [(f"{n.name}.{m.name}", m) for m in n.body if isinstance(m, ast.FunctionDef)]
-    return [(name, n) for name, n in found if not any(part.startswith("_") for part in name.split("."))]
+        if isinstance(n, ast.ClassDef):
+            found += [(f"{n.name}.{m.name}", m) for m in n.body if isinstance(m, ast.FunctionDef)]
+    return [
+        (name, n) for name, n in found if not any(part.startswith("_") for part in name.split("."))
+    ]
 
 # %% ../nbs/26_reference.ipynb #26-reference-10
 def comments_of(source: str) -> dict:  # line -> text
     "Collect the comments of a source by line."
-    return {t.start[0]: t.string.lstrip("# ").strip() for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    return {
+        t.start[0]: t.string.lstrip("# ").strip()
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT
+    }
+
 
 def parameter_rows(
-    node,             # ast.FunctionDef, or the ast.ClassDef of a dataclass
-    comments: dict,   # of `comments_of`
-) -> list:            # dictionaries parameter, type, default, meaning; the result last
+    node,  # ast.FunctionDef, or the ast.ClassDef of a dataclass
+    comments: dict,  # of `comments_of`
+) -> list:  # dictionaries parameter, type, default, meaning; the result last
     "List what a function takes and gives, or the fields of a class, with types, defaults and docments."
     code = lambda n: f"`{ast.unparse(n)}`" if n else ""
     if isinstance(node, ast.ClassDef):
-        return [dict(parameter=f"`{n.target.id}`", type=code(n.annotation), default=code(n.value), meaning=comments.get(n.lineno, "")) for n in node.body if isinstance(n, ast.AnnAssign)]
-    a = node.args; plain = a.posonlyargs + a.args
-    pairs = [*zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults), *([(a.vararg, None)] if a.vararg else []), *zip(a.kwonlyargs, a.kw_defaults), *([(a.kwarg, None)] if a.kwarg else [])]
-    last = node.returns.lineno if node.returns else max(node.lineno, node.body[0].lineno - 1)   # the line that closes the head
-    rows = [dict(parameter=f"`{x.arg}`", type=code(x.annotation), default=code(d), meaning=comments.get(x.lineno, "") if x.lineno != last else "") for x, d in pairs if x.arg not in ("self", "cls")]
-    return rows + ([dict(parameter="gives", type=code(node.returns), default="", meaning=comments.get(last, ""))] if node.returns or last in comments else [])
+        return [
+            dict(
+                parameter=f"`{n.target.id}`",
+                type=code(n.annotation),
+                default=code(n.value),
+                meaning=comments.get(n.lineno, ""),
+            )
+            for n in node.body
+            if isinstance(n, ast.AnnAssign)
+        ]
+    a = node.args
+    plain = a.posonlyargs + a.args
+    pairs = [
+        *zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults),
+        *([(a.vararg, None)] if a.vararg else []),
+        *zip(a.kwonlyargs, a.kw_defaults),
+        *([(a.kwarg, None)] if a.kwarg else []),
+    ]
+    last = (
+        node.returns.lineno if node.returns else max(node.lineno, node.body[0].lineno - 1)
+    )  # the line that closes the head
+    rows = [
+        dict(
+            parameter=f"`{x.arg}`",
+            type=code(x.annotation),
+            default=code(d),
+            meaning=comments.get(x.lineno, "") if x.lineno != last else "",
+        )
+        for x, d in pairs
+        if x.arg not in ("self", "cls")
+    ]
+    return rows + (
+        [
+            dict(
+                parameter="gives",
+                type=code(node.returns),
+                default="",
+                meaning=comments.get(last, ""),
+            )
+        ]
+        if node.returns or last in comments
+        else []
+    )
 
 # %% ../nbs/26_reference.ipynb #26-reference-14
 def signature(name: str, node) -> str:
     "Write a definition's first line without its body."
-    if isinstance(node, ast.ClassDef): return f"class {name}" + (f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else "")
-    text = f"{name}({ast.unparse(node.args)})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
-    return text if len(text) < 100 else re.sub(r"\((.*)\)", lambda m: "(\n    " + ",\n    ".join(split_args(m[1])) + ",\n)", text, count=1, flags=re.S)
+    if isinstance(node, ast.ClassDef):
+        return f"class {name}" + (
+            f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
+        )
+    text = f"{name}({ast.unparse(node.args)})" + (
+        f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    )
+    return (
+        text
+        if len(text) < 100
+        else re.sub(
+            r"\((.*)\)",
+            lambda m: "(\n    " + ",\n    ".join(split_args(m[1])) + ",\n)",
+            text,
+            count=1,
+            flags=re.S,
+        )
+    )
+
 
 def split_args(text: str) -> list:
     "Cut a list of parameters at its outer commas."
     parts, depth = [""], 0
     for c in text:
         depth += (c in "([{") - (c in ")]}")
-        if c == "," and not depth: parts.append("")
-        else: parts[-1] += c
+        if c == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += c
     return [p.strip() for p in parts]
 
 # %% ../nbs/26_reference.ipynb #26-reference-16
 def api_page(module: str, notebook: str) -> str:
     "Write a module's page: its sentence, then every public name with signature, docstring and docments."
-    source = module_file(module).read_text(encoding="utf-8"); comments = comments_of(source)
-    parts = [f"# recsys.{module}", ast.get_docstring(ast.parse(source)) or "", f"Source: [{notebook}.ipynb](../nb/{notebook}.md), exported to [`recsys/{module}.py`]({module}.py)."]
+    source = module_file(module).read_text(encoding="utf-8")
+    comments = comments_of(source)
+    parts = [
+        f"# recsys.{module}",
+        ast.get_docstring(ast.parse(source)) or "",
+        f"Source: [{notebook}.ipynb](../nb/{notebook}.md), exported to [`recsys/{module}.py`]({module}.py).",
+    ]
     for name, node in public_parts(source):
         rows = parameter_rows(node, comments)
-        parts += [f"{'###' if '.' in name else '##'} {name} {{ #{name} }}", f"```python\n{signature(name, node)}\n```", html.escape(ast.get_docstring(node) or "", quote=False)]
-        if any(r["meaning"] for r in rows) or isinstance(node, ast.ClassDef): parts.append(table(rows))
+        parts += [
+            f"{'###' if '.' in name else '##'} {name} {{ #{name} }}",
+            f"```python\n{signature(name, node)}\n```",
+            html.escape(ast.get_docstring(node) or "", quote=False),
+        ]
+        if any(r["meaning"] for r in rows) or isinstance(node, ast.ClassDef):
+            parts.append(table(rows))
     return "\n\n".join(filter(None, parts)) + "\n"
+
 
 @lru_cache(maxsize=None)
 def api_names() -> dict:  # name -> module; a name that two modules have is left out
     "List the public functions and classes with their modules."
-    pairs = [(name, m) for m in modules() if module_file(m).is_file() for name, _ in public_parts(module_file(m).read_text(encoding="utf-8"))]
+    pairs = [
+        (name, m)
+        for m in modules()
+        if module_file(m).is_file()
+        for name, _ in public_parts(module_file(m).read_text(encoding="utf-8"))
+    ]
     count = {n: sum(n == other for other, _ in pairs) for n, _ in pairs}
     return {n: m for n, m in pairs if count[n] == 1}
 
@@ -110,57 +220,178 @@ def command_page() -> str:
     "Write every command's own help."
     import typer
     from recsys.cli import app
-    group = typer.main.get_command(app); parts = ["# Command line", "What `recsys COMMAND --help` prints, command by command."]
+
+    group = typer.main.get_command(app)
+    parts = ["# Command line", "What `recsys COMMAND --help` prints, command by command."]
     for name in sorted(group.commands):
-        context = typer.Context(group.commands[name], info_name=f"recsys {name}", terminal_width=100, max_content_width=100)
-        parts += [f"## recsys {name} {{ #{name} }}", f"```text\n{group.commands[name].get_help(context).strip()}\n```"]
+        context = typer.Context(
+            group.commands[name],
+            info_name=f"recsys {name}",
+            terminal_width=100,
+            max_content_width=100,
+        )
+        parts += [
+            f"## recsys {name} {{ #{name} }}",
+            f"```text\n{group.commands[name].get_help(context).strip()}\n```",
+        ]
     return "\n\n".join(parts) + "\n"
+
 
 def params_page() -> str:
     "Write every parameter: default, range, meaning, the stages that read it."
-    readers = {s: set(notebook_parameters(s.notebook)) for stages in LISTS.values() for s in stages if (find_root() / "nbs" / f"{s.notebook}.ipynb").is_file()}
-    limit = lambda q: " ".join(f"`{c}`" for c in q.choices) if q.choices else f"{q.low:g} to {q.high:g}" if q.low is not None else q.type.__name__
-    rows = [dict(name=f"`{q.name}`", default=f"`{q.default!r}`", allowed=limit(q), meaning=q.doc, stages=", ".join(dict.fromkeys(s.name for s in readers if q.name in readers[s])) if q.name not in ("RUN", "OUTPUTS") else "all") for q in PARAMS.values()]
-    return "# Parameters\n\nDeclared once, in [core](nb/00_core.md). A params file gives what differs (`recsys run --params FILE`), `--set KEY=VALUE` wins over it. A change runs the stages again that read it, and what follows from them.\n\n" + table(rows)
+    readers = {
+        s: set(notebook_parameters(s.notebook))
+        for stages in LISTS.values()
+        for s in stages
+        if (find_root() / "nbs" / f"{s.notebook}.ipynb").is_file()
+    }
+    limit = (
+        lambda q: " ".join(f"`{c}`" for c in q.choices)
+        if q.choices
+        else f"{q.low:g} to {q.high:g}"
+        if q.low is not None
+        else q.type.__name__
+    )
+    rows = [
+        dict(
+            name=f"`{q.name}`",
+            default=f"`{q.default!r}`",
+            allowed=limit(q),
+            meaning=q.doc,
+            stages=", ".join(dict.fromkeys(s.name for s in readers if q.name in readers[s]))
+            if q.name not in ("RUN", "OUTPUTS")
+            else "all",
+        )
+        for q in PARAMS.values()
+    ]
+    return (
+        "# Parameters\n\nDeclared once, in [core](nb/00_core.md). A params file gives what differs (`recsys run --params FILE`), `--set KEY=VALUE` wins over it. A change runs the stages again that read it, and what follows from them.\n\n"
+        + table(rows)
+    )
 
 # %% ../nbs/26_reference.ipynb #26-reference-22
 def missing(what: str, path: Path, command: str) -> str:
     "Write the line that stands where a table would."
     return f"*There is no {what} yet: `{path.relative_to(find_root()) if path.is_relative_to(find_root()) else path.name}` is missing. `{command}` writes it.*\n"
 
-def evaluation_page(p: Params, metrics: tuple = ("recall@10", "ndcg@10", "mrr@10", "coverage@10")) -> str:
+
+def evaluation_page(
+    p: Params, metrics: tuple = ("recall@10", "ndcg@10", "mrr@10", "coverage@10")
+) -> str:
     "Write a run's metrics: all systems over all cases, then the first ones by segment."
-    path = run_dir(p) / "evaluate" / "metrics.json"; head = f"# Evaluation\n\nRun `{p.RUN}`: held-out cases, each over the whole catalogue; 95 % intervals by bootstrap over users. From `evaluate/metrics.json`.\n\n"
-    if not path.is_file(): return head + missing("evaluation of this run", path, f"recsys run --params params/{p.RUN}.yaml")
-    rows = read_json(path); systems = list(dict.fromkeys(r["system"] for r in rows)); segments = list(dict.fromkeys(r["segment"] for r in rows))
-    found = {(r["system"], r["segment"], r["metric"]): r for r in rows}; interval = lambda r: f"{r['value']:.4f} ({r['low']:.4f} to {r['high']:.4f})" if r.get("low") is not None else f"{r['value']:.4f}" if r and r["value"] is not None else ""
+    path = run_dir(p) / "evaluate" / "metrics.json"
+    head = f"# Evaluation\n\nRun `{p.RUN}`: held-out cases, each over the whole catalogue; 95 % intervals by bootstrap over users. From `evaluate/metrics.json`.\n\n"
+    if not path.is_file():
+        return head + missing(
+            "evaluation of this run", path, f"recsys run --params params/{p.RUN}.yaml"
+        )
+    rows = read_json(path)
+    systems = list(dict.fromkeys(r["system"] for r in rows))
+    segments = list(dict.fromkeys(r["segment"] for r in rows))
+    found = {(r["system"], r["segment"], r["metric"]): r for r in rows}
+    interval = (
+        lambda r: f"{r['value']:.4f} ({r['low']:.4f} to {r['high']:.4f})"
+        if r.get("low") is not None
+        else f"{r['value']:.4f}"
+        if r and r["value"] is not None
+        else ""
+    )
     first = lambda s, m: found.get((s, "all", m), {})
     systems.sort(key=lambda s: -(first(s, "ndcg@10").get("value") or 0))
-    whole = table([dict(system=s, **{m: interval(first(s, m)) if first(s, m) else "" for m in metrics}, cases=first(s, "ndcg@10").get("n")) for s in systems])
-    parts = table([dict(segment=g, cases=max(found[k]["n"] for k in found if k[1] == g), **{s: f"{found[s, g, 'ndcg@10']['value']:.4f}" if (s, g, "ndcg@10") in found else "" for s in systems}) for g in segments])
+    whole = table(
+        [
+            dict(
+                system=s,
+                **{m: interval(first(s, m)) if first(s, m) else "" for m in metrics},
+                cases=first(s, "ndcg@10").get("n"),
+            )
+            for s in systems
+        ]
+    )
+    parts = table(
+        [
+            dict(
+                segment=g,
+                cases=max(found[k]["n"] for k in found if k[1] == g),
+                **{
+                    s: f"{found[s, g, 'ndcg@10']['value']:.4f}"
+                    if (s, g, "ndcg@10") in found
+                    else ""
+                    for s in systems
+                },
+            )
+            for g in segments
+        ]
+    )
     return head + "## Systems\n\n" + whole + "\n## NDCG@10 by segment\n\n" + parts
 
 # %% ../nbs/26_reference.ipynb #26-reference-24
 def flat(value, name: str = "") -> list:  # (name, value)
     "Flatten nested dictionaries to names joined by a comma; a list becomes text."
-    if not isinstance(value, dict): return [(name, ", ".join(map(cell_text, value)) if isinstance(value, list) else value)]
+    if not isinstance(value, dict):
+        return [(name, ", ".join(map(cell_text, value)) if isinstance(value, list) else value)]
     return [x for k, v in value.items() for x in flat(v, f"{name}, {k}" if name else str(k))]
+
 
 def benchmark_page(outputs: Path) -> str:
     "Write what `make bench` and `make prove` measured, one table a subject."
-    parts = ["# Benchmarks", "Measured, never typed: the files that the commands wrote, as they are. `load` is what else the machine did meanwhile."]
+    parts = [
+        "# Benchmarks",
+        "Measured, never typed: the files that the commands wrote, as they are. `load` is what else the machine did meanwhile.",
+    ]
     for file, command in (("bench.json", "make bench"), ("prove.json", "make prove")):
-        parts += [f"## {command}", missing("measurement", outputs / file, command) if not (outputs / file).is_file() else f"From `outputs/{file}`."]
-        for subject, value in (read_json(outputs / file) if (outputs / file).is_file() else {}).items():
-            parts += [f"### {cell_text(subject)}", table([dict(what=k or subject, measured=v) for k, v in flat(value)])]
+        parts += [
+            f"## {command}",
+            missing("measurement", outputs / file, command)
+            if not (outputs / file).is_file()
+            else f"From `outputs/{file}`.",
+        ]
+        for subject, value in (
+            read_json(outputs / file) if (outputs / file).is_file() else {}
+        ).items():
+            parts += [
+                f"### {cell_text(subject)}",
+                table([dict(what=k or subject, measured=v) for k, v in flat(value)]),
+            ]
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/26_reference.ipynb #26-reference-26
 def run_page(p: Params) -> str:
     "Write what a run's stages recorded: times, memory, rows, metrics, notes."
-    done = [(s, read_json(f)) for s in stages_of(p) if (f := run_dir(p) / s.name / "stage.json").is_file()]
-    if not done: return f"# Run {p.RUN}\n\n" + missing("record of this run", run_dir(p), f"recsys run --params params/{p.RUN}.yaml")
-    parts = [f"# Run {p.RUN}", "The run whose notebooks this site shows, from each stage's `stage.json`.", table([dict(stage=f"[{s.name}](nb/{s.notebook}.md)", seconds=float(r["timings"]["total"]), **{"memory, MiB": r["peak_memory_mib"]}) for s, r in done])]
+    done = [
+        (s, read_json(f))
+        for s in stages_of(p)
+        if (f := run_dir(p) / s.name / "stage.json").is_file()
+    ]
+    if not done:
+        return f"# Run {p.RUN}\n\n" + missing(
+            "record of this run", run_dir(p), f"recsys run --params params/{p.RUN}.yaml"
+        )
+    parts = [
+        f"# Run {p.RUN}",
+        "The run whose notebooks this site shows, from each stage's `stage.json`.",
+        table(
+            [
+                dict(
+                    stage=f"[{s.name}](nb/{s.notebook}.md)",
+                    seconds=float(r["timings"]["total"]),
+                    **{"memory, MiB": r["peak_memory_mib"]},
+                )
+                for s, r in done
+            ]
+        ),
+    ]
     for s, r in done:
-        parts += [f"## {s.name.replace('_', ' ')}", "\n".join(f"- {cell_text(n)}" for n in r["notes"]), table([dict(what=k, value=v) for part in ("rows", "metrics") for k, v in flat(r[part]) if not isinstance(v, str) or len(v) < 200])]
+        parts += [
+            f"## {s.name.replace('_', ' ')}",
+            "\n".join(f"- {cell_text(n)}" for n in r["notes"]),
+            table(
+                [
+                    dict(what=k, value=v)
+                    for part in ("rows", "metrics")
+                    for k, v in flat(r[part])
+                    if not isinstance(v, str) or len(v) < 200
+                ]
+            ),
+        ]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -16,51 +16,77 @@ import numpy as np
 from .core import RecsysError, atomic_path
 
 # %% ../nbs/18_repository.ipynb #18-repository-06
-TYPES = dict(STRING=np.object_, INT64=np.int64, INT32=np.int32, FP32=np.float32, BOOL=np.bool_)  # Triton's names of the types that we use
+TYPES = dict(
+    STRING=np.object_, INT64=np.int64, INT32=np.int32, FP32=np.float32, BOOL=np.bool_
+)  # Triton's names of the types that we use
+
 
 @dataclass(frozen=True)
 class Tensor:
     "Describe one tensor of a member."
+
     name: str
-    dtype: str               # a key of TYPES
-    dims: tuple = (1,)       # without the batch; -1 is any length
-    optional: bool = False   # a request may leave it out
-    scalar: bool = False     # the model itself takes or gives [B], not [B, 1]
+    dtype: str  # a key of TYPES
+    dims: tuple = (1,)  # without the batch; -1 is any length
+    optional: bool = False  # a request may leave it out
+    scalar: bool = False  # the model itself takes or gives [B], not [B, 1]
 
 # %% ../nbs/18_repository.ipynb #18-repository-09
-REQUEST = (Tensor("user_id", "STRING", optional=True), Tensor("device_type", "STRING", optional=True), Tensor("timestamp", "INT64", optional=True), Tensor("k", "INT32"),
-           Tensor("exclude", "STRING", (-1,), optional=True), Tensor("temperature", "FP32", optional=True), Tensor("diversity", "FP32", optional=True),
-           Tensor("seed", "INT64", optional=True), Tensor("request_id", "STRING", optional=True))      # what the ensemble takes, for B users
-RESPONSE = (Tensor("item_ids", "STRING", (-1,)), Tensor("scores", "FP32", (-1,)), Tensor("propensities", "FP32", (-1,)),
-            Tensor("bundle_version", "STRING"), Tensor("reasons", "STRING"), Tensor("stage_ms", "FP32", (-1,)))   # what it gives
+REQUEST = (
+    Tensor("user_id", "STRING", optional=True),
+    Tensor("device_type", "STRING", optional=True),
+    Tensor("timestamp", "INT64", optional=True),
+    Tensor("k", "INT32"),
+    Tensor("exclude", "STRING", (-1,), optional=True),
+    Tensor("temperature", "FP32", optional=True),
+    Tensor("diversity", "FP32", optional=True),
+    Tensor("seed", "INT64", optional=True),
+    Tensor("request_id", "STRING", optional=True),
+)  # what the ensemble takes, for B users
+RESPONSE = (
+    Tensor("item_ids", "STRING", (-1,)),
+    Tensor("scores", "FP32", (-1,)),
+    Tensor("propensities", "FP32", (-1,)),
+    Tensor("bundle_version", "STRING"),
+    Tensor("reasons", "STRING"),
+    Tensor("stage_ms", "FP32", (-1,)),
+)  # what it gives
 
 # %% ../nbs/18_repository.ipynb #18-repository-11
 @dataclass(frozen=True)
 class Member:
     "Describe one model of the repository."
+
     name: str
-    kind: str                         # python or onnx
-    inputs: tuple                     # of Tensor
+    kind: str  # python or onnx
+    inputs: tuple  # of Tensor
     outputs: tuple
-    source: str                       # "module:Class" of a PythonMember, or the path of an ONNX file
-    batching: int | None = None       # microseconds to wait for other requests' rows; None: no dynamic batching
-    max_batch: int = 64               # most rows at once
-    instances: int = 1                # processes that work side by side
-    device: str = "cpu"               # where an ONNX member runs: cpu or gpu
-    warmup: dict | None = None        # input -> array with a batch of one, zeros where missing; None: no warm-up
-    parameters: dict = field(default_factory=dict)   # strings for the model
+    source: str  # "module:Class" of a PythonMember, or the path of an ONNX file
+    batching: int | None = (
+        None  # microseconds to wait for other requests' rows; None: no dynamic batching
+    )
+    max_batch: int = 64  # most rows at once
+    instances: int = 1  # processes that work side by side
+    device: str = "cpu"  # where an ONNX member runs: cpu or gpu
+    warmup: dict | None = (
+        None  # input -> array with a batch of one, zeros where missing; None: no warm-up
+    )
+    parameters: dict = field(default_factory=dict)  # strings for the model
 
 # %% ../nbs/18_repository.ipynb #18-repository-13
 @dataclass(frozen=True)
 class Step:
     "Wire one member into an ensemble."
+
     member: str
-    inputs: dict     # the member's input -> a tensor of the ensemble
-    outputs: dict    # the member's output -> a tensor of the ensemble
+    inputs: dict  # the member's input -> a tensor of the ensemble
+    outputs: dict  # the member's output -> a tensor of the ensemble
+
 
 @dataclass(frozen=True)
 class Ensemble:
     "Describe an ensemble: what goes in, what comes out, the steps between."
+
     name: str
     inputs: tuple
     outputs: tuple
@@ -70,137 +96,269 @@ class Ensemble:
 # %% ../nbs/18_repository.ipynb #18-repository-17
 def tensor_config(t: Tensor) -> dict:
     "Describe a tensor as Triton's configuration does."
-    if t.dtype not in TYPES: raise RecsysError(f"tensor {t.name}: type {t.dtype!r} is unknown; expected one of {', '.join(TYPES)}")
-    if t.scalar and tuple(t.dims) != (1,): raise RecsysError(f"tensor {t.name}: a scalar has dims (1,), found {t.dims}")
-    return dict(name=t.name, data_type=f"TYPE_{t.dtype}", dims=list(t.dims)) | (dict(optional=True) if t.optional else {}) | (dict(reshape=dict(shape=[])) if t.scalar else {})
+    if t.dtype not in TYPES:
+        raise RecsysError(
+            f"tensor {t.name}: type {t.dtype!r} is unknown; expected one of {', '.join(TYPES)}"
+        )
+    if t.scalar and tuple(t.dims) != (1,):
+        raise RecsysError(f"tensor {t.name}: a scalar has dims (1,), found {t.dims}")
+    return (
+        dict(name=t.name, data_type=f"TYPE_{t.dtype}", dims=list(t.dims))
+        | (dict(optional=True) if t.optional else {})
+        | (dict(reshape=dict(shape=[])) if t.scalar else {})
+    )
 
 # %% ../nbs/18_repository.ipynb #18-repository-19
 def member_config(
     m: Member,
-    versions,   # that are loaded
+    versions,  # that are loaded
 ) -> dict:
     "Describe a member as Triton's configuration does; an ONNX member gets one thread, since two have a long tail."
-    if m.kind not in ("python", "onnx"): raise RecsysError(f"member {m.name}: kind is {m.kind!r}, expected python or onnx")
-    parameters = (dict(intra_op_thread_count="1", inter_op_thread_count="1") if m.kind == "onnx" else {}) | m.parameters
+    if m.kind not in ("python", "onnx"):
+        raise RecsysError(f"member {m.name}: kind is {m.kind!r}, expected python or onnx")
+    parameters = (
+        dict(intra_op_thread_count="1", inter_op_thread_count="1") if m.kind == "onnx" else {}
+    ) | m.parameters
     kind = "KIND_GPU" if m.kind == "onnx" and m.device == "gpu" else "KIND_CPU"
-    return dict(name=m.name, backend="onnxruntime" if m.kind == "onnx" else "python", max_batch_size=m.max_batch, input=[tensor_config(t) for t in m.inputs],
-                output=[{k: v for k, v in tensor_config(t).items() if k != "optional"} for t in m.outputs], instance_group=[dict(kind=kind, count=m.instances)],
-                version_policy=dict(specific=dict(versions=sorted(versions)))) | _batching(m) | _warmup(m) | (dict(parameters={k: dict(string_value=str(v)) for k, v in parameters.items()}) if parameters else {})
+    return (
+        dict(
+            name=m.name,
+            backend="onnxruntime" if m.kind == "onnx" else "python",
+            max_batch_size=m.max_batch,
+            input=[tensor_config(t) for t in m.inputs],
+            output=[
+                {k: v for k, v in tensor_config(t).items() if k != "optional"} for t in m.outputs
+            ],
+            instance_group=[dict(kind=kind, count=m.instances)],
+            version_policy=dict(specific=dict(versions=sorted(versions))),
+        )
+        | _batching(m)
+        | _warmup(m)
+        | (
+            dict(parameters={k: dict(string_value=str(v)) for k, v in parameters.items()})
+            if parameters
+            else {}
+        )
+    )
 
-def _batching(m): return {} if m.batching is None else dict(dynamic_batching=dict(max_queue_delay_microseconds=m.batching))
+
+def _batching(m):
+    return (
+        {}
+        if m.batching is None
+        else dict(dynamic_batching=dict(max_queue_delay_microseconds=m.batching))
+    )
 
 # %% ../nbs/18_repository.ipynb #18-repository-20
 def _warmup(m: Member) -> dict:
     "Describe the request that a member answers before it is ready: zeros, or files of warmup/ that `write_warmup` fills."
-    if m.warmup is None: return {}
+    if m.warmup is None:
+        return {}
     needed = [t for t in m.inputs if t.name in m.warmup or not t.optional]
-    def entry(t): return dict(data_type=f"TYPE_{t.dtype}", dims=[abs(d) for d in t.dims] if t.name not in m.warmup else list(m.warmup[t.name].shape[1:])) | (dict(input_data_file=t.name) if t.name in m.warmup else dict(zero_data=True))
-    return dict(model_warmup=[dict(name="one", batch_size=1, inputs={t.name: entry(t) for t in needed})])
+
+    def entry(t):
+        return dict(
+            data_type=f"TYPE_{t.dtype}",
+            dims=[abs(d) for d in t.dims]
+            if t.name not in m.warmup
+            else list(m.warmup[t.name].shape[1:]),
+        ) | (dict(input_data_file=t.name) if t.name in m.warmup else dict(zero_data=True))
+
+    return dict(
+        model_warmup=[dict(name="one", batch_size=1, inputs={t.name: entry(t) for t in needed})]
+    )
+
 
 def write_warmup(m: Member, folder: Path) -> None:  # folder of the member
     "Write the arrays of a member's warm-up in Triton's raw form: strings with their length before them."
     for name, array in (m.warmup or {}).items():
-        raw = b"".join(len(s).to_bytes(4, "little") + s for s in (x if isinstance(x, bytes) else str(x).encode() for x in array.ravel())) if array.dtype.kind in "OUS" else np.ascontiguousarray(array).tobytes()
+        raw = (
+            b"".join(
+                len(s).to_bytes(4, "little") + s
+                for s in (x if isinstance(x, bytes) else str(x).encode() for x in array.ravel())
+            )
+            if array.dtype.kind in "OUS"
+            else np.ascontiguousarray(array).tobytes()
+        )
         write_new(folder / "warmup" / name, raw)
+
 
 def write_new(file: Path, content: bytes) -> None:
     "Write a file unless it has this content: Triton takes a newer file for a changed model."
-    if file.is_file() and file.read_bytes() == content: return
-    with atomic_path(file) as tmp: tmp.write_bytes(content)
+    if file.is_file() and file.read_bytes() == content:
+        return
+    with atomic_path(file) as tmp:
+        tmp.write_bytes(content)
 
 # %% ../nbs/18_repository.ipynb #18-repository-22
 def ensemble_config(
     e: Ensemble,
-    version: int,    # of the ensemble and of every member
+    version: int,  # of the ensemble and of every member
 ) -> dict:
     "Describe an ensemble: every step pins its member's version, so that one load moves all of them."
-    return dict(name=e.name, platform="ensemble", max_batch_size=e.max_batch, input=[tensor_config(t) for t in e.inputs], output=[tensor_config(t) for t in e.outputs],
-                version_policy=dict(specific=dict(versions=[version])),
-                ensemble_scheduling=dict(step=[dict(model_name=s.member, model_version=version, input_map=s.inputs, output_map=s.outputs) for s in e.steps]))
+    return dict(
+        name=e.name,
+        platform="ensemble",
+        max_batch_size=e.max_batch,
+        input=[tensor_config(t) for t in e.inputs],
+        output=[tensor_config(t) for t in e.outputs],
+        version_policy=dict(specific=dict(versions=[version])),
+        ensemble_scheduling=dict(
+            step=[
+                dict(
+                    model_name=s.member,
+                    model_version=version,
+                    input_map=s.inputs,
+                    output_map=s.outputs,
+                )
+                for s in e.steps
+            ]
+        ),
+    )
+
 
 def check_ensemble(e: Ensemble, members) -> None:
     "Raise `RecsysError` where a step names a member, input or tensor that isn't there, or tensors don't fit."
     made, by_name = {t.name: t for t in e.inputs}, {m.name: m for m in members}
     for s in e.steps:
-        if s.member not in by_name: raise RecsysError(f"ensemble {e.name}: step {s.member} has no such member; there are {', '.join(by_name)}")
+        if s.member not in by_name:
+            raise RecsysError(
+                f"ensemble {e.name}: step {s.member} has no such member; there are {', '.join(by_name)}"
+            )
         m = by_name[s.member]
-        if missing := [t.name for t in m.inputs if not t.optional and t.name not in s.inputs]: raise RecsysError(f"ensemble {e.name}: step {s.member} leaves its input {missing[0]} open")
+        if missing := [t.name for t in m.inputs if not t.optional and t.name not in s.inputs]:
+            raise RecsysError(
+                f"ensemble {e.name}: step {s.member} leaves its input {missing[0]} open"
+            )
         _check_wires(e, s, s.inputs, {t.name: t for t in m.inputs}, made)
-        outputs = {t.name: t for t in m.outputs}; _check_wires(e, s, s.outputs, outputs, {v: outputs.get(k) for k, v in s.outputs.items()})
+        outputs = {t.name: t for t in m.outputs}
+        _check_wires(e, s, s.outputs, outputs, {v: outputs.get(k) for k, v in s.outputs.items()})
         made |= {v: outputs[k] for k, v in s.outputs.items()}
-    if missing := [t.name for t in e.outputs if t.name not in made]: raise RecsysError(f"ensemble {e.name}: no step makes its output {missing[0]}")
+    if missing := [t.name for t in e.outputs if t.name not in made]:
+        raise RecsysError(f"ensemble {e.name}: no step makes its output {missing[0]}")
 
 # %% ../nbs/18_repository.ipynb #18-repository-23
 def _check_wires(e, step, wires, own, made) -> None:
     "Compare the tensors at both ends of a step's wires."
     for mine, theirs in wires.items():
-        if mine not in own: raise RecsysError(f"ensemble {e.name}: {step.member} has no tensor {mine}; it has {', '.join(own)}")
-        if theirs not in made: raise RecsysError(f"ensemble {e.name}: {step.member}.{mine} reads {theirs}, which no earlier step makes")
+        if mine not in own:
+            raise RecsysError(
+                f"ensemble {e.name}: {step.member} has no tensor {mine}; it has {', '.join(own)}"
+            )
+        if theirs not in made:
+            raise RecsysError(
+                f"ensemble {e.name}: {step.member}.{mine} reads {theirs}, which no earlier step makes"
+            )
         a, b = own[mine], made[theirs]
-        fits = a.dtype == b.dtype and len(a.dims) == len(b.dims) and all(x == y or -1 in (x, y) for x, y in zip(a.dims, b.dims))
-        if not fits: raise RecsysError(f"ensemble {e.name}: {step.member}.{mine} is {a.dtype}{list(a.dims)}, but {theirs} is {b.dtype}{list(b.dims)}")
-        if b.optional and not a.optional: raise RecsysError(f"ensemble {e.name}: {theirs} is optional, but {step.member} needs it as {mine}")
+        fits = (
+            a.dtype == b.dtype
+            and len(a.dims) == len(b.dims)
+            and all(x == y or -1 in (x, y) for x, y in zip(a.dims, b.dims))
+        )
+        if not fits:
+            raise RecsysError(
+                f"ensemble {e.name}: {step.member}.{mine} is {a.dtype}{list(a.dims)}, but {theirs} is {b.dtype}{list(b.dims)}"
+            )
+        if b.optional and not a.optional:
+            raise RecsysError(
+                f"ensemble {e.name}: {theirs} is optional, but {step.member} needs it as {mine}"
+            )
 
 # %% ../nbs/18_repository.ipynb #18-repository-25
 def config_text(config: dict) -> str:
     "Write a configuration as config.pbtxt; raise `RecsysError` on a field that Triton doesn't know.\n\nhttps://github.com/triton-inference-server/common: protobuf/model_config.proto"
     from google.protobuf import json_format, text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
-    try: return text_format.MessageToString(json_format.ParseDict(config, ModelConfig()))
-    except json_format.ParseError as e: raise RecsysError(f"model {config.get('name')}: {e}") from None
+
+    try:
+        return text_format.MessageToString(json_format.ParseDict(config, ModelConfig()))
+    except json_format.ParseError as e:
+        raise RecsysError(f"model {config.get('name')}: {e}") from None
+
 
 def parse_config(text: str, where="") -> dict:  # the JSON form with the proto's names
     "Read the text of a config.pbtxt; raise `RecsysError` where it is broken."
     from google.protobuf import json_format, text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
-    try: return json_format.MessageToDict(text_format.Parse(text, ModelConfig()), preserving_proto_field_name=True)
-    except text_format.ParseError as e: raise RecsysError(f"{where or 'config.pbtxt'}: {e}") from None
+
+    try:
+        return json_format.MessageToDict(
+            text_format.Parse(text, ModelConfig()), preserving_proto_field_name=True
+        )
+    except text_format.ParseError as e:
+        raise RecsysError(f"{where or 'config.pbtxt'}: {e}") from None
+
 
 def read_config(folder: str | Path) -> dict:  # as `parse_config`
     "Read a model's config.pbtxt; raise `RecsysError` where it is missing or broken."
     file = Path(folder) / "config.pbtxt"
-    if not file.is_file(): raise RecsysError(f"{file}: no such file; export the run first")
+    if not file.is_file():
+        raise RecsysError(f"{file}: no such file; export the run first")
     return parse_config(file.read_text(), file)
 
 # %% ../nbs/18_repository.ipynb #18-repository-28
 def link_file(source: str | Path, target: Path) -> None:
     "Make the same file appear at a second place: as a hard link, or as a copy where the file system has none."
-    if not Path(source).is_file(): raise RecsysError(f"{source}: no such file; make the bundle first")
+    if not Path(source).is_file():
+        raise RecsysError(f"{source}: no such file; make the bundle first")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try: os.link(source, target)
-    except OSError: shutil.copyfile(source, target)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
 
 @contextlib.contextmanager
 def new_folder(path: Path):  # yields a temporary folder beside it
     "Make a folder under a temporary name and rename it into place when the block succeeds."
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")); tmp.chmod(0o755)
-    try: yield tmp; os.rename(tmp, path)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    tmp.chmod(0o755)
+    try:
+        yield tmp
+        os.rename(tmp, path)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/18_repository.ipynb #18-repository-30
 def model_text(source: str) -> str:
     "Write a Python member's model.py."
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source): raise RecsysError(f"source {source!r}: expected 'module:Class'")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
+        raise RecsysError(f"source {source!r}: expected 'module:Class'")
     module, name = source.split(":")
     return f"import os, sys\nsys.path[:0] = filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))   # which a stub ignores\nfrom {module} import {name} as TritonPythonModel\n"
 
+
 def write_version(m: Member, folder: Path) -> None:  # <repository>/<member>/<version>
     "Write a member's version; one that is there already must be the same."
-    same = (lambda f: f.read_text() == model_text(m.source)) if m.kind == "python" else (lambda f: filecmp.cmp(f, m.source, shallow=False))
+    same = (
+        (lambda f: f.read_text() == model_text(m.source))
+        if m.kind == "python"
+        else (lambda f: filecmp.cmp(f, m.source, shallow=False))
+    )
     file = "model.py" if m.kind == "python" else "model.onnx"
     if folder.is_dir():
-        if not same(folder / file): raise RecsysError(f"{folder}: {file} is another one than {m.source}; a version never changes, choose a new number")
+        if not same(folder / file):
+            raise RecsysError(
+                f"{folder}: {file} is another one than {m.source}; a version never changes, choose a new number"
+            )
         return
     with new_folder(folder) as tmp:
-        if m.kind == "python": (tmp / file).write_text(model_text(m.source)); (tmp / "__pycache__").touch()   # a file: Python can't write there, which Triton would take for a new model
-        else: link_file(m.source, tmp / file)
+        if m.kind == "python":
+            (tmp / file).write_text(model_text(m.source))
+            (
+                tmp / "__pycache__"
+            ).touch()  # a file: Python can't write there, which Triton would take for a new model
+        else:
+            link_file(m.source, tmp / file)
 
 # %% ../nbs/18_repository.ipynb #18-repository-32
 def pinned_version(folder: str | Path, ensemble: str = "recommender") -> int:
     "Read which version a repository's ensemble pins; 0 where there is none."
-    if not (Path(folder) / ensemble / "config.pbtxt").is_file(): return 0
+    if not (Path(folder) / ensemble / "config.pbtxt").is_file():
+        return 0
     return int(read_config(Path(folder) / ensemble)["version_policy"]["specific"]["versions"][0])
+
 
 def next_version(folder: str | Path, ensemble: str = "recommender") -> int:
     "Find the number after the highest that a repository has."
@@ -208,43 +366,69 @@ def next_version(folder: str | Path, ensemble: str = "recommender") -> int:
 
 # %% ../nbs/18_repository.ipynb #18-repository-34
 def write_repository(
-    folder: str | Path,               # the repository; bundles/ stands beside it
-    members,                          # of Member
+    folder: str | Path,  # the repository; bundles/ stands beside it
+    members,  # of Member
     ensemble: Ensemble,
-    version: int,                     # 1 or more; one that is there already is pinned again: a rollback
-    bundle: str | Path | None = None, # folder whose files become bundles/<version>; None: the members need none, or it is there
-    keep: bool = True,                # the version that was pinned until now stays loaded
-    switch: bool = True,              # pin the version; False: its members only, beside what is pinned
+    version: int,  # 1 or more; one that is there already is pinned again: a rollback
+    bundle: str
+    | Path
+    | None = None,  # folder whose files become bundles/<version>; None: the members need none, or it is there
+    keep: bool = True,  # the version that was pinned until now stays loaded
+    switch: bool = True,  # pin the version; False: its members only, beside what is pinned
 ) -> Path:
     "Write a version of an ensemble with its members; a server sees it when it loads the ensemble next."
     folder, texts = Path(folder), {}
-    if version < 1: raise RecsysError(f"version is {version}, expected 1 or more")
+    if version < 1:
+        raise RecsysError(f"version is {version}, expected 1 or more")
     check_ensemble(ensemble, members)
     versions = {version} | ({pinned_version(folder, ensemble.name)} - {0} if keep else set())
-    for m in members: texts[m.name] = config_text(member_config(m, versions)); check_same_tensors(folder / m.name, m, versions - {version})
+    for m in members:
+        texts[m.name] = config_text(member_config(m, versions))
+        check_same_tensors(folder / m.name, m, versions - {version})
     write_bundle_version(bundle, folder.parent / "bundles" / str(version))
-    for m in members: write_version(m, folder / m.name / str(version)); write_warmup(m, folder / m.name)
+    for m in members:
+        write_version(m, folder / m.name / str(version))
+        write_warmup(m, folder / m.name)
     (folder / ensemble.name / str(version)).mkdir(parents=True, exist_ok=True)
-    if switch: texts[ensemble.name] = config_text(ensemble_config(ensemble, version))   # last: it is the switch
-    for name, text in texts.items(): write_new(folder / name / "config.pbtxt", text.encode())
+    if switch:
+        texts[ensemble.name] = config_text(
+            ensemble_config(ensemble, version)
+        )  # last: it is the switch
+    for name, text in texts.items():
+        write_new(folder / name / "config.pbtxt", text.encode())
     return folder
 
 # %% ../nbs/18_repository.ipynb #18-repository-35
 def write_bundle_version(bundle, folder: Path) -> None:
     "Link a bundle's files into the folder of its version; one that is there already must be the same."
-    if bundle is None: return
-    files = sorted(f for f in Path(bundle).iterdir() if f.is_file() and not f.name.startswith(".") and f.name != "stage.json")
+    if bundle is None:
+        return
+    files = sorted(
+        f
+        for f in Path(bundle).iterdir()
+        if f.is_file() and not f.name.startswith(".") and f.name != "stage.json"
+    )
     if folder.is_dir():
         for f in files:
-            if not (folder / f.name).is_file() or not filecmp.cmp(f, folder / f.name, shallow=False): raise RecsysError(f"{folder}: {f.name} is another one than in {bundle}; a version never changes, choose a new number")
+            if not (folder / f.name).is_file() or not filecmp.cmp(
+                f, folder / f.name, shallow=False
+            ):
+                raise RecsysError(
+                    f"{folder}: {f.name} is another one than in {bundle}; a version never changes, choose a new number"
+                )
         return
     with new_folder(folder) as tmp:
-        for f in files: link_file(f, tmp / f.name)
+        for f in files:
+            link_file(f, tmp / f.name)
+
 
 def check_same_tensors(folder: Path, m: Member, others) -> None:
     "Raise `RecsysError` where a member's other loaded versions have other tensors: one configuration serves them all."
-    if not others or not (folder / "config.pbtxt").is_file(): return
+    if not others or not (folder / "config.pbtxt").is_file():
+        return
     old, new = read_config(folder), parse_config(config_text(member_config(m, others)))
     for side in ("input", "output"):
         if old.get(side) != new.get(side):
-            raise RecsysError(f"{folder}: the {side}s of {m.name} differ from those of version {sorted(others)}, which stays loaded; write the new version into another repository, or with keep=False while no server runs on this one")
+            raise RecsysError(
+                f"{folder}: the {side}s of {m.name} differ from those of version {sorted(others)}, which stays loaded; write the new version into another repository, or with keep=False while no server runs on this one"
+            )

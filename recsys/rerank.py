@@ -19,19 +19,22 @@ def mix64(x: np.ndarray) -> np.ndarray:  # uint64, same shape
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-07
 def gumbel(
-    seed,              # int64, one or one a request [B]
+    seed,  # int64, one or one a request [B]
     rows: np.ndarray,  # item rows [B, C]
-    place=0,           # another place, other noise; one, or one a request
-) -> np.ndarray:       # float64 [B, C]
+    place=0,  # another place, other noise; one, or one a request
+) -> np.ndarray:  # float64 [B, C]
     "Draw standard Gumbel noise as a function of request seed, item row and place."
-    key = mix64(mix64(np.atleast_1d(seed).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)) + np.asarray(place, np.uint64))[:, None]
+    key = mix64(
+        mix64(np.atleast_1d(seed).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+        + np.asarray(place, np.uint64)
+    )[:, None]
     u = mix64(mix64(rows.astype(np.uint64) + key) + key) >> np.uint64(12)
-    return -np.log(-np.log((u + .5) * 2. ** -52))  # never 0, never 1
+    return -np.log(-np.log((u + 0.5) * 2.0**-52))  # never 0, never 1
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-10
 def plackett_luce(
     logits: np.ndarray,  # score / temperature in the order drawn, [B, C]; -inf: not allowed
-) -> np.ndarray:         # probability of each item at its place given those above, [B, C]
+) -> np.ndarray:  # probability of each item at its place given those above, [B, C]
     "Compute the probability of every place of an order.\n\nPlackett, 1975; Luce, 1959."
     left = np.logaddexp.accumulate(logits[:, ::-1], axis=1)[:, ::-1]
     return np.exp(logits - np.where(np.isneginf(left), 0, left))
@@ -39,14 +42,16 @@ def plackett_luce(
 # %% ../nbs/10_rerank.ipynb #10-rerank-13
 def likeness(
     chosen: np.ndarray,  # position of the item just placed, [B]
-    vectors,             # item vectors [B, C, d], or None
-    categories,          # [B, C], used where there are no vectors
-) -> np.ndarray:         # [B, C], 1: the same
+    vectors,  # item vectors [B, C, d], or None
+    categories,  # [B, C], used where there are no vectors
+) -> np.ndarray:  # [B, C], 1: the same
     "Compare every candidate with the item just placed: cosine, or the same category."
     b = np.arange(len(chosen))
     if vectors is not None:
         lengths = np.maximum(np.linalg.norm(vectors, axis=2), 1e-12)
-        return np.einsum("bcd,bd->bc", vectors, vectors[b, chosen]) / (lengths * lengths[b, chosen][:, None])
+        return np.einsum("bcd,bd->bc", vectors, vectors[b, chosen]) / (
+            lengths * lengths[b, chosen][:, None]
+        )
     return (categories == categories[b, chosen][:, None]).astype(float)
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-15
@@ -59,21 +64,23 @@ def first_best(key: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def share(logits: np.ndarray, at: np.ndarray) -> np.ndarray:
     "Compute the softmax of one position of each row, [B]; 0 where nothing is allowed."
     own, top = logits[np.arange(len(at)), at], logits.max(1)
-    with np.errstate(invalid="ignore"): p = np.exp(own - top) / np.exp(logits - top[:, None]).sum(1)
+    with np.errstate(invalid="ignore"):
+        p = np.exp(own - top) / np.exp(logits - top[:, None]).sum(1)
     return np.where(np.isneginf(top), 0, p)
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-18
 def under_rules(
-    logits: np.ndarray,      # score / temperature [B, C], -inf: not allowed
-    rows: np.ndarray,        # item rows [B, C]
-    k: int,                  # places
-    noise,                   # function of the place -> noise [B, C]
-    penalty: np.ndarray,     # logits that a full likeness costs, [B]
-    cap: np.ndarray,         # most items of one category, [B], 0: no limit
-    categories, vectors,     # [B, C] and [B, C, d], or None
+    logits: np.ndarray,  # score / temperature [B, C], -inf: not allowed
+    rows: np.ndarray,  # item rows [B, C]
+    k: int,  # places
+    noise,  # function of the place -> noise [B, C]
+    penalty: np.ndarray,  # logits that a full likeness costs, [B]
+    cap: np.ndarray,  # most items of one category, [B], 0: no limit
+    categories,
+    vectors,  # [B, C] and [B, C, d], or None
 ) -> tuple[np.ndarray, np.ndarray]:  # positions [B, k], -1 padded; probability of each at its place
     "Fill a page place by place, looking anew at what is allowed before each."
-    b, shown, alike, places = np.arange(len(rows)), np.zeros(rows.shape, bool), 0., []
+    b, shown, alike, places = np.arange(len(rows)), np.zeros(rows.shape, bool), 0.0, []
     for place in range(min(k, rows.shape[1])):
         at = first_best(logits + noise(place), rows)
         places.append((np.where(np.isneginf(logits[b, at]), -1, at), share(logits, at)))
@@ -92,30 +99,40 @@ def under_rules(
 # %% ../nbs/10_rerank.ipynb #10-rerank-21
 def check_scores(scores, rows, mask) -> np.ndarray:  # what may be shown, bool [B, C]
     "Refuse scores that can't be ordered; an item row of -1 is padding."
-    if scores.ndim != 2 or scores.shape != rows.shape: raise RecsysError(f"rerank: scores {scores.shape} and rows {rows.shape}: expected both [B, C]")
+    if scores.ndim != 2 or scores.shape != rows.shape:
+        raise RecsysError(
+            f"rerank: scores {scores.shape} and rows {rows.shape}: expected both [B, C]"
+        )
     allowed = (rows >= 0) if mask is None else (rows >= 0) & mask
     bad = allowed & ~np.isfinite(scores)
     if bad.any():
         b, c = np.argwhere(bad)[0]
-        raise RecsysError(f"rerank: request {b}, item row {rows[b, c]}: the score is {scores[b, c]}, expected a number; check the ranker's inputs")
+        raise RecsysError(
+            f"rerank: request {b}, item row {rows[b, c]}: the score is {scores[b, c]}, expected a number; check the ranker's inputs"
+        )
     return allowed
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-22
 def per_request(value, B: int, name: str) -> np.ndarray:
     "Spread one number, or check one number a request; negative and NaN are refused."
     value = np.broadcast_to(np.asarray(value, float), (B,))
-    if not (value >= 0).all(): raise RecsysError(f"rerank: {name} is {value[~(value >= 0)][0]}, expected 0 or more")
+    if not (value >= 0).all():
+        raise RecsysError(f"rerank: {name} is {value[~(value >= 0)][0]}, expected 0 or more")
     return value
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-24
-def greedy(scores: np.ndarray, rows: np.ndarray, allowed: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def greedy(
+    scores: np.ndarray, rows: np.ndarray, allowed: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     "Order by score, ties to the lower item row; every propensity is 1."
     order = np.lexsort((rows, np.where(allowed, -scores, np.inf)), axis=1)[:, :k]
     order = np.where(np.arange(order.shape[1]) < allowed.sum(1)[:, None], order, -1)
     return order, (order >= 0).astype(np.float32)
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-26
-def draw(logits: np.ndarray, rows: np.ndarray, noise: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    logits: np.ndarray, rows: np.ndarray, noise: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
     "Order by logit plus noise and give each place its Plackett-Luce probability."
     order = np.lexsort((rows, -(logits + noise)), axis=1)
     logits = np.take_along_axis(logits, order, 1)
@@ -132,40 +149,76 @@ def score_range(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 def page(order: np.ndarray, chance: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     "Fill a short page up to k places, -1 and 0."
     chance = np.where(order < 0, 0, chance).astype(np.float32)
-    if order.shape[1] >= k: return order, chance
+    if order.shape[1] >= k:
+        return order, chance
     more = ((0, 0), (0, k - order.shape[1]))
     return np.pad(order, more, constant_values=-1), np.pad(chance, more)
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-31
-def request_noise(seed, rows: np.ndarray, sampled: np.ndarray, moves: np.ndarray):  # function of the place -> noise [B, C]
+def request_noise(
+    seed, rows: np.ndarray, sampled: np.ndarray, moves: np.ndarray
+):  # function of the place -> noise [B, C]
     "Make the noise of a batch: none for greedy requests, fresh at every place where logits change."
-    if not sampled.any(): return lambda place: 0.
+    if not sampled.any():
+        return lambda place: 0.0
     steady, fresh = gumbel(seed, rows) * sampled[:, None], bool((sampled & moves).any())
-    return lambda place: gumbel(seed, rows, np.where(moves, place, 0)) * sampled[:, None] if fresh and place else steady
+    return (
+        lambda place: gumbel(seed, rows, np.where(moves, place, 0)) * sampled[:, None]
+        if fresh and place
+        else steady
+    )
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-33
 def rerank(
-    scores: np.ndarray,       # ranker's scores [B, C]
-    rows: np.ndarray,         # item rows [B, C], -1 padded
-    mask=None,                # bool [B, C], False: never shown
-    k: int = 10,              # places on a page
-    temperature=0.,           # one, or one a request; 0: greedy, above: sampled
-    seed=0,                   # int64, one or one a request; the same seed draws the same page
-    diversity=0.,             # one, or one a request; 0: off, 1: a copy of a shown item loses the range of the scores
-    categories=None,          # [B, C], for the cap, and for diversity without vectors
-    max_per_category=0,       # one, or one a request; 0: no limit
-    vectors=None,             # item vectors [B, C, d] for diversity
-) -> tuple[np.ndarray, np.ndarray]:  # positions among the candidates [B, k] int64, -1 padded; propensities [B, k] float32, 0 padded
+    scores: np.ndarray,  # ranker's scores [B, C]
+    rows: np.ndarray,  # item rows [B, C], -1 padded
+    mask=None,  # bool [B, C], False: never shown
+    k: int = 10,  # places on a page
+    temperature=0.0,  # one, or one a request; 0: greedy, above: sampled
+    seed=0,  # int64, one or one a request; the same seed draws the same page
+    diversity=0.0,  # one, or one a request; 0: off, 1: a copy of a shown item loses the range of the scores
+    categories=None,  # [B, C], for the cap, and for diversity without vectors
+    max_per_category=0,  # one, or one a request; 0: no limit
+    vectors=None,  # item vectors [B, C, d] for diversity
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # positions among the candidates [B, k] int64, -1 padded; propensities [B, k] float32, 0 padded
     "Order candidates into pages with the propensity of each item at its place.\n\nKool, van Hoof and Welling, 2019 (Gumbel top-k)."
-    if k < 1: raise RecsysError(f"rerank: k is {k}, expected at least 1")
+    if k < 1:
+        raise RecsysError(f"rerank: k is {k}, expected at least 1")
     scores, rows = np.asarray(scores), np.asarray(rows)
     allowed = check_scores(scores, rows, mask)
-    if not rows.size or not (np.any(temperature) or np.any(diversity) or np.any(max_per_category)): return page(*greedy(scores, rows, allowed, k), k)
-    t, d, cap = (per_request(v, len(rows), n) for v, n in ((temperature, "temperature"), (diversity, "diversity"), (max_per_category, "max_per_category")))
-    if (cap.any() or d.any() and vectors is None) and categories is None: raise RecsysError("rerank: max_per_category, and diversity without vectors, need categories [B, C]")
-    sampled = t > 1e-6                       # below that nothing is left to chance
+    if not rows.size or not (np.any(temperature) or np.any(diversity) or np.any(max_per_category)):
+        return page(*greedy(scores, rows, allowed, k), k)
+    t, d, cap = (
+        per_request(v, len(rows), n)
+        for v, n in (
+            (temperature, "temperature"),
+            (diversity, "diversity"),
+            (max_per_category, "max_per_category"),
+        )
+    )
+    if (cap.any() or d.any() and vectors is None) and categories is None:
+        raise RecsysError(
+            "rerank: max_per_category, and diversity without vectors, need categories [B, C]"
+        )
+    sampled = t > 1e-6  # below that nothing is left to chance
     unit = np.where(sampled, t, 1)
-    logits, noise = np.where(allowed, scores, -np.inf) / unit[:, None], request_noise(seed, rows, sampled, d > 0)
-    if not (d.any() or cap.any()): order, chance = draw(logits, rows, noise(0), k)
-    else: order, chance = under_rules(logits, rows, k, noise, d * score_range(scores, allowed) / unit, cap, categories, vectors)
+    logits, noise = (
+        np.where(allowed, scores, -np.inf) / unit[:, None],
+        request_noise(seed, rows, sampled, d > 0),
+    )
+    if not (d.any() or cap.any()):
+        order, chance = draw(logits, rows, noise(0), k)
+    else:
+        order, chance = under_rules(
+            logits,
+            rows,
+            k,
+            noise,
+            d * score_range(scores, allowed) / unit,
+            cap,
+            categories,
+            vectors,
+        )
     return page(order, np.where(sampled[:, None], chance, 1), k)

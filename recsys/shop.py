@@ -16,129 +16,165 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 from numba import njit, prange
-from .catalog import COLOURS, STYLES, catalog_from_yaml, infer_look, make_catalog, read_catalog
+from recsys.catalog import (
+    COLOURS,
+    STYLES,
+    catalog_from_yaml,
+    infer_look,
+    make_catalog,
+    read_catalog,
+)
 from .core import atomic_path
 
 # %% ../nbs/02_shop.ipynb #02-shop-05
 @dataclass(frozen=True)
 class Truth:
     "Hold the constants behind every choice in the shop."
-    groups: int = 8                 # kinds of people
-    popularity: float = 1.4         # between items
-    group_category: float = 1.3     # of a group, between category_l1
+
+    groups: int = 8  # kinds of people
+    popularity: float = 1.4  # between items
+    group_category: float = 1.3  # of a group, between category_l1
     group_subcategory: float = 1.1  # of a group, between category_l2
-    favourites: int = 2             # category_l2 that a user likes best, drawn from the group's taste
-    favourite: float = 2.0          # log weight of each
-    user_category: float = 0.1      # of a user, between category_l2
-    group_style: float = 0.9        # of a group, between styles
-    user_style: float = 1.2         # log weight of the user's favourite style
-    user_colour: float = 0.6        # log weight of the user's favourite colour
-    price: float = 0.3              # loss for each price band away from the user's, squared
-    gender: float = 0.8             # gain for the user's gender, loss for the other
-    hour: float = 1.3               # swing over the day of a group's category_l1
-    device: float = 0.8             # of a group's category_l1 between devices
-    weekday: float = 0.4            # of a group's category_l1 between weekdays
-    apart: float = 0.3              # share of these three that differs from group to group
-    drift: float = 0.2              # of an item's worth over time, half-life `drift_days`
+    favourites: int = 2  # category_l2 that a user likes best, drawn from the group's taste
+    favourite: float = 2.0  # log weight of each
+    user_category: float = 0.1  # of a user, between category_l2
+    group_style: float = 0.9  # of a group, between styles
+    user_style: float = 1.2  # log weight of the user's favourite style
+    user_colour: float = 0.6  # log weight of the user's favourite colour
+    price: float = 0.3  # loss for each price band away from the user's, squared
+    gender: float = 0.8  # gain for the user's gender, loss for the other
+    hour: float = 1.3  # swing over the day of a group's category_l1
+    device: float = 0.8  # of a group's category_l1 between devices
+    weekday: float = 0.4  # of a group's category_l1 between weekdays
+    apart: float = 0.3  # share of these three that differs from group to group
+    drift: float = 0.2  # of an item's worth over time, half-life `drift_days`
     drift_days: float = 5.0
-    trend: float = 0.15             # of a category_l2 over time
-    launched: float = 0.12          # share of items that start inside the window
-    novelty: float = 0.8            # log weight of a launch, half-life 3 days
-    joined: float = 0.2             # share of users that start inside the window
-    activity: float = 0.6           # between users' rates of visits
-    session: float = 4.0            # views on a visit, mean
-    interest: float = 4.0           # gain, at most, of a category_l2 viewed in the last `interest_hours`
-    interest_hours: float = 24.0    # and its half-life is a quarter of this
-    sibling: float = 0.2            # share of that gain for the same category_l1
-    again: float = 0.04             # weight that an item keeps for `again_days` after a view
+    trend: float = 0.15  # of a category_l2 over time
+    launched: float = 0.12  # share of items that start inside the window
+    novelty: float = 0.8  # log weight of a launch, half-life 3 days
+    joined: float = 0.2  # share of users that start inside the window
+    activity: float = 0.6  # between users' rates of visits
+    session: float = 4.0  # views on a visit, mean
+    interest: float = 4.0  # gain, at most, of a category_l2 viewed in the last `interest_hours`
+    interest_hours: float = 24.0  # and its half-life is a quarter of this
+    sibling: float = 0.2  # share of that gain for the same category_l1
+    again: float = 0.04  # weight that an item keeps for `again_days` after a view
     again_days: float = 3.0
-    memory: int = 32                # latest views that count for interest and again
-    anonymous: float = 0.08         # share of events
-    strangers: int = 512            # people behind anonymous visits
-    cart: float = -3.0              # log odds of view -> cart at no taste for the item
-    cart_taste: float = 0.35        # and for each unit of log taste
-    purchase: float = -1.0          # log odds of cart -> purchase
+    memory: int = 32  # latest views that count for interest and again
+    anonymous: float = 0.08  # share of events
+    strangers: int = 512  # people behind anonymous visits
+    cart: float = -3.0  # log odds of view -> cart at no taste for the item
+    cart_taste: float = 0.35  # and for each unit of log taste
+    purchase: float = -1.0  # log odds of cart -> purchase
     purchase_taste: float = 0.25
-    examine: float = 0.7            # position k is examined with probability k ** -examine
-    attract: float = 20.0           # a click's half-point, in units of the mean choice probability
+    examine: float = 0.7  # position k is examined with probability k ** -examine
+    attract: float = 20.0  # a click's half-point, in units of the mean choice probability
 
 # %% ../nbs/02_shop.ipynb #02-shop-06
 DEVICES, EVENTS = ("desktop", "mobile", "tablet"), ("view", "cart", "purchase")
 _DAY = 86400
 
+
 def context_of(
     timestamps: np.ndarray,  # seconds since 1970 UTC
-    devices: np.ndarray,     # positions in DEVICES
-) -> np.ndarray:             # (weekday * 24 + hour) * 3 + device, in 0..503; Monday is 0
+    devices: np.ndarray,  # positions in DEVICES
+) -> np.ndarray:  # (weekday * 24 + hour) * 3 + device, in 0..503; Monday is 0
     "Number the context of each moment: weekday, hour and device."
     t = np.asarray(timestamps, np.int64)
-    return (((t // _DAY + 3) % 7 * 24 + t % _DAY // 3600) * 3 + np.asarray(devices)).astype(np.int64)
+    return (((t // _DAY + 3) % 7 * 24 + t % _DAY // 3600) * 3 + np.asarray(devices)).astype(
+        np.int64
+    )
 
 # %% ../nbs/02_shop.ipynb #02-shop-07
 def _draw_column(
     probabilities: np.ndarray,  # one distribution a row
-    rows: np.ndarray,           # which row each draw is from
-    rng: np.random.Generator,   # source
-) -> np.ndarray:                # a column for each row
+    rows: np.ndarray,  # which row each draw is from
+    rng: np.random.Generator,  # source
+) -> np.ndarray:  # a column for each row
     "Draw from many discrete distributions at once by inverting their stacked sums."
     cdf = probabilities.cumsum(1) / probabilities.sum(1, keepdims=True)
     cdf[:, -1] = 1.0
-    at = np.searchsorted((cdf + np.arange(len(cdf))[:, None]).ravel(), rows + rng.random(len(rows)) * (1 - 1e-9), side="right")
+    at = np.searchsorted(
+        (cdf + np.arange(len(cdf))[:, None]).ravel(),
+        rows + rng.random(len(rows)) * (1 - 1e-9),
+        side="right",
+    )
     return np.clip(at - rows * cdf.shape[1], 0, cdf.shape[1] - 1)
 
 # %% ../nbs/02_shop.ipynb #02-shop-10
 def make_groups(
-    cell_l1: np.ndarray,       # category_l1 of each category_l2
-    truth: Truth,              # constants
+    cell_l1: np.ndarray,  # category_l1 of each category_l2
+    truth: Truth,  # constants
     rng: np.random.Generator,  # source of the groups
-) -> dict:                     # arrays whose first axis is the group
+) -> dict:  # arrays whose first axis is the group
     "Draw what is common to the people of a group."
     G, n1, normal = truth.groups, cell_l1.max() + 1, rng.standard_normal
     h = np.arange(24)
     peak, phase = rng.uniform(10, 23, (G, 1)), rng.uniform(0, 24, (G + 1, 1, n1))
     hours = np.exp(1.0 * np.cos((h - peak) * np.pi / 12) + 0.5 * np.cos((h - 16) * np.pi / 12))
     swing = truth.hour * np.sqrt(2) * np.cos((h[None, :, None] - phase) * np.pi / 12)
-    context = truth.weekday * normal((G + 1, 7, 1, 1, n1)) + swing[:, None, :, None] + truth.device * normal((G + 1, 1, 1, 3, n1))
+    context = (
+        truth.weekday * normal((G + 1, 7, 1, 1, n1))
+        + swing[:, None, :, None]
+        + truth.device * normal((G + 1, 1, 1, 3, n1))
+    )
     context = np.sqrt(1 - truth.apart) * context[:1] + np.sqrt(truth.apart) * context[1:]
     return dict(
-        cell=truth.group_category * normal((G, n1))[:, cell_l1] + truth.group_subcategory * normal((G, len(cell_l1))),
-        style=truth.group_style * normal((G, len(STYLES))), price=rng.uniform(0, 4, G),
-        hours=hours / hours.sum(1, keepdims=True), devices=rng.dirichlet([4, 5, 1.5], G),
+        cell=truth.group_category * normal((G, n1))[:, cell_l1]
+        + truth.group_subcategory * normal((G, len(cell_l1))),
+        style=truth.group_style * normal((G, len(STYLES))),
+        price=rng.uniform(0, 4, G),
+        hours=hours / hours.sum(1, keepdims=True),
+        devices=rng.dirichlet([4, 5, 1.5], G),
         context=np.exp(context).reshape(G, 504, n1).astype(np.float32),
-        share=rng.dirichlet(np.full(G, 6.0)), age=rng.permutation(np.linspace(22, 68, G)), female=rng.uniform(0.15, 0.85, G))
+        share=rng.dirichlet(np.full(G, 6.0)),
+        age=rng.permutation(np.linspace(22, 68, G)),
+        female=rng.uniform(0.15, 0.85, G),
+    )
 
 # %% ../nbs/02_shop.ipynb #02-shop-13
 def make_factors(
-    n: int,                    # users
-    groups: dict,              # from `make_groups`
-    truth: Truth,              # constants
+    n: int,  # users
+    groups: dict,  # from `make_groups`
+    truth: Truth,  # constants
     rng: np.random.Generator,  # source of the users
-) -> dict:                     # group, age, gender and the factors, shape (n, C + 8 + 11 + 5 + 3)
+) -> dict:  # group, age, gender and the factors, shape (n, C + 8 + 11 + 5 + 3)
     "Draw users: a group, three favourite subcategories, a style, a colour, a price band, a gender."
     group = rng.choice(truth.groups, n, p=groups["share"])
     cell, rows = groups["cell"], np.arange(n)
     woman = rng.random(n) < groups["female"][group]
-    taste = cell[group].astype(np.float32) + np.float32(truth.user_category) * rng.standard_normal((n, cell.shape[1]), np.float32)
-    for _ in range(truth.favourites): taste[rows, _draw_column(np.exp(cell), group, rng)] += truth.favourite
+    taste = cell[group].astype(np.float32) + np.float32(truth.user_category) * rng.standard_normal(
+        (n, cell.shape[1]), np.float32
+    )
+    for _ in range(truth.favourites):
+        taste[rows, _draw_column(np.exp(cell), group, rng)] += truth.favourite
     style = groups["style"][group].astype(np.float32)
     style[rows, rng.integers(len(STYLES), size=n)] += truth.user_style
     colour = np.zeros((n, len(COLOURS)), np.float32)
     colour[rows, rng.integers(len(COLOURS), size=n)] += truth.user_colour
     band = np.clip(groups["price"][group] + rng.normal(0, 0.8, n), 0, 4)
     price = -truth.price * (np.arange(5) - band[:, None]) ** 2
-    gender = truth.gender * np.stack([np.zeros(n), np.where(woman, 1, -1), np.where(woman, -1, 1)], 1)
-    factors = np.exp(np.concatenate([taste, style, colour, price.astype(np.float32), gender.astype(np.float32)], 1))
+    gender = truth.gender * np.stack(
+        [np.zeros(n), np.where(woman, 1, -1), np.where(woman, -1, 1)], 1
+    )
+    factors = np.exp(
+        np.concatenate(
+            [taste, style, colour, price.astype(np.float32), gender.astype(np.float32)], 1
+        )
+    )
     age = np.clip(np.rint(groups["age"][group] + rng.normal(0, 8, n)), 16, 90).astype(np.int64)
     return dict(group=group, age=age, gender=np.where(woman, "F", "M"), factors=factors)
 
 # %% ../nbs/02_shop.ipynb #02-shop-16
 def make_worth(
-    cell: np.ndarray,          # category_l2 of each item
-    in_stock: np.ndarray,      # whether it can still be bought at the end
-    n_days: int,               # days
-    truth: Truth,              # constants
+    cell: np.ndarray,  # category_l2 of each item
+    in_stock: np.ndarray,  # whether it can still be bought at the end
+    n_days: int,  # days
+    truth: Truth,  # constants
     rng: np.random.Generator,  # source of the worths
-) -> np.ndarray:               # weight of each item on each day, shape (n_days, n_items), 0 when it can't be seen
+) -> (
+    np.ndarray
+):  # weight of each item on each day, shape (n_days, n_items), 0 when it can't be seen
     "Draw every item's popularity, drift, launch and end of stock."
     n, keep = len(cell), 0.5 ** (1 / truth.drift_days)
     level = truth.popularity * rng.standard_normal(n)
@@ -147,10 +183,15 @@ def make_worth(
     gone = np.where(in_stock, n_days, rng.integers(n_days // 2, n_days, n))
     worth = np.zeros((n_days, n), np.float32)
     for d in range(n_days):
-        log = level + truth.drift * item + truth.trend * trend[cell] + truth.novelty * 0.5 ** (np.maximum(d - launch, 0) / 3)
+        log = (
+            level
+            + truth.drift * item
+            + truth.trend * trend[cell]
+            + truth.novelty * 0.5 ** (np.maximum(d - launch, 0) / 3)
+        )
         worth[d] = np.exp(log) * ((launch <= d) & (d < np.maximum(gone, launch + 1)))
-        item = keep * item + np.sqrt(1 - keep ** 2) * rng.standard_normal(n)
-        trend = keep * trend + np.sqrt(1 - keep ** 2) * rng.standard_normal(len(trend))
+        item = keep * item + np.sqrt(1 - keep**2) * rng.standard_normal(n)
+        trend = keep * trend + np.sqrt(1 - keep**2) * rng.standard_normal(len(trend))
     return worth
 
 # %% ../nbs/02_shop.ipynb #02-shop-19
@@ -161,13 +202,20 @@ def _uniform(state):
     z = state[0]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0 ** -53
+    return np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 # %% ../nbs/02_shop.ipynb #02-shop-20
 @njit(cache=True)
 def _taste(factors, codes, j):
     "Multiply the five factors of one user that item j names."
-    return factors[codes[j, 0]] * factors[codes[j, 1]] * factors[codes[j, 2]] * factors[codes[j, 3]] * factors[codes[j, 4]]
+    return (
+        factors[codes[j, 0]]
+        * factors[codes[j, 1]]
+        * factors[codes[j, 2]]
+        * factors[codes[j, 3]]
+        * factors[codes[j, 4]]
+    )
+
 
 @njit(cache=True)
 def _interest(items, seconds, now, codes, cell_l1, hours, gain, sibling, out):
@@ -178,53 +226,88 @@ def _interest(items, seconds, now, codes, cell_l1, hours, gain, sibling, out):
         age = (now - seconds[r]) / 3600.0
         if items[r] >= 0 and age >= 0 and age < hours:
             w = 0.5 ** (4.0 * age / hours)
-            out[codes[items[r], 0]] += w; l1[cell_l1[codes[items[r], 0]]] += w
+            out[codes[items[r], 0]] += w
+            l1[cell_l1[codes[items[r], 0]]] += w
     for c in range(len(out)):
-        out[c] = 1.0 + gain * ((1 - sibling) * out[c] / (1.0 + out[c]) + sibling * l1[cell_l1[c]] / (1.0 + l1[cell_l1[c]]))
+        out[c] = 1.0 + gain * (
+            (1 - sibling) * out[c] / (1.0 + out[c])
+            + sibling * l1[cell_l1[c]] / (1.0 + l1[cell_l1[c]])
+        )
 
 # %% ../nbs/02_shop.ipynb #02-shop-22
 @njit(cache=True)
-def _pick(weights, sums, lift, starts, codes, cell_l1, items, seconds, now, again, again_seconds, state):
+def _pick(
+    weights, sums, lift, starts, codes, cell_l1, items, seconds, now, again, again_seconds, state
+):
     "Draw a category, then an item in it; refuse a lately viewed item with probability 1 - again."
     total = 0.0
-    for c in range(len(sums)): total += sums[c] * lift[c]
+    for c in range(len(sums)):
+        total += sums[c] * lift[c]
     j = 0
     for attempt in range(200):
         u, c = _uniform(state) * total, 0
-        while c < len(sums) - 1 and u >= sums[c] * lift[c]: u -= sums[c] * lift[c]; c += 1
-        while c > 0 and sums[c] * lift[c] == 0.0: c -= 1
+        while c < len(sums) - 1 and u >= sums[c] * lift[c]:
+            u -= sums[c] * lift[c]
+            c += 1
+        while c > 0 and sums[c] * lift[c] == 0.0:
+            c -= 1
         v, j, last = _uniform(state) * sums[c], starts[c], starts[c + 1] - 1
-        while j < last and v >= weights[j]: v -= weights[j]; j += 1
+        while j < last and v >= weights[j]:
+            v -= weights[j]
+            j += 1
         recent = False
-        for r in range(len(items)): recent |= items[r] == j and now - seconds[r] < again_seconds
-        if weights[j] > 0.0 and (not recent or _uniform(state) < again): break
+        for r in range(len(items)):
+            recent |= items[r] == j and now - seconds[r] < again_seconds
+        if weights[j] > 0.0 and (not recent or _uniform(state) < again):
+            break
     return j
 
 # %% ../nbs/02_shop.ipynb #02-shop-25
 class Shop:
     "Simulate a shop: `items`, `users`, a stream of events, and the true probabilities behind them."
-    def __init__(self,
-        catalog: pd.DataFrame,           # from `make_catalog` or `read_catalog`
-        n_users: int = 2000,             # known users
-        n_days: int = 14,                # days, the last one is `end_date`
-        end_date: str = "2026-06-30",    # last day, UTC
-        seed: int = 42,                  # same seed, same bytes
-        truth: Truth = Truth(),          # constants of behaviour
+
+    def __init__(
+        self,
+        catalog: pd.DataFrame,  # from `make_catalog` or `read_catalog`
+        n_users: int = 2000,  # known users
+        n_days: int = 14,  # days, the last one is `end_date`
+        end_date: str = "2026-06-30",  # last day, UTC
+        seed: int = 42,  # same seed, same bytes
+        truth: Truth = Truth(),  # constants of behaviour
     ):
-        self.items, self.n_users, self.n_days, self.seed, self.truth = catalog.reset_index(drop=True), n_users, n_days, seed, truth
+        self.items, self.n_users, self.n_days, self.seed, self.truth = (
+            catalog.reset_index(drop=True),
+            n_users,
+            n_days,
+            seed,
+            truth,
+        )
         self.start = int(pd.Timestamp(end_date, tz="UTC").timestamp()) - (n_days - 1) * _DAY
         self._index_items()
         rng = np.random.default_rng([seed, 2])
         self.groups = make_groups(self.cell_l1, truth, rng)
-        self._worth = np.ascontiguousarray(make_worth(self.codes[:, 0], catalog.in_stock.to_numpy()[self.order], n_days, truth, rng))
-        people = make_factors(n_users + truth.strangers, self.groups, truth, np.random.default_rng([seed, 3]))
+        self._worth = np.ascontiguousarray(
+            make_worth(
+                self.codes[:, 0], catalog.in_stock.to_numpy()[self.order], n_days, truth, rng
+            )
+        )
+        people = make_factors(
+            n_users + truth.strangers, self.groups, truth, np.random.default_rng([seed, 3])
+        )
         self.group, self.factors = people["group"], people["factors"]
         rng = np.random.default_rng([seed, 4])
-        self.first_day = np.where(rng.random(n_users) < truth.joined, rng.integers(0, n_days, n_users), 0)
+        self.first_day = np.where(
+            rng.random(n_users) < truth.joined, rng.integers(0, n_days, n_users), 0
+        )
         self.first_day[0] = 0  # somebody is there
         self.activity = np.exp(truth.activity * rng.standard_normal(n_users))
-        self.users = pd.DataFrame({"user_id": [f"u{i:0{len(str(n_users))}d}" for i in range(1, n_users + 1)],
-            "age": people["age"][:n_users], "gender": people["gender"][:n_users]})
+        self.users = pd.DataFrame(
+            {
+                "user_id": [f"u{i:0{len(str(n_users))}d}" for i in range(1, n_users + 1)],
+                "age": people["age"][:n_users],
+                "gender": people["gender"][:n_users],
+            }
+        )
 
 # %% ../nbs/02_shop.ipynb #02-shop-26
 @patch
@@ -234,20 +317,28 @@ def _index_items(self: Shop):
     pair = it.category_l1.astype(str) + "\0" + it.category_l2.astype(str)
     cell = pd.factorize(pair, sort=True)[0]
     look = np.array([infer_look(i, d) for i, d in zip(it.item_id, it.description)])
-    band = (it.price.groupby(cell).rank(method="first", pct=True).fillna(0.5).to_numpy() * 5 - 1e-9).astype(int).clip(0, 4)
+    band = (
+        (it.price.groupby(cell).rank(method="first", pct=True).fillna(0.5).to_numpy() * 5 - 1e-9)
+        .astype(int)
+        .clip(0, 4)
+    )
     gender = it.item_gender.map({"F": 1, "M": 2}).fillna(0).astype(int).to_numpy()
     C, S, K = cell.max() + 1, len(STYLES), len(COLOURS)
     self.order = np.argsort(cell, kind="stable")
-    codes = np.stack([cell, C + look[:, 0], C + S + look[:, 1], C + S + K + band, C + S + K + 5 + gender], 1)[self.order]
+    codes = np.stack(
+        [cell, C + look[:, 0], C + S + look[:, 1], C + S + K + band, C + S + K + 5 + gender], 1
+    )[self.order]
     self.codes, self.place = codes.astype(np.int64), np.argsort(self.order)
     self.starts = np.searchsorted(self.codes[:, 0], np.arange(C + 1))
     l1 = pd.factorize(it.category_l1.astype(str), sort=True)[0]
     self.cell_l1 = l1[self.order][self.starts[:-1]]
 
+
 @patch
 def user_rows(self: Shop, ids) -> np.ndarray:
     "Number users by their ids; -1 for null and unknown ones."
     return pd.Index(self.users.user_id).get_indexer(pd.Index(ids, dtype=object)).astype(np.int64)
+
 
 @patch
 def item_rows(self: Shop, ids) -> np.ndarray:
@@ -259,7 +350,10 @@ def item_rows(self: Shop, ids) -> np.ndarray:
 def _moments(self: Shop, group, rng):
     "Draw the second of the day and the device of visits, by the visitors' groups."
     hour = _draw_column(self.groups["hours"], group, rng)
-    return hour * 3600 + rng.integers(3600, size=len(group)), _draw_column(self.groups["devices"], group, rng)
+    return hour * 3600 + rng.integers(3600, size=len(group)), _draw_column(
+        self.groups["devices"], group, rng
+    )
+
 
 @patch
 def _visits(self: Shop, day: int, views: float, rng) -> tuple:
@@ -268,12 +362,13 @@ def _visits(self: Shop, day: int, views: float, rng) -> tuple:
     rate *= views / rate.sum()
     comes = 1 - np.exp(-rate / self.truth.session)
     rows = np.flatnonzero(rng.random(self.n_users) < comes)
-    if not len(rows): rows = np.array([rate.argmax()])
+    if not len(rows):
+        rows = np.array([rate.argmax()])
     n = 1 + rng.poisson(np.maximum(rate[rows] / comes[rows] - 1, 0))
     first = np.append(0, n.cumsum())
     owner = np.repeat(np.arange(len(rows)), n)
     nth = np.arange(n.sum()) - first[owner]
-    begins = nth % 8 == 0                       # a long day is several visits
+    begins = nth % 8 == 0  # a long day is several visits
     visit = begins.cumsum() - 1
     start, device = self._moments(self.group[rows[owner[begins]]], rng)
     after = np.where(begins, 0, 8 + rng.exponential(70, len(nth)).astype(np.int64)).cumsum()
@@ -281,7 +376,12 @@ def _visits(self: Shop, day: int, views: float, rng) -> tuple:
     last = np.append(np.flatnonzero(begins)[1:], len(nth)) - 1
     second = np.minimum(start, _DAY - 1200 - after[last])[visit] + after
     by, apart = np.lexsort((second, owner)), owner * 10 * _DAY
-    return rows, first, np.maximum.accumulate(second[by] - nth + apart) + nth - apart, device[visit][by]
+    return (
+        rows,
+        first,
+        np.maximum.accumulate(second[by] - nth + apart) + nth - apart,
+        device[visit][by],
+    )
 
 # %% ../nbs/02_shop.ipynb #02-shop-31
 @patch
@@ -292,6 +392,7 @@ def _quota(self: Shop, n_events: int) -> np.ndarray:
     share = joined * np.where(weekend, 1.2, 1.0)
     return np.diff(np.rint(np.append(0, share.cumsum() / share.sum()) * n_events).astype(np.int64))
 
+
 def _fit_depth(depth: np.ndarray, total: int) -> np.ndarray:
     "Shorten the last funnels until views and their further steps number `total` at most."
     back = depth[::-1].astype(np.int64)
@@ -300,7 +401,26 @@ def _fit_depth(depth: np.ndarray, total: int) -> np.ndarray:
 
 # %% ../nbs/02_shop.ipynb #02-shop-34
 @njit(cache=True, parallel=True)
-def _draw_views(rows, first, seconds, contexts, group, factors, codes, starts, cell_l1, worth, context, truth, seeds, ring_rows, ring_items, ring_seconds, items, depth):
+def _draw_views(
+    rows,
+    first,
+    seconds,
+    contexts,
+    group,
+    factors,
+    codes,
+    starts,
+    cell_l1,
+    worth,
+    context,
+    truth,
+    seeds,
+    ring_rows,
+    ring_items,
+    ring_seconds,
+    items,
+    depth,
+):
     "Draw the item and the depth of the funnel of every view of one day, user by user; updates the rings of latest views."
     hours, gain, sibling, again, again_s, cart, cart_taste, buy, buy_taste = truth
     for i in prange(len(rows)):
@@ -308,29 +428,73 @@ def _draw_views(rows, first, seconds, contexts, group, factors, codes, starts, c
         state = np.array([seeds[i]])
         weights, sums, lift = np.zeros(len(worth)), np.zeros(len(cell_l1)), np.zeros(len(cell_l1))
         for j in range(len(worth)):
-            weights[j] = worth[j] * _taste(f, codes, j); sums[codes[j, 0]] += weights[j]
+            weights[j] = worth[j] * _taste(f, codes, j)
+            sums[codes[j, 0]] += weights[j]
         for k in range(first[i], first[i + 1]):
             _interest(ring, at, seconds[k], codes, cell_l1, hours, gain, sibling, lift)
-            for c in range(len(lift)): lift[c] *= context[group[rows[i]], contexts[k], cell_l1[c]]
-            j = _pick(weights, sums, lift, starts, codes, cell_l1, ring, at, seconds[k], again, again_s, state)
+            for c in range(len(lift)):
+                lift[c] *= context[group[rows[i]], contexts[k], cell_l1[c]]
+            j = _pick(
+                weights,
+                sums,
+                lift,
+                starts,
+                codes,
+                cell_l1,
+                ring,
+                at,
+                seconds[k],
+                again,
+                again_s,
+                state,
+            )
             liking, oldest = math.log(_taste(f, codes, j)), np.argmin(at)
             items[k], ring[oldest], at[oldest] = j, j, seconds[k]
             depth[k] = _uniform(state) < 1 / (1 + math.exp(-cart - cart_taste * liking))
-            if depth[k] and _uniform(state) < 1 / (1 + math.exp(-buy - buy_taste * liking)): depth[k] = 2
+            if depth[k] and _uniform(state) < 1 / (1 + math.exp(-buy - buy_taste * liking)):
+                depth[k] = 2
 
 # %% ../nbs/02_shop.ipynb #02-shop-35
 @patch
 def _draw(self: Shop, day, rows, first, seconds, devices, rings, rng):
     "Draw items and funnel depths of one day's views by the compiled loop."
     t = self.truth
-    constants = (t.interest_hours, t.interest, t.sibling, t.again, t.again_days * _DAY, t.cart, t.cart_taste, t.purchase, t.purchase_taste)
+    constants = (
+        t.interest_hours,
+        t.interest,
+        t.sibling,
+        t.again,
+        t.again_days * _DAY,
+        t.cart,
+        t.cart_taste,
+        t.purchase,
+        t.purchase_taste,
+    )
     items, depth = np.zeros(len(seconds), np.int64), np.zeros(len(seconds), np.int64)
-    seeds = rng.integers(2 ** 63, size=len(rows), dtype=np.int64).astype(np.uint64)
+    seeds = rng.integers(2**63, size=len(rows), dtype=np.int64).astype(np.uint64)
     ring_rows = rows if len(rings[0]) == self.n_users else np.arange(len(rows))
     moments = context_of(self.start + day * _DAY + seconds, devices)
-    _draw_views(rows, first, day * _DAY + seconds, moments, self.group, self.factors, self.codes, self.starts, self.cell_l1,
-                self._worth[day], self.groups["context"], constants, seeds, ring_rows, *rings, items, depth)
+    _draw_views(
+        rows,
+        first,
+        day * _DAY + seconds,
+        moments,
+        self.group,
+        self.factors,
+        self.codes,
+        self.starts,
+        self.cell_l1,
+        self._worth[day],
+        self.groups["context"],
+        constants,
+        seeds,
+        ring_rows,
+        *rings,
+        items,
+        depth,
+    )
     return items, depth
+
 
 @patch
 def _anonymous(self: Shop, day: int, n: int, rng) -> tuple:
@@ -342,9 +506,10 @@ def _anonymous(self: Shop, day: int, n: int, rng) -> tuple:
     m = np.searchsorted((1 + depth).cumsum(), n) + 1
     return np.full(m, -1), seconds[:m], devices[:m], items[:m], _fit_depth(depth[:m], n)
 
+
 def _rings(n: int, length: int) -> tuple:
     "Make empty rings of latest views: items and their seconds."
-    return np.full((n, length), -1, np.int32), np.full((n, length), -2 ** 30, np.int32)
+    return np.full((n, length), -1, np.int32), np.full((n, length), -(2**30), np.int32)
 
 # %% ../nbs/02_shop.ipynb #02-shop-37
 @patch
@@ -355,45 +520,94 @@ def _funnel_length(self: Shop, n: int = 4000) -> float:
     seconds, devices = self._moments(self.group[rows], rng)
     return 1 + self._draw(0, rows, np.arange(n + 1), seconds, devices, _rings(n, 1), rng)[1].mean()
 
+
 @patch
 def _day(self: Shop, day: int, n: int, events_a_view: float, rings: tuple) -> tuple:
     "Draw one day of exactly n events as arrays in order of time: user, item, timestamp, event, device."
     rng = np.random.default_rng([self.seed, 5, day])
-    rows, first, seconds, devices = self._visits(day, n * (1 - self.truth.anonymous) / events_a_view, rng)
+    rows, first, seconds, devices = self._visits(
+        day, n * (1 - self.truth.anonymous) / events_a_view, rng
+    )
     items, depth = self._draw(day, rows, first, seconds, devices, rings, rng)
-    known = [a[:n] for a in (np.repeat(rows, np.diff(first)), seconds, devices, items, _fit_depth(depth, n))]
+    known = [
+        a[:n]
+        for a in (np.repeat(rows, np.diff(first)), seconds, devices, items, _fit_depth(depth, n))
+    ]
     left = n - len(known[0]) - known[4].sum()
-    both = [np.concatenate(pair) for pair in zip(known, self._anonymous(day, left, rng))] if left > 0 else known
+    both = (
+        [np.concatenate(pair) for pair in zip(known, self._anonymous(day, left, rng))]
+        if left > 0
+        else known
+    )
     user, second, device, item, depth = both
-    wait = np.stack([np.zeros(len(user)), 20 + rng.exponential(90, len(user)), 30 + rng.exponential(150, len(user))]).cumsum(0).astype(np.int64)
-    view, step = np.concatenate([np.flatnonzero(depth >= s) for s in range(3)]), np.repeat(np.arange(3), [(depth >= s).sum() for s in range(3)])
+    wait = (
+        np.stack(
+            [
+                np.zeros(len(user)),
+                20 + rng.exponential(90, len(user)),
+                30 + rng.exponential(150, len(user)),
+            ]
+        )
+        .cumsum(0)
+        .astype(np.int64)
+    )
+    view, step = (
+        np.concatenate([np.flatnonzero(depth >= s) for s in range(3)]),
+        np.repeat(np.arange(3), [(depth >= s).sum() for s in range(3)]),
+    )
     at = np.minimum(second[view] + wait[step, view], _DAY - 1)
     by = np.argsort(at, kind="stable")
     view, step, at = view[by], step[by], at[by]
     return user[view], self.order[item[view]], self.start + day * _DAY + at, step, device[view]
 
+
 @patch
-def stream(self: Shop,
-    n_events: int,     # rows in all, exactly
-):                     # yields one DataFrame a day: user_id (null: anonymous), item_id, timestamp, event_type, device_type
+def stream(
+    self: Shop,
+    n_events: int,  # rows in all, exactly
+):  # yields one DataFrame a day: user_id (null: anonymous), item_id, timestamp, event_type, device_type
     "Yield the events day by day in order of time; memory is that of one day and the users' latest views."
-    rings, kind, funnel = _rings(self.n_users, self.truth.memory), pd.Categorical.from_codes, self._funnel_length()
+    rings, kind, funnel = (
+        _rings(self.n_users, self.truth.memory),
+        pd.Categorical.from_codes,
+        self._funnel_length(),
+    )
     for day, n in enumerate(self._quota(n_events)):
         user, item, timestamp, step, device = self._day(day, n, funnel, rings)
-        yield pd.DataFrame({"user_id": kind(user, self.users.user_id), "item_id": kind(item, self.items.item_id), "timestamp": timestamp,
-                            "event_type": kind(step, EVENTS), "device_type": kind(device, DEVICES)})
+        yield pd.DataFrame(
+            {
+                "user_id": kind(user, self.users.user_id),
+                "item_id": kind(item, self.items.item_id),
+                "timestamp": timestamp,
+                "event_type": kind(step, EVENTS),
+                "device_type": kind(device, DEVICES),
+            }
+        )
         funnel = (user >= 0).sum() / ((user >= 0) & (step == 0)).sum()
 
 # %% ../nbs/02_shop.ipynb #02-shop-39
 def write_interactions(
-    shop: Shop,        # whose events
-    n_events: int,     # rows
+    shop: Shop,  # whose events
+    n_events: int,  # rows
     path: str | Path,  # parquet file to write, one row group a day
 ) -> Path:
     "Write the stream to one parquet file with plain string columns; same shop, same bytes."
-    schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("event_type", pa.string()), ("device_type", pa.string())])
+    schema = pa.schema(
+        [
+            ("user_id", pa.string()),
+            ("item_id", pa.string()),
+            ("timestamp", pa.int64()),
+            ("event_type", pa.string()),
+            ("device_type", pa.string()),
+        ]
+    )
     with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, compression="zstd") as out:
-        for frame in shop.stream(n_events): out.write_table(pa.Table.from_pandas(frame, preserve_index=False).cast(schema).replace_schema_metadata(None))
+        for frame in shop.stream(n_events):
+            out.write_table(
+                pa.Table.from_pandas(frame, preserve_index=False)
+                .cast(schema)
+                .replace_schema_metadata(None)
+            )
     return Path(path)
 
 # %% ../nbs/02_shop.ipynb #02-shop-42
@@ -402,98 +616,176 @@ def _damp_recent(weights, items, seconds, now, again, again_seconds):
     "Scale down, once each, the weights of items viewed within `again_seconds`."
     for r in range(len(items)):
         fresh = items[r] >= 0 and 0 <= now - seconds[r] < again_seconds
-        for q in range(r): fresh &= not (items[q] == items[r] and 0 <= now - seconds[q] < again_seconds)
-        if fresh: weights[items[r]] *= again
+        for q in range(r):
+            fresh &= not (items[q] == items[r] and 0 <= now - seconds[q] < again_seconds)
+        if fresh:
+            weights[items[r]] *= again
+
 
 @njit(cache=True)
 def _average_context(lift, sums, cell_l1, context, moments):
     "Multiply each category_l2's factor by the mean over moments of the context's factor over the total."
     l1, mean = np.zeros(cell_l1.max() + 1), np.zeros(cell_l1.max() + 1)
-    for c in range(len(sums)): l1[cell_l1[c]] += sums[c] * lift[c]
+    for c in range(len(sums)):
+        l1[cell_l1[c]] += sums[c] * lift[c]
     for m in range(len(moments)):
         total = 0.0
-        for a in range(len(l1)): total += l1[a] * context[m, a]
-        for a in range(len(l1)): mean[a] += moments[m] * context[m, a] / total
-    for c in range(len(lift)): lift[c] *= mean[cell_l1[c]]
+        for a in range(len(l1)):
+            total += l1[a] * context[m, a]
+        for a in range(len(l1)):
+            mean[a] += moments[m] * context[m, a] / total
+    for c in range(len(lift)):
+        lift[c] *= mean[cell_l1[c]]
 
 # %% ../nbs/02_shop.ipynb #02-shop-44
 @njit(cache=True, parallel=True)
-def _choice_rows(out, rows, days, contexts, now, r_items, r_seconds, see_context, see_content, moments, group, factors, codes, cell_l1, worth, context, truth, order):
+def _choice_rows(
+    out,
+    rows,
+    days,
+    contexts,
+    now,
+    r_items,
+    r_seconds,
+    see_context,
+    see_content,
+    moments,
+    group,
+    factors,
+    codes,
+    cell_l1,
+    worth,
+    context,
+    truth,
+    order,
+):
     "Fill `out` with the choice probabilities of each row's user, day, context and latest views."
     hours, gain, sibling, again, again_seconds = truth
     for b in prange(len(rows)):
         f, g = factors[rows[b]], group[rows[b]]
-        w, sums, bare, lift = np.zeros(len(codes)), np.zeros(len(cell_l1)), np.zeros(len(cell_l1)), np.zeros(len(cell_l1))
+        w, sums, bare, lift = (
+            np.zeros(len(codes)),
+            np.zeros(len(cell_l1)),
+            np.zeros(len(cell_l1)),
+            np.zeros(len(cell_l1)),
+        )
         for j in range(len(codes)):
-            w[j] = worth[days[b], j] * _taste(f, codes, j); sums[codes[j, 0]] += w[j]
+            w[j] = worth[days[b], j] * _taste(f, codes, j)
+            sums[codes[j, 0]] += w[j]
         if not see_content:
             for j in range(len(codes)):
-                w[j] = worth[days[b], j] * f[codes[j, 3]] * f[codes[j, 4]]; bare[codes[j, 0]] += w[j]
+                w[j] = worth[days[b], j] * f[codes[j, 3]] * f[codes[j, 4]]
+                bare[codes[j, 0]] += w[j]
             for j in range(len(codes)):
-                if w[j] > 0: w[j] *= sums[codes[j, 0]] / bare[codes[j, 0]]
+                if w[j] > 0:
+                    w[j] *= sums[codes[j, 0]] / bare[codes[j, 0]]
         _damp_recent(w, r_items[b], r_seconds[b], now[b], again, again_seconds)
         _interest(r_items[b], r_seconds[b], now[b], codes, cell_l1, hours, gain, sibling, lift)
         sums[:] = 0.0
-        for j in range(len(codes)): sums[codes[j, 0]] += w[j]
+        for j in range(len(codes)):
+            sums[codes[j, 0]] += w[j]
         if see_context:
             total = 0.0
-            for c in range(len(lift)): lift[c] *= context[g, contexts[b], cell_l1[c]]; total += lift[c] * sums[c]
+            for c in range(len(lift)):
+                lift[c] *= context[g, contexts[b], cell_l1[c]]
+                total += lift[c] * sums[c]
             lift /= total
-        else: _average_context(lift, sums, cell_l1, context[g], moments[g])
-        for j in range(len(codes)): out[b, order[j]] = w[j] * lift[codes[j, 0]]
+        else:
+            _average_context(lift, sums, cell_l1, context[g], moments[g])
+        for j in range(len(codes)):
+            out[b, order[j]] = w[j] * lift[codes[j, 0]]
 
 # %% ../nbs/02_shop.ipynb #02-shop-45
 @patch
-def _rows(self: Shop, rows, days, contexts, now, r_items, r_seconds, context, content) -> np.ndarray:
+def _rows(
+    self: Shop, rows, days, contexts, now, r_items, r_seconds, context, content
+) -> np.ndarray:
     "Call the compiled loop for users given by row, strangers included."
     t, g = self.truth, self.groups
     out = np.empty((len(rows), len(self.items)), np.float32)
     moments = np.einsum("gh,gd->ghd", g["hours"], g["devices"]).reshape(t.groups, -1)
     moments = np.tile(moments, 7) / 7
-    _choice_rows(out, rows, days, contexts, now, r_items, r_seconds, context, content, moments, self.group, self.factors, self.codes, self.cell_l1,
-                 self._worth, g["context"], (t.interest_hours, t.interest, t.sibling, t.again, t.again_days * _DAY), self.order)
+    _choice_rows(
+        out,
+        rows,
+        days,
+        contexts,
+        now,
+        r_items,
+        r_seconds,
+        context,
+        content,
+        moments,
+        self.group,
+        self.factors,
+        self.codes,
+        self.cell_l1,
+        self._worth,
+        g["context"],
+        (t.interest_hours, t.interest, t.sibling, t.again, t.again_days * _DAY),
+        self.order,
+    )
     return out
+
 
 @patch
 def _stranger_rows(self: Shop, day: int, moment: int, context: bool, content: bool) -> np.ndarray:
     "Mix the strangers' probabilities, each weighted by how likely its group comes at this hour on this device."
     n, g = self.truth.strangers, self.groups
     rows, none = self.n_users + np.arange(n), np.full((n, 1), -1, np.int32)
-    p = self._rows(rows, np.full(n, day), np.full(n, moment), np.zeros(n, np.int64), none, none, context, content)
-    weight = g["hours"][self.group[rows], moment // 3 % 24] * g["devices"][self.group[rows], moment % 3] if context else np.ones(n)
+    p = self._rows(
+        rows,
+        np.full(n, day),
+        np.full(n, moment),
+        np.zeros(n, np.int64),
+        none,
+        none,
+        context,
+        content,
+    )
+    weight = (
+        g["hours"][self.group[rows], moment // 3 % 24] * g["devices"][self.group[rows], moment % 3]
+        if context
+        else np.ones(n)
+    )
     return (weight / weight.sum()).astype(np.float32) @ p
 
 # %% ../nbs/02_shop.ipynb #02-shop-47
 @patch
-def choice_probabilities(self: Shop,
-    users: np.ndarray,                 # user rows [B], -1 anonymous
-    timestamps: np.ndarray,            # seconds since 1970 UTC [B]; outside the window the nearest day's worths hold
-    devices: np.ndarray,               # positions in DEVICES [B]
-    recent_items: np.ndarray = None,   # latest viewed item rows [B, R], any order, -1 padded; see `recent_views`
-    recent_times: np.ndarray = None,   # their timestamps [B, R]
-    context: bool = True,              # False: blind to hour, weekday and device
-    content: bool = True,              # False: blind to style and colour
-) -> np.ndarray:                       # float32 [B, n_items], rows sum to 1
+def choice_probabilities(
+    self: Shop,
+    users: np.ndarray,  # user rows [B], -1 anonymous
+    timestamps: np.ndarray,  # seconds since 1970 UTC [B]; outside the window the nearest day's worths hold
+    devices: np.ndarray,  # positions in DEVICES [B]
+    recent_items: np.ndarray = None,  # latest viewed item rows [B, R], any order, -1 padded; see `recent_views`
+    recent_times: np.ndarray = None,  # their timestamps [B, R]
+    context: bool = True,  # False: blind to hour, weekday and device
+    content: bool = True,  # False: blind to style and colour
+) -> np.ndarray:  # float32 [B, n_items], rows sum to 1
     "Compute the true probability of each item to be the one viewed."
     users, now = np.asarray(users, np.int64), np.asarray(timestamps, np.int64) - self.start
     days, contexts = np.clip(now // _DAY, 0, self.n_days - 1), context_of(timestamps, devices)
-    if recent_items is None: recent_items, recent_times = np.full((2, len(users), 1), -1)
+    if recent_items is None:
+        recent_items, recent_times = np.full((2, len(users), 1), -1)
     recent_items = np.asarray(recent_items)
     r_items = np.where(recent_items >= 0, self.place[recent_items], -1).astype(np.int32)
-    r_seconds = np.clip(np.asarray(recent_times) - self.start, -2 ** 30, 2 ** 31 - 1).astype(np.int32)
-    out = self._rows(np.maximum(users, 0), days, contexts, now, r_items, r_seconds, context, content)
+    r_seconds = np.clip(np.asarray(recent_times) - self.start, -(2**30), 2**31 - 1).astype(np.int32)
+    out = self._rows(
+        np.maximum(users, 0), days, contexts, now, r_items, r_seconds, context, content
+    )
     key = days * 504 + (contexts if context else 0)
-    for k in np.unique(key[users < 0]): out[(users < 0) & (key == k)] = self._stranger_rows(k // 504, k % 504, context, content)
+    for k in np.unique(key[users < 0]):
+        out[(users < 0) & (key == k)] = self._stranger_rows(k // 504, k % 504, context, content)
     return out
 
 # %% ../nbs/02_shop.ipynb #02-shop-49
 def recent_views(
-    user: np.ndarray,        # user row of every view, sorted by user then time, -1 anonymous
-    item: np.ndarray,        # item row of every view
-    timestamp: np.ndarray,   # seconds of every view
-    positions: np.ndarray,   # which views to look back from
+    user: np.ndarray,  # user row of every view, sorted by user then time, -1 anonymous
+    item: np.ndarray,  # item row of every view
+    timestamp: np.ndarray,  # seconds of every view
+    positions: np.ndarray,  # which views to look back from
     length: int = Truth.memory,  # how far back
-) -> tuple:                  # items and timestamps [B, length], newest first, -1 where there are none
+) -> tuple:  # items and timestamps [B, length], newest first, -1 where there are none
     "Collect each view's latest earlier views by the same user, as the oracle takes them."
     back = np.asarray(positions)[:, None] - np.arange(1, length + 1)
     same = (back >= 0) & (user[back] == user[positions][:, None]) & (user[positions][:, None] >= 0)
@@ -501,28 +793,41 @@ def recent_views(
 
 # %% ../nbs/02_shop.ipynb #02-shop-54
 @patch
-def click_probabilities(self: Shop,
-    users: np.ndarray,                # user rows [B], -1 anonymous
-    timestamps: np.ndarray,           # seconds since 1970 UTC [B]
-    devices: np.ndarray,              # positions in DEVICES [B]
-    shown: np.ndarray,                # item rows in order of place [B, L], -1 for an empty place
+def click_probabilities(
+    self: Shop,
+    users: np.ndarray,  # user rows [B], -1 anonymous
+    timestamps: np.ndarray,  # seconds since 1970 UTC [B]
+    devices: np.ndarray,  # positions in DEVICES [B]
+    shown: np.ndarray,  # item rows in order of place [B, L], -1 for an empty place
     recent_items: np.ndarray = None,  # as in `choice_probabilities`
     recent_times: np.ndarray = None,
-) -> np.ndarray:                      # [B, L]
+) -> np.ndarray:  # [B, L]
     "Compute the true probability of a click on every place of a shown list."
-    shown = np.asarray(shown); out = np.zeros(shown.shape)
+    shown = np.asarray(shown)
+    out = np.zeros(shown.shape)
     for a in range(0, len(shown), 4096):
-        s = slice(a, a + 4096); recent = (None, None) if recent_items is None else (recent_items[s], recent_times[s])
-        p = np.take_along_axis(self.choice_probabilities(users[s], timestamps[s], devices[s], *recent), np.maximum(shown[s], 0), 1)
+        s = slice(a, a + 4096)
+        recent = (None, None) if recent_items is None else (recent_items[s], recent_times[s])
+        p = np.take_along_axis(
+            self.choice_probabilities(users[s], timestamps[s], devices[s], *recent),
+            np.maximum(shown[s], 0),
+            1,
+        )
         out[s] = np.where(shown[s] >= 0, p / (p + self.truth.attract / len(self.items)), 0)
     return out * np.arange(1, shown.shape[1] + 1) ** -self.truth.examine
 
+
 @patch
-def respond(self: Shop,
-    users, timestamps, devices, shown,     # as in `click_probabilities`
-    rng: np.random.Generator,              # source of the clicks
-    recent_items=None, recent_times=None,  # as in `choice_probabilities`
-) -> np.ndarray:                           # bool [B, L]
+def respond(
+    self: Shop,
+    users,
+    timestamps,
+    devices,
+    shown,  # as in `click_probabilities`
+    rng: np.random.Generator,  # source of the clicks
+    recent_items=None,
+    recent_times=None,  # as in `choice_probabilities`
+) -> np.ndarray:  # bool [B, L]
     "Draw the clicks that a shown list receives."
     p = self.click_probabilities(users, timestamps, devices, shown, recent_items, recent_times)
     return rng.random(p.shape) < p

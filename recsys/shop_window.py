@@ -15,30 +15,70 @@ from .serving import call_server
 from .triton import served
 
 # %% ../nbs/23_shop_window.ipynb #23-shop-window-07
-WINDOW = {"/": ("index.html", "text/html; charset=utf-8"), "/app.js": ("app.js", "text/javascript; charset=utf-8"), "/style.css": ("style.css", "text/css; charset=utf-8"), "/icon.svg": ("icon.svg", "image/svg+xml")}
+WINDOW = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
 
 def window_files() -> dict:  # path -> (media type, bytes)
     "Read the page's files, which the gateway keeps in memory."
-    return {path: (kind, (files("recsys") / "window" / name).read_bytes()) for path, (name, kind) in WINDOW.items()}
+    return {
+        path: (kind, (files("recsys") / "window" / name).read_bytes())
+        for path, (name, kind) in WINDOW.items()
+    }
 
 # %% ../nbs/23_shop_window.ipynb #23-shop-window-12
 @contextlib.contextmanager
 def shop_window(
-    p: Params,              # as of `served`, and GATEWAY_HOST, GATEWAY_PORT
+    p: Params,  # as of `served`, and GATEWAY_HOST, GATEWAY_PORT
     say=lambda text: None,  # takes a line about what is going on
-):                          # yields (address with the key, TritonServer, the gateway's process)
+):  # yields (address with the key, TritonServer, the gateway's process)
     "Run Valkey, Triton, the worker and the gateway for as long as the block lasts."
-    key, port, grpc = os.environ.get("RECSYS_API_KEY") or secrets.token_urlsafe(16), check_port(p.GATEWAY_PORT, "GATEWAY_PORT"), check_port(p.GRPC_PORT, "GRPC_PORT")
+    key, port, grpc = (
+        os.environ.get("RECSYS_API_KEY") or secrets.token_urlsafe(16),
+        check_port(p.GATEWAY_PORT, "GATEWAY_PORT"),
+        check_port(p.GRPC_PORT, "GRPC_PORT"),
+    )
     with valkey_for(p) as url:
-        sets = [x for n, v in dict(GATEWAY_HOST=p.GATEWAY_HOST, GATEWAY_PORT=port, TRITON_URL=f"127.0.0.1:{grpc}", GATEWAY_TIMEOUT_MS=p.GATEWAY_TIMEOUT_MS, GATEWAY_IN_FLIGHT=p.GATEWAY_IN_FLIGHT, VALKEY_URL="${RECSYS_VALKEY_URL}").items() for x in ("--set", f"{n}={v}")]
-        command = [sys.executable, "-c", "from recsys.cli import main; main()", "gateway", "--run", run_dir(p), *sets]
-        with OwnedProcess(command, run_dir(p) / "gateway.log", "gateway", os.environ | dict(RECSYS_API_KEY=key, RECSYS_VALKEY_URL=url)) as gateway:
+        sets = [
+            x
+            for n, v in dict(
+                GATEWAY_HOST=p.GATEWAY_HOST,
+                GATEWAY_PORT=port,
+                TRITON_URL=f"127.0.0.1:{grpc}",
+                GATEWAY_TIMEOUT_MS=p.GATEWAY_TIMEOUT_MS,
+                GATEWAY_IN_FLIGHT=p.GATEWAY_IN_FLIGHT,
+                VALKEY_URL="${RECSYS_VALKEY_URL}",
+            ).items()
+            for x in ("--set", f"{n}={v}")
+        ]
+        command = [
+            sys.executable,
+            "-c",
+            "from recsys.cli import main; main()",
+            "gateway",
+            "--run",
+            run_dir(p),
+            *sets,
+        ]
+        with OwnedProcess(
+            command,
+            run_dir(p) / "gateway.log",
+            "gateway",
+            os.environ | dict(RECSYS_API_KEY=key, RECSYS_VALKEY_URL=url),
+        ) as gateway:
             address = f"http://127.0.0.1:{port}/"
             gateway.wait_ready(lambda: answers_http(f"{address}healthz"))
             say(f"popular items at {address}#key={key}; the recommender is starting")
-            with served(Params(p, GRPC_PORT=grpc), say) as (server, _, _): yield f"{address}#key={key}", server, gateway
+            with served(Params(p, GRPC_PORT=grpc), say) as (server, _, _):
+                yield f"{address}#key={key}", server, gateway
+
 
 def answers_http(url: str) -> bool:
     "Tell whether a page of this machine can be read."
-    with contextlib.suppress(RecsysError, OSError): return bool(call_server(url))
+    with contextlib.suppress(RecsysError, OSError):
+        return bool(call_server(url))
     return False

@@ -14,22 +14,48 @@ from .metrics import case_metrics, rank_of_relevant
 
 # %% ../nbs/19_skew.ipynb #19-skew-04
 def overlap(
-    one: np.ndarray, other: np.ndarray,  # item rows [B, k], -1 padded
-) -> float:                              # share of the first list's items that the second has, too
+    one: np.ndarray,
+    other: np.ndarray,  # item rows [B, k], -1 padded
+) -> float:  # share of the first list's items that the second has, too
     "Measure how alike two retrievals are."
-    return float(np.mean([np.isin(a[a >= 0], b).mean() if (a >= 0).any() else 1.0 for a, b in zip(one, other)]))
+    return float(
+        np.mean(
+            [np.isin(a[a >= 0], b).mean() if (a >= 0).any() else 1.0 for a, b in zip(one, other)]
+        )
+    )
 
 # %% ../nbs/19_skew.ipynb #19-skew-06
 def plan_days(
-    p: Params,    # SHOP_DAYS and END_DATE: the newest of them are the days of the chain
-    days: int,    # of the chain
-) -> list:        # parameters of the first run, then (fine-tune, rebuild) a day
+    p: Params,  # SHOP_DAYS and END_DATE: the newest of them are the days of the chain
+    days: int,  # of the chain
+) -> list:  # parameters of the first run, then (fine-tune, rebuild) a day
     "Lay out the runs of both chains; raise `RecsysError` where the shop is too short."
-    if p.SHOP_DAYS < days + 5: raise RecsysError(f"SHOP_DAYS is {p.SHOP_DAYS}: {days} days of fine-tuning need at least {days + 5}")
-    until = lambda day: (datetime.strptime(p.END_DATE, "%Y-%m-%d") + timedelta(days=1 + day - days)).strftime("%Y-%m-%d")
-    whole = lambda name, day: Params({**p, "RUN": f"{p.RUN}-{name}{day}", "UNTIL": until(day), "SPLIT": "time", "TEST": 1.0, "VALID": 1.0, "BASE_RUN": ""})
+    if p.SHOP_DAYS < days + 5:
+        raise RecsysError(
+            f"SHOP_DAYS is {p.SHOP_DAYS}: {days} days of fine-tuning need at least {days + 5}"
+        )
+    until = lambda day: (
+        datetime.strptime(p.END_DATE, "%Y-%m-%d") + timedelta(days=1 + day - days)
+    ).strftime("%Y-%m-%d")
+    whole = lambda name, day: Params(
+        {
+            **p,
+            "RUN": f"{p.RUN}-{name}{day}",
+            "UNTIL": until(day),
+            "SPLIT": "time",
+            "TEST": 1.0,
+            "VALID": 1.0,
+            "BASE_RUN": "",
+        }
+    )
     plan = [whole("tuned", 0)]
-    for day in range(1, days + 1): plan.append((Params({**whole("tuned", day), "BASE_RUN": f"{p.RUN}-tuned{day - 1}"}), whole("rebuilt", day)))
+    for day in range(1, days + 1):
+        plan.append(
+            (
+                Params({**whole("tuned", day), "BASE_RUN": f"{p.RUN}-tuned{day - 1}"}),
+                whole("rebuilt", day),
+            )
+        )
     return plan
 
 # %% ../nbs/19_skew.ipynb #19-skew-08
@@ -39,47 +65,105 @@ def compare_day(tuned: Params, rebuilt: Params, first: Params, day: int) -> dict
     from recsys.evaluate import compare_systems
     from recsys.lists import model_lists
     from recsys.recommender import Bundle
+
     prep, other = load_prepared(tuned), load_prepared(rebuilt)
-    pos, masked = test_cases(prep, tuned.EVAL_CASES, tuned.SEED), is_masked(prep, tuned.MASK_HISTORY)
-    if not np.array_equal(prep.events["item"][pos], other.events["item"][pos]): raise RecsysError(f"{rebuilt.RUN}: its cases differ from those of {tuned.RUN}")
-    lists = {n: model_lists(Bundle(stage_dir(q, "bundle")), x, pos, masked) for n, q, x in (("first", first, prep), ("tuned", tuned, prep), ("rebuilt", rebuilt, other))}
-    item = np.asarray(prep.events["item"][pos]); row = dict(day=day, cases=len(pos), overlap=overlap(lists["tuned"]["retrieval"], lists["rebuilt"]["retrieval"]))
+    pos, masked = (
+        test_cases(prep, tuned.EVAL_CASES, tuned.SEED),
+        is_masked(prep, tuned.MASK_HISTORY),
+    )
+    if not np.array_equal(prep.events["item"][pos], other.events["item"][pos]):
+        raise RecsysError(f"{rebuilt.RUN}: its cases differ from those of {tuned.RUN}")
+    lists = {
+        n: model_lists(Bundle(stage_dir(q, "bundle")), x, pos, masked)
+        for n, q, x in (("first", first, prep), ("tuned", tuned, prep), ("rebuilt", rebuilt, other))
+    }
+    item = np.asarray(prep.events["item"][pos])
+    row = dict(
+        day=day,
+        cases=len(pos),
+        overlap=overlap(lists["tuned"]["retrieval"], lists["rebuilt"]["retrieval"]),
+    )
     for n, x in lists.items():
-        ranks = rank_of_relevant(x["full"], item); row |= {f"{n} {k}": float(v.mean()) for k, v in case_metrics(ranks, (10,)).items() if k in ("ndcg@10", "recall@10")}
+        ranks = rank_of_relevant(x["full"], item)
+        row |= {
+            f"{n} {k}": float(v.mean())
+            for k, v in case_metrics(ranks, (10,)).items()
+            if k in ("ndcg@10", "recall@10")
+        }
         row[f"{n} recall of retrieval"] = float((x["retrieval"] == item[:, None]).any(1).mean())
-    row["pairs"] = compare_systems({n: x["full"] for n, x in lists.items()}, prep, pos, tuned.BOOTSTRAP, tuned.SEED, system="tuned")
+    row["pairs"] = compare_systems(
+        {n: x["full"] for n, x in lists.items()},
+        prep,
+        pos,
+        tuned.BOOTSTRAP,
+        tuned.SEED,
+        system="tuned",
+    )
     return row
 
 # %% ../nbs/19_skew.ipynb #19-skew-09
 def rebuild_due(rows: list) -> int | None:  # day, None where none was
     "Find the first day on which the rebuilt bundle is better beyond chance."
     for r in rows:
-        if any(x["other"] == "rebuilt" and x["segment"] == "all" and x["high"] < 0 for x in r["pairs"]): return r["day"]
+        if any(
+            x["other"] == "rebuilt" and x["segment"] == "all" and x["high"] < 0 for x in r["pairs"]
+        ):
+            return r["day"]
+
 
 def plot_skew(rows: list):  # matplotlib figure
     "Draw NDCG@10 of the three bundles and the overlap of retrievals by day."
     import matplotlib.pyplot as plt
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3)); days = [r["day"] for r in rows]; due = rebuild_due(rows)
-    for name, style in (("first", "k:^"), ("tuned", "k-o"), ("rebuilt", "k--s")): left.plot(days, [r[f"{name} ndcg@10"] for r in rows], style, label=name)
-    left.set(xlabel="day", ylabel="NDCG@10 on the day's cases", title="No rebuild is due" if due is None else f"A rebuild is due on day {due}", xticks=days); left.legend(fontsize=8)
-    right.plot(days, [r["overlap"] for r in rows], "k-o"); right.set(xlabel="day", ylabel="overlap of candidates", ylim=(0, 1), title="Tuned against rebuilt retrieval", xticks=days)
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+    days = [r["day"] for r in rows]
+    due = rebuild_due(rows)
+    for name, style in (("first", "k:^"), ("tuned", "k-o"), ("rebuilt", "k--s")):
+        left.plot(days, [r[f"{name} ndcg@10"] for r in rows], style, label=name)
+    left.set(
+        xlabel="day",
+        ylabel="NDCG@10 on the day's cases",
+        title="No rebuild is due" if due is None else f"A rebuild is due on day {due}",
+        xticks=days,
+    )
+    left.legend(fontsize=8)
+    right.plot(days, [r["overlap"] for r in rows], "k-o")
+    right.set(
+        xlabel="day",
+        ylabel="overlap of candidates",
+        ylim=(0, 1),
+        title="Tuned against rebuilt retrieval",
+        xticks=days,
+    )
     fig.tight_layout()
     return fig
 
 # %% ../nbs/19_skew.ipynb #19-skew-11
 def run_skew(
-    p: Params,        # of a shop; RUN names the runs that are made
+    p: Params,  # of a shop; RUN names the runs that are made
     days: int = 7,
     say=print,
-) -> list:            # rows of `compare_day`
+) -> list:  # rows of `compare_day`
     "Run both chains and write skew.json and skew.png into the first run's folder."
     from recsys.pipeline import FINETUNE, FULL, STAGES, run_here
-    first, *rest = plan_days(p, days); rows, full = [], [s for s in FULL if s.name in ("ingest", *FINETUNE.makes)]
-    for s in full: run_here(s, first)
+
+    first, *rest = plan_days(p, days)
+    rows, full = [], [s for s in FULL if s.name in ("ingest", *FINETUNE.makes)]
+    for s in full:
+        run_here(s, first)
     for day, (tuned, rebuilt) in enumerate(rest, 1):
-        for s, q in [(STAGES["ingest"], tuned), (FINETUNE, tuned), *((s, rebuilt) for s in full)]: run_here(s, q)
+        for s, q in [(STAGES["ingest"], tuned), (FINETUNE, tuned), *((s, rebuilt) for s in full)]:
+            run_here(s, q)
         rows.append(compare_day(tuned, rebuilt, first, day))
-        say(f"day {day}: " + ", ".join(f"{n} {rows[-1][f'{n} ndcg@10']:.4f}" for n in ("first", "tuned", "rebuilt")) + f", overlap {rows[-1]['overlap']:.2f}")
+        say(
+            f"day {day}: "
+            + ", ".join(
+                f"{n} {rows[-1][f'{n} ndcg@10']:.4f}" for n in ("first", "tuned", "rebuilt")
+            )
+            + f", overlap {rows[-1]['overlap']:.2f}"
+        )
     write_json(run_dir(first) / "skew.json", dict(rows=rows, due=rebuild_due(rows)))
-    plot_skew(rows).savefig(run_dir(first) / "skew.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    plot_skew(rows).savefig(
+        run_dir(first) / "skew.png", dpi=110, bbox_inches="tight", metadata={"Software": None}
+    )
     return rows

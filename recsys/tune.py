@@ -10,20 +10,48 @@ import time
 from importlib import import_module
 from pathlib import Path
 import numpy as np
-from .core import PARAMS, Params, RecsysError, atomic_path, read_json, run_dir, sha256_file, stage_dir
+from recsys.core import (
+    PARAMS,
+    Params,
+    RecsysError,
+    atomic_path,
+    read_json,
+    run_dir,
+    sha256_file,
+    stage_dir,
+)
 
 # %% ../nbs/07_tune.ipynb #07-tune-07
 RANGES = dict(
-    two_tower=dict(TT_LR=(5e-4, 2e-2, "log"), TT_DROPOUT=(0.0, 0.5), TT_DIM=[32, 64, 128], TT_LOSS=["auto", "sampled", "full"], TT_COMBINER=["decay", "mean"]),
-    dlrm=dict(DLRM_LR=(2e-4, 1e-2, "log"), DLRM_DROPOUT=(0.0, 0.5), DLRM_DIM=[16, 32, 64], DLRM_HALF_LIFE=(0.1, 2.0, "log"), DLRM_NEGATIVES=[5, 10, 20]))
+    two_tower=dict(
+        TT_LR=(5e-4, 2e-2, "log"),
+        TT_DROPOUT=(0.0, 0.5),
+        TT_DIM=[32, 64, 128],
+        TT_LOSS=["auto", "sampled", "full"],
+        TT_COMBINER=["decay", "mean"],
+    ),
+    dlrm=dict(
+        DLRM_LR=(2e-4, 1e-2, "log"),
+        DLRM_DROPOUT=(0.0, 0.5),
+        DLRM_DIM=[16, 32, 64],
+        DLRM_HALF_LIFE=(0.1, 2.0, "log"),
+        DLRM_NEGATIVES=[5, 10, 20],
+    ),
+)
+
 
 def suggest(
-    trial,          # optuna.Trial
+    trial,  # optuna.Trial
     p: Params,
-    ranges: dict,   # parameter -> range
+    ranges: dict,  # parameter -> range
 ) -> Params:
     "Draw a trial's parameters; each must be one that the project declares, within its bounds."
-    drawn = {n: trial.suggest_categorical(n, r) if isinstance(r, list) else trial.suggest_float(n, *r[:2], log=r[2:] == ("log",)) for n, r in ranges.items()}
+    drawn = {
+        n: trial.suggest_categorical(n, r)
+        if isinstance(r, list)
+        else trial.suggest_float(n, *r[:2], log=r[2:] == ("log",))
+        for n, r in ranges.items()
+    }
     return Params(dict(p) | drawn, source="tune")
 
 # %% ../nbs/07_tune.ipynb #07-tune-10
@@ -32,66 +60,112 @@ def judge_towers(p: Params) -> float:
     from recsys.data_prep import load_prepared
     from recsys.towers import build_towers, content_by_id
     from recsys.two_tower import fit
+
     prep = load_prepared(p)
     return max(c["ndcg"] for c in fit(build_towers(prep.contract, p, content_by_id(prep)), prep, p))
+
 
 def judge_ranker(p: Params) -> float:
     "Train the ranker and give its NDCG@10 among what retrieval returns, retrieval's score and votes blended in."
     from recsys.data_prep import load_prepared
     from recsys.dlrm import fit_blend, fit_ranker
     from recsys.neighbours import held_out, load_table
-    prep, table = load_prepared(p), load_table(held_out(stage_dir(p, "neighbours")))   # one that hasn't seen validation
+
+    prep, table = (
+        load_prepared(p),
+        load_table(held_out(stage_dir(p, "neighbours"))),
+    )  # one that hasn't seen validation
     return max(v for _, v in fit_blend(fit_ranker(prep, p, table=table)[0], prep, p, table))
+
 
 JUDGES = dict(two_tower=judge_towers, dlrm=judge_ranker)
 
 # %% ../nbs/07_tune.ipynb #07-tune-11
 def tune(
     p: Params,
-    stage: str,             # two_tower or dlrm
-    trials: int = 20,       # more, at most
-    minutes: float = 30,    # no trial begins later
-    ranges: dict = None,    # parameter -> range; `RANGES` of the stage by default
-    judge=None,             # function of Params -> value, larger is better; the stage's own by default
-    say=print,              # takes a line a trial
-) -> tuple:                 # the best parameters as a dict; list of (value, parameters), in the order of trials
+    stage: str,  # two_tower or dlrm
+    trials: int = 20,  # more, at most
+    minutes: float = 30,  # no trial begins later
+    ranges: dict = None,  # parameter -> range; `RANGES` of the stage by default
+    judge=None,  # function of Params -> value, larger is better; the stage's own by default
+    say=print,  # takes a line a trial
+) -> tuple:  # the best parameters as a dict; list of (value, parameters), in the order of trials
     "Search a stage's parameters; what was tried before on the same data is remembered in <run>/tune/."
     import optuna
-    if stage not in RANGES: raise RecsysError(f"tune: no ranges for stage {stage!r}; there are {', '.join(RANGES)}")
+
+    if stage not in RANGES:
+        raise RecsysError(f"tune: no ranges for stage {stage!r}; there are {', '.join(RANGES)}")
     meta = stage_dir(p, "data_prep") / "meta.json"
-    if not meta.is_file(): raise RecsysError(f"{meta}: no such file; run the stages up to {stage} first: recsys run --params FILE --to {stage}")
+    if not meta.is_file():
+        raise RecsysError(
+            f"{meta}: no such file; run the stages up to {stage} first: recsys run --params FILE --to {stage}"
+        )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     rate = dict(two_tower="TT_LR", dlrm="DLRM_LR")[stage]
-    if not p[rate]: p = Params({**p, rate: import_module(f"recsys.{stage}").RATES[read_json(meta)["split"]]})   # a number to start from
-    ranges = {n: r + [p[n]] if isinstance(r, list) and p[n] not in r else r for n, r in (ranges or RANGES[stage]).items()}   # what the run has now is a choice, too
-    judge, folder = judge or JUDGES[stage], run_dir(p) / "tune"; folder.mkdir(exist_ok=True)
-    study = optuna.create_study(direction="maximize", storage=f"sqlite:///{(folder / f'{stage}.db').resolve()}", study_name=f"{sha256_file(meta)[:12]} {sorted(ranges)}", load_if_exists=True,
-                                sampler=optuna.samplers.TPESampler(seed=p.SEED))
-    if not study.trials: study.enqueue_trial({n: p[n] for n in ranges}, skip_if_exists=True)
+    if not p[rate]:
+        p = Params(
+            {**p, rate: import_module(f"recsys.{stage}").RATES[read_json(meta)["split"]]}
+        )  # a number to start from
+    ranges = {
+        n: r + [p[n]] if isinstance(r, list) and p[n] not in r else r
+        for n, r in (ranges or RANGES[stage]).items()
+    }  # what the run has now is a choice, too
+    judge, folder = judge or JUDGES[stage], run_dir(p) / "tune"
+    folder.mkdir(exist_ok=True)
+    study = optuna.create_study(
+        direction="maximize",
+        storage=f"sqlite:///{(folder / f'{stage}.db').resolve()}",
+        study_name=f"{sha256_file(meta)[:12]} {sorted(ranges)}",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=p.SEED),
+    )
+    if not study.trials:
+        study.enqueue_trial({n: p[n] for n in ranges}, skip_if_exists=True)
+
     def objective(trial):
         start, value = time.perf_counter(), judge(suggest(trial, p, ranges))
-        say(f"trial {trial.number}: {value:.4f} in {time.perf_counter() - start:.0f} s, {', '.join(f'{n} {v:.3g}' if isinstance(v, float) else f'{n} {v}' for n, v in trial.params.items())}")
+        say(
+            f"trial {trial.number}: {value:.4f} in {time.perf_counter() - start:.0f} s, {', '.join(f'{n} {v:.3g}' if isinstance(v, float) else f'{n} {v}' for n, v in trial.params.items())}"
+        )
         return value
+
     study.optimize(objective, n_trials=trials, timeout=60 * minutes)
     return study.best_params, [(t.value, t.params) for t in study.trials if t.value is not None]
 
 # %% ../nbs/07_tune.ipynb #07-tune-13
 def write_params(
-    file: Path,      # of the run's parameters, YAML; its comments stay
-    best: dict,      # of `tune`
+    file: Path,  # of the run's parameters, YAML; its comments stay
+    best: dict,  # of `tune`
     target: Path,
 ) -> Path:
     "Write a params file with the winner's values below what the run's own file says."
     import yaml
+
     lines = [l for l in Path(file).read_text().splitlines() if l.split(":")[0].strip() not in best]
-    with atomic_path(target) as tmp: tmp.write_text("\n".join([*lines, "# found by recsys tune on validation", yaml.safe_dump(best, sort_keys=True)]))
+    with atomic_path(target) as tmp:
+        tmp.write_text(
+            "\n".join(
+                [
+                    *lines,
+                    "# found by recsys tune on validation",
+                    yaml.safe_dump(best, sort_keys=True),
+                ]
+            )
+        )
     return Path(target)
 
 # %% ../nbs/07_tune.ipynb #07-tune-17
 def plot_trials(tried: list):  # of `tune`; matplotlib figure
     "Draw every trial's value and the best so far."
     import matplotlib.pyplot as plt
+
     values = [v for v, _ in tried]
-    fig, ax = plt.subplots(figsize=(5, 2.6)); ax.plot(values, "ko", ms=4); ax.step(range(len(values)), np.maximum.accumulate(values), "k-", where="post", lw=1)
-    ax.set(xlabel="trial", ylabel="validation", title=f"Best {max(values):.4f}, as it was {values[0]:.4f}")
+    fig, ax = plt.subplots(figsize=(5, 2.6))
+    ax.plot(values, "ko", ms=4)
+    ax.step(range(len(values)), np.maximum.accumulate(values), "k-", where="post", lw=1)
+    ax.set(
+        xlabel="trial",
+        ylabel="validation",
+        title=f"Best {max(values):.4f}, as it was {values[0]:.4f}",
+    )
     return fig

@@ -9,50 +9,79 @@ __all__ = ['RATES', 'time_order', 'seen_lately', 'place_seen', 'train_batches', 
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-02
 import contextlib, os, queue, shutil, threading, time
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 import matplotlib.pyplot as plt
 import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
-from .core import Params, RecsysError, atomic_path, default_params, progress, record_stage, stage_dir
+from recsys.core import (
+    Params,
+    RecsysError,
+    atomic_path,
+    default_params,
+    progress,
+    record_stage,
+    stage_dir,
+)
 from .data_prep import load_prepared
 from .encoders import onnx_session
 from .features import pack, save_arrays
-from .towers import (choose_loss, CandidateSampler, TwoTower, baked_history, build_towers, content_by_id, export_onnx, load_state,
-                           make_step, save_state, signature)
+from recsys.towers import (
+    choose_loss,
+    CandidateSampler,
+    TwoTower,
+    baked_history,
+    build_towers,
+    content_by_id,
+    export_onnx,
+    load_state,
+    make_step,
+    save_state,
+    signature,
+)
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-07
 def time_order(
-    timestamps: np.ndarray,      # seconds, [n]
+    timestamps: np.ndarray,  # seconds, [n]
     rng: np.random.Generator,
-    spread: float = 0.1,         # standard deviation of the noise, as a share of the span; 10 is a plain shuffle
-) -> np.ndarray:                 # int64 [n]
+    spread: float = 0.1,  # standard deviation of the noise, as a share of the span; 10 is a plain shuffle
+) -> np.ndarray:  # int64 [n]
     "Shuffle cases so that later ones tend to come later."
-    if len(timestamps) == 0: return np.zeros(0, np.int64)
-    return np.argsort(timestamps + rng.normal(0, spread * (np.ptp(timestamps) + 1), len(timestamps)), kind="stable")
+    if len(timestamps) == 0:
+        return np.zeros(0, np.int64)
+    return np.argsort(
+        timestamps + rng.normal(0, spread * (np.ptp(timestamps) + 1), len(timestamps)),
+        kind="stable",
+    )
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-09
 def seen_lately(
     prep,
-    days: float,   # 0: nothing counts as seen
-):                 # positions into the events [B] -> item rows [B, HISTORY], -1 where older or padded
+    days: float,  # 0: nothing counts as seen
+):  # positions into the events [B] -> item rows [B, HISTORY], -1 where older or padded
     "Make a look-up of the history items that the seen filter would hide at an event."
     e, none = prep.events, lambda pos: np.full((len(pos), 0), -1)
-    if days <= 0: return none
-    times = np.asarray(e["timestamp"])[np.asarray(e["case"])]   # of the events that make histories
+    if days <= 0:
+        return none
+    times = np.asarray(e["timestamp"])[np.asarray(e["case"])]  # of the events that make histories
+
     def look_up(pos):
         rows = prep.history_rows(pos)
         at = np.maximum(e["hist_cut"][pos][:, None] - np.arange(rows.shape[1], 0, -1), 0)
-        return np.where((rows >= 0) & (e["timestamp"][pos][:, None] - times[at] < days * 86400), rows, -1)
+        return np.where(
+            (rows >= 0) & (e["timestamp"][pos][:, None] - times[at] < days * 86400), rows, -1
+        )
+
     return look_up
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-11
 def place_seen(
-    seen: np.ndarray,   # item rows [B, S], -1 for none
-    rows: np.ndarray,   # the candidates' item rows, sorted [C]
+    seen: np.ndarray,  # item rows [B, S], -1 for none
+    rows: np.ndarray,  # the candidates' item rows, sorted [C]
     place: np.ndarray,  # column of each row's positive [B]
-) -> np.ndarray:        # columns [B, S]; -1 where it is no candidate, or the row's own positive
+) -> np.ndarray:  # columns [B, S]; -1 where it is no candidate, or the row's own positive
     "Turn seen items into columns of the scores."
     at = np.minimum(np.searchsorted(rows, seen), len(rows) - 1)
     return np.where((rows[at] == seen) & (at != place[:, None]), at, -1)
@@ -60,242 +89,425 @@ def place_seen(
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-13
 def train_batches(
     prep,
-    pos: np.ndarray,            # training cases, positions into the events
-    size: int,                  # rows a batch
+    pos: np.ndarray,  # training cases, positions into the events
+    size: int,  # rows a batch
     sampler: CandidateSampler,
-    seen,                       # from `seen_lately`
+    seen,  # from `seen_lately`
     rng: np.random.Generator,
-    names: list,                # query features that the tower takes
-    chunk: int = 8,             # batches gathered at once
+    names: list,  # query features that the tower takes
+    chunk: int = 8,  # batches gathered at once
 ):
     "Yield one pass of batches: masked query features, fresh candidates, columns to leave out."
     order = pos[time_order(prep.events["timestamp"][pos], rng)]
     for a in range(0, len(order), size * chunk):
-        part = order[a:a + size * chunk]
-        x, items, hidden = prep.query_inputs(part, rng), prep.events["item"][part].astype(np.int64), seen(part)
+        part = order[a : a + size * chunk]
+        x, items, hidden = (
+            prep.query_inputs(part, rng),
+            prep.events["item"][part].astype(np.int64),
+            seen(part),
+        )
         for b in range(0, len(part), size):
             s = slice(b, b + size)
             rows, place, log_q = sampler(items[s], rng)
-            yield {n: x[n][s] for n in names}, rows, place, log_q, place_seen(hidden[s], rows, place)
+            yield (
+                {n: x[n][s] for n in names},
+                rows,
+                place,
+                log_q,
+                place_seen(hidden[s], rows, place),
+            )
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-16
 def prefetch(
-    batches,         # an iterator that does the work
+    batches,  # an iterator that does the work
     depth: int = 8,  # batches ready at most
 ):
     "Run an iterator in a thread; an error in it is raised here, and leaving early ends it."
     ready, stop = queue.Queue(depth), threading.Event()
+
     def put(x):
         while not stop.is_set():
-            with contextlib.suppress(queue.Full): return ready.put(x, timeout=0.1)
+            with contextlib.suppress(queue.Full):
+                return ready.put(x, timeout=0.1)
+
     def work():
         try:
             for b in batches:
                 put((b, None))
-                if stop.is_set(): return
+                if stop.is_set():
+                    return
             put((None, StopIteration()))
-        except BaseException as e: put((None, e))
-    thread = threading.Thread(target=work, daemon=True); thread.start()
+        except BaseException as e:
+            put((None, e))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         while True:
             b, end = ready.get()
-            if isinstance(end, StopIteration): return
-            if end is not None: raise end
+            if isinstance(end, StopIteration):
+                return
+            if end is not None:
+                raise end
             yield b
-    finally: stop.set(); thread.join()
+    finally:
+        stop.set()
+        thread.join()
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-19
 def positive_ranks(
     queries: np.ndarray,  # [n, dim]
-    items: np.ndarray,    # [n_items, dim]
-    right: np.ndarray,    # item row of each case, [n]
-    hidden=((), ()),      # of `Prepared.hidden`, what is never shown
-) -> np.ndarray:          # float [n], 0 is best; among equal scores the middle
+    items: np.ndarray,  # [n_items, dim]
+    right: np.ndarray,  # item row of each case, [n]
+    hidden=((), ()),  # of `Prepared.hidden`, what is never shown
+) -> np.ndarray:  # float [n], 0 is best; among equal scores the middle
     "Rank each case's right item among all items."
-    scores = queries @ items.T; scores[hidden] = -np.inf
+    scores = queries @ items.T
+    scores[hidden] = -np.inf
     own = scores[np.arange(len(right)), right][:, None]
     return (scores > own).sum(1) + ((scores == own).sum(1) - 1) / 2
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-20
 def rank_metrics(
-    ranks: np.ndarray,        # 0 is best
-    candidates: int = 300,    # items that go on to the ranker
+    ranks: np.ndarray,  # 0 is best
+    candidates: int = 300,  # items that go on to the ranker
 ) -> dict:
     "Summarise ranks as recall and NDCG."
     gain = 1 / np.log2(ranks + 2)
-    return {"recall@10": float((ranks < 10).mean()), "ndcg@10": float(np.where(ranks < 10, gain, 0).mean()), f"recall@{candidates}": float((ranks < candidates).mean()), "ndcg": float(gain.mean())}
+    return {
+        "recall@10": float((ranks < 10).mean()),
+        "ndcg@10": float(np.where(ranks < 10, gain, 0).mean()),
+        f"recall@{candidates}": float((ranks < candidates).mean()),
+        "ndcg": float(gain.mean()),
+    }
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-22
 class Scorer:
     "Run both towers in graph mode on arrays of any length."
+
     def __init__(self, model: TwoTower):
         self.q, self.i = signature(model.query_features), signature(model.contract.item)
-        compiled = lambda tower, spec: tf.function(lambda x: tower(x, training=False), input_signature=(spec,), autograph=False)
+        compiled = lambda tower, spec: tf.function(
+            lambda x: tower(x, training=False), input_signature=(spec,), autograph=False
+        )
         self._query, self._item = compiled(model.query, self.q), compiled(model.candidate, self.i)
 
-    def queries(self, x: dict) -> np.ndarray: return self._query({n: x[n] for n in self.q}).numpy()
+    def queries(self, x: dict) -> np.ndarray:
+        return self._query({n: x[n] for n in self.q}).numpy()
 
     def items(self, prep, size: int = 4096) -> np.ndarray:  # [n_items, dim]
-        x = (prep.item_inputs(rows) for rows in np.array_split(np.arange(len(prep.item_counts)), len(prep.item_counts) // size + 1))
+        x = (
+            prep.item_inputs(rows)
+            for rows in np.array_split(
+                np.arange(len(prep.item_counts)), len(prep.item_counts) // size + 1
+            )
+        )
         return np.concatenate([self._item({n: y[n] for n in self.i}).numpy() for y in x])
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-23
 def validation_cases(
-    prep, seed: int,
+    prep,
+    seed: int,
     cases: int = 5000,  # at most
-) -> np.ndarray:        # positions into the events
+) -> np.ndarray:  # positions into the events
     "Choose the validation cases that decide when to stop."
     pos = prep.positions("valid")
-    return pos if len(pos) <= cases else np.sort(np.random.default_rng(seed).choice(pos, cases, replace=False))
+    return (
+        pos
+        if len(pos) <= cases
+        else np.sort(np.random.default_rng(seed).choice(pos, cases, replace=False))
+    )
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-25
 def validate(
-    prep, scorer: Scorer,
-    pos: np.ndarray,        # cases, positions into the events
+    prep,
+    scorer: Scorer,
+    pos: np.ndarray,  # cases, positions into the events
     candidates: int = 300,
 ) -> dict:
     "Measure retrieval over the whole catalogue, seen items included where they are chosen again."
     items = scorer.items(prep)
-    ranks = [positive_ranks(scorer.queries(prep.query_inputs(part)), items, prep.events["item"][part], prep.hidden(part)) for part in np.array_split(pos, len(pos) // 500 + 1)]
+    ranks = [
+        positive_ranks(
+            scorer.queries(prep.query_inputs(part)),
+            items,
+            prep.events["item"][part],
+            prep.hidden(part),
+        )
+        for part in np.array_split(pos, len(pos) // 500 + 1)
+    ]
     return rank_metrics(np.concatenate(ranks), candidates)
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-26
 def popularity_metrics(
     prep,
-    pos: np.ndarray,        # cases, positions into the events
+    pos: np.ndarray,  # cases, positions into the events
     candidates: int = 300,
 ) -> dict:
     "Measure the most-popular ranking on the same cases."
     counts = prep.item_counts[:, None].astype(float)
-    return rank_metrics(positive_ranks(np.ones((len(pos), 1)), counts, prep.events["item"][pos], prep.hidden(pos)), candidates) if len(pos) else {}
+    return (
+        rank_metrics(
+            positive_ranks(
+                np.ones((len(pos), 1)), counts, prep.events["item"][pos], prep.hidden(pos)
+            ),
+            candidates,
+        )
+        if len(pos)
+        else {}
+    )
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-29
 def check_start(
     loss: float,  # of the first batch
-    items: int,   # that training saw
+    items: int,  # that training saw
 ):
     "Refuse a start that no softmax over the catalogue has: far from the logarithm of its size."
     if not abs(loss - np.log(items)) < max(0.7, 0.15 * np.log(items)):
-        raise RecsysError(f"two-tower: the first loss is {loss:.2f}, expected about log({items}) = {np.log(items):.2f}: negatives are missing, or the correction is wrong")
+        raise RecsysError(
+            f"two-tower: the first loss is {loss:.2f}, expected about log({items}) = {np.log(items):.2f}: negatives are missing, or the correction is wrong"
+        )
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-31
 def train_epoch(
-    step, batches,
+    step,
+    batches,
     desc: str,
     total: int,  # batches, for the bar
-) -> tuple[float, float, float]:  # first loss, mean loss, seconds without the first step, which compiles
+) -> tuple[
+    float, float, float
+]:  # first loss, mean loss, seconds without the first step, which compiles
     "Run a compiled step over one pass of batches."
     losses, start = [], None
     for b in progress(prefetch(batches), desc, total):
         losses.append(step(*b))
-        if start is None: first, start = float(losses[0]), time.perf_counter()
+        if start is None:
+            first, start = float(losses[0]), time.perf_counter()
     mean = float(np.mean([float(x) for x in losses]))
-    if not np.isfinite(mean): raise RecsysError(f"two-tower: the loss is {mean}; lower TT_LR")
+    if not np.isfinite(mean):
+        raise RecsysError(f"two-tower: the loss is {mean}; lower TT_LR")
     return first, mean, time.perf_counter() - start
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-33
-RATES = dict(time=.002, leave_one_out=.008)   # in place of TT_LR 0; short sequences are a few thousand steps in all: NDCG@10 on validation .087 with .002 and .111 with .008 on MovieLens-100k, .098 and .102 on 200,000 generated choices, in half the epochs
+RATES = dict(
+    time=0.002, leave_one_out=0.008
+)  # in place of TT_LR 0; short sequences are a few thousand steps in all: NDCG@10 on validation .087 with .002 and .111 with .008 on MovieLens-100k, .098 and .102 on 200,000 generated choices, in half the epochs
 
-def learning_rate(prep, p) -> float: "Choose Adam's learning rate."; return p.TT_LR or RATES[prep.meta["split"]]
+
+def learning_rate(prep, p) -> float:
+    "Choose Adam's learning rate."
+    return p.TT_LR or RATES[prep.meta["split"]]
+
 
 def fit(
-    model: TwoTower, prep,
-    p,                                # parameters TT_*, SEED, CANDIDATES, SEEN_DAYS
-    train: np.ndarray | None = None,  # cases, positions into the events; the training split by default
-    valid: np.ndarray | None = None,  # cases that decide when to stop; `validation_cases` by default
-    fresh: bool = True,               # untrained weights; False continues training
-    kept: np.ndarray | None = None,   # vectors of all items that stay: the query tower alone is trained
-) -> list[dict]:                      # one row an epoch
+    model: TwoTower,
+    prep,
+    p,  # parameters TT_*, SEED, CANDIDATES, SEEN_DAYS
+    train: np.ndarray
+    | None = None,  # cases, positions into the events; the training split by default
+    valid: np.ndarray
+    | None = None,  # cases that decide when to stop; `validation_cases` by default
+    fresh: bool = True,  # untrained weights; False continues training
+    kept: np.ndarray
+    | None = None,  # vectors of all items that stay: the query tower alone is trained
+) -> list[dict]:  # one row an epoch
     "Train with early stopping on validation and keep the best epoch's weights."
-    train, valid = prep.positions("train") if train is None else train, validation_cases(prep, p.SEED) if valid is None else valid
-    if len(train) == 0: raise RecsysError("two-tower: no training cases; lower VALID or TEST, or check POSITIVE_EVENTS")
+    train, valid = (
+        prep.positions("train") if train is None else train,
+        validation_cases(prep, p.SEED) if valid is None else valid,
+    )
+    if len(train) == 0:
+        raise RecsysError(
+            "two-tower: no training cases; lower VALID or TEST, or check POSITIVE_EVENTS"
+        )
     counts = np.bincount(prep.events["item"][train], minlength=len(prep.item_counts))
-    loss = choose_loss((counts > 0).sum(), p.TT_BATCH + p.TT_NEGATIVES) if p.TT_LOSS == "auto" else p.TT_LOSS
-    sampler, scorer, seen, rng = CandidateSampler(counts, loss, p.TT_NEGATIVES), Scorer(model), seen_lately(prep, p.SEEN_DAYS if prep.repeats else np.inf), np.random.default_rng(p.SEED)
-    step = make_step(model, prep.item_inputs(np.arange(len(prep.item_counts))), mm.LazyAdam(learning_rate(prep, p)), kept=kept)
+    loss = (
+        choose_loss((counts > 0).sum(), p.TT_BATCH + p.TT_NEGATIVES)
+        if p.TT_LOSS == "auto"
+        else p.TT_LOSS
+    )
+    sampler, scorer, seen, rng = (
+        CandidateSampler(counts, loss, p.TT_NEGATIVES),
+        Scorer(model),
+        seen_lately(prep, p.SEEN_DAYS if prep.repeats else np.inf),
+        np.random.default_rng(p.SEED),
+    )
+    step = make_step(
+        model,
+        prep.item_inputs(np.arange(len(prep.item_counts))),
+        mm.LazyAdam(learning_rate(prep, p)),
+        kept=kept,
+    )
     names, curve, best = model.query_features.names(), [], None
     for epoch in range(1, p.TT_EPOCHS + 1):
         batches = train_batches(prep, train, p.TT_BATCH, sampler, seen, rng, names)
-        first, loss, seconds = train_epoch(step, batches, f"two-tower {epoch}", -(-len(train) // p.TT_BATCH))
-        if epoch == 1 and fresh: check_start(first, len(sampler.known))
-        curve.append({"epoch": epoch, "loss": loss, "rows_per_s": max(len(train) - p.TT_BATCH, 0) / seconds, **(validate(prep, scorer, valid, p.CANDIDATES) if len(valid) else {})})
-        print(" ".join(f"{k} {v:,.0f}" if k in ("epoch", "rows_per_s") else f"{k} {v:.4f}" for k, v in curve[-1].items()))
+        first, loss, seconds = train_epoch(
+            step, batches, f"two-tower {epoch}", -(-len(train) // p.TT_BATCH)
+        )
+        if epoch == 1 and fresh:
+            check_start(first, len(sampler.known))
+        curve.append(
+            {
+                "epoch": epoch,
+                "loss": loss,
+                "rows_per_s": max(len(train) - p.TT_BATCH, 0) / seconds,
+                **(validate(prep, scorer, valid, p.CANDIDATES) if len(valid) else {}),
+            }
+        )
+        print(
+            " ".join(
+                f"{k} {v:,.0f}" if k in ("epoch", "rows_per_s") else f"{k} {v:.4f}"
+                for k, v in curve[-1].items()
+            )
+        )
         score = curve[-1].get("ndcg", epoch)
-        if best is None or score > best[0]: best = (score, epoch, [w.numpy() for w in model.weights])
-        elif epoch - best[1] > p.TT_PATIENCE: break
-    for w, v in zip(model.weights, best[2]): w.assign(v)
+        if best is None or score > best[0]:
+            best = (score, epoch, [w.numpy() for w in model.weights])
+        elif epoch - best[1] > p.TT_PATIENCE:
+            break
+    for w, v in zip(model.weights, best[2]):
+        w.assign(v)
     return curve
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-36
 def export_query(
-    model: TwoTower, prep,
+    model: TwoTower,
+    prep,
     folder: str | Path,
-    rows: int = 256,       # sample for the parity check
-) -> float:                # largest difference between ONNX and TensorFlow
+    rows: int = 256,  # sample for the parity check
+) -> float:  # largest difference between ONNX and TensorFlow
     "Write the query tower and a sample of queries; refuse a file that computes something else."
     folder = Path(folder)
-    with baked_history(model): export_onnx(model.query, model.query_features, model.contract.query, folder / "query_tower.onnx", "query", "q_")
-    x = prep.query_inputs(prep.positions("train")[-rows:]); packed, queries = pack(model.contract.query, x, "q_"), Scorer(model).queries(x)
-    gap = float(np.abs(onnx_session(folder / "query_tower.onnx", 1).run(None, packed)[0] - queries).max())
-    if gap > 1e-3: raise RecsysError(f"{folder}/query_tower.onnx: ONNX and TensorFlow differ by {gap:.2g}, expected below 0.001")
+    with baked_history(model):
+        export_onnx(
+            model.query,
+            model.query_features,
+            model.contract.query,
+            folder / "query_tower.onnx",
+            "query",
+            "q_",
+        )
+    x = prep.query_inputs(prep.positions("train")[-rows:])
+    packed, queries = pack(model.contract.query, x, "q_"), Scorer(model).queries(x)
+    gap = float(
+        np.abs(onnx_session(folder / "query_tower.onnx", 1).run(None, packed)[0] - queries).max()
+    )
+    if gap > 1e-3:
+        raise RecsysError(
+            f"{folder}/query_tower.onnx: ONNX and TensorFlow differ by {gap:.2g}, expected below 0.001"
+        )
     save_arrays(folder / "query_sample.npz", {**packed, "query": queries})
     return gap
 
+
 def export_towers(
-    model: TwoTower, prep,
+    model: TwoTower,
+    prep,
     folder: str | Path,
-    rows: int = 256,       # sample for the parity check
-) -> dict:                 # tower -> largest difference between ONNX and TensorFlow
+    rows: int = 256,  # sample for the parity check
+) -> dict:  # tower -> largest difference between ONNX and TensorFlow
     "Write both towers and the vectors of all items; refuse a file that computes something else."
-    folder = Path(folder); gap = {"query": export_query(model, prep, folder, rows)}
-    export_onnx(model.candidate, model.contract.item, model.contract.item, folder / "candidate_tower.onnx", "item_vector", "i_")
+    folder = Path(folder)
+    gap = {"query": export_query(model, prep, folder, rows)}
+    export_onnx(
+        model.candidate,
+        model.contract.item,
+        model.contract.item,
+        folder / "candidate_tower.onnx",
+        "item_vector",
+        "i_",
+    )
     sample, items = np.arange(len(prep.item_counts))[:rows], Scorer(model).items(prep)
-    ours = onnx_session(folder / "candidate_tower.onnx", 1).run(None, pack(model.contract.item, prep.item_inputs(sample), "i_"))[0]
+    ours = onnx_session(folder / "candidate_tower.onnx", 1).run(
+        None, pack(model.contract.item, prep.item_inputs(sample), "i_")
+    )[0]
     gap["candidate"] = float(np.abs(ours - items[sample]).max())
-    if gap["candidate"] > 1e-3: raise RecsysError(f"{folder}/candidate_tower.onnx: ONNX and TensorFlow differ by {gap['candidate']:.2g}, expected below 0.001")
-    with atomic_path(folder / "item_vectors.npy") as tmp: np.save(tmp, items)
+    if gap["candidate"] > 1e-3:
+        raise RecsysError(
+            f"{folder}/candidate_tower.onnx: ONNX and TensorFlow differ by {gap['candidate']:.2g}, expected below 0.001"
+        )
+    with atomic_path(folder / "item_vectors.npy") as tmp:
+        np.save(tmp, items)
     return gap
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-39
 def learning_curve(
-    curve: list[dict],      # as `fit` returns it
+    curve: list[dict],  # as `fit` returns it
     popularity: dict = {},  # metrics of popularity, for a line
-):                          # matplotlib figure
+):  # matplotlib figure
     "Draw loss and recall by epoch."
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     epochs, best = [c["epoch"] for c in curve], max(curve, key=lambda c: c.get("ndcg", c["epoch"]))
-    left.plot(epochs, [c["loss"] for c in curve], "ko-"); left.set(xlabel="epoch", ylabel="training loss, nats", xticks=epochs)
+    left.plot(epochs, [c["loss"] for c in curve], "ko-")
+    left.set(xlabel="epoch", ylabel="training loss, nats", xticks=epochs)
     for n, style in zip([k for k in curve[0] if k.startswith("recall")], ("o-", "s--")):
         right.plot(epochs, [c[n] for c in curve], "k" + style, label=n)
-        if n in popularity: right.axhline(popularity[n], color="0.6", ls=style[1:], label=f"{n}, popularity")
+        if n in popularity:
+            right.axhline(popularity[n], color="0.6", ls=style[1:], label=f"{n}, popularity")
     right.set(xlabel="epoch", ylabel="share of validation cases", ylim=(0, 1), xticks=epochs)
-    if right.lines: right.legend(fontsize=8)
-    fig.suptitle(f"Epoch {best['epoch']} is best" + (f": recall@10 {best['recall@10']:.3f}, popularity {popularity['recall@10']:.3f}" if popularity else ""))
+    if right.lines:
+        right.legend(fontsize=8)
+    fig.suptitle(
+        f"Epoch {best['epoch']} is best"
+        + (
+            f": recall@10 {best['recall@10']:.3f}, popularity {popularity['recall@10']:.3f}"
+            if popularity
+            else ""
+        )
+    )
     return fig
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-40
 def refit(model: TwoTower, prep, p, curve: list, rec) -> TwoTower:  # new towers
     "Fit towers on training and validation for the epochs that were best; what is chosen on validation later gets those of held_out/, which haven't seen it."
-    with rec.timing("held out"): export_towers(model, prep, rec.dir / "held_out")
-    again, epochs = build_towers(prep.contract, p, content_by_id(prep)), max(curve, key=lambda c: c.get("ndcg", c["epoch"]))["epoch"]
+    with rec.timing("held out"):
+        export_towers(model, prep, rec.dir / "held_out")
+    again, epochs = (
+        build_towers(prep.contract, p, content_by_id(prep)),
+        max(curve, key=lambda c: c.get("ndcg", c["epoch"]))["epoch"],
+    )
     both = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")]))
-    with rec.timing("refit"): fit(again, prep, Params({**p, "TT_EPOCHS": epochs}), both, both[:0])
+    with rec.timing("refit"):
+        fit(again, prep, Params({**p, "TT_EPOCHS": epochs}), both, both[:0])
     rec.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
     return again
+
 
 def run_two_tower(p: Params) -> dict:  # the learning curve and what was measured
     "Train both towers on prepared data and write ONNX, item vectors and training state."
     with record_stage(p, "two_tower") as rec:
         prep = load_prepared(p)
-        with rec.timing("build"): model = build_towers(prep.contract, p, content_by_id(prep))
-        with rec.timing("fit"): curve = fit(model, prep, p)
+        with rec.timing("build"):
+            model = build_towers(prep.contract, p, content_by_id(prep))
+        with rec.timing("fit"):
+            curve = fit(model, prep, p)
         shutil.rmtree(rec.dir / "held_out", ignore_errors=True)
-        if prep.refits(p.REFIT) and len(prep.positions("valid")): model = refit(model, prep, p, curve, rec)
-        with rec.timing("export"): gap = export_towers(model, prep, rec.dir)
+        if prep.refits(p.REFIT) and len(prep.positions("valid")):
+            model = refit(model, prep, p, curve, rec)
+        with rec.timing("export"):
+            gap = export_towers(model, prep, rec.dir)
         save_state(model, rec.dir / "train_state")
-        best, popular = max(curve, key=lambda c: c.get("ndcg", c["epoch"])), popularity_metrics(prep, validation_cases(prep, p.SEED), p.CANDIDATES)
-        rec.rows.update(train=len(prep.positions("train")), valid=len(prep.positions("valid")), items=len(prep.item_counts))
-        rec.metrics.update({**best, "epochs": len(curve), "rows_per_s": float(np.median([c["rows_per_s"] for c in curve])),
-                            **{f"popularity {k}": v for k, v in popular.items()}, **{f"onnx gap {k}": v for k, v in gap.items()}})
-        rec.figure(learning_curve(curve, popular), "learning_curve", "Two-tower: loss, and validation recall over the whole catalogue, by epoch.")
+        best, popular = (
+            max(curve, key=lambda c: c.get("ndcg", c["epoch"])),
+            popularity_metrics(prep, validation_cases(prep, p.SEED), p.CANDIDATES),
+        )
+        rec.rows.update(
+            train=len(prep.positions("train")),
+            valid=len(prep.positions("valid")),
+            items=len(prep.item_counts),
+        )
+        rec.metrics.update(
+            {
+                **best,
+                "epochs": len(curve),
+                "rows_per_s": float(np.median([c["rows_per_s"] for c in curve])),
+                **{f"popularity {k}": v for k, v in popular.items()},
+                **{f"onnx gap {k}": v for k, v in gap.items()},
+            }
+        )
+        rec.figure(
+            learning_curve(curve, popular),
+            "learning_curve",
+            "Two-tower: loss, and validation recall over the whole catalogue, by epoch.",
+        )
     return {"curve": curve, **rec.metrics}

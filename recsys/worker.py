@@ -17,47 +17,89 @@ from .servers import connect, valkey_for
 from .state import Past, history_writer
 
 # %% ../nbs/17_worker.ipynb #17-worker-06
-GROUP, GRACE = "worker", 2.  # consumer group and its only consumer; seconds that a sender may take between its Lua call and the stream
+GROUP, GRACE = (
+    "worker",
+    2.0,
+)  # consumer group and its only consumer; seconds that a sender may take between its Lua call and the stream
+
 
 class Worker:
     "Turn the streams into features, popularity and logs."
-    def __init__(self, client,  # of Valkey, with a time-out of seconds
-        rules,                  # feature_store.HistoryRules
-        push,                   # writes history rows online, `state.history_writer`
-        folders: dict,          # `segments.log_folders`
-        p: Params,              # EVENT_DAYS, POPULARITY_HALF_LIFE, STREAM_LENGTH
+
+    def __init__(
+        self,
+        client,  # of Valkey, with a time-out of seconds
+        rules,  # feature_store.HistoryRules
+        push,  # writes history rows online, `state.history_writer`
+        folders: dict,  # `segments.log_folders`
+        p: Params,  # EVENT_DAYS, POPULARITY_HALF_LIFE, STREAM_LENGTH
         categories: list = (),  # raw category of each item row, '' where it has none
-        landmark: int = 0,      # second L of popularity, where materialisation has set none
-        batch: int = 2000,      # entries read at once, at most
-        log_seconds: float = 5, # entries wait that long for their parquet file
+        landmark: int = 0,  # second L of popularity, where materialisation has set none
+        batch: int = 2000,  # entries read at once, at most
+        log_seconds: float = 5,  # entries wait that long for their parquet file
         log_entries: int = 5000,  # ... or until there are so many
         grace: float = GRACE,
         fault=lambda step: None,  # called after each step, for tests
-        bundle=None,            # whose catalogue grows while the worker runs
+        bundle=None,  # whose catalogue grows while the worker runs
     ):
-        self.client, self.rules, self.push, self.folders, self.p, self.landmark, self.batch, self.grace, self.fault, self.bundle = client, rules, push, folders, p, landmark, batch, grace, fault, bundle
-        self.row_of, self.categories, self.log_seconds, self.log_entries = {i: r for r, i in enumerate(rules.ids)}, list(categories) or [""] * len(rules.ids), log_seconds, log_entries
-        self.first = len(self.row_of) - (len(bundle.added) if bundle else 0)   # items of the bundle itself
+        (
+            self.client,
+            self.rules,
+            self.push,
+            self.folders,
+            self.p,
+            self.landmark,
+            self.batch,
+            self.grace,
+            self.fault,
+            self.bundle,
+        ) = client, rules, push, folders, p, landmark, batch, grace, fault, bundle
+        self.row_of, self.categories, self.log_seconds, self.log_entries = (
+            {i: r for r, i in enumerate(rules.ids)},
+            list(categories) or [""] * len(rules.ids),
+            log_seconds,
+            log_entries,
+        )
+        self.first = len(self.row_of) - (
+            len(bundle.added) if bundle else 0
+        )  # items of the bundle itself
         self._reset()
-        self.stats = dict.fromkeys("batches events anonymous duplicates dead users files impressions repaired trimmed restarts lag_ms".split(), 0)
+        self.stats = dict.fromkeys(
+            "batches events anonymous duplicates dead users files impressions repaired trimmed restarts lag_ms".split(),
+            0,
+        )
 
 # %% ../nbs/17_worker.ipynb #17-worker-07
 @patch
 def _reset(self: Worker) -> None:
     "Forget what is under way."
     self.started, self.epoch, self.zero, self.position = False, 0, self.landmark, (0, 0)
-    self.segments = {s: dict(ids=[], rows={}, since=time.monotonic()) for s in ("events", "impressions")}
-    self.cursor, self.resent, self.repaired, self.error = 0, {}, 0., getattr(self, "error", "")
+    self.segments = {
+        s: dict(ids=[], rows={}, since=time.monotonic()) for s in ("events", "impressions")
+    }
+    self.cursor, self.resent, self.repaired, self.error = 0, {}, 0.0, getattr(self, "error", "")
 
 # %% ../nbs/17_worker.ipynb #17-worker-09
 @patch
-def parse(self: Worker, entries: list, read) -> tuple:  # (id, fields) of each entry; fields -> dict, or an error
+def parse(
+    self: Worker, entries: list, read
+) -> tuple:  # (id, fields) of each entry; fields -> dict, or an error
     "Separate what can be read from what can't: dicts with their `entry`; (entry, reason, fields)."
     good, bad = [], []
     for i, fields in entries:
-        if not fields: self.stats["trimmed"] += 1; continue   # it left the stream before it was read again; the outbox has it
-        try: good.append(read(fields) | dict(entry=i))
-        except Exception as e: bad.append((i, (str(e) if isinstance(e, RecsysError) else f"{type(e).__name__}: {e}")[:300], fields))   # whatever it is, the rest goes on
+        if not fields:
+            self.stats["trimmed"] += 1
+            continue  # it left the stream before it was read again; the outbox has it
+        try:
+            good.append(read(fields) | dict(entry=i))
+        except Exception as e:
+            bad.append(
+                (
+                    i,
+                    (str(e) if isinstance(e, RecsysError) else f"{type(e).__name__}: {e}")[:300],
+                    fields,
+                )
+            )  # whatever it is, the rest goes on
     return good, bad
 
 # %% ../nbs/17_worker.ipynb #17-worker-11
@@ -65,12 +107,17 @@ def parse(self: Worker, entries: list, read) -> tuple:  # (id, fields) of each e
 def own(self: Worker, events: list) -> list:  # events with `counted`: None, or their own entry
     "Drop second copies of events, which another entry has counted or is about to count."
     days, owners, out, ids = {}, {}, [], set()
-    for e in events: days.setdefault(done_key(e["timestamp"]), []).append(e["event_id"])
-    for key, names in days.items(): owners |= zip(((key, n) for n in names), self.client.hmget(key, names))
+    for e in events:
+        days.setdefault(done_key(e["timestamp"]), []).append(e["event_id"])
+    for key, names in days.items():
+        owners |= zip(((key, n) for n in names), self.client.hmget(key, names))
     for e in events:
         owner = owners[done_key(e["timestamp"]), e["event_id"]]
-        if owner is None and stamp(e["entry"]) <= self.position: owner = e["entry"]   # counted so long ago that its id was forgotten
-        if owner in (None, e["entry"]) and e["event_id"] not in ids: out.append(e | dict(counted=owner)); ids.add(e["event_id"])
+        if owner is None and stamp(e["entry"]) <= self.position:
+            owner = e["entry"]  # counted so long ago that its id was forgotten
+        if owner in (None, e["entry"]) and e["event_id"] not in ids:
+            out.append(e | dict(counted=owner))
+            ids.add(e["event_id"])
     return out
 
 # %% ../nbs/17_worker.ipynb #17-worker-13
@@ -79,26 +126,45 @@ def update(self: Worker, events: list) -> list:  # rows for the feature log, one
     "Write the newest state of the events' users online and give the state after each event."
     by_user, newest, logged = {}, [], []
     for e in events:
-        if "user_id" in e: by_user.setdefault(e["user_id"], []).append(e["timestamp"])
+        if "user_id" in e:
+            by_user.setdefault(e["user_id"], []).append(e["timestamp"])
     pipe = self.client.pipeline(transaction=False)
-    for user in by_user: pipe.lrange(f"{{u:{user}}}:recent", 0, -1)
+    for user in by_user:
+        pipe.lrange(f"{{u:{user}}}:recent", 0, -1)
     for (user, seconds), entries in zip(by_user.items(), pipe.execute() if by_user else ()):
         past = Past(entries, self.rules, self.row_of)
-        if not past.events: continue      # the user was forgotten meanwhile
+        if not past.events:
+            continue  # the user was forgotten meanwhile
         states = {s: past.state(s) for s in {*seconds, past.seconds[-1]}}
         newest.append(dict(states[past.seconds[-1]], user_id=user))
         logged += [_log_row(user, states[s]) for s in seconds if states[s]]
-    self.push(newest); self.stats["users"] += len(newest)
+    self.push(newest)
+    self.stats["users"] += len(newest)
     return logged
 
-def _log_row(user: str, state: dict) -> dict: "Date a state: it holds from the second after its newest event."; at = state["last_event"] + 1; return dict(state, user_id=user, event_timestamp=at * 1_000_000, at=at)
+
+def _log_row(user: str, state: dict) -> dict:
+    "Date a state: it holds from the second after its newest event."
+    at = state["last_event"] + 1
+    return dict(state, user_id=user, event_timestamp=at * 1_000_000, at=at)
 
 # %% ../nbs/17_worker.ipynb #17-worker-15
 @patch
 def count(self: Worker, events: list, last: bytes) -> None:  # entry id that the position moves to
     "Count events into popularity, once, and move the position."
-    events, to = [dict(e, category=self.categories[self.row_of[e["item_id"]]]) for e in events], max(self.position, stamp(last))
-    count_events(self.client, events, self.epoch, to, self.p.POPULARITY_HALF_LIFE, self.zero, self.p.EVENT_DAYS)
+    events, to = (
+        [dict(e, category=self.categories[self.row_of[e["item_id"]]]) for e in events],
+        max(self.position, stamp(last)),
+    )
+    count_events(
+        self.client,
+        events,
+        self.epoch,
+        to,
+        self.p.POPULARITY_HALF_LIFE,
+        self.zero,
+        self.p.EVENT_DAYS,
+    )
     self.position = to
 
 # %% ../nbs/17_worker.ipynb #17-worker-17
@@ -106,41 +172,61 @@ def count(self: Worker, events: list, last: bytes) -> None:  # entry id that the
 def clear(self: Worker, events: list) -> None:
     "Take events out of their outboxes."
     pipe, by_user = self.client.pipeline(transaction=False), {}
-    for e in events: by_user.setdefault(e.get("user_id"), []).append(e["event_id"])
+    for e in events:
+        by_user.setdefault(e.get("user_id"), []).append(e["event_id"])
     for user, ids in by_user.items():
-        if user: pipe.hdel(f"{{u:{user}}}:outbox", *ids)
+        if user:
+            pipe.hdel(f"{{u:{user}}}:outbox", *ids)
     pipe.execute()
 
 # %% ../nbs/17_worker.ipynb #17-worker-19
 @patch
 def renew(self: Worker) -> None:
     "Learn of items that were added since the last batch."
-    if self.bundle is None or self.bundle.grow() == len(self.row_of) - self.first: return
+    if self.bundle is None or self.bundle.grow() == len(self.row_of) - self.first:
+        return
     from recsys.feature_history import history_rules
     from recsys.feature_keys import raw_categories
+
     self.rules, self.categories = history_rules(self.bundle), raw_categories(self.bundle)
     self.row_of = {i: r for r, i in enumerate(self.rules.ids)}
+
 
 @patch
 def take_events(self: Worker, entries: list) -> dict:  # kind of log -> rows
     "Work on a batch of events."
     self.renew()
     good, bad = self.parse(entries, lambda fields: read_event(fields, self.row_of))
-    bury(self.client, "events", bad, self.p.STREAM_LENGTH); self.stats["dead"] += len(bad); self.fault("dead")
+    bury(self.client, "events", bad, self.p.STREAM_LENGTH)
+    self.stats["dead"] += len(bad)
+    self.fault("dead")
     mine = self.own(good)
-    logged = self.update(mine); self.fault("users")
-    self.count([e for e in mine if e["counted"] is None], entries[-1][0]); self.fault("count")
-    self.clear(good + [e for *_, fields in bad if (e := named(fields))]); self.fault("outbox")
-    for n, k in dict(events=len(mine), anonymous=sum("user_id" not in e for e in mine), duplicates=len(good) - len(mine)).items(): self.stats[n] += k
-    return dict(events=[{n: e.get(n, "") for n in FIELDS} | dict(at=e["timestamp"]) for e in mine], features=logged)
+    logged = self.update(mine)
+    self.fault("users")
+    self.count([e for e in mine if e["counted"] is None], entries[-1][0])
+    self.fault("count")
+    self.clear(good + [e for *_, fields in bad if (e := named(fields))])
+    self.fault("outbox")
+    for n, k in dict(
+        events=len(mine),
+        anonymous=sum("user_id" not in e for e in mine),
+        duplicates=len(good) - len(mine),
+    ).items():
+        self.stats[n] += k
+    return dict(
+        events=[{n: e.get(n, "") for n in FIELDS} | dict(at=e["timestamp"]) for e in mine],
+        features=logged,
+    )
 
 # %% ../nbs/17_worker.ipynb #17-worker-20
 @patch
 def take_impressions(self: Worker, entries: list) -> dict:
     "Read a batch of impressions."
     good, bad = self.parse(entries, read_impression)
-    bury(self.client, "impressions", bad, self.p.STREAM_LENGTH); self.fault("impressions")
-    self.stats["dead"] += len(bad); self.stats["impressions"] += len(good)
+    bury(self.client, "impressions", bad, self.p.STREAM_LENGTH)
+    self.fault("impressions")
+    self.stats["dead"] += len(bad)
+    self.stats["impressions"] += len(good)
     return dict(impressions=good)
 
 # %% ../nbs/17_worker.ipynb #17-worker-22
@@ -148,11 +234,16 @@ def take_impressions(self: Worker, entries: list) -> dict:
 def flush(self: Worker, stream: str) -> None:
     "Write a segment's files, then acknowledge its entries."
     segment = self.segments[stream]
-    if not segment["ids"]: return
-    if int(self.client.get("{pop}:worker") or 0) != self.epoch: raise Replaced("another worker has taken over")
+    if not segment["ids"]:
+        return
+    if int(self.client.get("{pop}:worker") or 0) != self.epoch:
+        raise Replaced("another worker has taken over")
     name = "-".join(f(segment["ids"], key=stamp).decode() for f in (min, max))
-    for kind, rows in segment["rows"].items(): self.stats["files"] += write_rows(self.folders[kind], kind, name, rows); self.fault("file")
-    self.client.xack(stream, GROUP, *segment["ids"]); self.fault("ack")
+    for kind, rows in segment["rows"].items():
+        self.stats["files"] += write_rows(self.folders[kind], kind, name, rows)
+        self.fault("file")
+    self.client.xack(stream, GROUP, *segment["ids"])
+    self.fault("ack")
     segment.update(ids=[], rows={})
 
 # %% ../nbs/17_worker.ipynb #17-worker-23
@@ -160,7 +251,9 @@ def flush(self: Worker, stream: str) -> None:
 def due(self: Worker, stream: str) -> bool:
     "Tell whether a segment is old or long enough for its file."
     s = self.segments[stream]
-    return bool(s["ids"]) and (len(s["ids"]) >= self.log_entries or time.monotonic() - s["since"] >= self.log_seconds)
+    return bool(s["ids"]) and (
+        len(s["ids"]) >= self.log_entries or time.monotonic() - s["since"] >= self.log_seconds
+    )
 
 # %% ../nbs/17_worker.ipynb #17-worker-25
 @patch
@@ -169,31 +262,44 @@ def read(self: Worker, stream: str, at: str = ">", block=None) -> list:  # (entr
     found = self.client.xreadgroup(GROUP, GROUP, {stream: at}, count=self.batch, block=block)
     return found[0][1] if found else []
 
+
 @patch
 def take(self: Worker, stream: str, entries: list) -> None:
     "Work on a batch and add it to the segment."
     segment = self.segments[stream]
-    if not segment["ids"]: segment["since"] = time.monotonic()
+    if not segment["ids"]:
+        segment["since"] = time.monotonic()
     rows = self.take_events(entries) if stream == "events" else self.take_impressions(entries)
-    for kind, r in rows.items(): segment["rows"].setdefault(kind, []).extend(r)
+    for kind, r in rows.items():
+        segment["rows"].setdefault(kind, []).extend(r)
     segment["ids"] += [i for i, _ in entries]
-    self.stats["batches"] += 1; self.stats["lag_ms"] = round(time.time() * 1e3 - stamp(entries[-1][0])[0])
+    self.stats["batches"] += 1
+    self.stats["lag_ms"] = round(time.time() * 1e3 - stamp(entries[-1][0])[0])
 
 # %% ../nbs/17_worker.ipynb #17-worker-27
 @patch
 def start(self: Worker) -> None:
     "Take over from any other worker and finish what it left, as one segment."
     from redis.exceptions import ResponseError
+
     self._reset()
     for stream in self.segments:
-        try: self.client.xgroup_create(stream, GROUP, id="0", mkstream=True)
+        try:
+            self.client.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except ResponseError as e:
-            if "BUSYGROUP" not in str(e): raise
-    self.client.set("{pop}:landmark", self.landmark, nx=True); self.zero = int(self.client.get("{pop}:landmark"))
-    self.epoch, self.position = self.client.incr("{pop}:worker"), stamp(self.client.get("{pop}:position") or "0-0")
+            if "BUSYGROUP" not in str(e):
+                raise
+    self.client.set("{pop}:landmark", self.landmark, nx=True)
+    self.zero = int(self.client.get("{pop}:landmark"))
+    self.epoch, self.position = (
+        self.client.incr("{pop}:worker"),
+        stamp(self.client.get("{pop}:position") or "0-0"),
+    )
     for stream in self.segments:
         at = "0"
-        while entries := self.read(stream, at): self.take(stream, entries); at = entries[-1][0]
+        while entries := self.read(stream, at):
+            self.take(stream, entries)
+            at = entries[-1][0]
         self.flush(stream)
     self.started = True
 
@@ -202,102 +308,172 @@ def start(self: Worker) -> None:
 def _resend(self: Worker, outboxes: list, before: float) -> int:  # keys; ms
     "Append old events of some outboxes again; take out those that were counted."
     pipe = self.client.pipeline(transaction=False)
-    for key in outboxes: pipe.hvals(key)
-    old = [e for texts in pipe.execute() for e in map(json.loads, texts) if e.pop("recorded_ms", 0) <= before and e["event_id"] not in self.resent] if outboxes else []
-    for e in old: pipe.hexists(done_key(e["timestamp"]), e["event_id"])
+    for key in outboxes:
+        pipe.hvals(key)
+    old = (
+        [
+            e
+            for texts in pipe.execute()
+            for e in map(json.loads, texts)
+            if e.pop("recorded_ms", 0) <= before and e["event_id"] not in self.resent
+        ]
+        if outboxes
+        else []
+    )
+    for e in old:
+        pipe.hexists(done_key(e["timestamp"]), e["event_id"])
     counted = pipe.execute() if old else []
     lost = [e for e, done in zip(old, counted) if not done]
     self.clear([e for e, done in zip(old, counted) if done])
-    self.resent |= {e["event_id"]: i for e, i in zip(lost, append_events(self.client, list(map(as_json, lost)), self.p.STREAM_LENGTH))}
+    self.resent |= {
+        e["event_id"]: i
+        for e, i in zip(
+            lost, append_events(self.client, list(map(as_json, lost)), self.p.STREAM_LENGTH)
+        )
+    }
     return len(lost)
 
 # %% ../nbs/17_worker.ipynb #17-worker-31
 @patch
-def repair(self: Worker,
-    seconds: float = .05,  # for how long to look; the next call goes on from there
-) -> int:                  # events put into the stream again
+def repair(
+    self: Worker,
+    seconds: float = 0.05,  # for how long to look; the next call goes on from there
+) -> int:  # events put into the stream again
     "Look through outboxes for events that never reached the stream."
-    clock = self.client.time(); horizon = clock[0] * 1000 + clock[1] // 1000
-    if entries := self.read("events"): self.take("events", entries); horizon = stamp(entries[-1][0])[0]
-    self.resent, n, end = {k: i for k, i in self.resent.items() if stamp(i) > self.position}, 0, time.monotonic() + seconds
+    clock = self.client.time()
+    horizon = clock[0] * 1000 + clock[1] // 1000
+    if entries := self.read("events"):
+        self.take("events", entries)
+        horizon = stamp(entries[-1][0])[0]
+    self.resent, n, end = (
+        {k: i for k, i in self.resent.items() if stamp(i) > self.position},
+        0,
+        time.monotonic() + seconds,
+    )
     while True:
         self.cursor, keys = self.client.scan(self.cursor, match="{u:*}:outbox", count=1000)
         n += self._resend(keys, horizon - self.grace * 1000)
-        if not self.cursor or time.monotonic() > end: break
-    self.repaired = time.monotonic(); self.stats["repaired"] += n
-    if any(self.client.xpending(s, GROUP)["pending"] > len(x["ids"]) for s, x in self.segments.items()): self.started = False   # a worker before this one took some away: begin again with them
+        if not self.cursor or time.monotonic() > end:
+            break
+    self.repaired = time.monotonic()
+    self.stats["repaired"] += n
+    if any(
+        self.client.xpending(s, GROUP)["pending"] > len(x["ids"]) for s, x in self.segments.items()
+    ):
+        self.started = False  # a worker before this one took some away: begin again with them
     return n
 
 # %% ../nbs/17_worker.ipynb #17-worker-33
 @patch
 def step(self: Worker, block_ms: int = 100) -> bool:  # there was something to do
     "Do what is due."
-    if not self.started: self.start()
-    if entries := self.read("events", block=block_ms or None): self.take("events", entries)
-    if shown := self.read("impressions"): self.take("impressions", shown)
+    if not self.started:
+        self.start()
+    if entries := self.read("events", block=block_ms or None):
+        self.take("events", entries)
+    if shown := self.read("impressions"):
+        self.take("impressions", shown)
     for stream in self.segments:
-        if self.due(stream): self.flush(stream)
-    if time.monotonic() - self.repaired > 1: self.repair()
+        if self.due(stream):
+            self.flush(stream)
+    if time.monotonic() - self.repaired > 1:
+        self.repair()
     return bool(entries or shown)
 
 # %% ../nbs/17_worker.ipynb #17-worker-34
 @patch
 def drain(self: Worker) -> dict:  # stats
     "Work until nothing waits, and write all files."
-    while self.step(0) or self._look_everywhere() or not self.started: pass
-    for stream in self.segments: self.flush(stream)
+    while self.step(0) or self._look_everywhere() or not self.started:
+        pass
+    for stream in self.segments:
+        self.flush(stream)
     return self.stats
 
+
 @patch
-def _look_everywhere(self: Worker) -> int: "Repair from all outboxes."; self.cursor = 0; return self.repair(math.inf)
+def _look_everywhere(self: Worker) -> int:
+    "Repair from all outboxes."
+    self.cursor = 0
+    return self.repair(math.inf)
 
 # %% ../nbs/17_worker.ipynb #17-worker-35
 @patch
-def lag(self: Worker) -> dict:  # of both streams: entries not read, entries not acknowledged; age of the last batch when it was done, ms
+def lag(
+    self: Worker,
+) -> dict:  # of both streams: entries not read, entries not acknowledged; age of the last batch when it was done, ms
     "Measure how far the worker is behind."
-    groups = {s: next((g for g in self.client.xinfo_groups(s) if g["name"] == GROUP.encode()), {}) for s in self.segments}
-    return {s: dict(unread=g.get("lag"), unacknowledged=g.get("pending")) for s, g in groups.items()} | dict(ms=self.stats["lag_ms"])
+    groups = {
+        s: next((g for g in self.client.xinfo_groups(s) if g["name"] == GROUP.encode()), {})
+        for s in self.segments
+    }
+    return {
+        s: dict(unread=g.get("lag"), unacknowledged=g.get("pending")) for s, g in groups.items()
+    } | dict(ms=self.stats["lag_ms"])
 
 # %% ../nbs/17_worker.ipynb #17-worker-49
 @patch
-def run(self: Worker,
+def run(
+    self: Worker,
     stop: threading.Event,  # ends the work, after the files are written
-    patience: int = 30,     # failures in a row until the last one is raised
+    patience: int = 30,  # failures in a row until the last one is raised
 ) -> None:
     "Work until told to stop; after a failure begin again from what isn't acknowledged."
     failures = 0
     while not stop.is_set():
-        try: self.step(); failures = 0
-        except Replaced: raise
+        try:
+            self.step()
+            failures = 0
+        except Replaced:
+            raise
         except Exception as e:
-            failures += 1; self.started = False; self.error = f"{type(e).__name__}: {e}"[:300]; self.stats["restarts"] += 1
+            failures += 1
+            self.started = False
+            self.error = f"{type(e).__name__}: {e}"[:300]
+            self.stats["restarts"] += 1
             print(f"worker: {self.error}; trying again", file=sys.stderr)
-            if failures >= patience: raise
-            stop.wait(min(2, .05 * 2 ** failures))
+            if failures >= patience:
+                raise
+            stop.wait(min(2, 0.05 * 2**failures))
     if self.started:
-        for stream in self.segments: self.flush(stream)
+        for stream in self.segments:
+            self.flush(stream)
 
 # %% ../nbs/17_worker.ipynb #17-worker-51
-def open_worker(p: Params, url: str, bundle=None, store=None, **settings) -> Worker:  # settings of Worker
+def open_worker(
+    p: Params, url: str, bundle=None, store=None, **settings
+) -> Worker:  # settings of Worker
     "Open the worker of a run; raise `RecsysError` where the stage feature_store has not run."
     from recsys.feature_store import history_rules, materialise_until, open_store, raw_categories
     from recsys.recommender import Bundle
+
     bundle = bundle or Bundle(stage_dir(p, "bundle"))
-    return Worker(connect(url, 10_000), history_rules(bundle), history_writer(store or open_store(p, url)), log_folders(p), p,
-                  **dict(categories=raw_categories(bundle), landmark=materialise_until(bundle) - 1, bundle=bundle) | settings)
+    return Worker(
+        connect(url, 10_000),
+        history_rules(bundle),
+        history_writer(store or open_store(p, url)),
+        log_folders(p),
+        p,
+        **dict(
+            categories=raw_categories(bundle), landmark=materialise_until(bundle) - 1, bundle=bundle
+        )
+        | settings,
+    )
 
 # %% ../nbs/17_worker.ipynb #17-worker-52
 def run_worker(
     p: Params,
-    stop=None,   # threading.Event; SIGTERM and SIGINT set it
-    bundle=None, # the run's own where missing
-) -> dict:       # what was done
+    stop=None,  # threading.Event; SIGTERM and SIGINT set it
+    bundle=None,  # the run's own where missing
+) -> dict:  # what was done
     "Work for a run until told to stop."
     stop = stop or threading.Event()
     if threading.current_thread() is threading.main_thread():
-        for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, lambda *_: stop.set())
+        for s in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(s, lambda *_: stop.set())
     with valkey_for(p) as url:
         worker = open_worker(p, url, bundle)
-        gc.collect(); gc.freeze()   # what is loaded stays; looking through it again costs a sixth of the time
+        gc.collect()
+        gc.freeze()  # what is loaded stays; looking through it again costs a sixth of the time
         worker.run(stop)
     return worker.stats

@@ -1,4 +1,5 @@
 """The served side's figures: `make bench` adds them to outputs/bench.json; alone: `python tests/bench_serving.py [RUN]`."""
+
 import json
 import multiprocessing
 import os
@@ -19,12 +20,16 @@ from recsys.servers import EmbeddedValkey, connect
 from recsys.serving import Client, session_processes
 from recsys.triton import ensemble_from, online_parts, run_params, served
 
-QUIET = dict(request_id="canary")     # leaves no impression
+QUIET = dict(request_id="canary")  # leaves no impression
 
 
 def spread(seconds):
     ms = np.asarray(seconds) * 1e3
-    return dict(p50_ms=round(float(np.median(ms)), 2), p99_ms=round(float(np.quantile(ms, 0.99)), 2), n=len(ms))
+    return dict(
+        p50_ms=round(float(np.median(ms)), 2),
+        p99_ms=round(float(np.quantile(ms, 0.99)), 2),
+        n=len(ms),
+    )
 
 
 def timed(work):
@@ -42,7 +47,27 @@ def one_at_a_time(ways, users, n=400, seed=0):
             t, answer = timed(lambda: ask(user))
             if i >= 30:
                 taken[name].append((t, answer))
-    return {w: spread([t for t, _ in v]) for w, v in taken.items()} | dict(stages_p50_ms={w: dict(zip(STAGES_MS, np.median([list(a["stage_ms"].values()) if isinstance(a["stage_ms"], dict) else a["stage_ms"] for _, a in v], axis=0).round(3).tolist())) for w, v in taken.items()})
+    return {w: spread([t for t, _ in v]) for w, v in taken.items()} | dict(
+        stages_p50_ms={
+            w: dict(
+                zip(
+                    STAGES_MS,
+                    np.median(
+                        [
+                            list(a["stage_ms"].values())
+                            if isinstance(a["stage_ms"], dict)
+                            else a["stage_ms"]
+                            for _, a in v
+                        ],
+                        axis=0,
+                    )
+                    .round(3)
+                    .tolist(),
+                )
+            )
+            for w, v in taken.items()
+        }
+    )
 
 
 def client_loop(grpc, users, n, seed, gate, results):
@@ -52,21 +77,32 @@ def client_loop(grpc, users, n, seed, gate, results):
             client.recommend(user_id=users[0], k=10, **QUIET)
         gate.wait()
         for _ in range(n):
-            taken.append(timed(lambda: client.recommend(user_id=users[rng.integers(len(users))], k=10, **QUIET))[0])
+            taken.append(
+                timed(
+                    lambda: client.recommend(user_id=users[rng.integers(len(users))], k=10, **QUIET)
+                )[0]
+            )
     results.put(taken)
 
 
 class Gateway:
     "Ask a gateway over one connection that stays open, as `serving.Client` does Triton."
+
     def __init__(self, port, timeout=10):
         import http.client
+
         self.connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=timeout)
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.connection.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.connection.close()
 
     def recommend(self, **fields):
-        self.connection.request("POST", "/v1/recommendations", json.dumps(fields), {"Content-Type": "application/json"})
+        self.connection.request(
+            "POST", "/v1/recommendations", json.dumps(fields), {"Content-Type": "application/json"}
+        )
         answer = json.loads(self.connection.getresponse().read())
         assert answer["source"] == "two-tower" and len(answer["items"]) == fields["k"], answer
         return answer
@@ -75,22 +111,51 @@ class Gateway:
 def through_gateway(p, url, server, users, tmp):
     "What the gateway adds to a direct gRPC call, and what it carries with eight clients, everything on this machine."
     from recsys.servers import OwnedProcess, free_port
+
     port = free_port()
-    command = [sys.executable, "-c", "from recsys.cli import main; main()", "gateway", "--run", run_dir(p), "--set", f"GATEWAY_PORT={port}", "--set", f"TRITON_URL={server.grpc}", "--set", f"VALKEY_URL={url}"]
-    with OwnedProcess(command, tmp / "gateway.log", "gateway", os.environ) as process, Client(server.grpc, timeout=10) as direct:
+    command = [
+        sys.executable,
+        "-c",
+        "from recsys.cli import main; main()",
+        "gateway",
+        "--run",
+        run_dir(p),
+        "--set",
+        f"GATEWAY_PORT={port}",
+        "--set",
+        f"TRITON_URL={server.grpc}",
+        "--set",
+        f"VALKEY_URL={url}",
+    ]
+    with (
+        OwnedProcess(command, tmp / "gateway.log", "gateway", os.environ) as process,
+        Client(server.grpc, timeout=10) as direct,
+    ):
         process.wait_ready(lambda: "gateway: http" in process.tail(3))
         time.sleep(1)
         with Gateway(port) as gateway:
-            ways = dict(direct=lambda u: direct.recommend(user_id=u, k=10, **QUIET), gateway=lambda u: gateway.recommend(user_id=u, k=10, **QUIET))
+            ways = dict(
+                direct=lambda u: direct.recommend(user_id=u, k=10, **QUIET),
+                gateway=lambda u: gateway.recommend(user_id=u, k=10, **QUIET),
+            )
             pair = {k: v for k, v in one_at_a_time(ways, users).items() if k in ways}
-        return pair | dict(overhead_p50_ms=round(pair["gateway"]["p50_ms"] - pair["direct"]["p50_ms"], 2), eight_clients=eight_clients(str(port), users))
+        return pair | dict(
+            overhead_p50_ms=round(pair["gateway"]["p50_ms"] - pair["direct"]["p50_ms"], 2),
+            eight_clients=eight_clients(str(port), users),
+        )
 
 
 def eight_clients(server, users, n=250):
     "Eight client processes at once, each as fast as it is answered; server: a TritonServer, or a gateway's port."
     context = multiprocessing.get_context("spawn")
     gate, results = context.Barrier(9), context.Queue()
-    processes = [context.Process(target=client_loop, args=(getattr(server, "grpc", server), users[:2000], n, i, gate, results)) for i in range(8)]
+    processes = [
+        context.Process(
+            target=client_loop,
+            args=(getattr(server, "grpc", server), users[:2000], n, i, gate, results),
+        )
+        for i in range(8)
+    ]
     for q in processes:
         q.start()
     gate.wait()
@@ -119,11 +184,15 @@ def new_version(p, server, tmp, seconds=4):
                     count[0] += 1
                 except Exception as e:
                     failures.append(str(e))
+
     threads = [threading.Thread(target=traffic) for _ in range(4)]
     for t in threads:
         t.start()
     time.sleep(seconds / 2)
-    for version, folder in ((next_version(server.repository), other), (pinned_version(server.repository), stage_dir(p, "bundle"))):
+    for version, folder in (
+        (next_version(server.repository), other),
+        (pinned_version(server.repository), stage_dir(p, "bundle")),
+    ):
         members, ensemble = ensemble_from(Bundle(folder))
         server.deploy(members, ensemble, version, folder if folder == other else None)
         time.sleep(seconds / 2)
@@ -142,7 +211,10 @@ def valkey_fails(p, server, url, kind, seconds=3.0):
             while not done.is_set():
                 t, a = timed(lambda: client.recommend(user_id=user, k=10, **QUIET))
                 events.append((time.perf_counter(), t, bool(a["reasons"]["fallbacks"])))
-                time.sleep(0.05)      # a client that thinks: what is measured is the wait, not the queue
+                time.sleep(
+                    0.05
+                )  # a client that thinks: what is measured is the wait, not the queue
+
     threads = [threading.Thread(target=traffic, args=(f"u{i:05d}",)) for i in range(8)]
     for t in threads:
         t.start()
@@ -154,7 +226,11 @@ def valkey_fails(p, server, url, kind, seconds=3.0):
     if kind == "stopped":
         os.kill(pid, signal.SIGCONT)
     else:
-        shutil.copytree(run_dir(p) / "valkey/appendonlydir", run_dir(p) / "copy/appendonlydir", dirs_exist_ok=True)
+        shutil.copytree(
+            run_dir(p) / "valkey/appendonlydir",
+            run_dir(p) / "copy/appendonlydir",
+            dirs_exist_ok=True,
+        )
         second = EmbeddedValkey(run_dir(p) / "copy", int(url.rsplit(":", 1)[1]))
     back = time.perf_counter()
     time.sleep(2.5)
@@ -163,14 +239,20 @@ def valkey_fails(p, server, url, kind, seconds=3.0):
         t.join()
     during = [(t, fell) for at, t, fell in events if down < at - t and at < back]
     after = [at - back for at, _, fell in events if at - 0.0 > back and fell]
-    found = dict(answers=len(during), with_reason=sum(f for _, f in during), longest_ms=round(max(t for t, _ in during) * 1e3, 1), longest_before_ms=round(max(t for at, t, _ in events if at < down) * 1e3, 1),
-                 normal_again_after_s=round(max(after, default=0.0), 2))
+    found = dict(
+        answers=len(during),
+        with_reason=sum(f for _, f in during),
+        longest_ms=round(max(t for t, _ in during) * 1e3, 1),
+        longest_before_ms=round(max(t for at, t, _ in events if at < down) * 1e3, 1),
+        normal_again_after_s=round(max(after, default=0.0), 2),
+    )
     return found, second
 
 
 def newest(rec, user, recorder):
     "The newest item of a user's history; a read that times out tells nothing yet."
     from redis.exceptions import RedisError
+
     try:
         return rec.users.state([user], np.array([int(recorder.clock()) + 1]))["rows"][0, -1]
     except (RedisError, OSError):
@@ -180,7 +262,9 @@ def newest(rec, user, recorder):
 def worker_idle(url, seconds=120):
     "Wait until the worker has read all events; returns how long that took."
     client, start = connect(url, 5000), time.perf_counter()
-    while time.perf_counter() - start < seconds and any(g["lag"] for g in client.xinfo_groups("events")):
+    while time.perf_counter() - start < seconds and any(
+        g["lag"] for g in client.xinfo_groups("events")
+    ):
         time.sleep(0.05)
     return round(time.perf_counter() - start, 2)
 
@@ -194,7 +278,15 @@ def event_to_page(p, url, server, n=60):
             user = f"bench {i}"
             item = str(client.recommend(user_id=user, k=3, **QUIET)["item_ids"][rng.integers(3)])
             row, start = rec.bundle.row_of[item], time.perf_counter()
-            recorder.record_event(dict(event_id=f"bench {os.getpid()} {i}", user_id=user, item_id=item, timestamp=int(recorder.clock()), event_type="view"))
+            recorder.record_event(
+                dict(
+                    event_id=f"bench {os.getpid()} {i}",
+                    user_id=user,
+                    item_id=item,
+                    timestamp=int(recorder.clock()),
+                    event_type="view",
+                )
+            )
             while item in client.recommend(user_id=user, k=3, **QUIET)["item_ids"]:
                 pass
             hidden.append(time.perf_counter() - start)
@@ -210,11 +302,20 @@ def writer(folder, url, n, seed, gate, results):
     rec, recorder = online_parts(p, url)
     rng, ids = np.random.default_rng(seed), [i.decode() for i in rec.bundle.ids]
     now = int(recorder.clock())
-    events = [dict(event_id=f"{seed} {os.getpid()} {i}", user_id=f"u{rng.integers(20_000):05d}", item_id=ids[rng.integers(len(ids))], timestamp=now, event_type="view") for i in range(n)]
+    events = [
+        dict(
+            event_id=f"{seed} {os.getpid()} {i}",
+            user_id=f"u{rng.integers(20_000):05d}",
+            item_id=ids[rng.integers(len(ids))],
+            timestamp=now,
+            event_type="view",
+        )
+        for i in range(n)
+    ]
     gate.wait()
     start = time.perf_counter()
     for i in range(0, n, 25):
-        recorder.record_events(events[i:i + 25])
+        recorder.record_events(events[i : i + 25])
     results.put((n, time.perf_counter() - start))
 
 
@@ -222,7 +323,10 @@ def four_writers(p, url, n=5000):
     "Four processes record events, 25 a call, as fast as they can."
     context = multiprocessing.get_context("spawn")
     gate, results = context.Barrier(5), context.Queue()
-    processes = [context.Process(target=writer, args=(str(run_dir(p)), url, n, i, gate, results)) for i in range(4)]
+    processes = [
+        context.Process(target=writer, args=(str(run_dir(p)), url, n, i, gate, results))
+        for i in range(4)
+    ]
     for q in processes:
         q.start()
     gate.wait()
@@ -234,16 +338,36 @@ def four_writers(p, url, n=5000):
 
 def memory(p, server):
     "PSS of tritonserver and its stubs, Valkey and the worker."
+
     def pss(pid):
-        return sum(int(line.split()[1]) for line in open(f"/proc/{pid}/smaps_rollup") if line.startswith("Pss:")) / 1024
+        return (
+            sum(
+                int(line.split()[1])
+                for line in open(f"/proc/{pid}/smaps_rollup")
+                if line.startswith("Pss:")
+            )
+            / 1024
+        )
+
     valkey = read_json(run_dir(p) / "valkey/valkey.json")["pid"]
-    workers = [int(d) for d in os.listdir("/proc") if d.isdigit() and "\0worker\0--run\0" in open(f"/proc/{d}/cmdline").read() and str(run_dir(p)) in open(f"/proc/{d}/cmdline").read()]
-    parts = dict(tritonserver_and_members=sum(pss(q) for q in session_processes(server.pid)), valkey=pss(valkey), worker=sum(map(pss, workers)))
+    workers = [
+        int(d)
+        for d in os.listdir("/proc")
+        if d.isdigit()
+        and "\0worker\0--run\0" in open(f"/proc/{d}/cmdline").read()
+        and str(run_dir(p)) in open(f"/proc/{d}/cmdline").read()
+    ]
+    parts = dict(
+        tritonserver_and_members=sum(pss(q) for q in session_processes(server.pid)),
+        valkey=pss(valkey),
+        worker=sum(map(pss, workers)),
+    )
     return {k: round(v) for k, v in parts.items()} | dict(total_mib=round(sum(parts.values())))
 
 
 class Shown(dict):
     "A dict that prints what it is given: the measurement takes minutes."
+
     def __setitem__(self, key, value):
         super().__setitem__(key, value)
         print(f"{key}: {value}", flush=True)
@@ -256,8 +380,15 @@ def seven(folder, tmp, server, users, ask):
     p = run_params(work, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, LAYOUT="ensemble")
     run_here(STAGES["triton"], p)
     with served(p) as (other, url, _), Client(other.grpc, timeout=10) as client:
-        pair = one_at_a_time(dict(single=ask, seven=lambda u: client.recommend(user_id=u, k=10, **QUIET)), users)
-        return pair | {"eight clients": dict(single=eight_clients(server, users), seven=eight_clients(other, users)), "memory, MiB": memory(p, other)}
+        pair = one_at_a_time(
+            dict(single=ask, seven=lambda u: client.recommend(user_id=u, k=10, **QUIET)), users
+        )
+        return pair | {
+            "eight clients": dict(
+                single=eight_clients(server, users), seven=eight_clients(other, users)
+            ),
+            "memory, MiB": memory(p, other),
+        }
 
 
 def measure(folder, tmp):
@@ -266,16 +397,25 @@ def measure(folder, tmp):
     for stage in ("feature_store", "triton"):
         run_here(STAGES[stage], p)
     from recsys.triton_reference import export_reference
+
     users = [u.decode() for u in load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"]]
     found, again = Shown(load=[os.getloadavg()[0]]), None
     with served(p, lambda text: None) as (server, url, canary):
         rec = online_parts(p, url)[0]
         with Client(server.grpc, timeout=10) as client:
-            ways = dict(in_process=lambda u: rec.recommend(dict(user_id=[u], k=10)), triton=lambda u: client.recommend(user_id=u, k=10, **QUIET))
+            ways = dict(
+                in_process=lambda u: rec.recommend(dict(user_id=[u], k=10)),
+                triton=lambda u: client.recommend(user_id=u, k=10, **QUIET),
+            )
             found["one client"] = one_at_a_time(ways, users)
             batch = [users[i] for i in np.random.default_rng(1).integers(len(users), size=32)]
-            found["batch of 32, users/s"] = {n: round(32 / np.median([timed(work)[0] for _ in range(40)])) for n, work in
-                                             (("in process", lambda: rec.recommend(dict(user_id=batch, k=10))), ("triton", lambda: client.recommend(user_id=batch, k=10, **QUIET)))}
+            found["batch of 32, users/s"] = {
+                n: round(32 / np.median([timed(work)[0] for _ in range(40)]))
+                for n, work in (
+                    ("in process", lambda: rec.recommend(dict(user_id=batch, k=10))),
+                    ("triton", lambda: client.recommend(user_id=batch, k=10, **QUIET)),
+                )
+            }
             found["eight clients"] = eight_clients(server, users)
             found["seven members"] = seven(folder, tmp, server, users, ways["triton"])
             found["gateway"] = through_gateway(p, url, server, users, tmp)
@@ -287,9 +427,20 @@ def measure(folder, tmp):
                 export_reference(p, cache)
                 server.load("recommender_reference")
                 with Client(server.grpc, "recommender_reference", timeout=30) as other:
-                    pair = one_at_a_time(dict(triton=ways["triton"], reference=lambda u: other.recommend(user_id=u, k=10, **QUIET)), users, n=100)
-                pair["times lower"] = round(pair["reference"]["p50_ms"] / pair["triton"]["p50_ms"], 1)
-                found[f"reference {'with' if cache else 'without'} item cache"] = {k: v for k, v in pair.items() if k != "stages_p50_ms"}
+                    pair = one_at_a_time(
+                        dict(
+                            triton=ways["triton"],
+                            reference=lambda u: other.recommend(user_id=u, k=10, **QUIET),
+                        ),
+                        users,
+                        n=100,
+                    )
+                pair["times lower"] = round(
+                    pair["reference"]["p50_ms"] / pair["triton"]["p50_ms"], 1
+                )
+                found[f"reference {'with' if cache else 'without'} item cache"] = {
+                    k: v for k, v in pair.items() if k != "stages_p50_ms"
+                }
             found["new version under traffic"] = new_version(p, server, tmp)
             found["valkey stopped"], _ = valkey_fails(p, server, url, "stopped")
             found["valkey killed"], again = valkey_fails(p, server, url, "killed")
@@ -302,9 +453,12 @@ def measure(folder, tmp):
 def main():
     import tempfile
     from pathlib import Path
-    folder = find_root() / "outputs" / (sys.argv[1] if len(sys.argv) > 1 else "quickstart")   # or a folder
+
+    folder = (
+        find_root() / "outputs" / (sys.argv[1] if len(sys.argv) > 1 else "quickstart")
+    )  # or a folder
     with tempfile.TemporaryDirectory() as tmp:
-        work = Path(tmp) / "quickstart"       # killing Valkey is for a copy
+        work = Path(tmp) / "quickstart"  # killing Valkey is for a copy
         shutil.copytree(folder, work)
         figures = measure(work, Path(tmp))
     print(json.dumps(figures, indent=1))

@@ -1,16 +1,32 @@
 """Rules for manifests beyond their schemas: each takes all resources of an overlay and gives sentences about what is wrong."""
+
 import re
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
-OWN = {p.parent.name for p in (ROOT / "k8s/images").glob("*/Dockerfile")}   # images that are built here
+OWN = {
+    p.parent.name for p in (ROOT / "k8s/images").glob("*/Dockerfile")
+}  # images that are built here
 # what each container is asked for: paths of probes, which test_pods.py and test_gateway.py prove on real servers
-PATHS = dict(triton={"/v2/models/recommender/ready", "/v2/health/live"}, gateway={"/healthz", "/readyz"}, worker={"/healthz"}, pushgateway={"/-/ready", "/-/healthy"})
-DRAIN = dict(triton=30, gateway=10, worker=0)            # seconds that a container takes for what is under way once it is told to end
-FLOWS = [("gateway", "triton", "grpc"), ("materialise", "pushgateway", "http"), ("monitor", "pushgateway", "http")]   # who talks to whom, by port name
-EGRESS = [(who, 6379) for who in ("triton", "gateway", "worker", "materialise")]  # ... and to what is no pod
+PATHS = dict(
+    triton={"/v2/models/recommender/ready", "/v2/health/live"},
+    gateway={"/healthz", "/readyz"},
+    worker={"/healthz"},
+    pushgateway={"/-/ready", "/-/healthy"},
+)
+DRAIN = dict(
+    triton=30, gateway=10, worker=0
+)  # seconds that a container takes for what is under way once it is told to end
+FLOWS = [
+    ("gateway", "triton", "grpc"),
+    ("materialise", "pushgateway", "http"),
+    ("monitor", "pushgateway", "http"),
+]  # who talks to whom, by port name
+EGRESS = [
+    (who, 6379) for who in ("triton", "gateway", "worker", "materialise")
+]  # ... and to what is no pod
 
 
 def name(d):
@@ -22,7 +38,13 @@ def kinds(docs, *wanted):
 
 
 def get(docs, kind, called, namespace="recsys"):
-    return next(d for d in docs if d["kind"] == kind and d["metadata"]["name"] == called and d["metadata"].get("namespace", namespace) == namespace)
+    return next(
+        d
+        for d in docs
+        if d["kind"] == kind
+        and d["metadata"]["name"] == called
+        and d["metadata"].get("namespace", namespace) == namespace
+    )
 
 
 def same_namespace(a, b):
@@ -32,7 +54,9 @@ def same_namespace(a, b):
 def pods(docs):
     "List workloads with the template of their pods."
     found = [(d, d["spec"]["template"]) for d in kinds(docs, "Deployment", "StatefulSet")]
-    return found + [(d, d["spec"]["jobTemplate"]["spec"]["template"]) for d in kinds(docs, "CronJob")]
+    return found + [
+        (d, d["spec"]["jobTemplate"]["spec"]["template"]) for d in kinds(docs, "CronJob")
+    ]
 
 
 def containers(docs):
@@ -43,7 +67,9 @@ def matches(selector, labels):
     labels = labels or {}
     if any(labels.get(k) != v for k, v in (selector.get("matchLabels") or {}).items()):
         return False
-    test = dict(In=lambda e: labels.get(e["key"]) in e["values"], Exists=lambda e: e["key"] in labels)
+    test = dict(
+        In=lambda e: labels.get(e["key"]) in e["values"], Exists=lambda e: e["key"] in labels
+    )
     return all(test[e["operator"]](e) for e in selector.get("matchExpressions") or [])
 
 
@@ -56,8 +82,14 @@ def mebibytes(text):
 def selectors(docs):
     "Whatever selects by label finds something, and what it names is there."
     wrong, templates = [], pods(docs)
-    chosen = lambda d, selector: [t for w, t in templates if same_namespace(w, d) and matches(selector, t["metadata"].get("labels"))]
-    ports = lambda found: {p["name"] for t in found for c in t["spec"]["containers"] for p in c.get("ports", ())}
+    chosen = lambda d, selector: [
+        t
+        for w, t in templates
+        if same_namespace(w, d) and matches(selector, t["metadata"].get("labels"))
+    ]
+    ports = lambda found: {
+        p["name"] for t in found for c in t["spec"]["containers"] for p in c.get("ports", ())
+    }
     for d, t in templates:
         if d["kind"] != "CronJob" and not matches(d["spec"]["selector"], t["metadata"]["labels"]):
             wrong.append(f"{name(d)}: its selector does not match its own pods")
@@ -68,30 +100,57 @@ def selectors(docs):
         found = chosen(d, dict(matchLabels=d["spec"]["selector"]))
         if not found:
             wrong.append(f"{name(d)}: no pod has the labels that it selects")
-        wrong += [f"{name(d)}: its pods have no port {p['targetPort']}" for p in d["spec"]["ports"] if p["targetPort"] not in ports(found)]
+        wrong += [
+            f"{name(d)}: its pods have no port {p['targetPort']}"
+            for p in d["spec"]["ports"]
+            if p["targetPort"] not in ports(found)
+        ]
     for d in kinds(docs, "PodDisruptionBudget"):
         if not chosen(d, d["spec"]["selector"]):
             wrong.append(f"{name(d)}: no pod has the labels that it selects")
     for d in kinds(docs, "HorizontalPodAutoscaler"):
         target = d["spec"]["scaleTargetRef"]
-        if not any(w["kind"] == target["kind"] and w["metadata"]["name"] == target["name"] for w, _ in templates):
+        if not any(
+            w["kind"] == target["kind"] and w["metadata"]["name"] == target["name"]
+            for w, _ in templates
+        ):
             wrong.append(f"{name(d)}: there is no {target['kind']} {target['name']}")
     for d in kinds(docs, "ServiceMonitor"):
-        found = [s for s in kinds(docs, "Service") if same_namespace(s, d) and matches(d["spec"]["selector"], s["metadata"].get("labels"))]
+        found = [
+            s
+            for s in kinds(docs, "Service")
+            if same_namespace(s, d) and matches(d["spec"]["selector"], s["metadata"].get("labels"))
+        ]
         if not found:
             wrong.append(f"{name(d)}: no service has the labels that it selects")
-        wrong += [f"{name(d)}: its service has no port {e['port']}" for e in d["spec"]["endpoints"] if e["port"] not in {p["name"] for s in found for p in s["spec"]["ports"]}]
+        wrong += [
+            f"{name(d)}: its service has no port {e['port']}"
+            for e in d["spec"]["endpoints"]
+            if e["port"] not in {p["name"] for s in found for p in s["spec"]["ports"]}
+        ]
     for d in kinds(docs, "NetworkPolicy"):
         mine = chosen(d, d["spec"]["podSelector"])
         if not mine:
             wrong.append(f"{name(d)}: no pod has the labels that it selects")
         for side, key in (("ingress", "from"), ("egress", "to")):
             for rule in d["spec"].get(side, ()):
-                peers = [t for x in rule[key] if "podSelector" in x and "namespaceSelector" not in x for t in chosen(d, x["podSelector"])]
-                if any("podSelector" in x and "namespaceSelector" not in x for x in rule[key]) and not peers:
+                peers = [
+                    t
+                    for x in rule[key]
+                    if "podSelector" in x and "namespaceSelector" not in x
+                    for t in chosen(d, x["podSelector"])
+                ]
+                if (
+                    any("podSelector" in x and "namespaceSelector" not in x for x in rule[key])
+                    and not peers
+                ):
                     wrong.append(f"{name(d)}: no pod has the labels of a peer")
                 there = ports(mine if side == "ingress" else peers)
-                wrong += [f"{name(d)}: no pod has a port {p['port']}" for p in rule["ports"] if isinstance(p["port"], str) and p["port"] not in there]
+                wrong += [
+                    f"{name(d)}: no pod has a port {p['port']}"
+                    for p in rule["ports"]
+                    if isinstance(p["port"], str) and p["port"] not in there
+                ]
     return wrong
 
 
@@ -102,20 +161,49 @@ def volumes(docs):
         made = [v["metadata"]["name"] for v in d["spec"].get("volumeClaimTemplates", ())]
         there = {v["name"] for v in t["spec"].get("volumes", ())} | set(made)
         used = {m["name"] for c in t["spec"]["containers"] for m in c.get("volumeMounts", ())}
-        wrong += [f"{name(d)}: mount {v} has no volume" for v in sorted(used - there)] + [f"{name(d)}: volume {v} is not mounted" for v in sorted(there - used)]
+        wrong += [f"{name(d)}: mount {v} has no volume" for v in sorted(used - there)] + [
+            f"{name(d)}: volume {v} is not mounted" for v in sorted(there - used)
+        ]
         for v in t["spec"].get("volumes", ()):
             claim = v.get("persistentVolumeClaim", {}).get("claimName")
-            if claim and not any(c["metadata"]["name"] == claim and same_namespace(c, d) for c in kinds(docs, "PersistentVolumeClaim")):
+            if claim and not any(
+                c["metadata"]["name"] == claim and same_namespace(c, d)
+                for c in kinds(docs, "PersistentVolumeClaim")
+            ):
                 wrong.append(f"{name(d)}: there is no claim {claim}")
         for c in t["spec"]["containers"]:
-            if c.get("securityContext", {}).get("readOnlyRootFilesystem") and c["name"] in PATHS and c["name"] != "pushgateway" and c["name"] != "valkey" and "/tmp" not in {m["mountPath"] for m in c.get("volumeMounts", ())}:
+            if (
+                c.get("securityContext", {}).get("readOnlyRootFilesystem")
+                and c["name"] in PATHS
+                and c["name"] != "pushgateway"
+                and c["name"] != "valkey"
+                and "/tmp" not in {m["mountPath"] for m in c.get("volumeMounts", ())}
+            ):
                 wrong.append(f"{name(d)}: container {c['name']} can't write and has no /tmp")
     for claim in kinds(docs, "PersistentVolumeClaim"):
-        found = [v for v in kinds(docs, "PersistentVolume") if v["metadata"]["name"] == claim["spec"]["volumeName"]]
-        bound = found and found[0]["spec"]["claimRef"] == dict(namespace=claim["metadata"]["namespace"], name=claim["metadata"]["name"])
-        if not bound or found[0]["spec"]["storageClassName"] != claim["spec"]["storageClassName"] or found[0]["spec"]["accessModes"] != claim["spec"]["accessModes"]:
+        found = [
+            v
+            for v in kinds(docs, "PersistentVolume")
+            if v["metadata"]["name"] == claim["spec"]["volumeName"]
+        ]
+        bound = found and found[0]["spec"]["claimRef"] == dict(
+            namespace=claim["metadata"]["namespace"], name=claim["metadata"]["name"]
+        )
+        if (
+            not bound
+            or found[0]["spec"]["storageClassName"] != claim["spec"]["storageClassName"]
+            or found[0]["spec"]["accessModes"] != claim["spec"]["accessModes"]
+        ):
             wrong.append(f"{name(claim)}: no volume is meant for it")
-    if len({v["spec"].get("csi", {}).get("volumeHandle", "-") for v in kinds(docs, "PersistentVolume")}) > 1:
+    if (
+        len(
+            {
+                v["spec"].get("csi", {}).get("volumeHandle", "-")
+                for v in kinds(docs, "PersistentVolume")
+            }
+        )
+        > 1
+    ):
         wrong.append("the volumes are not the same place")
     return wrong
 
@@ -123,35 +211,66 @@ def volumes(docs):
 def secret_keys(d):
     "List the keys of the secret that an ExternalSecret makes."
     keys = [x["secretKey"] for x in d["spec"].get("data", ())]
-    return set(keys + [r["regexp"]["target"] for x in d["spec"].get("dataFrom", ()) for r in x.get("rewrite", [dict(regexp=dict(target="password"))])])
+    return set(
+        keys
+        + [
+            r["regexp"]["target"]
+            for x in d["spec"].get("dataFrom", ())
+            for r in x.get("rewrite", [dict(regexp=dict(target="password"))])
+        ]
+    )
 
 
 def references(docs):
     "Config maps, secrets, accounts, stores, generators and roles that are named are there, with the keys that are asked for."
     wrong = []
-    has = lambda kind, d, called: any(x["kind"] == kind and x["metadata"]["name"] == called and same_namespace(x, d) for x in docs)
-    maps = {(m["metadata"]["namespace"], m["metadata"]["name"]): set(m["data"]) for m in kinds(docs, "ConfigMap")}
-    secrets = {(m["metadata"]["namespace"], m["spec"]["target"]["name"]): secret_keys(m) for m in kinds(docs, "ExternalSecret")}
+    has = lambda kind, d, called: any(
+        x["kind"] == kind and x["metadata"]["name"] == called and same_namespace(x, d) for x in docs
+    )
+    maps = {
+        (m["metadata"]["namespace"], m["metadata"]["name"]): set(m["data"])
+        for m in kinds(docs, "ConfigMap")
+    }
+    secrets = {
+        (m["metadata"]["namespace"], m["spec"]["target"]["name"]): secret_keys(m)
+        for m in kinds(docs, "ExternalSecret")
+    }
     for d, spec, c in containers(docs):
         where = d["metadata"]["namespace"]
         if not has("ServiceAccount", d, spec.get("serviceAccountName", "default")):
-            wrong.append(f"{name(d)}: there is no service account {spec.get('serviceAccountName', 'default')}")
+            wrong.append(
+                f"{name(d)}: there is no service account {spec.get('serviceAccountName', 'default')}"
+            )
         known = set()
         for e in c.get("env", ()):
             for kind, place in (("configMapKeyRef", maps), ("secretKeyRef", secrets)):
                 ref = e.get("valueFrom", {}).get(kind)
                 if ref and ref["key"] not in place.get((where, ref["name"]), ()):
-                    wrong.append(f"{name(d)}: {e['name']} asks for {ref['key']} of {ref['name']}, which is not there")
-            wrong += [f"{name(d)}: {e['name']} uses $({v}) before it is set" for v in re.findall(r"\$\((\w+)\)", e.get("value", "")) if v not in known]
+                    wrong.append(
+                        f"{name(d)}: {e['name']} asks for {ref['key']} of {ref['name']}, which is not there"
+                    )
+            wrong += [
+                f"{name(d)}: {e['name']} uses $({v}) before it is set"
+                for v in re.findall(r"\$\((\w+)\)", e.get("value", ""))
+                if v not in known
+            ]
             known.add(e["name"])
-        wrong += [f"{name(d)}: an argument uses $({v}), which is not set" for v in re.findall(r"\$\((\w+)\)", " ".join(c.get("command", []) + c.get("args", []))) if v not in known]
+        wrong += [
+            f"{name(d)}: an argument uses $({v}), which is not set"
+            for v in re.findall(r"\$\((\w+)\)", " ".join(c.get("command", []) + c.get("args", [])))
+            if v not in known
+        ]
     for d in kinds(docs, "ExternalSecret"):
         store = d["spec"].get("secretStoreRef")
         if store and not has(store["kind"], d, store["name"]):
             wrong.append(f"{name(d)}: there is no {store['kind']} {store['name']}")
         for x in d["spec"].get("dataFrom", ()):
-            if not has(x["sourceRef"]["generatorRef"]["kind"], d, x["sourceRef"]["generatorRef"]["name"]):
-                wrong.append(f"{name(d)}: there is no generator {x['sourceRef']['generatorRef']['name']}")
+            if not has(
+                x["sourceRef"]["generatorRef"]["kind"], d, x["sourceRef"]["generatorRef"]["name"]
+            ):
+                wrong.append(
+                    f"{name(d)}: there is no generator {x['sourceRef']['generatorRef']['name']}"
+                )
         if not store and not d["spec"].get("dataFrom"):
             wrong.append(f"{name(d)}: it takes its values from nowhere")
     for d in kinds(docs, "SecretStore"):
@@ -162,7 +281,12 @@ def references(docs):
     for d in kinds(docs, "RoleBinding"):
         if not has(d["roleRef"]["kind"], d, d["roleRef"]["name"]):
             wrong.append(f"{name(d)}: there is no {d['roleRef']['kind']} {d['roleRef']['name']}")
-        wrong += [f"{name(d)}: there is no service account {s['name']}" for s in d["subjects"] if s["kind"] == "ServiceAccount" and not any(name(x) == f"ServiceAccount {s['namespace']}/{s['name']}" for x in docs)]
+        wrong += [
+            f"{name(d)}: there is no service account {s['name']}"
+            for s in d["subjects"]
+            if s["kind"] == "ServiceAccount"
+            and not any(name(x) == f"ServiceAccount {s['namespace']}/{s['name']}" for x in docs)
+        ]
     return wrong
 
 
@@ -170,7 +294,9 @@ def probes(docs):
     "What stays up has probes, on ports that it has and paths that it answers; readiness asks for the ensemble."
     wrong = []
     for d, spec, c in containers(docs):
-        if d["kind"] == "CronJob" or c["name"] == "follow":     # a job has none; the follower's work is not to be waited for
+        if (
+            d["kind"] == "CronJob" or c["name"] == "follow"
+        ):  # a job has none; the follower's work is not to be waited for
             continue
         for kind in ("readinessProbe", "livenessProbe"):
             if kind not in c:
@@ -178,13 +304,23 @@ def probes(docs):
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             http = c.get(kind, {}).get("httpGet")
             if http and http["port"] not in {p["name"] for p in c["ports"]}:
-                wrong.append(f"{name(d)}: {kind} asks port {http['port']}, which container {c['name']} does not have")
+                wrong.append(
+                    f"{name(d)}: {kind} asks port {http['port']}, which container {c['name']} does not have"
+                )
             if http and http["path"] not in PATHS.get(c["name"], ()):
-                wrong.append(f"{name(d)}: {kind} asks {http['path']}, which {c['name']} does not answer")
+                wrong.append(
+                    f"{name(d)}: {kind} asks {http['path']}, which {c['name']} does not answer"
+                )
         if c["name"] == "triton":
-            wrong += [f"{name(d)}: {kind} must ask for the ensemble" for kind in ("startupProbe", "readinessProbe") if c[kind]["httpGet"]["path"] != "/v2/models/recommender/ready"]
+            wrong += [
+                f"{name(d)}: {kind} must ask for the ensemble"
+                for kind in ("startupProbe", "readinessProbe")
+                if c[kind]["httpGet"]["path"] != "/v2/models/recommender/ready"
+            ]
             if c["livenessProbe"]["httpGet"]["path"] == "/v2/models/recommender/ready":
-                wrong.append(f"{name(d)}: a bundle that can't be loaded must not restart the server again and again")
+                wrong.append(
+                    f"{name(d)}: a bundle that can't be loaded must not restart the server again and again"
+                )
     return wrong
 
 
@@ -192,35 +328,64 @@ def quantities(docs):
     "Quantities mean what is intended: memory in binary units, limits not below requests, targets in the unit of their metric."
     wrong = []
     for d, spec, c in containers(docs):
-        asked, most = c.get("resources", {}).get("requests", {}), c.get("resources", {}).get("limits", {})
+        asked, most = (
+            c.get("resources", {}).get("requests", {}),
+            c.get("resources", {}).get("limits", {}),
+        )
         if not {"cpu", "memory"} <= set(asked) or "memory" not in most:
-            wrong.append(f"{name(d)}: container {c['name']} must request cpu and memory, and limit memory")
+            wrong.append(
+                f"{name(d)}: container {c['name']} must request cpu and memory, and limit memory"
+            )
             continue
         for where, q in (("request", asked["memory"]), ("limit", most["memory"])):
             if not mebibytes(q):
-                wrong.append(f"{name(d)}: the memory {where} of {c['name']} is {q}, expected Mi or Gi (512m is half a byte)")
+                wrong.append(
+                    f"{name(d)}: the memory {where} of {c['name']} is {q}, expected Mi or Gi (512m is half a byte)"
+                )
         if not re.fullmatch(r"[1-9]\d?|[1-9]\d{1,3}m", str(asked["cpu"])):
-            wrong.append(f"{name(d)}: {c['name']} requests {asked['cpu']} cpu, expected 1 to 99 cores or 10m to 9999m")
-        if mebibytes(asked["memory"]) and mebibytes(most["memory"]) and mebibytes(asked["memory"]) > mebibytes(most["memory"]):
+            wrong.append(
+                f"{name(d)}: {c['name']} requests {asked['cpu']} cpu, expected 1 to 99 cores or 10m to 9999m"
+            )
+        if (
+            mebibytes(asked["memory"])
+            and mebibytes(most["memory"])
+            and mebibytes(asked["memory"]) > mebibytes(most["memory"])
+        ):
             wrong.append(f"{name(d)}: {c['name']} requests more memory than its limit")
         for v in spec.get("volumes", ()):
-            if v.get("emptyDir", {}).get("medium") == "Memory" and any(m["name"] == v["name"] for m in c.get("volumeMounts", ())):
+            if v.get("emptyDir", {}).get("medium") == "Memory" and any(
+                m["name"] == v["name"] for m in c.get("volumeMounts", ())
+            ):
                 size = mebibytes(v["emptyDir"].get("sizeLimit"))
                 if not size or not 256 <= size <= (mebibytes(most["memory"]) or 0) / 2:
-                    wrong.append(f"{name(d)}: {v['name']} is memory: expected a size of 256Mi to half of the limit, found {v['emptyDir'].get('sizeLimit')}")
+                    wrong.append(
+                        f"{name(d)}: {v['name']} is memory: expected a size of 256Mi to half of the limit, found {v['emptyDir'].get('sizeLimit')}"
+                    )
     for d in kinds(docs, "HorizontalPodAutoscaler"):
         if d["spec"]["minReplicas"] > d["spec"]["maxReplicas"]:
             wrong.append(f"{name(d)}: fewest replicas above most")
         for m in d["spec"]["metrics"]:
-            value, metric = m.get("pods", {}).get("target", {}).get("averageValue"), m.get("pods", {}).get("metric", {}).get("name", "")
-            if value is not None and "milliseconds" in metric and not re.fullmatch(r"[1-9]\d{0,2}", str(value)):
-                wrong.append(f"{name(d)}: a target of {value} for {metric}, expected 1 to 999 without a suffix: m is a thousandth, not a millisecond")
+            value, metric = (
+                m.get("pods", {}).get("target", {}).get("averageValue"),
+                m.get("pods", {}).get("metric", {}).get("name", ""),
+            )
+            if (
+                value is not None
+                and "milliseconds" in metric
+                and not re.fullmatch(r"[1-9]\d{0,2}", str(value))
+            ):
+                wrong.append(
+                    f"{name(d)}: a target of {value} for {metric}, expected 1 to 999 without a suffix: m is a thousandth, not a millisecond"
+                )
     return wrong
 
 
 def images(docs):
     "Images have a version, and those of ours have a Dockerfile and the project's version."
-    wrong, version = [], re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    wrong, version = (
+        [],
+        re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1],
+    )
     for d, spec, c in containers(docs):
         image = c["image"]
         tag = image.rsplit("/", 1)[-1].partition(":")[2]
@@ -229,8 +394,12 @@ def images(docs):
         if "REGISTRY" in image:
             wrong.append(f"{name(d)}: image {image} has no registry")
         short = image.rsplit("/", 1)[-1].partition(":")[0]
-        if short.startswith("recsys-") and (short.removeprefix("recsys-") not in OWN or tag != version):
-            wrong.append(f"{name(d)}: image {image} is not one that k8s/images builds in version {version}")
+        if short.startswith("recsys-") and (
+            short.removeprefix("recsys-") not in OWN or tag != version
+        ):
+            wrong.append(
+                f"{name(d)}: image {image} is not one that k8s/images builds in version {version}"
+            )
     return wrong
 
 
@@ -240,11 +409,17 @@ def endings(docs):
     for d, spec, c in containers(docs):
         if c["name"] not in DRAIN:
             continue
-        pause = int(c.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["", "0"])[1])
+        pause = int(
+            c.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["", "0"])[1]
+        )
         if c["name"] in ("triton", "gateway") and pause < 5:
-            wrong.append(f"{name(d)}: requests still come while {c['name']} ends: it needs a preStop pause of 5 s or more")
+            wrong.append(
+                f"{name(d)}: requests still come while {c['name']} ends: it needs a preStop pause of 5 s or more"
+            )
         if spec.get("terminationGracePeriodSeconds", 30) < pause + DRAIN[c["name"]] + 5:
-            wrong.append(f"{name(d)}: {spec.get('terminationGracePeriodSeconds', 30)} s are too few for a pause of {pause} s and {DRAIN[c['name']]} s for requests")
+            wrong.append(
+                f"{name(d)}: {spec.get('terminationGracePeriodSeconds', 30)} s are too few for a pause of {pause} s and {DRAIN[c['name']]} s for requests"
+            )
     return wrong
 
 
@@ -253,14 +428,31 @@ def security(docs):
     wrong = []
     for d, spec, c in containers(docs):
         own, pod = c.get("securityContext", {}), spec.get("securityContext", {})
-        for ok, what in ((pod.get("runAsNonRoot") and pod.get("runAsUser"), "may run as root"), (pod.get("seccompProfile", {}).get("type") == "RuntimeDefault", "has no seccomp profile"),
-                         (own.get("allowPrivilegeEscalation") is False, "may gain privileges"), (own.get("capabilities", {}).get("drop") == ["ALL"], "keeps capabilities"),
-                         (own.get("readOnlyRootFilesystem"), "may write into its image"), (spec.get("automountServiceAccountToken") is False, "has a token of the API"),
-                         (not any(spec.get(k) for k in ("hostNetwork", "hostPID", "hostIPC")) and not own.get("privileged"), "reaches the host")):
+        for ok, what in (
+            (pod.get("runAsNonRoot") and pod.get("runAsUser"), "may run as root"),
+            (
+                pod.get("seccompProfile", {}).get("type") == "RuntimeDefault",
+                "has no seccomp profile",
+            ),
+            (own.get("allowPrivilegeEscalation") is False, "may gain privileges"),
+            (own.get("capabilities", {}).get("drop") == ["ALL"], "keeps capabilities"),
+            (own.get("readOnlyRootFilesystem"), "may write into its image"),
+            (spec.get("automountServiceAccountToken") is False, "has a token of the API"),
+            (
+                not any(spec.get(k) for k in ("hostNetwork", "hostPID", "hostIPC"))
+                and not own.get("privileged"),
+                "reaches the host",
+            ),
+        ):
             if not ok:
                 wrong.append(f"{name(d)}: container {c['name']} {what}")
     for d in kinds(docs, "Role", "ClusterRole"):
-        wrong += [f"{name(d)}: grants {x} on {', '.join(r['resources'])}" for r in d["rules"] for x in ("*", "escalate", "bind", "impersonate") if x in r["verbs"] + r["resources"]]
+        wrong += [
+            f"{name(d)}: grants {x} on {', '.join(r['resources'])}"
+            for r in d["rules"]
+            for x in ("*", "escalate", "bind", "impersonate")
+            if x in r["verbs"] + r["resources"]
+        ]
     for d in kinds(docs, "Secret"):
         wrong.append(f"{name(d)}: a secret in a file")
     return wrong
@@ -270,12 +462,31 @@ def network(docs):
     "Under the policy that denies everything, those who must talk may: out of the one and into the other."
     wrong = []
     policies = kinds(docs, "NetworkPolicy")
-    if not any(p["spec"]["podSelector"] == {} and set(p["spec"]["policyTypes"]) == {"Ingress", "Egress"} and not p["spec"].get("egress") and not p["spec"].get("ingress") for p in policies):
+    if not any(
+        p["spec"]["podSelector"] == {}
+        and set(p["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+        and not p["spec"].get("egress")
+        and not p["spec"].get("ingress")
+        for p in policies
+    ):
         wrong.append("no policy denies everything")
-    labels = {t["metadata"]["labels"]["app.kubernetes.io/name"]: t["metadata"]["labels"] for _, t in pods(docs)}
-    rules = lambda who, side: [r for p in policies if side.title() in p["spec"]["policyTypes"] and matches(p["spec"]["podSelector"], labels.get(who)) for r in p["spec"].get(side, ())]
+    labels = {
+        t["metadata"]["labels"]["app.kubernetes.io/name"]: t["metadata"]["labels"]
+        for _, t in pods(docs)
+    }
+    rules = lambda who, side: [
+        r
+        for p in policies
+        if side.title() in p["spec"]["policyTypes"]
+        and matches(p["spec"]["podSelector"], labels.get(who))
+        for r in p["spec"].get(side, ())
+    ]
     named = lambda r, port: port in [p["port"] for p in r["ports"]]
-    peer = lambda peers, who: any(matches(x["podSelector"], labels.get(who)) for x in peers if "podSelector" in x and "namespaceSelector" not in x)
+    peer = lambda peers, who: any(
+        matches(x["podSelector"], labels.get(who))
+        for x in peers
+        if "podSelector" in x and "namespaceSelector" not in x
+    )
     for a, b, port in FLOWS:
         if not any(named(r, port) and peer(r["to"], b) for r in rules(a, "egress")):
             wrong.append(f"{a} may not send to {b} ({port})")
@@ -293,6 +504,7 @@ def commands(docs):
 
     from recsys.cli import app
     from recsys.pods import ROLES
+
     wrong, root = [], get_command(app)
     for d, spec, c in containers(docs):
         line = c.get("command", []) + c.get("args", [])
@@ -304,17 +516,27 @@ def commands(docs):
             context = root.commands[line[1]].make_context(line[1], line[2:])
             if line[1] == "pod" and context.params["role"] not in ROLES:
                 wrong.append(f"{name(d)}: there is no pod {context.params['role']}")
-        except Exception as e:     # click's own, wherever typer keeps it
+        except Exception as e:  # click's own, wherever typer keeps it
             wrong.append(f"{name(d)}: {' '.join(line)}: {getattr(e, 'message', e)}")
-        if "127.0.0.1" not in line and "0.0.0.0" not in line and any("httpGet" in c.get(k, {}) for k in ("readinessProbe", "livenessProbe")):
+        if (
+            "127.0.0.1" not in line
+            and "0.0.0.0" not in line
+            and any("httpGet" in c.get(k, {}) for k in ("readinessProbe", "livenessProbe"))
+        ):
             wrong.append(f"{name(d)}: {c['name']} listens on the loopback address only")
     return wrong
 
 
 def nodes(docs):
     "Where nodes are chosen by pool there is such a pool, and its taints are borne."
-    pools = [yaml.safe_load(x) for x in (ROOT / "k8s/cloud/karpenter/pools.yaml").read_text().split("\n---\n")]
-    by_label = {p["spec"]["template"]["metadata"]["labels"]["recsys.io/pool"]: p["spec"]["template"]["spec"] for p in pools}
+    pools = [
+        yaml.safe_load(x)
+        for x in (ROOT / "k8s/cloud/karpenter/pools.yaml").read_text().split("\n---\n")
+    ]
+    by_label = {
+        p["spec"]["template"]["metadata"]["labels"]["recsys.io/pool"]: p["spec"]["template"]["spec"]
+        for p in pools
+    }
     wrong = []
     for d, t in pods(docs):
         pool = t["spec"].get("nodeSelector", {}).get("recsys.io/pool")
@@ -323,9 +545,21 @@ def nodes(docs):
         if pool not in by_label:
             wrong.append(f"{name(d)}: there is no node pool {pool}")
             continue
-        bears = lambda taint: any(x["key"] == taint["key"] and (x["operator"] == "Exists" or x.get("value") == taint["value"]) for x in t["spec"].get("tolerations", ()))
-        wrong += [f"{name(d)}: does not bear the taint {x['key']}={x['value']} of its nodes" for x in by_label[pool]["taints"] if not bears(x)]
-        capacity = next(r["values"] for r in by_label[pool]["requirements"] if r["key"] == "karpenter.sh/capacity-type")
+        bears = lambda taint: any(
+            x["key"] == taint["key"]
+            and (x["operator"] == "Exists" or x.get("value") == taint["value"])
+            for x in t["spec"].get("tolerations", ())
+        )
+        wrong += [
+            f"{name(d)}: does not bear the taint {x['key']}={x['value']} of its nodes"
+            for x in by_label[pool]["taints"]
+            if not bears(x)
+        ]
+        capacity = next(
+            r["values"]
+            for r in by_label[pool]["requirements"]
+            if r["key"] == "karpenter.sh/capacity-type"
+        )
         if "spot" in capacity:
             wrong.append(f"{name(d)}: serves from nodes that may be taken away")
     return wrong
@@ -334,12 +568,38 @@ def nodes(docs):
 def metrics(docs):
     "The autoscaler's metric is recorded by a rule and handed on by the adapter; monitors ask where metrics are."
     wrong = []
-    recorded = {r["record"] for d in kinds(docs, "PrometheusRule") for g in d["spec"]["groups"] for r in g["rules"] if "record" in r}
-    handed = {r["name"]["matches"] for r in yaml.safe_load((ROOT / "k8s/cloud/platform/prometheus-adapter.yaml").read_text())["rules"]["custom"]}
+    recorded = {
+        r["record"]
+        for d in kinds(docs, "PrometheusRule")
+        for g in d["spec"]["groups"]
+        for r in g["rules"]
+        if "record" in r
+    }
+    handed = {
+        r["name"]["matches"]
+        for r in yaml.safe_load((ROOT / "k8s/cloud/platform/prometheus-adapter.yaml").read_text())[
+            "rules"
+        ]["custom"]
+    }
     for d in kinds(docs, "HorizontalPodAutoscaler"):
         for m in (m["pods"]["metric"]["name"] for m in d["spec"]["metrics"] if m["type"] == "Pods"):
-            wrong += [f"{name(d)}: no rule records {m}"] * (m not in recorded) + [f"{name(d)}: the adapter does not hand on {m}"] * (m not in handed)
+            wrong += [f"{name(d)}: no rule records {m}"] * (m not in recorded) + [
+                f"{name(d)}: the adapter does not hand on {m}"
+            ] * (m not in handed)
     return wrong
 
 
-RULES = [selectors, volumes, references, probes, quantities, images, endings, security, network, commands, nodes, metrics]
+RULES = [
+    selectors,
+    volumes,
+    references,
+    probes,
+    quantities,
+    images,
+    endings,
+    security,
+    network,
+    commands,
+    nodes,
+    metrics,
+]

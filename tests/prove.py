@@ -1,4 +1,5 @@
 """The big counts: `make prove` checks them and writes outputs/prove.json; the exit code is 1 where one fails."""
+
 import sys
 import tempfile
 import time
@@ -14,32 +15,96 @@ def encoder_equals_nvtabular(n=10_000):
     "Generated users, items and contexts: known, unknown, missing, extreme."
     from recsys.data_prep import encoder_difference, fit_features
     from recsys.features import make_contract
+
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(50)]
-    users = pd.DataFrame(dict(user_id="u", gender=rng.choice(["F", "M", None], 300), age=np.where(rng.random(300) < 0.1, np.nan, rng.integers(16, 90, 300))))
-    items = pd.DataFrame(dict(item_id=[f"i{k}" for k in range(300)], category_l1=rng.choice(words, 300), price=rng.lognormal(3, 2, 300)))
-    context = pd.DataFrame(dict(hour=[str(i % 24) for i in range(48)], weekday=[str(i % 7) for i in range(48)], device_type=["a", "b"] * 24))
+    users = pd.DataFrame(
+        dict(
+            user_id="u",
+            gender=rng.choice(["F", "M", None], 300),
+            age=np.where(rng.random(300) < 0.1, np.nan, rng.integers(16, 90, 300)),
+        )
+    )
+    items = pd.DataFrame(
+        dict(
+            item_id=[f"i{k}" for k in range(300)],
+            category_l1=rng.choice(words, 300),
+            price=rng.lognormal(3, 2, 300),
+        )
+    )
+    context = pd.DataFrame(
+        dict(
+            hour=[str(i % 24) for i in range(48)],
+            weekday=[str(i % 7) for i in range(48)],
+            device_type=["a", "b"] * 24,
+        )
+    )
     contract, _ = make_contract(users, items, True, False, False, default_params())
-    encoder, flows = fit_features(contract, dict(user=users, context=context, item=items), "UTC", Path(tempfile.mkdtemp()))
-    text = lambda m, known: [None if r < 0.1 else str(rng.choice(known)) if r < 0.7 else "".join(chr(rng.integers(33, 0x2FFF)) for _ in range(rng.integers(1, 9))) for r in rng.random(m)]
+    encoder, flows = fit_features(
+        contract, dict(user=users, context=context, item=items), "UTC", Path(tempfile.mkdtemp())
+    )
+    text = lambda m, known: [
+        None
+        if r < 0.1
+        else str(rng.choice(known))
+        if r < 0.7
+        else "".join(chr(rng.integers(33, 0x2FFF)) for _ in range(rng.integers(1, 9)))
+        for r in rng.random(m)
+    ]
     number = lambda m: np.where(rng.random(m) < 0.1, np.nan, np.exp(rng.uniform(-60, 60, m)))
     worst = 0.0
     for _ in progress(range(n // 100), "encoder against NVTabular"):
-        worst = max(worst, encoder_difference(flows["user"], encoder, "user", pd.DataFrame(dict(gender=text(100, ["F", "M"]), age=number(100)))),
-                    encoder_difference(flows["item"], encoder, "item", pd.DataFrame(dict(item_id=text(100, list(items.item_id)), category_l1=text(100, words), price=number(100)))),
-                    encoder_difference(flows["context"], encoder, "context", pd.DataFrame(dict(hour=text(100, list("0123456789")), weekday=text(100, list("0123456")), device_type=text(100, ["a", "b"])))))
+        worst = max(
+            worst,
+            encoder_difference(
+                flows["user"],
+                encoder,
+                "user",
+                pd.DataFrame(dict(gender=text(100, ["F", "M"]), age=number(100))),
+            ),
+            encoder_difference(
+                flows["item"],
+                encoder,
+                "item",
+                pd.DataFrame(
+                    dict(
+                        item_id=text(100, list(items.item_id)),
+                        category_l1=text(100, words),
+                        price=number(100),
+                    )
+                ),
+            ),
+            encoder_difference(
+                flows["context"],
+                encoder,
+                "context",
+                pd.DataFrame(
+                    dict(
+                        hour=text(100, list("0123456789")),
+                        weekday=text(100, list("0123456")),
+                        device_type=text(100, ["a", "b"]),
+                    )
+                ),
+            ),
+        )
     return worst < 1e-5, dict(rows=n, largest_relative_difference=worst)
 
 
 def bloom_keeps_its_bound(n=1_000_000):
     "False positives of full filters over the whole window, at the stated error."
     from recsys.bloom import SeenItems
+
     share = {}
-    for days, capacity, error in progress([(3, 1000, 0.01), (7, 1000, 0.01), (3, 100, 0.001)], "Bloom filters"):
+    for days, capacity, error in progress(
+        [(3, 1000, 0.01), (7, 1000, 0.01), (3, 100, 0.001)], "Bloom filters"
+    ):
         f = SeenItems(days=days, capacity=capacity, error=error, last=1)
         now = 20_000 * 86400
-        for d in range(days + 1): f.add("u", [f"seen {d} {i}" for i in range(capacity)], now - d * 86400, now=now)
-        share[f"{days} days, {capacity} items, error {error}"] = float(np.mean(f.seen("u", [f"new {i}" for i in range(n)], now))) / error
+        for d in range(days + 1):
+            f.add("u", [f"seen {d} {i}" for i in range(capacity)], now - d * 86400, now=now)
+        share[f"{days} days, {capacity} items, error {error}"] = (
+            float(np.mean(f.seen("u", [f"new {i}" for i in range(n)], now))) / error
+        )
     return max(share.values()) <= 1.05, dict(tests=n, share_of_the_bound=share)
 
 
@@ -48,29 +113,75 @@ def seen_stores_behave_alike(n=10_000, tests=200_000):
     from recsys.bloom import DAY, SeenItems, day_of, hash_ids, window
     from recsys.seen import SeenStore
     from recsys.servers import EmbeddedValkey, connect
+
     rng, start, wrong, share = np.random.default_rng(0), 20_000 * DAY, 0, {}
     with tempfile.TemporaryDirectory() as d, EmbeddedValkey(Path(d) / "bf") as server:
         client = connect(server.url, 20_000)
         for u in progress(range(n // 40), "seen stores"):
-            days, capacity, clock, taken = int(rng.integers(1, 6)), int(rng.integers(10, 60)), start, {}
-            memory, *stores = SeenItems(days, capacity, 0.01, last=5), *(SeenStore(client, days, capacity, 0.01, kind, recent=5) for kind in ("bitmap", "bf"))
-            for i, step, late in zip(rng.integers(0, 60, 40), rng.integers(0, DAY // 2, 40), rng.integers(0, 3 * DAY, 40)):
+            days, capacity, clock, taken = (
+                int(rng.integers(1, 6)),
+                int(rng.integers(10, 60)),
+                start,
+                {},
+            )
+            memory, *stores = (
+                SeenItems(days, capacity, 0.01, last=5),
+                *(
+                    SeenStore(client, days, capacity, 0.01, kind, recent=5)
+                    for kind in ("bitmap", "bf")
+                ),
+            )
+            for i, step, late in zip(
+                rng.integers(0, 60, 40), rng.integers(0, DAY // 2, 40), rng.integers(0, 3 * DAY, 40)
+            ):
                 clock += int(step)
-                old = {s.add(f"u{u}.{k}", f"i{i}", clock - int(late), clock) for k, s in (("m", memory), ("bitmap", stores[0]), ("bf", stores[1]))}
-                if old == {0}: taken.setdefault(f"i{i}", []).append(clock - int(late))
+                old = {
+                    s.add(f"u{u}.{k}", f"i{i}", clock - int(late), clock)
+                    for k, s in (("m", memory), ("bitmap", stores[0]), ("bf", stores[1]))
+                }
+                if old == {0}:
+                    taken.setdefault(f"i{i}", []).append(clock - int(late))
                 wrong += len(old) != 1
-            ids = [f"i{i}" for i in range(60)]; h = hash_ids(ids)
+            ids = [f"i{i}" for i in range(60)]
+            h = hash_ids(ids)
             for at in (clock, clock + DAY, clock + (days + 1) * DAY):
-                exact = np.array([any(day_of(t) in window(at, days) for t in taken.get(i, ())) for i in ids])
-                got = [memory.seen(f"u{u}.m", h, at), *(s.seen([f"u{u}.{s.kind}"], [h], [ids], at)[0] for s in stores)]
-                wrong += int((got[0] != got[1]).sum()) + sum(int((exact & ~g).sum()) + max(0, int((g & ~exact).sum()) - 2) for g in got)
-        unseen = [f"n{i}" for i in range(tests)]; h = hash_ids(unseen); now = start + 40 * DAY
+                exact = np.array(
+                    [any(day_of(t) in window(at, days) for t in taken.get(i, ())) for i in ids]
+                )
+                got = [
+                    memory.seen(f"u{u}.m", h, at),
+                    *(s.seen([f"u{u}.{s.kind}"], [h], [ids], at)[0] for s in stores),
+                ]
+                wrong += int((got[0] != got[1]).sum()) + sum(
+                    int((exact & ~g).sum()) + max(0, int((g & ~exact).sum()) - 2) for g in got
+                )
+        unseen = [f"n{i}" for i in range(tests)]
+        h = hash_ids(unseen)
+        now = start + 40 * DAY
         for kind in ("bitmap", "bf"):
-            for days, capacity, error, fill in ((3, 1000, 0.01, 1), (7, 1000, 0.01, 3), (3, 100, 0.001, 15)):
-                s, user = SeenStore(client, days, capacity, error, kind), f"{kind}.{days}.{capacity}"
-                for d in range(days + 1): s.add(user, [f"seen {d} {i}" for i in range(capacity * fill)], now - d * DAY, now, event_type="")
-                share[f"{kind}, {days} days, {capacity} items filled {fill} times, error {error}"] = float(np.mean(s.seen([user], [h], [unseen], now)[0])) / error
-    return wrong == 0 and max(share.values()) <= 1.05, dict(events=n, wrong=wrong, tests=tests, share_of_the_bound=share)
+            for days, capacity, error, fill in (
+                (3, 1000, 0.01, 1),
+                (7, 1000, 0.01, 3),
+                (3, 100, 0.001, 15),
+            ):
+                s, user = (
+                    SeenStore(client, days, capacity, error, kind),
+                    f"{kind}.{days}.{capacity}",
+                )
+                for d in range(days + 1):
+                    s.add(
+                        user,
+                        [f"seen {d} {i}" for i in range(capacity * fill)],
+                        now - d * DAY,
+                        now,
+                        event_type="",
+                    )
+                share[
+                    f"{kind}, {days} days, {capacity} items filled {fill} times, error {error}"
+                ] = float(np.mean(s.seen([user], [h], [unseen], now)[0])) / error
+    return wrong == 0 and max(share.values()) <= 1.05, dict(
+        events=n, wrong=wrong, tests=tests, share_of_the_bound=share
+    )
 
 
 def served_alike(n=10_000):
@@ -80,11 +191,16 @@ def served_alike(n=10_000):
 
     from recsys.serving import Client
     from recsys.triton import run_params, served
+
     with tempfile.TemporaryDirectory() as d:
-        p = run_params(tiny_run(Path(d) / "outputs") / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
+        p = run_params(
+            tiny_run(Path(d) / "outputs") / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0
+        )
         with served(p, worker=False) as (server, url, _), Client(server.grpc, timeout=10) as client:
-            ties = compare(p, url, client, n, progress=lambda x: progress(x, "requests, three ways"))
-    return True, dict(requests=n, places_that_differ_by_a_tie=ties)      # a difference is an error
+            ties = compare(
+                p, url, client, n, progress=lambda x: progress(x, "requests, three ways")
+            )
+    return True, dict(requests=n, places_that_differ_by_a_tie=ties)  # a difference is an error
 
 
 def offpolicy_covers_the_truth(n=100):
@@ -92,14 +208,26 @@ def offpolicy_covers_the_truth(n=100):
     from recsys.catalog import make_catalog
     from recsys.offpolicy import covered, policy_on, shop_requests, true_clicks
     from recsys.shop import Shop
+
     requests = shop_requests(Shop(make_catalog(600, seed=42), n_users=2000, seed=42))
-    policies = {"temperature 0.6": lambda x: policy_on(x, temperature=0.6), "temperature 1.5": lambda x: policy_on(x, temperature=1.5), "the ideal ranker": lambda x: policy_on(x, scores=x["ideal"])}
+    policies = {
+        "temperature 0.6": lambda x: policy_on(x, temperature=0.6),
+        "temperature 1.5": lambda x: policy_on(x, temperature=1.5),
+        "the ideal ranker": lambda x: policy_on(x, scores=x["ideal"]),
+    }
     truth = {name: true_clicks(requests, make(requests), 200) for name, make in policies.items()}
     cases = [(name, weights) for name in policies for weights in ("prefix", "place")]
-    counts = {f"{name}, {weights}": covered(requests, policies[name], weights, n, truth=truth[name]) for name, weights in progress(cases, "off-policy intervals")}
+    counts = {
+        f"{name}, {weights}": covered(requests, policies[name], weights, n, truth=truth[name])
+        for name, weights in progress(cases, "off-policy intervals")
+    }
     near = {name: c for name, c in counts.items() if c["trusted"] > n / 2}
     far = set(counts) - set(near)
-    return far == {"the ideal ranker, prefix"} and min(c[e] for c in near.values() for e in ("ips", "snips", "dr")) >= 0.93 * n, dict(runs=n, truth=truth, logged=true_clicks(requests, policy_on(requests), 200), covered=counts)
+    return far == {"the ideal ranker, prefix"} and min(
+        c[e] for c in near.values() for e in ("ips", "snips", "dr")
+    ) >= 0.93 * n, dict(
+        runs=n, truth=truth, logged=true_clicks(requests, policy_on(requests), 200), covered=counts
+    )
 
 
 def explanations_add_up(n=5_000):
@@ -108,13 +236,27 @@ def explanations_add_up(n=5_000):
 
     from recsys.explain import explain
     from recsys.recommender import load_run
+
     with tempfile.TemporaryDirectory() as d:
         rec = load_run(str(tiny_run(Path(d) / "outputs") / "tiny"))
-        rng, e, ids, worst, out = np.random.default_rng(0), rec.users.prep.events, [i.decode() for i in rec.bundle.ids], 0.0, 0
+        rng, e, ids, worst, out = (
+            np.random.default_rng(0),
+            rec.users.prep.events,
+            [i.decode() for i in rec.bundle.ids],
+            0.0,
+            0,
+        )
         for c in progress(rng.integers(0, len(e["user"]), n), "explanations"):
             user = rec.users.ids[e["user"][c]].decode() if e["user"][c] >= 0 else ""
-            found = explain(rec, dict(user_id=user, timestamp=int(e["timestamp"][c])), ids[rng.integers(len(ids))], k=int(rng.integers(1, 50)))
-            worst = max(worst, abs(sum(found["ranked"]["groups"].values()) - found["ranked"]["difference"]))
+            found = explain(
+                rec,
+                dict(user_id=user, timestamp=int(e["timestamp"][c])),
+                ids[rng.integers(len(ids))],
+                k=int(rng.integers(1, 50)),
+            )
+            worst = max(
+                worst, abs(sum(found["ranked"]["groups"].values()) - found["ranked"]["difference"])
+            )
             out += not found["retrieved"]["retrieved"]
     return worst < 1e-4, dict(pairs=n, not_retrieved=out, largest_gap=worst)
 
@@ -126,11 +268,22 @@ def gateway_never_breaks(n=10_000):
 
     from recsys.shop_window import shop_window
     from recsys.triton import run_params
+
     with tempfile.TemporaryDirectory() as d:
-        p = run_params(tiny_run(Path(d) / "outputs") / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, GATEWAY_PORT=0)
+        p = run_params(
+            tiny_run(Path(d) / "outputs") / "tiny",
+            HTTP_PORT=0,
+            GRPC_PORT=0,
+            METRICS_PORT=0,
+            GATEWAY_PORT=0,
+        )
         with shop_window(p) as (address, server, gateway):
-            counts = send_all(int(address.split(":")[2].split("/")[0]), address.partition("#key=")[2], n)
-            return gateway.running() and server.running(), dict(bodies=n, statuses=counts)     # a 500 is an error
+            counts = send_all(
+                int(address.split(":")[2].split("/")[0]), address.partition("#key=")[2], n
+            )
+            return gateway.running() and server.running(), dict(
+                bodies=n, statuses=counts
+            )  # a 500 is an error
 
 
 def promotions_are_whole(n=100_000, moves=5):
@@ -141,22 +294,46 @@ def promotions_are_whole(n=100_000, moves=5):
     from recsys.bundles import after_promotion, keep_bundle, point, read_live
     from recsys.core import read_json
     from recsys.promote import move, roll_back, served_live
+
     with tempfile.TemporaryDirectory() as d:
         home = two_runs(tiny_run(Path(d) / "outputs"))
-        versions = [keep_bundle(home, home / run / "bundle", run=run, online=read_json(home / run / "triton/online.json"), data="the same", metrics={}) for run in ("first", "second")]
+        versions = [
+            keep_bundle(
+                home,
+                home / run / "bundle",
+                run=run,
+                online=read_json(home / run / "triton/online.json"),
+                data="the same",
+                metrics={},
+            )
+            for run in ("first", "second")
+        ]
         point(home, versions[0], [])
         with served_live(home, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0) as one:
             requests = requests_of(home / "first")
-            with Traffic([one.server.grpc], requests, right_answers(home, one.url, versions, requests)) as traffic:
+            with Traffic(
+                [one.server.grpc], requests, right_answers(home, one.url, versions, requests)
+            ) as traffic:
                 seconds = []
                 for i in progress(range(moves), "promotions"):
                     traffic.wait(n * (i + 1) // (moves + 1), 7200)
                     version = versions[(i + 1) % 2]
-                    seconds.append(move(home, version, after_promotion(read_live(home), version))["seconds"])
+                    seconds.append(
+                        move(home, version, after_promotion(read_live(home), version))["seconds"]
+                    )
                 traffic.wait(n, 7200)
             back = roll_back(home)["seconds"]
-    figures = dict(requests=traffic.answers.total(), failed=len(traffic.failed), mixed=len(traffic.mixed), answers=dict(traffic.answers), promotion_seconds=seconds, rollback_seconds=back)
-    return not traffic.failed and not traffic.mixed and len(traffic.answers) == 2 and back < 5, figures
+    figures = dict(
+        requests=traffic.answers.total(),
+        failed=len(traffic.failed),
+        mixed=len(traffic.mixed),
+        answers=dict(traffic.answers),
+        promotion_seconds=seconds,
+        rollback_seconds=back,
+    )
+    return not traffic.failed and not traffic.mixed and len(
+        traffic.answers
+    ) == 2 and back < 5, figures
 
 
 def quiet_days_stay_quiet(days=20, trained=14):
@@ -172,41 +349,105 @@ def quiet_days_stay_quiet(days=20, trained=14):
     from recsys.pipeline import STAGES, run_here
     from recsys.recommender import Bundle, Recommender, UserMemory
     from recsys.sources import make_shop
+
     with tempfile.TemporaryDirectory() as d:
         small = dict(OUTPUTS=d, SHOP_IMAGES=False, IMAGE_ENCODER="none", TT_EPOCHS=3, DLRM_EPOCHS=2)
-        whole = default_params(RUN="whole", SHOP_DAYS=trained + days, SHOP_EVENTS=60_000 * (trained + days) // trained, **small)
-        for s in ("ingest", "data_prep"): run_here(STAGES[s], whole)
+        whole = default_params(
+            RUN="whole",
+            SHOP_DAYS=trained + days,
+            SHOP_EVENTS=60_000 * (trained + days) // trained,
+            **small,
+        )
+        for s in ("ingest", "data_prep"):
+            run_here(STAGES[s], whole)
         shop, files = make_shop(whole), run_dir(whole) / "ingest"
         t, end = pq.read_table(files / "interactions.parquet"), shop.start + trained * DAY
         pq.write_table(t.filter(pc.less(t["timestamp"], end)), f"{d}/past.parquet")
-        past = default_params(RUN="past", SOURCE="parquet", INTERACTIONS=f"{d}/past.parquet", ITEMS=str(files / "items.parquet"), USERS=str(files / "users.parquet"), **small)
-        for s in "ingest data_prep embeddings two_tower index neighbours dlrm bundle".split(): run_here(STAGES[s], past)
-        bundle, prep, later = Bundle(stage_dir(past, "bundle")), load_prepared(past), load_prepared(whole)
-        assert pq.read_table(stage_dir(whole, "data_prep") / "items.parquet")["item_id"].to_pylist() == [i.decode() for i in bundle.ids]
-        users = pd.read_parquet(files / "users.parquet").set_index("user_id").reindex([*(u.decode() for u in monitor.user_ids(later)), None])
-        later.user_columns = bundle.encoder.encode("user", {c: users[c].to_numpy() for c in users.columns}, len(users))
-        types, folders = event_types(past), {k: Path(d) / "log" / k for k in ("impressions", "events", "features")}
+        past = default_params(
+            RUN="past",
+            SOURCE="parquet",
+            INTERACTIONS=f"{d}/past.parquet",
+            ITEMS=str(files / "items.parquet"),
+            USERS=str(files / "users.parquet"),
+            **small,
+        )
+        for s in "ingest data_prep embeddings two_tower index neighbours dlrm bundle".split():
+            run_here(STAGES[s], past)
+        bundle, prep, later = (
+            Bundle(stage_dir(past, "bundle")),
+            load_prepared(past),
+            load_prepared(whole),
+        )
+        assert pq.read_table(stage_dir(whole, "data_prep") / "items.parquet")[
+            "item_id"
+        ].to_pylist() == [i.decode() for i in bundle.ids]
+        users = (
+            pd.read_parquet(files / "users.parquet")
+            .set_index("user_id")
+            .reindex([*(u.decode() for u in monitor.user_ids(later)), None])
+        )
+        later.user_columns = bundle.encoder.encode(
+            "user", {c: users[c].to_numpy() for c in users.columns}, len(users)
+        )
+        types, folders = (
+            event_types(past),
+            {k: Path(d) / "log" / k for k in ("impressions", "events", "features")},
+        )
         live, first = Recommender(bundle, UserMemory(later, bundle)), end // DAY
-        reference = monitor.make_reference(Recommender(bundle, UserMemory(prep, bundle)), prep, types, past)
+        reference = monitor.make_reference(
+            Recommender(bundle, UserMemory(prep, bundle)), prep, types, past
+        )
         log_days = range(first - past.MONITOR_DAYS, first + days)
-        for day in progress(log_days, "days of the shop"): monitor.shop_day(live, shop, later, event_types(whole), day, folders)
+        for day in progress(log_days, "days of the shop"):
+            monitor.shop_day(live, shop, later, event_types(whole), day, folders)
         monitor.shop_states(live, later, log_days, folders)
         measured, alarms, found, moved = [], {}, 0, {}
         for day in log_days:
-            today = monitor.measure(folders, monitor.day_name(day * DAY), live, prep, types, reference, past)
+            today = monitor.measure(
+                folders, monitor.day_name(day * DAY), live, prep, types, reference, past
+            )
             if day >= first:
-                verdict = monitor.judge(today, measured[-past.MONITOR_DAYS:], reference, past)
-                if verdict["alarms"]: alarms[today["day"]] = verdict["alarms"]
+                verdict = monitor.judge(today, measured[-past.MONITOR_DAYS :], reference, past)
+                if verdict["alarms"]:
+                    alarms[today["day"]] = verdict["alarms"]
                 for c in verdict["checks"]:
-                    if c["check"].startswith(("input", "scores")): moved[c["check"]] = max(moved.get(c["check"], 0), c["value"])
+                    if c["check"].startswith(("input", "scores")):
+                        moved[c["check"]] = max(moved.get(c["check"], 0), c["value"])
                 counts = np.array(today["inputs"]["device_type"])
-                shifted = today | dict(inputs=today["inputs"] | dict(device_type=(counts // 2 + np.eye(len(counts), dtype=int)[0] * (counts.sum() - (counts // 2).sum())).tolist()))
-                found += monitor.judge(shifted, measured[-past.MONITOR_DAYS:], reference, past)["alarms"].count("input device_type")
+                shifted = today | dict(
+                    inputs=today["inputs"]
+                    | dict(
+                        device_type=(
+                            counts // 2
+                            + np.eye(len(counts), dtype=int)[0]
+                            * (counts.sum() - (counts // 2).sum())
+                        ).tolist()
+                    )
+                )
+                found += monitor.judge(shifted, measured[-past.MONITOR_DAYS :], reference, past)[
+                    "alarms"
+                ].count("input device_type")
             measured.append(today)
-    return sum(map(len, alarms.values())) <= 1 and found == days, dict(days=days, alarms=alarms, device_mix_found=found, largest_drift=dict(sorted(moved.items(), key=lambda x: -x[1])), checks=len(verdict["checks"]))
+    return sum(map(len, alarms.values())) <= 1 and found == days, dict(
+        days=days,
+        alarms=alarms,
+        device_mix_found=found,
+        largest_drift=dict(sorted(moved.items(), key=lambda x: -x[1])),
+        checks=len(verdict["checks"]),
+    )
 
 
-PROOFS = [encoder_equals_nvtabular, bloom_keeps_its_bound, seen_stores_behave_alike, served_alike, offpolicy_covers_the_truth, explanations_add_up, gateway_never_breaks, promotions_are_whole, quiet_days_stay_quiet]
+PROOFS = [
+    encoder_equals_nvtabular,
+    bloom_keeps_its_bound,
+    seen_stores_behave_alike,
+    served_alike,
+    offpolicy_covers_the_truth,
+    explanations_add_up,
+    gateway_never_breaks,
+    promotions_are_whole,
+    quiet_days_stay_quiet,
+]
 
 
 def main():
@@ -214,7 +455,9 @@ def main():
     for proof in (f for f in PROOFS if not wanted or f.__name__ in wanted):
         t = time.perf_counter()
         ok, figures = proof()
-        results[proof.__name__] = dict(ok=bool(ok), seconds=round(time.perf_counter() - t, 1), **figures)
+        results[proof.__name__] = dict(
+            ok=bool(ok), seconds=round(time.perf_counter() - t, 1), **figures
+        )
         print(f"{'proved' if ok else 'FAILED'} {proof.__name__}: {figures}")
     write_json(find_root() / "outputs/prove.json", results)
     sys.exit(not all(r["ok"] for r in results.values()))

@@ -1,4 +1,5 @@
 """Traffic across promotions: every answer must be, item by item, that of the bundle it names."""
+
 import shutil
 import threading
 import time
@@ -29,7 +30,7 @@ def turn_round(bundle, version):
                     if n == out:
                         names[i] = out + "_before"
         m.graph.node.append(helper.make_node("Neg", [out + "_before"], [out]))
-        (bundle / name).unlink()      # it may be the same file as its copy
+        (bundle / name).unlink()  # it may be the same file as its copy
         onnx.save(m, bundle / name)
     manifest = read_json(bundle / "manifest.json")
     files = {n: sha256_file(bundle / n) for n in manifest["files"]}
@@ -46,7 +47,9 @@ def with_other_models(run, target, version):
 def two_runs(home):
     "Make two runs of the tiny one: `first`, and `second` with its models turned round."
     (home / "tiny").rename(home / "first")
-    run_here(STAGES["triton"], run_params(home / "first", VALKEY_TIMEOUT_MS=5000))   # a busy machine is no reason for a page of other items
+    run_here(
+        STAGES["triton"], run_params(home / "first", VALKEY_TIMEOUT_MS=5000)
+    )  # a busy machine is no reason for a page of other items
     with_other_models(home / "first", home / "second", "broken000000")
     return home
 
@@ -55,7 +58,15 @@ def requests_of(run, n=12):
     "Greedy requests with one right answer: known users, new ones, anonymous visitors."
     users = [u.decode() for u in load_arrays(run / "data_prep/users.npz")["user_id"][:n]]
     now = read_json(run / "data_prep/meta.json")["span"][1] + 1
-    return [dict(user_id=u if i % 3 else "" if i % 2 else f"new {i}", k=10, timestamp=now + 60 * i, request_id="canary") for i, u in enumerate(users)]
+    return [
+        dict(
+            user_id=u if i % 3 else "" if i % 2 else f"new {i}",
+            k=10,
+            timestamp=now + 60 * i,
+            request_id="canary",
+        )
+        for i, u in enumerate(users)
+    ]
 
 
 def right_answers(home, url, versions, requests):
@@ -65,10 +76,18 @@ def right_answers(home, url, versions, requests):
         b = Bundle(bundle_path(home, v))
         rec = Recommender(b, online_users(b, url, read_json(live_folder(home) / "online.json")))
         for i, r in enumerate(requests):
-            a = rec.recommend({n: r[n] if n == "k" else [r[n]] for n in ("user_id", "k", "timestamp")})
+            a = rec.recommend(
+                {n: r[n] if n == "k" else [r[n]] for n in ("user_id", "k", "timestamp")}
+            )
             assert not a["reasons"][0]["fallbacks"], a["reasons"]
             out[v, i] = a["item_ids"][0].tolist()
-    assert all(out[a, i] != out[b, i] for a in versions for b in versions if a != b for i in range(len(requests)))   # else nothing could be told from them
+    assert all(
+        out[a, i] != out[b, i]
+        for a in versions
+        for b in versions
+        if a != b
+        for i in range(len(requests))
+    )  # else nothing could be told from them
     return out
 
 
@@ -94,8 +113,13 @@ class Traffic:
                     self.failed.append(str(e))
                     continue
                 self.answers[a["bundle_version"]] += 1
-                if a["item_ids"].tolist() != self.right.get((a["bundle_version"], n)) or a["reasons"]["fallbacks"]:
-                    self.mixed.append((n, a["bundle_version"], a["item_ids"].tolist(), a["reasons"]["fallbacks"]))
+                if (
+                    a["item_ids"].tolist() != self.right.get((a["bundle_version"], n))
+                    or a["reasons"]["fallbacks"]
+                ):
+                    self.mixed.append(
+                        (n, a["bundle_version"], a["item_ids"].tolist(), a["reasons"]["fallbacks"])
+                    )
 
     @staticmethod
     def connected(client):
@@ -110,7 +134,9 @@ class Traffic:
         "Wait for so many answers."
         end = time.monotonic() + seconds
         while self.answers.total() < n:
-            assert time.monotonic() < end, f"{self.answers.total()} of {n} answers in {seconds} s, {self.failed[:3]}"
+            assert time.monotonic() < end, (
+                f"{self.answers.total()} of {n} answers in {seconds} s, {self.failed[:3]}"
+            )
             time.sleep(0.05)
 
     def __enter__(self):
@@ -122,5 +148,3 @@ class Traffic:
         self.done.set()
         for t in self.threads:
             t.join()
-
-

@@ -1,4 +1,5 @@
 """Generated requests answered three ways: the notebook's function, a batch in process with Valkey, and Triton."""
+
 import time
 
 import numpy as np
@@ -14,19 +15,40 @@ def offline(p):
     "The function on users in memory, who know nothing after the moment up to which the online store is filled."
     bundle, prep = Bundle(stage_dir(p, "bundle")), load_prepared(p)
     past = np.asarray(prep.events["timestamp"]) < materialise_until(bundle)
-    prep.events = {n: np.asarray(prep.events[n])[past] for n in ("user", "timestamp", "item", "case")}
+    prep.events = {
+        n: np.asarray(prep.events[n])[past] for n in ("user", "timestamp", "item", "case")
+    }
     return Recommender(bundle, UserMemory(prep, bundle))
 
 
 def requests(rec, n, seed=0):
     "Known, new and anonymous users, idle for up to three days; every field at odd values."
-    rng, ids, items = np.random.default_rng(seed), rec.users.ids, [i.decode() for i in rec.bundle.ids]
+    rng, ids, items = (
+        np.random.default_rng(seed),
+        rec.users.ids,
+        [i.decode() for i in rec.bundle.ids],
+    )
     start = materialise_until(rec.bundle)
     for _ in range(n):
-        user = rng.choice([str(rng.choice(ids).decode()), str(rng.choice(ids).decode()), "", f"new {rng.integers(9)}", "ünknown"])
-        yield dict(user_id=str(user), device_type=str(rng.choice(["mobile", "desktop", "tv set", ""])), timestamp=int(start + rng.integers(0, 3 * 86400) * (rng.random() < 2 / 3)),
-                   k=int(rng.choice([1, 5, 10, 24])), exclude=[str(x) for x in rng.choice([*items, "no such item"], rng.integers(0, 6))],
-                   temperature=float(np.float32(rng.choice([0, 0, 0.5, 2]))), diversity=float(np.float32(rng.choice([0, 0, 0, 0.3]))), seed=int(rng.integers(2**53)))
+        user = rng.choice(
+            [
+                str(rng.choice(ids).decode()),
+                str(rng.choice(ids).decode()),
+                "",
+                f"new {rng.integers(9)}",
+                "ünknown",
+            ]
+        )
+        yield dict(
+            user_id=str(user),
+            device_type=str(rng.choice(["mobile", "desktop", "tv set", ""])),
+            timestamp=int(start + rng.integers(0, 3 * 86400) * (rng.random() < 2 / 3)),
+            k=int(rng.choice([1, 5, 10, 24])),
+            exclude=[str(x) for x in rng.choice([*items, "no such item"], rng.integers(0, 6))],
+            temperature=float(np.float32(rng.choice([0, 0, 0.5, 2]))),
+            diversity=float(np.float32(rng.choice([0, 0, 0, 0.3]))),
+            seed=int(rng.integers(2**53)),
+        )
 
 
 def same(a, b, where):
@@ -35,9 +57,16 @@ def same(a, b, where):
     scores, theirs = (np.asarray(x["scores"], float) for x in (a, b))
     wrong, own = [i for i, (x, y) in enumerate(zip(ids, others)) if x != y], dict(zip(ids, scores))
     # a tie is judged by the items' own scores: a wrong item beside the right number is no tie
-    tied = [abs(scores[i] - theirs[i]) < 1e-5 and abs(own.get(others[i], scores[-1]) - theirs[i]) < 1e-5 for i in wrong]
-    assert len(ids) == len(others) and all(tied), f"{where}: {ids} {others}, scores {scores} {theirs}"
-    assert len(wrong) or np.allclose(a["propensities"], b["propensities"], rtol=1e-3, atol=1e-6), f"{where}: propensities {a['propensities']} {b['propensities']}"
+    tied = [
+        abs(scores[i] - theirs[i]) < 1e-5 and abs(own.get(others[i], scores[-1]) - theirs[i]) < 1e-5
+        for i in wrong
+    ]
+    assert len(ids) == len(others) and all(tied), (
+        f"{where}: {ids} {others}, scores {scores} {theirs}"
+    )
+    assert len(wrong) or np.allclose(a["propensities"], b["propensities"], rtol=1e-3, atol=1e-6), (
+        f"{where}: propensities {a['propensities']} {b['propensities']}"
+    )
     return len(wrong)
 
 
@@ -48,7 +77,7 @@ def patient(ask):
         reasons = answer["reasons"] if isinstance(answer["reasons"], list) else [answer["reasons"]]
         if not any("Timeout" in f["reason"] for r in reasons for f in r["fallbacks"]):
             break
-        time.sleep(0.7)      # the breaker lets nobody through for half a second
+        time.sleep(0.7)  # the breaker lets nobody through for half a second
     return answer
 
 
@@ -56,20 +85,42 @@ def compare(p, url, client, n, seed=0, progress=lambda x: x):
     "Answer n requests three ways; raise where they differ, return how many places differed by a tie."
     rec, online, ties = offline(p), online_parts(p, url)[0], 0
     asked = list(requests(rec, n, seed))
-    one = lambda r, q: {f: v[0] for f, v in r.recommend({f: v if f == "k" else [v] for f, v in q.items()}).items() if f in ("item_ids", "scores", "propensities", "reasons")}
+    one = lambda r, q: {
+        f: v[0]
+        for f, v in r.recommend({f: v if f == "k" else [v] for f, v in q.items()}).items()
+        if f in ("item_ids", "scores", "propensities", "reasons")
+    }
     for q in progress(asked):
         a, t = one(rec, q), patient(lambda: client.recommend(**q, request_id="canary"))
         ties += same(a, t, f"Triton, {q}")
         assert a["reasons"] == t["reasons"], f"{q}: {a['reasons']} {t['reasons']}"
         ties += same(a, patient(lambda: one(online, q)), f"in process with Valkey, {q}")
-    for k in sorted({q["k"] for q in asked}):      # batches: requests of one page size together, as they come
+    for k in sorted(
+        {q["k"] for q in asked}
+    ):  # batches: requests of one page size together, as they come
         group = [q for q in asked if q["k"] == k]
         for i in range(0, len(group), 32):
-            part = group[i:i + 32]
-            together = patient(lambda: client.recommend(k=k, request_id=["canary"] * len(part), **{f: [q[f] for q in part] for f in part[0] if f != "k"}))
-            batch = rec.recommend(dict(k=k, **{f: [q[f] for q in part] for f in part[0] if f != "k"}))
+            part = group[i : i + 32]
+            together = patient(
+                lambda: client.recommend(
+                    k=k,
+                    request_id=["canary"] * len(part),
+                    **{f: [q[f] for q in part] for f in part[0] if f != "k"},
+                )
+            )
+            batch = rec.recommend(
+                dict(k=k, **{f: [q[f] for q in part] for f in part[0] if f != "k"})
+            )
             for j, q in enumerate(part):
                 a = one(rec, q)
-                ties += same(a, {f: together[f][j] for f in ("item_ids", "scores", "propensities")}, f"Triton's batch, {q}")
-                ties += same(a, {f: batch[f][j] for f in ("item_ids", "scores", "propensities")}, f"batch, {q}")
+                ties += same(
+                    a,
+                    {f: together[f][j] for f in ("item_ids", "scores", "propensities")},
+                    f"Triton's batch, {q}",
+                )
+                ties += same(
+                    a,
+                    {f: batch[f][j] for f in ("item_ids", "scores", "propensities")},
+                    f"batch, {q}",
+                )
     return ties

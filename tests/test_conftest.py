@@ -21,7 +21,12 @@ def test_missing_tools_are_counted(pytester):
     """)
     result = pytester.runpytest_subprocess("-n", "2")
     result.assert_outcomes(passed=1, skipped=4)
-    result.stdout.fnmatch_lines(["no-such-tool is not installed: 2 tests not run", "other-tool is not installed: 1 test not run"])
+    result.stdout.fnmatch_lines(
+        [
+            "no-such-tool is not installed: 2 tests not run",
+            "other-tool is not installed: 1 test not run",
+        ]
+    )
     result.stdout.no_fnmatch_line("reason is not installed*")
 
 

@@ -1,4 +1,5 @@
 """The docs site as a reader gets it: built once from a small outputs folder, nothing asked of any network."""
+
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ from recsys.pipeline import DAILY, FULL
 from recsys.recommender import STAGES_MS
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.xdist_group("docs")   # one worker, so that the site is built once
+pytestmark = pytest.mark.xdist_group("docs")  # one worker, so that the site is built once
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +24,33 @@ def site(tmp_path_factory):
     run = outputs / "tiny"
     drawn = next(f for f in notebooks() if "def request_drawing" in f.read_text())
     assert execute(drawn, run / "notebooks" / drawn.name, 60) == ""
-    rows = [dict(system=s, segment="all", metric="ndcg@10", value=v, low=v - .01, high=v + .01, n=500) for s, v in (("popularity", .0815), ("full", .2112))]
-    record = dict(timings=dict(total=12.5), peak_memory_mib=321, notes=["a note of the run"], rows=dict(cases=500), metrics={}, figures=[])
+    rows = [
+        dict(system=s, segment="all", metric="ndcg@10", value=v, low=v - 0.01, high=v + 0.01, n=500)
+        for s, v in (("popularity", 0.0815), ("full", 0.2112))
+    ]
+    record = dict(
+        timings=dict(total=12.5),
+        peak_memory_mib=321,
+        notes=["a note of the run"],
+        rows=dict(cases=500),
+        metrics={},
+        figures=[],
+    )
     (run / "evaluate").mkdir(parents=True)
     (run / "evaluate/metrics.json").write_text(json.dumps(rows))
     (run / "evaluate/stage.json").write_text(json.dumps(record))
-    (outputs / "bench.json").write_text(json.dumps({"one client": {"stages_p50_ms": {"in_process": dict.fromkeys(STAGES_MS, .125)}}, "memory, MiB": {"worker": 239}}))
+    (outputs / "bench.json").write_text(
+        json.dumps(
+            {
+                "one client": {"stages_p50_ms": {"in_process": dict.fromkeys(STAGES_MS, 0.125)}},
+                "memory, MiB": {"worker": 239},
+            }
+        )
+    )
     said = []
-    build_docs(default_params(OUTPUTS=str(outputs)), outputs / "site", 0, said.append)     # mkdocs --strict and check_site are part of it
+    build_docs(
+        default_params(OUTPUTS=str(outputs)), outputs / "site", 0, said.append
+    )  # mkdocs --strict and check_site are part of it
     assert said[-1].startswith(f"1 of {len(notebooks())} notebooks with results")
     return outputs / "site"
 
@@ -42,9 +62,15 @@ def read(site, name):
 def test_every_notebook_and_module_has_its_page_and_source(site):
     for f in notebooks():
         page = read(site, f"nb/{f.stem}.html")
-        assert f'href="{f.stem}.ipynb" download' in page and (site / f"nb/{f.stem}.ipynb").read_bytes() == f.read_bytes()
+        assert (
+            f'href="{f.stem}.ipynb" download' in page
+            and (site / f"nb/{f.stem}.ipynb").read_bytes() == f.read_bytes()
+        )
     for f in (ROOT / "recsys").glob("[a-z]*.py"):
-        assert f"recsys.{f.stem}" in read(site, f"api/{f.stem}.html") and (site / f"api/{f.stem}.py").read_bytes() == f.read_bytes()
+        assert (
+            f"recsys.{f.stem}" in read(site, f"api/{f.stem}.html")
+            and (site / f"api/{f.stem}.py").read_bytes() == f.read_bytes()
+        )
 
 
 def test_results_stand_where_they_were_made_and_nowhere_else(site):
@@ -57,8 +83,12 @@ def test_results_stand_where_they_were_made_and_nowhere_else(site):
 
 def test_tables_come_from_the_files(site):
     evaluation = read(site, "evaluation.html")
-    assert "0.2112 (0.2012 to 0.2212)" in evaluation and evaluation.index(">full<") < evaluation.index(">popularity<")
-    assert "239" in read(site, "benchmarks.html") and "There is no measurement yet" in read(site, "benchmarks.html")   # no prove.json
+    assert "0.2112 (0.2012 to 0.2212)" in evaluation and evaluation.index(
+        ">full<"
+    ) < evaluation.index(">popularity<")
+    assert "239" in read(site, "benchmarks.html") and "There is no measurement yet" in read(
+        site, "benchmarks.html"
+    )  # no prove.json
     assert "a note of the run" in read(site, "run.html") and "321" in read(site, "run.html")
 
 
@@ -67,6 +97,7 @@ def test_reference_is_whole(site):
     assert all(f"<code>{name}</code>" in parameters for name in PARAMS)
     import typer
     from recsys.cli import app
+
     assert all(f'id="{name}"' in commands for name in typer.main.get_command(app).commands)
     core = read(site, "api/core.html")
     assert 'id="load_params"' in core and "KEY=VALUE strings that win over the file" in core
@@ -74,7 +105,10 @@ def test_reference_is_whole(site):
 
 def test_drawings_show_every_stage(site):
     page = read(site, "how-it-works.html")
-    assert all(page.count(f">{s.name}</text>") >= 1 and f'href="nb/{s.notebook}.html"' in page for s in (*FULL, *DAILY))
+    assert all(
+        page.count(f">{s.name}</text>") >= 1 and f'href="nb/{s.notebook}.html"' in page
+        for s in (*FULL, *DAILY)
+    )
     assert "item_features + dlrm, 0.25 ms" in page
 
 
@@ -83,27 +117,61 @@ def test_nothing_is_asked_of_another_host_and_no_page_is_big(site):
     for f in [*site.rglob("*.html"), *site.rglob("*.css")]:
         text, page = f.read_text(encoding="utf-8"), f.suffix == ".html"
         tags = re.findall(r"<[a-z][^<>]*>|<style.*?</style>", text, flags=re.S) if page else [text]
-        loaded = [u for tag in tags if not tag.startswith("<a ") for u in re.findall(r"""(?:\bsrc=|\bhref=|url\(|@import )["']?((?:https?:)?//[^"')\s>]+)""", tag)]
+        loaded = [
+            u
+            for tag in tags
+            if not tag.startswith("<a ")
+            for u in re.findall(
+                r"""(?:\bsrc=|\bhref=|url\(|@import )["']?((?:https?:)?//[^"')\s>]+)""", tag
+            )
+        ]
         assert loaded == [], f"{f.name} asks {loaded}"
-        assert not any('class="mermaid"' in tag or 'data-md-component="source"' in tag for tag in tags if page)   # what the theme would ask other hosts for
-        size = f.stat().st_size + sum((f.parent / u).stat().st_size for tag in tags for u in re.findall(r'<img[^>]* src="([^":]+)"', tag)) if page else 0
+        assert not any(
+            'class="mermaid"' in tag or 'data-md-component="source"' in tag for tag in tags if page
+        )  # what the theme would ask other hosts for
+        size = (
+            f.stat().st_size
+            + sum(
+                (f.parent / u).stat().st_size
+                for tag in tags
+                for u in re.findall(r'<img[^>]* src="([^":]+)"', tag)
+            )
+            if page
+            else 0
+        )
         assert size <= 10**6, f"{f.name} has {size:,} bytes"
         assert str(ROOT) not in text
 
 
 def test_search_knows_the_words(site):
     index = json.loads(read(site, "search/search_index.json"))
-    found = lambda word: {d["location"].split("#")[0] for d in index["docs"] if word in (d["title"] + d["text"]).lower()}
-    assert "glossary.html" in found("propensity") and "parameters.html" in found("ablation_cases") and "api/core.html" in found("load_params")
-    assert read(site, "search/search_index.js").startswith("var __index = ")     # search works from disk, too
+    found = lambda word: {
+        d["location"].split("#")[0]
+        for d in index["docs"]
+        if word in (d["title"] + d["text"]).lower()
+    }
+    assert (
+        "glossary.html" in found("propensity")
+        and "parameters.html" in found("ablation_cases")
+        and "api/core.html" in found("load_params")
+    )
+    assert read(site, "search/search_index.js").startswith(
+        "var __index = "
+    )  # search works from disk, too
 
 
 def test_written_pages_name_only_commands_that_are_there(site):
     import typer
     from recsys.cli import app
+
     known = set(typer.main.get_command(app).commands)
     for f in [site / "index.html", site / "glossary.html", *(site / "howto").glob("*.html")]:
-        named = set(re.findall(r"(?m)(?:<code>|^|<span></span><code>)recsys ([a-z][\w-]*)", re.sub(r"<a id=\"__codelineno[^>]*></a>", "", f.read_text())))
+        named = set(
+            re.findall(
+                r"(?m)(?:<code>|^|<span></span><code>)recsys ([a-z][\w-]*)",
+                re.sub(r"<a id=\"__codelineno[^>]*></a>", "", f.read_text()),
+            )
+        )
         if f.stem != "deployment":
             assert named <= known, f"{f.name} names {named - known}"
 
@@ -111,9 +179,30 @@ def test_written_pages_name_only_commands_that_are_there(site):
 def test_a_broken_link_stops_the_build_and_keeps_the_old_site(tmp_path, monkeypatch):
     import recsys.docs as docs
     from recsys.core import RecsysError
-    monkeypatch.setattr(docs, "write_sources", lambda p, folder, found: [(folder / name).parent.mkdir(parents=True, exist_ok=True) or (folder / name).write_text(text) for name, text in
-                        (("index.md", "[x](gone.md)"), ("javascripts/iframe-worker.js", ""), ("stylesheets/extra.css", ""))])
-    monkeypatch.setattr(docs, "site_config", lambda site, source: dict(site_name="x", theme=dict(name="material", font=False), docs_dir=str(source), site_dir=str(site)))
+
+    monkeypatch.setattr(
+        docs,
+        "write_sources",
+        lambda p, folder, found: [
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            or (folder / name).write_text(text)
+            for name, text in (
+                ("index.md", "[x](gone.md)"),
+                ("javascripts/iframe-worker.js", ""),
+                ("stylesheets/extra.css", ""),
+            )
+        ],
+    )
+    monkeypatch.setattr(
+        docs,
+        "site_config",
+        lambda site, source: dict(
+            site_name="x",
+            theme=dict(name="material", font=False),
+            docs_dir=str(source),
+            site_dir=str(site),
+        ),
+    )
     (tmp_path / "site").mkdir()
     (tmp_path / "site/old.html").write_text("old")
     with pytest.raises(RecsysError, match="gone.md"):
@@ -121,7 +210,27 @@ def test_a_broken_link_stops_the_build_and_keeps_the_old_site(tmp_path, monkeypa
     assert [f.name for f in tmp_path.rglob("*.html")] == ["old.html"]
 
 
-@pytest.mark.parametrize("args, message", [(["--run", "never-ran"], "no such run"), (["--minutes", "-1"], "--minutes")])
+@pytest.mark.parametrize(
+    "args, message", [(["--run", "never-ran"], "no such run"), (["--minutes", "-1"], "--minutes")]
+)
 def test_mistakes_end_with_one_message(args, message, tmp_path):
-    run = subprocess.run([sys.executable, "-c", "from recsys.cli import main; main()", "docs", *args, "--site", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr and not (tmp_path / "site").exists()
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from recsys.cli import main; main()",
+            "docs",
+            *args,
+            "--site",
+            str(tmp_path / "site"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        run.returncode == 2
+        and message in run.stderr
+        and "Traceback" not in run.stderr
+        and not (tmp_path / "site").exists()
+    )

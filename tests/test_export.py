@@ -35,27 +35,50 @@ def test_exporting_again_changes_nothing(tmp_path):
     shutil.copy(ROOT / "recsys/__init__.py", tmp_path / "recsys")
     subprocess.run([BIN / "nbdev_export"], cwd=tmp_path, check=True, capture_output=True)
     fresh, committed = modules(tmp_path), modules(ROOT)
-    assert sorted(fresh) == sorted(committed), "recsys/ has modules without a notebook, or lacks some: run `make export`"
-    assert [name for name in fresh if fresh[name] != committed[name]] == [], "differ from their notebooks: run `make export`"
+    assert sorted(fresh) == sorted(committed), (
+        "recsys/ has modules without a notebook, or lacks some: run `make export`"
+    )
+    assert [name for name in fresh if fresh[name] != committed[name]] == [], (
+        "differ from their notebooks: run `make export`"
+    )
     assert (tmp_path / "pyproject.toml").read_text() == (ROOT / "pyproject.toml").read_text()
 
 
 def test_cleaning_again_changes_nothing(tmp_path):
     copy_of_tree(tmp_path)
     subprocess.run([BIN / "nbdev_clean"], cwd=tmp_path, check=True, capture_output=True)
-    changed = [path.name for path in NOTEBOOKS if (tmp_path / "nbs" / path.name).read_bytes() != path.read_bytes()]
+    changed = [
+        path.name
+        for path in NOTEBOOKS
+        if (tmp_path / "nbs" / path.name).read_bytes() != path.read_bytes()
+    ]
     assert changed == [], "not clean: run `make export`"
 
 
 def test_cleaning_keeps_the_parameters_tag_and_drops_the_rest(tmp_path):
     copy_of_tree(tmp_path)
-    cell = dict(cell_type="code", id="a", source=["K = 10"], outputs=[], execution_count=7,
-                metadata={"tags": ["parameters"], "collapsed": True})
-    notebook = dict(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "mine", "language": "python"}, "x": 1},
-                    nbformat=4, nbformat_minor=5)
+    cell = dict(
+        cell_type="code",
+        id="a",
+        source=["K = 10"],
+        outputs=[],
+        execution_count=7,
+        metadata={"tags": ["parameters"], "collapsed": True},
+    )
+    notebook = dict(
+        cells=[cell],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "mine", "language": "python"},
+            "x": 1,
+        },
+        nbformat=4,
+        nbformat_minor=5,
+    )
     path = tmp_path / "nbs/99_try.ipynb"
     path.write_text(json.dumps(notebook))
-    subprocess.run([BIN / "nbdev_clean", "--fname", path], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [BIN / "nbdev_clean", "--fname", path], cwd=tmp_path, check=True, capture_output=True
+    )
     cleaned = json.loads(path.read_text())
     assert cleaned["cells"][0]["metadata"] == {"tags": ["parameters"]}
     assert cleaned["cells"][0]["execution_count"] is None
@@ -65,15 +88,34 @@ def test_cleaning_keeps_the_parameters_tag_and_drops_the_rest(tmp_path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_without_outputs(path):
     code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    dirty = [i for i, cell in enumerate(code) if cell["outputs"] or cell["execution_count"] is not None]
+    dirty = [
+        i for i, cell in enumerate(code) if cell["outputs"] or cell["execution_count"] is not None
+    ]
     assert dirty == [], f"code cells {dirty} of {path.name} carry outputs: run `make export`"
 
 
 @pytest.mark.skipif(not (ROOT / "nbs/index.ipynb").exists(), reason="no index notebook")
 def test_readme_is_the_index_notebook(tmp_path):
-    subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--to", "markdown", "--output-dir", tmp_path, "--output", "README",
-                    ROOT / "nbs/index.ipynb"], check=True, capture_output=True)
-    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), "run `make export`"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jupyter",
+            "nbconvert",
+            "--to",
+            "markdown",
+            "--output-dir",
+            tmp_path,
+            "--output",
+            "README",
+            ROOT / "nbs/index.ipynb",
+        ],
+        check=True,
+        capture_output=True,
+    )
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), (
+        "run `make export`"
+    )
 
 
 @pytest.mark.parametrize("name", SERVING)
@@ -94,13 +136,20 @@ def test_versions_agree():
 
 
 def test_no_machine_path_or_secret_is_committed():
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if listed.returncode:
         pytest.skip("not a git checkout")
     # a home or work folder, this checkout's own path, a registry's host, keys of AWS and GitHub, private keys
-    wrong = re.compile(r"/(?:root|home|Users)/[\w.]+/|/work/(?:main|shared)\b|\bfile:///\w|pypi\.org|pythonhosted|registry\.npmjs|"
-                       r"\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|BEGIN [A-Z ]*PRIVATE KEY"
-                       + ("|" + re.escape(str(ROOT)) + r"\b" if len(ROOT.parts) > 3 else ""))
+    wrong = re.compile(
+        r"/(?:root|home|Users)/[\w.]+/|/work/(?:main|shared)\b|\bfile:///\w|pypi\.org|pythonhosted|registry\.npmjs|"
+        r"\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|BEGIN [A-Z ]*PRIVATE KEY"
+        + ("|" + re.escape(str(ROOT)) + r"\b" if len(ROOT.parts) > 3 else "")
+    )
     found = []
     for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name
@@ -122,5 +171,7 @@ def test_every_import_is_a_declared_dependency():
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.split(".")[0] for name in names} - known:
                 owners = {owner.lower().replace("_", "-") for owner in distributions.get(name, [])}
-                undeclared |= set() if owners & declared else {f"{path.name}: {name} of {sorted(owners)}"}
+                undeclared |= (
+                    set() if owners & declared else {f"{path.name}: {name} of {sorted(owners)}"}
+                )
     assert undeclared == set()

@@ -1,4 +1,5 @@
 """The gateway in front of a real Triton and a real Valkey: what applications see, in good and in bad times."""
+
 import http.client
 import json
 import os
@@ -20,7 +21,7 @@ from recsys.serving import Client, session_processes
 from recsys.shop_window import shop_window
 from recsys.triton import run_params
 
-pytestmark = pytest.mark.xdist_group("gateway")     # one of everything for all
+pytestmark = pytest.mark.xdist_group("gateway")  # one of everything for all
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,11 @@ def p(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stack(p):
     with shop_window(p) as (address, server, gateway):
-        yield Http(int(address.split(":")[2].split("/")[0]), address.partition("#key=")[2]), server, gateway
+        yield (
+            Http(int(address.split(":")[2].split("/")[0]), address.partition("#key=")[2]),
+            server,
+            gateway,
+        )
 
 
 @pytest.fixture
@@ -42,6 +47,7 @@ def http_(stack):
 
 class Http:
     "Ask a gateway; each call gives status, what JSON said, headers and seconds."
+
     def __init__(self, port, key=""):
         self.port, self.key = port, key
 
@@ -50,10 +56,24 @@ class Http:
         begin = time.perf_counter()
         try:
             data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-            connection.request(method, path, data, {"Content-Type": "application/json", "X-API-Key": self.key if key is None else key, **dict(headers)})
+            connection.request(
+                method,
+                path,
+                data,
+                {
+                    "Content-Type": "application/json",
+                    "X-API-Key": self.key if key is None else key,
+                    **dict(headers),
+                },
+            )
             answer = connection.getresponse()
             text = answer.read()
-            return answer.status, json.loads(text) if "json" in answer.headers["content-type"] else text, answer.headers, time.perf_counter() - begin
+            return (
+                answer.status,
+                json.loads(text) if "json" in answer.headers["content-type"] else text,
+                answer.headers,
+                time.perf_counter() - begin,
+            )
         finally:
             connection.close()
 
@@ -75,16 +95,34 @@ NOW = 1_790_000_000
 
 def test_a_page_is_tritons_with_what_people_read(p, stack):
     gateway, server, _ = stack
-    for fields in (dict(user_id="u0001", k=7), dict(k=3, device_type="mobile"), dict(user_id="a cookie", k=5, temperature=1.0, seed=7, diversity=0.2)):
+    for fields in (
+        dict(user_id="u0001", k=7),
+        dict(k=3, device_type="mobile"),
+        dict(user_id="a cookie", k=5, temperature=1.0, seed=7, diversity=0.2),
+    ):
         with Client(server.grpc, timeout=10) as client:
             direct = client.recommend(timestamp=NOW, **fields)
         page = gateway.page(timestamp=NOW, **fields)
-        assert [x["item_id"] for x in page["items"]] == direct["item_ids"].tolist() and page["bundle_version"] == direct["bundle_version"]
-        assert [x["propensity"] for x in page["items"]] == pytest.approx(direct["propensities"].tolist(), rel=1e-3) and [x["rank"] for x in page["items"]] == direct["reasons"]["ranks"]
-        assert all(x["title"] and x["price"] > 0 and x["category"] and x["reason"] for x in page["items"]) and page["fallbacks"] == []
+        assert [x["item_id"] for x in page["items"]] == direct["item_ids"].tolist() and page[
+            "bundle_version"
+        ] == direct["bundle_version"]
+        assert [x["propensity"] for x in page["items"]] == pytest.approx(
+            direct["propensities"].tolist(), rel=1e-3
+        ) and [x["rank"] for x in page["items"]] == direct["reasons"]["ranks"]
+        assert (
+            all(
+                x["title"] and x["price"] > 0 and x["category"] and x["reason"]
+                for x in page["items"]
+            )
+            and page["fallbacks"] == []
+        )
         Page.model_validate(page)
         status, picture, headers, _ = gateway("GET", page["items"][0]["image"])
-        assert status == 200 and headers["content-type"] == "image/png" and picture.startswith(b"\x89PNG")
+        assert (
+            status == 200
+            and headers["content-type"] == "image/png"
+            and picture.startswith(b"\x89PNG")
+        )
 
 
 def test_an_event_changes_the_next_page_and_is_forgotten_again(http_):
@@ -97,43 +135,86 @@ def test_an_event_changes_the_next_page_and_is_forgotten_again(http_):
         EventsAnswer.model_validate(said)
     assert item not in [x["item_id"] for x in http_.page(user_id="visitor", k=5)["items"]]
     user = lambda: UserAnswer.model_validate(http_("GET", "/v1/users/visitor")[1])
-    assert until(lambda: [x.item_id for x in user().history] == [item], 60) and until(lambda: user().top_category == before["items"][0]["category"])
+    assert until(lambda: [x.item_id for x in user().history] == [item], 60) and until(
+        lambda: user().top_category == before["items"][0]["category"]
+    )
     status, said, _, _ = http_("DELETE", "/v1/users/visitor")
     assert status == 200 and said["erased"] >= 3 and user().history == []
     assert [x["item_id"] for x in http_.page(user_id="visitor", k=5)["items"]][0] == item
 
 
 def test_catalogue_options_and_users(http_):
-    found = ItemsAnswer.model_validate(http_("GET", "/v1/items?category=garden&limit=5&offset=1")[1])
-    assert len(found.items) == 5 and {x.category for x in found.items} == {"garden"} and sum(c.count for c in found.categories) == 600
+    found = ItemsAnswer.model_validate(
+        http_("GET", "/v1/items?category=garden&limit=5&offset=1")[1]
+    )
+    assert (
+        len(found.items) == 5
+        and {x.category for x in found.items} == {"garden"}
+        and sum(c.count for c in found.categories) == 600
+    )
     text = found.items[0].title.split()[0]
-    assert all(text in x["title"] for x in http_("GET", f"/v1/items?text={text.lower()}")[1]["items"])
+    assert all(
+        text in x["title"] for x in http_("GET", f"/v1/items?text={text.lower()}")[1]["items"]
+    )
     options = Options.model_validate(http_("GET", "/v1/options")[1])
     assert options.writes and "mobile" in options.devices
     users = http_("GET", "/v1/users")[1]["users"]
-    assert len(users) == 40 and len(UserAnswer.model_validate(http_("GET", f"/v1/users/{users[0]}")[1]).history) >= 5
+    assert (
+        len(users) == 40
+        and len(UserAnswer.model_validate(http_("GET", f"/v1/users/{users[0]}")[1]).history) >= 5
+    )
 
 
-@pytest.mark.parametrize("fields", [dict(user_id="u0001"), dict(user_id="u0002", temperature=0.5), dict()])
+@pytest.mark.parametrize(
+    "fields", [dict(user_id="u0001"), dict(user_id="u0002", temperature=0.5), dict()]
+)
 def test_explanations_add_up(http_, fields):
     page = http_.page(k=5, timestamp=NOW, seed=0, **fields)
     for item in (page["items"][1]["item_id"], "i300"):
-        query = "&".join(f"{n}={v}" for n, v in (dict(item_id=item, k=5, timestamp=NOW, seed=0, draws=50) | fields).items())
+        query = "&".join(
+            f"{n}={v}"
+            for n, v in (dict(item_id=item, k=5, timestamp=NOW, seed=0, draws=50) | fields).items()
+        )
         status, said, _, _ = http_("GET", f"/v1/explanations?{query}")
         assert status == 200, said
         Explanation.model_validate(said)
-        assert abs(sum(said["ranked"]["groups"].values()) - said["ranked"]["difference"]) < 1e-4 and item in said["words"]
+        assert (
+            abs(sum(said["ranked"]["groups"].values()) - said["ranked"]["difference"]) < 1e-4
+            and item in said["words"]
+        )
     assert http_("GET", "/v1/explanations?item_id=nothing")[0] == 404
 
 
-@pytest.mark.parametrize("method, path, body, status", [
-    ("POST", "/v1/recommendations", dict(k=0), 422), ("POST", "/v1/recommendations", dict(k=101), 422), ("POST", "/v1/recommendations", dict(k=3, who="x"), 422), ("POST", "/v1/recommendations", dict(user_id=7), 422),
-    ("POST", "/v1/recommendations", dict(temperature=-1), 422), ("POST", "/v1/recommendations", dict(diversity=1.1), 422), ("POST", "/v1/recommendations", dict(exclude=["x"] * 1001), 422), ("POST", "/v1/recommendations", dict(timestamp=-1), 422),
-    ("POST", "/v1/recommendations", dict(user_id="u" * 65), 422), ("POST", "/v1/recommendations", b"{", 400), ("POST", "/v1/recommendations", b"", 400), ("POST", "/v1/recommendations", b"[" * 60_000, 400),
-    ("POST", "/v1/events", dict(events=[]), 422), ("POST", "/v1/events", dict(events=[dict(item_id="no such")]), 404), ("POST", "/v1/events", dict(events=[dict(item_id="i001", timestamp=2**40)]), 409),
-    ("POST", "/v1/events", dict(events=[dict(item_id="i001", event_type="a|b")]), 422), ("GET", "/v1/items?limit=1000", None, 422), ("GET", "/v1/items?limit=1&limit=2", None, 422), ("GET", "/v1/items?colour=red", None, 422),
-    ("GET", "/v1/items/none/image", None, 404), ("GET", "/v1/users/" + "u" * 65, None, 422), ("GET", "/v1/users/%ff", None, 400), ("GET", "/v1/nothing", None, 404), ("PUT", "/v1/events", None, 405), ("POST", "/healthz", None, 405),
-])
+@pytest.mark.parametrize(
+    "method, path, body, status",
+    [
+        ("POST", "/v1/recommendations", dict(k=0), 422),
+        ("POST", "/v1/recommendations", dict(k=101), 422),
+        ("POST", "/v1/recommendations", dict(k=3, who="x"), 422),
+        ("POST", "/v1/recommendations", dict(user_id=7), 422),
+        ("POST", "/v1/recommendations", dict(temperature=-1), 422),
+        ("POST", "/v1/recommendations", dict(diversity=1.1), 422),
+        ("POST", "/v1/recommendations", dict(exclude=["x"] * 1001), 422),
+        ("POST", "/v1/recommendations", dict(timestamp=-1), 422),
+        ("POST", "/v1/recommendations", dict(user_id="u" * 65), 422),
+        ("POST", "/v1/recommendations", b"{", 400),
+        ("POST", "/v1/recommendations", b"", 400),
+        ("POST", "/v1/recommendations", b"[" * 60_000, 400),
+        ("POST", "/v1/events", dict(events=[]), 422),
+        ("POST", "/v1/events", dict(events=[dict(item_id="no such")]), 404),
+        ("POST", "/v1/events", dict(events=[dict(item_id="i001", timestamp=2**40)]), 409),
+        ("POST", "/v1/events", dict(events=[dict(item_id="i001", event_type="a|b")]), 422),
+        ("GET", "/v1/items?limit=1000", None, 422),
+        ("GET", "/v1/items?limit=1&limit=2", None, 422),
+        ("GET", "/v1/items?colour=red", None, 422),
+        ("GET", "/v1/items/none/image", None, 404),
+        ("GET", "/v1/users/" + "u" * 65, None, 422),
+        ("GET", "/v1/users/%ff", None, 400),
+        ("GET", "/v1/nothing", None, 404),
+        ("PUT", "/v1/events", None, 405),
+        ("POST", "/healthz", None, 405),
+    ],
+)
 def test_what_is_out_of_bounds_is_refused(http_, method, path, body, status):
     found, said, _, _ = http_(method, path, body)
     assert found == status and set(said) == {"error"} and len(said["error"]) < 300, said
@@ -142,20 +223,33 @@ def test_what_is_out_of_bounds_is_refused(http_, method, path, body, status):
 def test_an_id_may_hold_anything(http_):
     for user in ("a/b", "ä ö", "?#%", "{x}", "💥"):
         path = "/v1/users/" + "".join(f"%{b:02X}" for b in user.encode())
-        assert http_("POST", "/v1/events", dict(events=[dict(item_id="i001", user_id=user)]))[0] == 200
-        assert until(lambda: [x["item_id"] for x in http_("GET", path)[1]["history"]] == ["i001"]), user
+        assert (
+            http_("POST", "/v1/events", dict(events=[dict(item_id="i001", user_id=user)]))[0] == 200
+        )
+        assert until(
+            lambda: [x["item_id"] for x in http_("GET", path)[1]["history"]] == ["i001"]
+        ), user
         assert http_("DELETE", path)[0] == 200
 
 
 def test_a_huge_body_is_refused_unread(stack):
     gateway, _, process = stack
-    memory = lambda: int(next(x for x in Path(f"/proc/{process.pid}/status").read_text().splitlines() if x.startswith("VmRSS")).split()[1])
+    memory = lambda: int(
+        next(
+            x
+            for x in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if x.startswith("VmRSS")
+        ).split()[1]
+    )
     before = memory()
     for _ in range(3):
         status, said, headers, seconds = gateway("POST", "/v1/recommendations", b"[" * 15_000_000)
         assert status == 413 and "65536 bytes" in said["error"] and seconds < 5
-    assert memory() - before < 30_000                       # KiB
-    assert gateway("POST", "/v1/recommendations", b"{}", headers={"Content-Type": "text/plain"})[0] == 415
+    assert memory() - before < 30_000  # KiB
+    assert (
+        gateway("POST", "/v1/recommendations", b"{}", headers={"Content-Type": "text/plain"})[0]
+        == 415
+    )
 
 
 def test_malformed_bodies_never_break_it(http_):
@@ -174,36 +268,87 @@ def test_writes_need_the_key(http_):
 
 def test_schemathesis_finds_nothing(http_, tmp_path):
     "Every operation by its own description: examples, coverage of each bound, generated requests; all checks."
-    command = [Path(sys.executable).with_name("schemathesis"), "run", f"http://127.0.0.1:{http_.port}/openapi.json", "-H", f"X-API-Key: {http_.key}", "--checks", "all", "--phases", "examples,coverage,fuzzing",
-               "--max-examples", "8", "--seed", "1", "--no-color", "--request-timeout", "10"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)})
+    command = [
+        Path(sys.executable).with_name("schemathesis"),
+        "run",
+        f"http://127.0.0.1:{http_.port}/openapi.json",
+        "-H",
+        f"X-API-Key: {http_.key}",
+        "--checks",
+        "all",
+        "--phases",
+        "examples,coverage,fuzzing",
+        "--max-examples",
+        "8",
+        "--seed",
+        "1",
+        "--no-color",
+        "--request-timeout",
+        "10",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": str(tmp_path)},
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-1000:]
 
 
 def test_an_item_joins_between_two_trainings(http_):
-    new = dict(item_id="a/new one", title="Quokka Oak Desk", description="An elegant desk in walnut.", category="furniture", subcategory="desk", price=120)
+    new = dict(
+        item_id="a/new one",
+        title="Quokka Oak Desk",
+        description="An elegant desk in walnut.",
+        category="furniture",
+        subcategory="desk",
+        price=120,
+    )
     status, said, _, _ = http_("POST", "/v1/items", new)
     assert status == 200 and said["item"]["title"] == new["title"] and said["added"] >= 1, said
-    assert http_("POST", "/v1/items", new)[0] == 409 and http_("POST", "/v1/items", new, key="no")[0] == 401 and http_("POST", "/v1/items", dict(title="x"))[0] == 422
-    assert [x["item_id"] for x in http_("GET", "/v1/items?text=quokka+oak")[1]["items"]] == ["a/new one"]
+    assert (
+        http_("POST", "/v1/items", new)[0] == 409
+        and http_("POST", "/v1/items", new, key="no")[0] == 401
+        and http_("POST", "/v1/items", dict(title="x"))[0] == 422
+    )
+    assert [x["item_id"] for x in http_("GET", "/v1/items?text=quokka+oak")[1]["items"]] == [
+        "a/new one"
+    ]
     status, picture, headers, _ = http_("GET", said["item"]["image"])
     assert status == 200 and headers["content-type"] == "image/svg+xml" and b"<svg" in picture
     version = f"+{said['added']}"
-    assert http_.page(k=3)["bundle_version"].endswith(version)                       # Triton knows it, too
+    assert http_.page(k=3)["bundle_version"].endswith(version)  # Triton knows it, too
     assert http_("GET", "/v1/explanations?item_id=a%2Fnew+one")[1]["retrieved"]["rank"] > 0
-    assert http_("POST", "/v1/events", dict(events=[dict(item_id="a/new one", user_id="curious")]))[0] == 200
-    assert until(lambda: [x["title"] for x in http_("GET", "/v1/users/curious")[1]["history"]] == [new["title"]])
+    assert (
+        http_("POST", "/v1/events", dict(events=[dict(item_id="a/new one", user_id="curious")]))[0]
+        == 200
+    )
+    assert until(
+        lambda: [x["title"] for x in http_("GET", "/v1/users/curious")[1]["history"]]
+        == [new["title"]]
+    )
 
 
 def test_metrics_and_log(stack):
     gateway, _, process = stack
     gateway.page(user_id="a very private name", k=2, request_id="private too")
     page = gateway("GET", "/metrics")[1].decode()
-    assert 'recsys_gateway_seconds_count{operation="recommend",status="200"}' in page and 'recsys_gateway_refused_total{status="413"}' in page
+    assert (
+        'recsys_gateway_seconds_count{operation="recommend",status="200"}' in page
+        and 'recsys_gateway_refused_total{status="413"}' in page
+    )
     log = Path(process.log).read_text()
     lines = [json.loads(x) for x in log.splitlines() if x.startswith("{")]
-    assert {"time", "id", "operation", "status", "ms"} <= set(lines[-1]) and all(x["status"] != 500 for x in lines)
-    assert "private" not in log and gateway.key not in log and "visitor" not in log and "u0001" not in log
+    assert {"time", "id", "operation", "status", "ms"} <= set(lines[-1]) and all(
+        x["status"] != 500 for x in lines
+    )
+    assert (
+        "private" not in log
+        and gateway.key not in log
+        and "visitor" not in log
+        and "u0001" not in log
+    )
 
 
 def test_it_follows_a_new_version(p, stack, tmp_path):
@@ -214,15 +359,24 @@ def test_it_follows_a_new_version(p, stack, tmp_path):
     from recsys.recommender import Bundle
     from recsys.repository import next_version, pinned_version
     from recsys.triton import ensemble_from
+
     gateway, server, _ = stack
     options = lambda: gateway("GET", "/v1/options")[1]["bundle_version"].partition("+")[0]
     first, old, other = options(), pinned_version(server.repository), tmp_path / "bundle"
     shutil.copytree(stage_dir(p, "bundle"), other)
-    write_json(other / "manifest.json", read_json(other / "manifest.json") | dict(version="another"))
-    for version, folder, name in ((next_version(server.repository), other, "another"), (old, stage_dir(p, "bundle"), first)):
+    write_json(
+        other / "manifest.json", read_json(other / "manifest.json") | dict(version="another")
+    )
+    for version, folder, name in (
+        (next_version(server.repository), other, "another"),
+        (old, stage_dir(p, "bundle"), first),
+    ):
         members, ensemble = ensemble_from(Bundle(folder))
         server.deploy(members, ensemble, version, folder if name == "another" else None)
-        assert until(lambda: gateway.page(k=2)["bundle_version"].partition("+")[0] == name and options() == name)
+        assert until(
+            lambda: gateway.page(k=2)["bundle_version"].partition("+")[0] == name
+            and options() == name
+        )
         assert gateway("GET", "/v1/explanations?item_id=i001")[0] == 200
 
 
@@ -234,19 +388,45 @@ def test_triton_hangs(stack):
         os.kill(pid, signal.SIGSTOP)
     try:
         answers = []
-        threads = [threading.Thread(target=lambda: answers.append(gateway("POST", "/v1/recommendations", dict(k=3, timeout_ms=600)))) for _ in range(60)]
+        threads = [
+            threading.Thread(
+                target=lambda: answers.append(
+                    gateway("POST", "/v1/recommendations", dict(k=3, timeout_ms=600))
+                )
+            )
+            for _ in range(60)
+        ]
         for t in threads:
             t.start()
         for t in threads:
             t.join()
         statuses = [a[0] for a in answers]
-        assert set(statuses) == {200, 503} and statuses.count(503) >= 10 and max(a[3] for a in answers) < 3
+        assert (
+            set(statuses) == {200, 503}
+            and statuses.count(503) >= 10
+            and max(a[3] for a in answers) < 3
+        )
         for status, said, headers, _ in answers:
-            assert (headers["retry-after"] == "1") if status == 503 else (said["source"] == "popularity" and "did not answer in" in said["fallbacks"][0]["reason"]), said
-        gateway.page(k=3)                                       # waits for the gateway's own patience, and opens the breaker
+            assert (
+                (headers["retry-after"] == "1")
+                if status == 503
+                else (
+                    said["source"] == "popularity"
+                    and "did not answer in" in said["fallbacks"][0]["reason"]
+                )
+            ), said
+        gateway.page(k=3)  # waits for the gateway's own patience, and opens the breaker
         for _ in range(5):
-            status, said, _, seconds = gateway("POST", "/v1/recommendations", dict(k=3, exclude=[said["items"][0]["item_id"]] if "items" in said else []))
-            assert status == 200 and len(said["items"]) == 3 and said["fallbacks"][0]["stage"] == "triton"
+            status, said, _, seconds = gateway(
+                "POST",
+                "/v1/recommendations",
+                dict(k=3, exclude=[said["items"][0]["item_id"]] if "items" in said else []),
+            )
+            assert (
+                status == 200
+                and len(said["items"]) == 3
+                and said["fallbacks"][0]["stage"] == "triton"
+            )
         assert said["fallbacks"][0]["reason"].startswith("triton: Unavailable") and seconds < 0.5
     finally:
         for pid in pids:
@@ -258,17 +438,37 @@ def test_it_finishes_what_it_began(p, stack):
     "A request that waits for Triton when SIGTERM comes is still answered; new connections are refused; the exit code is 0."
     _, server, _ = stack
     port = free_port()
-    command = [sys.executable, "-c", "from recsys.cli import main; main()", "gateway", "--run", run_dir(p), "--set", f"GATEWAY_PORT={port}", "--set", f"TRITON_URL={server.grpc}", "--set", "GATEWAY_TIMEOUT_MS=1500"]
-    with OwnedProcess(command, run_dir(p) / "second.log", "gateway", {n: v for n, v in os.environ.items() if n != "RECSYS_API_KEY"}) as second:
+    command = [
+        sys.executable,
+        "-c",
+        "from recsys.cli import main; main()",
+        "gateway",
+        "--run",
+        run_dir(p),
+        "--set",
+        f"GATEWAY_PORT={port}",
+        "--set",
+        f"TRITON_URL={server.grpc}",
+        "--set",
+        "GATEWAY_TIMEOUT_MS=1500",
+    ]
+    with OwnedProcess(
+        command,
+        run_dir(p) / "second.log",
+        "gateway",
+        {n: v for n, v in os.environ.items() if n != "RECSYS_API_KEY"},
+    ) as second:
         ask = Http(port)
         second.wait_ready(lambda: _connects(port))
-        assert ask("DELETE", "/v1/users/u", key="")[0] == 403      # no key, no writes
+        assert ask("DELETE", "/v1/users/u", key="")[0] == 403  # no key, no writes
         ask.page(k=3)
         pids, found = session_processes(server.pid), []
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
-            waiting = threading.Thread(target=lambda: found.append(ask("POST", "/v1/recommendations", dict(k=3))))
+            waiting = threading.Thread(
+                target=lambda: found.append(ask("POST", "/v1/recommendations", dict(k=3)))
+            )
             waiting.start()
             time.sleep(0.4)
             second.process.terminate()
@@ -283,6 +483,7 @@ def test_it_finishes_what_it_began(p, stack):
 
 def _connects(port):
     import socket
+
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
@@ -294,14 +495,23 @@ def test_valkey_is_killed_and_returns(p, stack):
     event = dict(events=[dict(item_id="i001", user_id="late")])
     assert until(lambda: gateway("POST", "/v1/events", event)[0] == 503, 5)
     page = gateway.page(user_id="u0001", k=4)
-    assert len(page["items"]) == 4 and {f["stage"] for f in page["fallbacks"]} == {"user_features", "seen_filter"} and page["source"] == "two-tower"
+    assert (
+        len(page["items"]) == 4
+        and {f["stage"] for f in page["fallbacks"]} == {"user_features", "seen_filter"}
+        and page["source"] == "two-tower"
+    )
     status, said, _, _ = gateway("GET", "/readyz")
     assert (status, said["triton"], said["valkey"]) == (200, True, False)
-    assert gateway("GET", "/v1/users/u0001")[0] == 503 and gateway("DELETE", "/v1/users/u0001")[0] == 503
+    assert (
+        gateway("GET", "/v1/users/u0001")[0] == 503
+        and gateway("DELETE", "/v1/users/u0001")[0] == 503
+    )
     (run_dir(p) / "copy").mkdir()
     (run_dir(p) / "valkey/appendonlydir").rename(run_dir(p) / "copy/appendonlydir")
     with EmbeddedValkey(run_dir(p) / "copy", int(told["url"].rsplit(":", 1)[1])):
-        assert until(lambda: gateway("POST", "/v1/events", event)[0] == 200) and until(lambda: gateway.page(user_id="u0001")["fallbacks"] == [])
+        assert until(lambda: gateway("POST", "/v1/events", event)[0] == 200) and until(
+            lambda: gateway.page(user_id="u0001")["fallbacks"] == []
+        )
 
 
 def test_triton_is_gone(stack):
@@ -309,9 +519,15 @@ def test_triton_is_gone(stack):
     gateway, server, _ = stack
     server.stop()
     page = gateway.page(user_id="u0001", k=4)
-    assert page["source"] == "popularity" and len(page["items"]) == 4 and "UNAVAILABLE" in page["fallbacks"][0]["reason"]
+    assert (
+        page["source"] == "popularity"
+        and len(page["items"]) == 4
+        and "UNAVAILABLE" in page["fallbacks"][0]["reason"]
+    )
     first = page["items"][0]["item_id"]
-    status, page, _, seconds = gateway("POST", "/v1/recommendations", dict(user_id="u0001", k=4, exclude=[first]))
+    status, page, _, seconds = gateway(
+        "POST", "/v1/recommendations", dict(user_id="u0001", k=4, exclude=[first])
+    )
     assert status == 200 and first not in [x["item_id"] for x in page["items"]] and seconds < 0.5
     assert gateway("GET", "/readyz")[1]["triton"] is False and gateway("GET", "/healthz")[0] == 200
 
@@ -320,10 +536,26 @@ def test_the_demo_leaves_nothing(tmp_path):
     "`recsys demo` as a person starts and ends it."
     run = tiny_run(tmp_path / "outputs") / "tiny"
     log = open(tmp_path / "out", "wb")
-    demo = subprocess.Popen([Path(sys.executable).with_name("recsys"), "demo", "--run", run, "--set", "GATEWAY_PORT=0", "--no-browser"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    demo = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("recsys"),
+            "demo",
+            "--run",
+            run,
+            "--set",
+            "GATEWAY_PORT=0",
+            "--no-browser",
+        ],
+        cwd=ROOT,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
     said = lambda: (tmp_path / "out").read_text()
     try:
-        assert until(lambda: "ready: http" in said() or demo.poll() is not None, 90) and demo.poll() is None, said()
+        assert (
+            until(lambda: "ready: http" in said() or demo.poll() is not None, 90)
+            and demo.poll() is None
+        ), said()
         port = int(said().split("ready: http://127.0.0.1:")[1].split("/")[0])
         page = Http(port)("GET", "/")[1].decode()
         assert "<title>Shop window</title>" in page

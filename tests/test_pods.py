@@ -1,4 +1,5 @@
 """The containers of k8s/ as they are written there, on this machine: a real tritonserver, a real Valkey with the stack's user, the pointer moved under them."""
+
 import json
 import os
 import re
@@ -32,9 +33,18 @@ def home(tmp_path_factory):
     home = tiny_run(tmp_path_factory.mktemp("pods") / "outputs")
     shutil.copytree(home / "tiny/bundle", home / "second")
     manifest = read_json(home / "second/manifest.json")
-    write_json(home / "second/manifest.json", manifest | dict(version="second", serving=manifest["serving"] | dict(MAX_PER_CATEGORY=2)))
+    write_json(
+        home / "second/manifest.json",
+        manifest | dict(version="second", serving=manifest["serving"] | dict(MAX_PER_CATEGORY=2)),
+    )
     for bundle in ("tiny/bundle", "second"):
-        keep_bundle(home, home / bundle, run="tiny", online=read_json(home / "tiny/triton/online.json"), metrics={})
+        keep_bundle(
+            home,
+            home / bundle,
+            run="tiny",
+            online=read_json(home / "tiny/triton/online.json"),
+            metrics={},
+        )
     point(home, manifest["version"], [])
     return home
 
@@ -42,7 +52,9 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory):
     "Valkey with the user that the stack makes, and no other."
-    access = template("cloud/stack.yaml")["Resources"]["ValkeyUser"]["Properties"]["AccessString"].split()
+    access = template("cloud/stack.yaml")["Resources"]["ValkeyUser"]["Properties"][
+        "AccessString"
+    ].split()
     with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
         client = connect(server.url, 5000)
         client.execute_command("ACL", "SETUSER", "recsys", f">{PASSWORD}", *access)
@@ -53,21 +65,62 @@ def valkey(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pod(home, valkey):
     "Start containers as the prod overlay writes them: same command, same variables; addresses and ports of this machine."
-    docs = [d for d in yaml.safe_load_all(subprocess.run(["kubectl", "kustomize", ROOT / "k8s/overlays/prod"], capture_output=True, text=True, check=True).stdout) if d]
-    known, ports, running = {c["name"]: c for _, _, c in containers(docs)}, {n: free_port() for n in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT", "WORKER_PORT")}, []
+    docs = [
+        d
+        for d in yaml.safe_load_all(
+            subprocess.run(
+                ["kubectl", "kustomize", ROOT / "k8s/overlays/prod"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        if d
+    ]
+    known, ports, running = (
+        {c["name"]: c for _, _, c in containers(docs)},
+        {n: free_port() for n in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT", "WORKER_PORT")},
+        [],
+    )
 
     def start(called, *more):
         c, env = known[called], {}
-        values = dict(VALKEY_PASSWORD=PASSWORD, VALKEY_HOST=valkey.split(":")[0], VALKEY_USER="recsys", VALKEY_SCHEME="valkey", RECSYS_ADMIN_KEY="key", AWS_REGION="eu-central-1", PUSHGATEWAY_URL="")
+        values = dict(
+            VALKEY_PASSWORD=PASSWORD,
+            VALKEY_HOST=valkey.split(":")[0],
+            VALKEY_USER="recsys",
+            VALKEY_SCHEME="valkey",
+            RECSYS_ADMIN_KEY="key",
+            AWS_REGION="eu-central-1",
+            PUSHGATEWAY_URL="",
+        )
         for e in c["env"]:
             text = e.get("value") if "value" in e else values[e["name"]]
             env[e["name"]] = re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], text)
-        env |= dict(RECSYS_OUTPUTS=str(home)) | {n: v.replace(":6379", ":" + valkey.split(":")[1]) for n, v in env.items() if n == "RECSYS_VALKEY_URL"}
-        line = [sys.executable, "-c", "from recsys.cli import main; main()", *("127.0.0.1" if x == "0.0.0.0" else x for x in c["command"][1:]), *more]
+        env |= dict(RECSYS_OUTPUTS=str(home)) | {
+            n: v.replace(":6379", ":" + valkey.split(":")[1])
+            for n, v in env.items()
+            if n == "RECSYS_VALKEY_URL"
+        }
+        line = [
+            sys.executable,
+            "-c",
+            "from recsys.cli import main; main()",
+            *("127.0.0.1" if x == "0.0.0.0" else x for x in c["command"][1:]),
+            *more,
+        ]
         log = open(home / f"{called}.log", "ab")
-        process = subprocess.Popen(line, env={k: v for k, v in os.environ.items() if not k.startswith("RECSYS")} | env, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(
+            line,
+            env={k: v for k, v in os.environ.items() if not k.startswith("RECSYS")} | env,
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            start_new_session=True,
+        )
         running.append(process)
         return process
+
     start.known, start.ports = known, ports
     yield start
     for process in running:
@@ -98,15 +151,23 @@ def until(check, seconds=90.0):
 
 def test_containers_as_they_are_written(pod, home, valkey):
     c, ports = pod.known["triton"], pod.ports
-    assert {p["name"]: p["containerPort"] for p in c["ports"]} == dict(http=PARAMS["HTTP_PORT"].default, grpc=PARAMS["GRPC_PORT"].default, metrics=PARAMS["METRICS_PORT"].default)
-    own = [x for n in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT") for x in ("--set", f"{n}={ports[n]}")]
+    assert {p["name"]: p["containerPort"] for p in c["ports"]} == dict(
+        http=PARAMS["HTTP_PORT"].default,
+        grpc=PARAMS["GRPC_PORT"].default,
+        metrics=PARAMS["METRICS_PORT"].default,
+    )
+    own = [
+        x for n in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT") for x in ("--set", f"{n}={ports[n]}")
+    ]
     materialise = pod("materialise")
     assert materialise.wait(180) == 0, (home / "materialise.log").read_text()[-2000:]
     assert json.loads((home / "materialise.log").read_text().splitlines()[-1])["users"] > 0
 
     # every path that a probe asks for, on the real server
     triton = pod("triton", *own)
-    assert until(lambda: ask(ports["HTTP_PORT"], c["startupProbe"]["httpGet"]["path"])[0] == 200), (home / "triton.log").read_text()[-3000:]
+    assert until(lambda: ask(ports["HTTP_PORT"], c["startupProbe"]["httpGet"]["path"])[0] == 200), (
+        home / "triton.log"
+    ).read_text()[-3000:]
     for path in PATHS["triton"]:
         assert ask(ports["HTTP_PORT"], path)[0] == 200, path
     assert ask(ports["HTTP_PORT"], "/v2/models/recommendr/ready")[0] >= 400
@@ -115,16 +176,28 @@ def test_containers_as_they_are_written(pod, home, valkey):
     follow = pod("follow", *own)
     with Client(f"127.0.0.1:{ports['GRPC_PORT']}", timeout=20) as client:
         first = client.recommend(user_id="u00001", k=5)
-        assert first["bundle_version"] == read_live(home)["version"] and not first["reasons"]["fallbacks"], first
+        assert (
+            first["bundle_version"] == read_live(home)["version"]
+            and not first["reasons"]["fallbacks"]
+        ), first
         point(home, "second", [first["bundle_version"]])
-        assert until(lambda: client.recommend(user_id="u00001", k=5)["bundle_version"] == "second"), (home / "follow.log").read_text()[-2000:]
+        assert until(
+            lambda: client.recommend(user_id="u00001", k=5)["bundle_version"] == "second"
+        ), (home / "follow.log").read_text()[-2000:]
     assert ask(ports["HTTP_PORT"], c["readinessProbe"]["httpGet"]["path"])[0] == 200
 
     # the metrics that rules and dashboard read from Triton are on its page
     page = ask(ports["METRICS_PORT"], "/metrics")[1]
-    read = set(re.findall(r"\bnv_\w+", json.dumps(rule_groups()) + (ROOT / "k8s/base/monitoring/dashboard.json").read_text()))
+    read = set(
+        re.findall(
+            r"\bnv_\w+",
+            json.dumps(rule_groups()) + (ROOT / "k8s/base/monitoring/dashboard.json").read_text(),
+        )
+    )
     assert len(read) >= 5 and [m for m in read if m not in page] == []
-    assert re.search(r'nv_inference_request_success{model="recommender",version="\d+"} [1-9]', page) and re.search(r'nv_inference_queue_duration_us{model="page"', page)
+    assert re.search(
+        r'nv_inference_request_success{model="recommender",version="\d+"} [1-9]', page
+    ) and re.search(r'nv_inference_queue_duration_us{model="page"', page)
 
     # told to end, it ends by itself within the grace that it has
     follow.terminate()
@@ -136,18 +209,31 @@ def test_containers_as_they_are_written(pod, home, valkey):
 def test_the_worker_as_it_is_written(pod, home):
     port = free_port()
     worker = pod("worker", "--port", str(port))
-    assert until(lambda: ask(port, pod.known["worker"]["livenessProbe"]["httpGet"]["path"])[0] == 200)
-    assert until(lambda: "recsys_worker_unread" in ask(port, "/metrics")[1]), (home / "worker.log").read_text()[-3000:]   # once it has made its first step
+    assert until(
+        lambda: ask(port, pod.known["worker"]["livenessProbe"]["httpGet"]["path"])[0] == 200
+    )
+    assert until(lambda: "recsys_worker_unread" in ask(port, "/metrics")[1]), (
+        home / "worker.log"
+    ).read_text()[-3000:]  # once it has made its first step
     page = ask(port, "/metrics")[1]
-    read = set(re.findall(r"\brecsys_worker_\w+", json.dumps(rule_groups()) + (ROOT / "k8s/base/monitoring/dashboard.json").read_text()))
+    read = set(
+        re.findall(
+            r"\brecsys_worker_\w+",
+            json.dumps(rule_groups()) + (ROOT / "k8s/base/monitoring/dashboard.json").read_text(),
+        )
+    )
     assert read and [m for m in read if m not in page] == [], page
     # another bundle: the worker begins anew with it
     live = read_live(home)
     point(home, next(v for v in ("second", *live["earlier"]) if v != live["version"]), [])
-    assert until(lambda: (home / "worker.log").read_text().count("worker: bundle") == 2), (home / "worker.log").read_text()[-2000:]
+    assert until(lambda: (home / "worker.log").read_text().count("worker: bundle") == 2), (
+        home / "worker.log"
+    ).read_text()[-2000:]
     worker.terminate()
     assert worker.wait(30) == 0
-    assert re.search(r'"impressions": [1-9]', (home / "worker.log").read_text()), (home / "worker.log").read_text()[-2000:]
+    assert re.search(r'"impressions": [1-9]', (home / "worker.log").read_text()), (
+        home / "worker.log"
+    ).read_text()[-2000:]
     # at night the day that it has logged is judged
     monitor = pod("monitor")
     assert monitor.wait(240) == 0, (home / "monitor.log").read_text()[-2000:]

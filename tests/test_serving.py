@@ -1,4 +1,5 @@
 """A run behind a real tritonserver with a real Valkey: what clients see, in good and in bad times."""
+
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from recsys.servers import EmbeddedValkey, check_port, free_port
 from recsys.serving import Client, call_server, session_processes
 from recsys.triton import ensemble_from, forget_user, online_parts, run_params, served
 
-pytestmark = pytest.mark.xdist_group("serving")   # one server for all
+pytestmark = pytest.mark.xdist_group("serving")  # one server for all
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def until(check, seconds=20.0):
 
 
 def test_notebook_batch_and_server_answer_alike(p, stack):
-    assert compare(p, stack[1], stack[3], 300) <= 3      # ties
+    assert compare(p, stack[1], stack[3], 300) <= 3  # ties
 
 
 def test_requests_that_meet_are_answered_as_if_alone(p, stack):
@@ -68,7 +69,18 @@ def test_requests_that_meet_are_answered_as_if_alone(p, stack):
 
 def check_meeting(p, server, client, member):
     import pyarrow.parquet as pq
-    asked = [dict(user_id=f"u{i:05d}", k=1 + i % 7, timestamp=1_790_000_000 + i, seed=i, temperature=float(i % 3), request_id=f"met {i}") for i in range(120)]
+
+    asked = [
+        dict(
+            user_id=f"u{i:05d}",
+            k=1 + i % 7,
+            timestamp=1_790_000_000 + i,
+            seed=i,
+            temperature=float(i % 3),
+            request_id=f"met {i}",
+        )
+        for i in range(120)
+    ]
     alone = [client.recommend(**dict(q, request_id="canary")) for q in asked]
     met = [None] * len(asked)
 
@@ -76,70 +88,115 @@ def check_meeting(p, server, client, member):
         with Client(server.grpc, timeout=20) as own:
             for i in mine:
                 met[i] = own.recommend(**asked[i])
+
     before = executions(server, member)
     threads = [threading.Thread(target=ask, args=(range(t, len(asked), 12),)) for t in range(12)]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert executions(server, member) - before < len(asked)        # some did meet, else this proves nothing
+    assert executions(server, member) - before < len(
+        asked
+    )  # some did meet, else this proves nothing
     for q, a, b in zip(asked, alone, met):
-        assert len(b["item_ids"]) == q["k"] and a["item_ids"].tolist() == b["item_ids"].tolist() and np.allclose(a["propensities"], b["propensities"], rtol=1e-3), q
+        assert (
+            len(b["item_ids"]) == q["k"]
+            and a["item_ids"].tolist() == b["item_ids"].tolist()
+            and np.allclose(a["propensities"], b["propensities"], rtol=1e-3)
+        ), q
         assert (b["stage_ms"] >= 0).all()
-    read = lambda: {r["request_id"]: r for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet") for r in pq.read_table(f).to_pylist() if r["request_id"].startswith("met ")}
+    read = lambda: {
+        r["request_id"]: r
+        for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet")
+        for r in pq.read_table(f).to_pylist()
+        if r["request_id"].startswith("met ")
+    }
     assert until(lambda: len(read()) == len(asked)), len(read())
     rows = read()
     for q, b in zip(asked, met):
         r = rows[q["request_id"]]
-        assert r["item_ids"] == b["item_ids"].tolist() and json.loads(r["policy"])["k"] == q["k"] and json.loads(r["policy"])["seed"] == q["seed"], r
-        assert np.allclose([json.loads(r["stage_ms"])[n] for n in STAGES_MS], b["stage_ms"], atol=0.01)
+        assert (
+            r["item_ids"] == b["item_ids"].tolist()
+            and json.loads(r["policy"])["k"] == q["k"]
+            and json.loads(r["policy"])["seed"] == q["seed"]
+        ), r
+        assert np.allclose(
+            [json.loads(r["stage_ms"])[n] for n in STAGES_MS], b["stage_ms"], atol=0.01
+        )
 
 
 def executions(server, member):
     page = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics").read().decode()
-    return sum(float(x) for x in re.findall(r'nv_inference_exec_count{model="' + member + r'",version="\d+"} (\S+)', page))
+    return sum(
+        float(x)
+        for x in re.findall(
+            r'nv_inference_exec_count{model="' + member + r'",version="\d+"} (\S+)', page
+        )
+    )
 
 
 def infer(server, **inputs):
     "POST raw tensors: name -> (datatype, shape, data)."
-    body = dict(inputs=[dict(name=n, datatype=d, shape=s, data=x) for n, (d, s, x) in inputs.items()])
+    body = dict(
+        inputs=[dict(name=n, datatype=d, shape=s, data=x) for n, (d, s, x) in inputs.items()]
+    )
     return json.loads(call_server(f"{server.http}/v2/models/recommender/infer", body))
 
 
 ONE = ("INT32", [1, 1], [3])
 
 
-@pytest.mark.parametrize("inputs, words", [
-    (dict(k=("INT32", [1, 1], [0])), "k: expected 1 to 1000"),
-    (dict(k=("INT32", [1, 1], [10**6])), "k: expected 1 to 1000"),
-    (dict(k=("INT32", [2, 1], [3, 4])), "k: expected one value for all users"),
-    (dict(k=("INT32", [1, 2], [3, 4])), "unexpected shape"),
-    (dict(k=("FP32", [1, 1], [3.0])), "data-type"),
-    (dict(), "expected"),
-    (dict(k=ONE, nonsense=ONE), "nonsense"),
-    (dict(k=ONE, temperature=("FP32", [1, 1], [-1])), "temperature: expected 0 to 1000"),
-    (dict(k=ONE, diversity=("FP32", [1, 1], [7])), "diversity: expected 0 to 1"),
-    (dict(k=ONE, timestamp=("INT64", [1, 1], [-5])), "timestamp: expected"),
-    (dict(k=ONE, seed=("INT64", [1, 1], [-1])), "seed: expected"),
-    (dict(k=ONE, user_id=("BYTES", [1, 1], ["u" * 2000])), "user_id: expected at most 1000 bytes"),
-    (dict(k=ONE, exclude=("BYTES", [1, 20_000], ["i"] * 20_000)), "exclude: expected at most 10000 ids"),
-])
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        (dict(k=("INT32", [1, 1], [0])), "k: expected 1 to 1000"),
+        (dict(k=("INT32", [1, 1], [10**6])), "k: expected 1 to 1000"),
+        (dict(k=("INT32", [2, 1], [3, 4])), "k: expected one value for all users"),
+        (dict(k=("INT32", [1, 2], [3, 4])), "unexpected shape"),
+        (dict(k=("FP32", [1, 1], [3.0])), "data-type"),
+        (dict(), "expected"),
+        (dict(k=ONE, nonsense=ONE), "nonsense"),
+        (dict(k=ONE, temperature=("FP32", [1, 1], [-1])), "temperature: expected 0 to 1000"),
+        (dict(k=ONE, diversity=("FP32", [1, 1], [7])), "diversity: expected 0 to 1"),
+        (dict(k=ONE, timestamp=("INT64", [1, 1], [-5])), "timestamp: expected"),
+        (dict(k=ONE, seed=("INT64", [1, 1], [-1])), "seed: expected"),
+        (
+            dict(k=ONE, user_id=("BYTES", [1, 1], ["u" * 2000])),
+            "user_id: expected at most 1000 bytes",
+        ),
+        (
+            dict(k=ONE, exclude=("BYTES", [1, 20_000], ["i"] * 20_000)),
+            "exclude: expected at most 10000 ids",
+        ),
+    ],
+)
 def test_bad_input_is_refused_and_the_server_goes_on(stack, inputs, words):
     with pytest.raises(RecsysError) as error:
         infer(stack[0], **inputs)
-    assert " answered 4" in str(error.value) and words in str(error.value) and "Traceback" not in str(error.value), error.value
+    assert (
+        " answered 4" in str(error.value)
+        and words in str(error.value)
+        and "Traceback" not in str(error.value)
+    ), error.value
     assert len(infer(stack[0], k=ONE)["outputs"]) == 6
 
 
-@pytest.mark.parametrize("field, array, words", [
-    ("user_id", np.array([[b"\xff\xfe"]], object), "not valid UTF-8"),
-    ("temperature", np.array([[np.nan]], np.float32), "NaN"),
-    ("diversity", np.array([[np.inf]], np.float32), "infinity"),
-])
+@pytest.mark.parametrize(
+    "field, array, words",
+    [
+        ("user_id", np.array([[b"\xff\xfe"]], object), "not valid UTF-8"),
+        ("temperature", np.array([[np.nan]], np.float32), "NaN"),
+        ("diversity", np.array([[np.inf]], np.float32), "infinity"),
+    ],
+)
 def test_bytes_and_numbers_that_json_cannot_hold(stack, field, array, words):
     with pytest.raises(RecsysError, match="INVALID_ARGUMENT") as error:
         stack[3].infer({"k": np.array([[3]], np.int32), field: array})
-    assert field in str(error.value) and words in str(error.value) and "Traceback" not in str(error.value)
+    assert (
+        field in str(error.value)
+        and words in str(error.value)
+        and "Traceback" not in str(error.value)
+    )
     assert len(stack[3].recommend(k=3)["item_ids"]) == 3
 
 
@@ -160,69 +217,162 @@ def test_an_event_changes_the_next_page(p, stack, parts):
     assert before["reasons"]["user"] == "new"
     shown = [str(i) for i in before["item_ids"][:2]]
     for n, item in enumerate(shown):
-        event = dict(event_id=f"event {n}", user_id="a cookie", item_id=item, timestamp=int(recorder.clock()), event_type="view")
+        event = dict(
+            event_id=f"event {n}",
+            user_id="a cookie",
+            item_id=item,
+            timestamp=int(recorder.clock()),
+            event_type="view",
+        )
         assert [recorder.record_event(event) for _ in range(2)] == ["new", "duplicate"]
-    assert not set(shown) & set(ask()["item_ids"])                                # hidden by the time the call has returned
+    assert not set(shown) & set(ask()["item_ids"])  # hidden by the time the call has returned
     state = lambda: parts[0].users.state(["a cookie"], np.array([int(recorder.clock()) + 1]))
     rows = [parts[0].bundle.row_of[i] for i in shown]
     assert until(lambda: sorted(state()["rows"][0, -2:].tolist()) == sorted(rows)), state()["rows"]
     assert state()["inputs"]["top_category"][0] >= 3
     assert forget_user(recorder.client, recorder.seen, "a cookie") >= 3
-    assert ask()["item_ids"].tolist() == before["item_ids"].tolist() and (state()["rows"] == -1).all()
+    assert (
+        ask()["item_ids"].tolist() == before["item_ids"].tolist() and (state()["rows"] == -1).all()
+    )
 
 
 def test_impressions_become_parquet(p, stack):
     import pyarrow.parquet as pq
-    answer = stack[3].recommend(user_id=["u00001", ""], k=4, temperature=1.0, seed=[1, 2], request_id=["first", "second"])
-    read = lambda: [r for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet") for r in pq.read_table(f).to_pylist() if r["request_id"] in ("first", "second")]
+
+    answer = stack[3].recommend(
+        user_id=["u00001", ""], k=4, temperature=1.0, seed=[1, 2], request_id=["first", "second"]
+    )
+    read = lambda: [
+        r
+        for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet")
+        for r in pq.read_table(f).to_pylist()
+        if r["request_id"] in ("first", "second")
+    ]
     assert until(lambda: len(read()) == 2), read()
     rows = {r["request_id"]: r for r in read()}
     for i, name in enumerate(("first", "second")):
         r = rows[name]
-        assert r["item_ids"] == answer["item_ids"][i].tolist() and np.allclose(r["propensities"], answer["propensities"][i])
-        assert len(r["candidates"]) == 300 and set(r["item_ids"]) <= set(r["candidates"]) and r["bundle_version"] == answer["bundle_version"][i]
-    assert rows["second"]["user"] == "" and len(rows["first"]["user"]) == 24 and "u00001" not in json.dumps(rows["first"])
+        assert r["item_ids"] == answer["item_ids"][i].tolist() and np.allclose(
+            r["propensities"], answer["propensities"][i]
+        )
+        assert (
+            len(r["candidates"]) == 300
+            and set(r["item_ids"]) <= set(r["candidates"])
+            and r["bundle_version"] == answer["bundle_version"][i]
+        )
+    assert (
+        rows["second"]["user"] == ""
+        and len(rows["first"]["user"]) == 24
+        and "u00001" not in json.dumps(rows["first"])
+    )
 
 
-@pytest.mark.filterwarnings("ignore:offpolicy")        # few pages
+@pytest.mark.filterwarnings("ignore:offpolicy")  # few pages
 def test_logged_pages_judge_another_policy(p, stack, parts):
     "Pages at a temperature, clicks that name their page, the worker's files, the command: propensities are found again from what was logged."
     from recsys.offpolicy import check_log, off_policy, policy_on, read_log
+
     client, recorder, rng, clicked = stack[3], parts[1], np.random.default_rng(0), 0
-    client.recommend(user_id="u00001", k=3, temperature=0.0, request_id="greedy")   # which no other policy can be judged by
+    client.recommend(
+        user_id="u00001", k=3, temperature=0.0, request_id="greedy"
+    )  # which no other policy can be judged by
     for i in range(60):
-        page = client.recommend(user_id=f"u{i % 20:05d}", k=3 + i % 2, temperature=1.0, diversity=0.3 * (i % 3 == 0), seed=i, request_id=f"judged {i}")
+        page = client.recommend(
+            user_id=f"u{i % 20:05d}",
+            k=3 + i % 2,
+            temperature=1.0,
+            diversity=0.3 * (i % 3 == 0),
+            seed=i,
+            request_id=f"judged {i}",
+        )
         for j, item in enumerate(page["item_ids"]):
             if rng.random() < 0.4:
-                event = dict(event_id=f"judged {i} {j}", user_id=f"u{i % 20:05d}", item_id=str(item), timestamp=int(recorder.clock()), event_type="view", request_id=f"judged {i}")
+                event = dict(
+                    event_id=f"judged {i} {j}",
+                    user_id=f"u{i % 20:05d}",
+                    item_id=str(item),
+                    timestamp=int(recorder.clock()),
+                    event_type="view",
+                    request_id=f"judged {i}",
+                )
                 clicked += recorder.record_event(event) == "new"
     names = lambda b: dict(zip((i.decode() for i in b.ids), b.categories.tolist()))
 
     def written():
         try:
-            log = read_log(run_dir(p) / "impressions", run_dir(p) / "events", names(parts[0].bundle), sampled_only=True)
+            log = read_log(
+                run_dir(p) / "impressions",
+                run_dir(p) / "events",
+                names(parts[0].bundle),
+                sampled_only=True,
+            )
         except RecsysError:
             return None
         mine = np.array([str(i).startswith("judged ") for i in log["request_id"]])
         return log if mine.sum() == 60 and log["clicks"][mine].sum() == clicked else None
+
     log = until(written)
     assert log, "not all pages and clicks became parquet"
     check_log(log)
     rows = {r["estimator"]: r for r in off_policy(log, policy_on(log, temperature=0.9))}
-    assert all(r["low"] <= r["value"] <= r["high"] for r in rows.values()) and abs(rows["dr"]["value"] / rows["logged"]["value"] - 1) < 0.3
-    done = subprocess.run([Path(sys.executable).with_name("recsys"), "offpolicy", "--run", str(run_dir(p)), "--temperature", "0.9", "--temperature", "1.1", "--sampled-only"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and f"{len(log['page']):,} pages of" in done.stdout and done.stdout.count("SNIPS") == 2 and f"{rows['dr']['value']:.4f}" in done.stdout, done.stdout + done.stderr
-    done = subprocess.run([Path(sys.executable).with_name("recsys"), "offpolicy", "--run", str(run_dir(p)), "--temperature", "0.9"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and "temperature 0, where only one page could be shown" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        all(r["low"] <= r["value"] <= r["high"] for r in rows.values())
+        and abs(rows["dr"]["value"] / rows["logged"]["value"] - 1) < 0.3
+    )
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("recsys"),
+            "offpolicy",
+            "--run",
+            str(run_dir(p)),
+            "--temperature",
+            "0.9",
+            "--temperature",
+            "1.1",
+            "--sampled-only",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (
+        done.returncode == 0
+        and f"{len(log['page']):,} pages of" in done.stdout
+        and done.stdout.count("SNIPS") == 2
+        and f"{rows['dr']['value']:.4f}" in done.stdout
+    ), done.stdout + done.stderr
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("recsys"),
+            "offpolicy",
+            "--run",
+            str(run_dir(p)),
+            "--temperature",
+            "0.9",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (
+        done.returncode == 2
+        and "temperature 0, where only one page could be shown" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
     "Placed beside the bundle by the command; no reload, no training."
     import pandas as pd
+
     client, recorder = stack[3], parts[1]
     ask = lambda k=1000: client.recommend(user_id="who adds", k=k, timestamp=int(recorder.clock()))
     before = ask()
-    table = pd.read_parquet(stage_dir(p, "data_prep") / "items.parquet").iloc[[3]].assign(item_id="brand new", title="A brand new thing")
+    table = (
+        pd.read_parquet(stage_dir(p, "data_prep") / "items.parquet")
+        .iloc[[3]]
+        .assign(item_id="brand new", title="A brand new thing")
+    )
     table.to_csv(tmp_path / "new.csv", index=False)
     command = cli("add-items", tmp_path / "new.csv", "--run", run_dir(p))
     out, err = command.communicate()
@@ -230,10 +380,25 @@ def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
     after = ask()
     assert "brand new" in after["item_ids"] and "brand new" not in before["item_ids"]
     assert after["bundle_version"] == before["bundle_version"] + "+1"
-    assert recorder.record_event(dict(event_id="on the new", user_id="who adds", item_id="brand new", timestamp=int(recorder.clock()), event_type="view")) == "new"
+    assert (
+        recorder.record_event(
+            dict(
+                event_id="on the new",
+                user_id="who adds",
+                item_id="brand new",
+                timestamp=int(recorder.clock()),
+                event_type="view",
+            )
+        )
+        == "new"
+    )
     assert "brand new" not in ask(300)["item_ids"]
-    state = lambda: parts[0].users.state(["who adds"], np.array([int(recorder.clock()) + 1]))["rows"][0, -1]
-    assert until(lambda: parts[0].bundle.grow() and state() == parts[0].bundle.row_of["brand new"]), state()    # the worker knows it, too
+    state = lambda: parts[0].users.state(["who adds"], np.array([int(recorder.clock()) + 1]))[
+        "rows"
+    ][0, -1]
+    assert until(
+        lambda: parts[0].bundle.grow() and state() == parts[0].bundle.row_of["brand new"]
+    ), state()  # the worker knows it, too
     again = cli("add-items", tmp_path / "new.csv", "--run", run_dir(p))
     assert "brand new" in again.communicate()[1] and again.returncode == 2
 
@@ -244,16 +409,22 @@ def test_a_new_version_under_traffic(p, stack, tmp_path):
     other = tmp_path / "bundle"
     shutil.copytree(stage_dir(p, "bundle"), other)
     manifest = read_json(other / "manifest.json")
-    write_json(other / "manifest.json", manifest | dict(version="another", serving=manifest["serving"] | dict(MAX_PER_CATEGORY=1)))
+    write_json(
+        other / "manifest.json",
+        manifest | dict(version="another", serving=manifest["serving"] | dict(MAX_PER_CATEGORY=1)),
+    )
     answers, failures, done = [], [], threading.Event()
 
     def traffic():
         with Client(server.grpc, timeout=10) as mine:
             while not done.is_set():
                 try:
-                    answers.append(mine.recommend(k=5, request_id="canary")["bundle_version"].partition("+")[0])   # without the count of added items
+                    answers.append(
+                        mine.recommend(k=5, request_id="canary")["bundle_version"].partition("+")[0]
+                    )  # without the count of added items
                 except RecsysError as e:
                     failures.append(e)
+
     threads = [threading.Thread(target=traffic) for _ in range(4)]
     for t in threads:
         t.start()
@@ -261,9 +432,22 @@ def test_a_new_version_under_traffic(p, stack, tmp_path):
         old, new = pinned_version(server.repository), next_version(server.repository)
         for version, folder in ((new, other), (old, stage_dir(p, "bundle")), (new, other)):
             members, ensemble = ensemble_from(Bundle(folder), "ensemble")
-            members = [m if m.kind == "python" else type(m)(**{**vars(m), "source": str(folder / m.source)}) for m in members]
-            server.deploy(members, ensemble, version, None if (server.repository.parent / "bundles" / str(version)).is_dir() else folder)
-            assert client.recommend(k=1)["bundle_version"].partition("+")[0] == read_json(folder / "manifest.json")["version"]
+            members = [
+                m
+                if m.kind == "python"
+                else type(m)(**{**vars(m), "source": str(folder / m.source)})
+                for m in members
+            ]
+            server.deploy(
+                members,
+                ensemble,
+                version,
+                None if (server.repository.parent / "bundles" / str(version)).is_dir() else folder,
+            )
+            assert (
+                client.recommend(k=1)["bundle_version"].partition("+")[0]
+                == read_json(folder / "manifest.json")["version"]
+            )
     finally:
         done.set()
         for t in threads:
@@ -274,21 +458,33 @@ def test_a_new_version_under_traffic(p, stack, tmp_path):
 @pytest.fixture(scope="module")
 def fused(tmp_path_factory):
     "The run as it is served by default: one member for whole requests."
-    p = run_params(tiny_run(tmp_path_factory.mktemp("fused") / "outputs") / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
+    p = run_params(
+        tiny_run(tmp_path_factory.mktemp("fused") / "outputs") / "tiny",
+        HTTP_PORT=0,
+        GRPC_PORT=0,
+        METRICS_PORT=0,
+    )
     with served(p) as (server, url, canary), Client(server.grpc, timeout=10) as client:
         yield p, server, url, canary, client
 
 
 def test_fused_pages_are_the_same(fused):
     p, server, url, _, client = fused
-    assert [s["model_name"] for s in read_config(server.repository / "recommender")["ensemble_scheduling"]["step"]] == ["page"]
-    assert compare(p, url, client, 100) <= 1      # ties
+    assert [
+        s["model_name"]
+        for s in read_config(server.repository / "recommender")["ensemble_scheduling"]["step"]
+    ] == ["page"]
+    assert compare(p, url, client, 100) <= 1  # ties
     check_meeting(p, server, client, "page")
 
 
 def test_fused_refuses_and_goes_on(fused):
     _, server, _, canary, client = fused
-    for inputs, words in ((dict(k=("INT32", [1, 1], [0])), "k: expected 1 to 1000"), (dict(k=("INT32", [2, 1], [3, 4])), "k: expected one value for all users"), (dict(k=ONE, seed=("INT64", [1, 1], [-1])), "seed: expected")):
+    for inputs, words in (
+        (dict(k=("INT32", [1, 1], [0])), "k: expected 1 to 1000"),
+        (dict(k=("INT32", [2, 1], [3, 4])), "k: expected one value for all users"),
+        (dict(k=ONE, seed=("INT64", [1, 1], [-1])), "seed: expected"),
+    ):
         with pytest.raises(RecsysError, match=words) as error:
             infer(server, **inputs)
         assert " answered 4" in str(error.value) and "Traceback" not in str(error.value)
@@ -298,11 +494,24 @@ def test_fused_refuses_and_goes_on(fused):
         assert all(set(fallbacks(client)) == {"user_features", "seen_filter"} for _ in range(20))
     finally:
         os.kill(pid, signal.SIGCONT)
-    counted = dict(re.findall(r'recsys_fallbacks_total{stage="(\w+)"} (\d+)', urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics").read().decode()))
-    assert int(counted["user_features"]) >= 20 and int(counted["seen_filter"]) >= 20      # of both processes together
+    counted = dict(
+        re.findall(
+            r'recsys_fallbacks_total{stage="(\w+)"} (\d+)',
+            urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics")
+            .read()
+            .decode(),
+        )
+    )
+    assert (
+        int(counted["user_features"]) >= 20 and int(counted["seen_filter"]) >= 20
+    )  # of both processes together
     assert until(lambda: fallbacks(client) == {}, 5) is True
-    stubs = [pid for pid in session_processes(server.pid) if pid != server.pid and "page" in Path(f"/proc/{pid}/cmdline").read_text()]
-    assert len(stubs) == 2                        # one a core
+    stubs = [
+        pid
+        for pid in session_processes(server.pid)
+        if pid != server.pid and "page" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    assert len(stubs) == 2  # one a core
     for pid in stubs:
         os.kill(pid, signal.SIGKILL)
     assert until(lambda: canary.revived["page"], 30), canary.log.read_text()
@@ -311,8 +520,13 @@ def test_fused_refuses_and_goes_on(fused):
 
 def test_a_dead_member_is_brought_back(stack):
     server, _, canary, client = stack
-    stubs = {n: pid for pid in session_processes(server.pid) if pid != server.pid
-             for n in ("retrieve", "item_features", "rerank") if n in Path(f"/proc/{pid}/cmdline").read_text()}
+    stubs = {
+        n: pid
+        for pid in session_processes(server.pid)
+        if pid != server.pid
+        for n in ("retrieve", "item_features", "rerank")
+        if n in Path(f"/proc/{pid}/cmdline").read_text()
+    }
     assert set(stubs) == {"retrieve", "item_features", "rerank"}
     before = canary.revived["retrieve"]
     os.kill(stubs["retrieve"], signal.SIGKILL)
@@ -321,7 +535,10 @@ def test_a_dead_member_is_brought_back(stack):
 
 
 def fallbacks(client):
-    return {f["stage"]: f["reason"] for f in client.recommend(user_id="u00001", k=3)["reasons"]["fallbacks"]}
+    return {
+        f["stage"]: f["reason"]
+        for f in client.recommend(user_id="u00001", k=3)["reasons"]["fallbacks"]
+    }
 
 
 def test_valkey_hangs_and_dies(p, stack):
@@ -334,11 +551,20 @@ def test_valkey_hangs_and_dies(p, stack):
     try:
         for _ in range(20):
             found = fallbacks(client)
-            assert set(found) == {"user_features", "seen_filter"} and all("valkey" in r or "Timeout" in r for r in found.values())
+            assert set(found) == {"user_features", "seen_filter"} and all(
+                "valkey" in r or "Timeout" in r for r in found.values()
+            )
     finally:
         os.kill(pid, signal.SIGCONT)
     assert until(lambda: fallbacks(client) == {}, 5) is True
-    counted = dict(re.findall(r'recsys_fallbacks_total{stage="(\w+)"} (\d+)', urllib.request.urlopen(f"http://127.0.0.1:{stack[0].metrics_port}/metrics").read().decode()))
+    counted = dict(
+        re.findall(
+            r'recsys_fallbacks_total{stage="(\w+)"} (\d+)',
+            urllib.request.urlopen(f"http://127.0.0.1:{stack[0].metrics_port}/metrics")
+            .read()
+            .decode(),
+        )
+    )
     assert int(counted["user_features"]) >= 20 and int(counted["seen_filter"]) >= 20
     with EmbeddedValkey(run_dir(p) / "another valkey") as second:
         assert second.url != url
@@ -346,14 +572,23 @@ def test_valkey_hangs_and_dies(p, stack):
     assert until(lambda: set(fallbacks(client)) == {"user_features", "seen_filter"}, 5)
     shutil.copytree(run_dir(p) / "valkey/appendonlydir", run_dir(p) / "copy/appendonlydir")
     with EmbeddedValkey(run_dir(p) / "copy", int(url.rsplit(":", 1)[1])):
-        assert until(lambda: fallbacks(client) == {}, 10) is True          # the same data at the same address
+        assert (
+            until(lambda: fallbacks(client) == {}, 10) is True
+        )  # the same data at the same address
         assert client.recommend(user_id=user, k=3)["reasons"]["user"] == "known"
 
 
 def cli(*args, **env):
     code = "import sys; sys.argv[0] = 'recsys'; from recsys.cli import main; main()"
-    return subprocess.Popen([sys.executable, "-u", "-c", code, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT), **env}, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", code, *map(str, args)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        start_new_session=True,
+    )
 
 
 def test_recsys_serve(tmp_path):
@@ -375,23 +610,35 @@ def test_recsys_serve(tmp_path):
     assert len(set(found["item_ids"])) == 5 and json.loads(found["reasons"][0])["fallbacks"] == []
     second = cli("serve", "--run", run, *sets)
     out, err = second.communicate(timeout=120)
-    assert second.returncode == 2 and f"HTTP_PORT is {http}, but another program listens" in err and "Traceback" not in err, err
+    assert (
+        second.returncode == 2
+        and f"HTTP_PORT is {http}, but another program listens" in err
+        and "Traceback" not in err
+    ), err
     event = cli("event", "--run", run, "--user", "u00007", "--item", found["item_ids"][0])
     assert "new: u00007" in event.communicate(timeout=60)[0]
     erased = cli("forget", "--run", run, "--user", "u00007")
     assert "keys of user u00007 erased" in erased.communicate(timeout=60)[0]
-    pids = [read_json(run / "valkey/valkey.json")["pid"], read_json(run / "triton/server.json")["pid"]]
+    pids = [
+        read_json(run / "valkey/valkey.json")["pid"],
+        read_json(run / "triton/server.json")["pid"],
+    ]
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, process.stderr.read()
     assert not any(session_processes(pid) for pid in pids)
-    assert check_port(http, "HTTP_PORT") == http          # free again
+    assert check_port(http, "HTTP_PORT") == http  # free again
 
 
 def test_a_changed_file_is_named_before_the_start(p, tmp_path):
     run = tiny_run(tmp_path / "outputs") / "tiny"
-    file = run / "triton/bundles" / str(pinned_version(run / "triton/repository")) / "popularity.npz"
+    file = (
+        run / "triton/bundles" / str(pinned_version(run / "triton/repository")) / "popularity.npz"
+    )
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(RecsysError, match="popularity.npz differs from its sha256"), served(run_params(run, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)):
+    with (
+        pytest.raises(RecsysError, match="popularity.npz differs from its sha256"),
+        served(run_params(run, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)),
+    ):
         pass

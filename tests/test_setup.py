@@ -1,4 +1,5 @@
 "setup.sh in a copy of the project with an empty lock and a stand-in for uv: nothing is downloaded."
+
 import os
 import shutil
 import subprocess
@@ -24,17 +25,30 @@ def project(tmp_path):
     for tool in filter(shutil.which, TOOLS):
         (root / "bin" / tool).symlink_to(shutil.which(tool))
     uv = root / "bin/stand-in-uv"
-    uv.write_text('#!/bin/sh\necho "$*" >>uv.log\n[ ! -e slow ] || { : >started; sleep 30; }\n[ ! -e broken ]\n')
+    uv.write_text(
+        '#!/bin/sh\necho "$*" >>uv.log\n[ ! -e slow ] || { : >started; sleep 30; }\n[ ! -e broken ]\n'
+    )
     uv.chmod(0o755)
     return root
 
 
 def environment(root, **extra):
-    return {"PATH": str(root / "bin"), "HOME": str(root / "nobody"), "UV": str(root / "bin/stand-in-uv"), **extra}
+    return {
+        "PATH": str(root / "bin"),
+        "HOME": str(root / "nobody"),
+        "UV": str(root / "bin/stand-in-uv"),
+        **extra,
+    }
 
 
 def setup(root, **extra):
-    return subprocess.run(["sh", root / "setup.sh"], env=environment(root, **extra), capture_output=True, text=True, cwd="/")
+    return subprocess.run(
+        ["sh", root / "setup.sh"],
+        env=environment(root, **extra),
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
 
 
 def add_python(path, python=PYTHON):
@@ -53,7 +67,9 @@ def test_says_what_to_do_without_python_311(project):
     assert run.returncode == 1 and "PYTHON=/bin/false is not a Python 3.11" in run.stderr
 
 
-@pytest.mark.parametrize("where", ["bin/python3.11", "bin/python3", "nobody/.pyenv/versions/3.11.9/bin/python", "named"])
+@pytest.mark.parametrize(
+    "where", ["bin/python3.11", "bin/python3", "nobody/.pyenv/versions/3.11.9/bin/python", "named"]
+)
 def test_finds_python(project, where):
     add_python(project / "bin/python3.11", "/bin/false")
     add_python(project / where)
@@ -79,14 +95,21 @@ def test_second_run_is_silent_and_a_changed_lock_is_installed(project):
     (project / "requirements-py311.lock").write_text("# changed\n")
     (project / ".venv/kept").touch()
     assert setup(project).returncode == 0
-    assert len((project / "uv.log").read_text()) == 2 * len(log) and (project / ".venv/kept").exists()
+    assert (
+        len((project / "uv.log").read_text()) == 2 * len(log) and (project / ".venv/kept").exists()
+    )
     assert setup(project).stderr == ""
 
 
 def test_interrupted_set_up_begins_again(project):
     add_python(project / "bin/python3.11")
     (project / "slow").touch()
-    process = subprocess.Popen(["sh", project / "setup.sh"], env=environment(project), stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        ["sh", project / "setup.sh"],
+        env=environment(project),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
     while not (project / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -113,14 +136,23 @@ def test_settings_of_the_caller_do_no_harm(project):
     add_python(project / "bin/python3.11")
     (project / "site").mkdir()
     (project / "site/venv.py").write_text("raise RuntimeError")
-    run = setup(project, PYTHONPATH=str(project / "site"), PIP_USER="1", PIP_TARGET="/nowhere", VIRTUAL_ENV="/nowhere", CONDA_PREFIX="/nowhere")
+    run = setup(
+        project,
+        PYTHONPATH=str(project / "site"),
+        PIP_USER="1",
+        PIP_TARGET="/nowhere",
+        VIRTUAL_ENV="/nowhere",
+        CONDA_PREFIX="/nowhere",
+    )
     assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="needs flock")
 def test_two_at_once_install_once(project):
     add_python(project / "bin/python3.11")
-    start = lambda: subprocess.Popen(["sh", project / "setup.sh"], env=environment(project), stderr=subprocess.PIPE, text=True)
+    start = lambda: subprocess.Popen(
+        ["sh", project / "setup.sh"], env=environment(project), stderr=subprocess.PIPE, text=True
+    )
     pair = [start(), start()]
     errors = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [0, 0]

@@ -1,4 +1,5 @@
 """The shop window in a real Chromium: every control, the click and what it changes, servers that go away, a phone."""
+
 import os
 import signal
 import time
@@ -11,8 +12,8 @@ from recsys.shop_window import shop_window
 from recsys.triton import run_params
 
 pytestmark = [pytest.mark.xdist_group("shop_window"), pytest.mark.needs("chromium")]
-SHOTS = ROOT / "outputs/screenshots"      # for the docs
-WAIT = 40_000                             # milliseconds
+SHOTS = ROOT / "outputs/screenshots"  # for the docs
+WAIT = 40_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,13 @@ def chromium():
     import shutil
 
     from playwright.sync_api import sync_playwright
+
     SHOTS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
         yield browser
         browser.close()
 
@@ -45,20 +50,33 @@ def visit(stack, chromium):
     contexts, wrong = [], []
 
     def open_page(address=stack[0], tolerate="", **how):
-        context = chromium.new_context(**{"viewport": dict(width=1280, height=900), "reduced_motion": "reduce", **how})
+        context = chromium.new_context(
+            **{"viewport": dict(width=1280, height=900), "reduced_motion": "reduce", **how}
+        )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT)
         page.on("pageerror", lambda e: wrong.append(str(e)))
-        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" and not (tolerate and tolerate in m.text) else None)
-        page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith((stack[0].split("#")[0], "data:")) else None)
+        page.on(
+            "console",
+            lambda m: wrong.append(m.text)
+            if m.type == "error" and not (tolerate and tolerate in m.text)
+            else None,
+        )
+        page.on(
+            "request",
+            lambda r: wrong.append(r.url)
+            if not r.url.startswith((stack[0].split("#")[0], "data:"))
+            else None,
+        )
         page.goto(address)
         page.wait_for_selector("#cards .card")
         page.wait_for_selector("#items .card")
         until(page, "document.querySelector('#cards').ariaBusy === 'false'")
-        if not tolerate:     # a page that a slow moment spoiled is asked again by the window itself
+        if not tolerate:  # a page that a slow moment spoiled is asked again by the window itself
             until(page, "document.querySelector('#alert').hidden")
         return page
+
     yield open_page
     for context in contexts:
         context.close()
@@ -87,10 +105,21 @@ def asked(page, act):
 
 def test_each_control_asks_for_another_page(visit):
     page = visit()
-    assert "key" not in page.url and page.locator("#user option").count() == 42 and page.locator("#cards .card").count() == 8
-    assert "known visitor" in page.inner_text("#page-note") and page.locator("#history img").count() >= 5
+    assert (
+        "key" not in page.url
+        and page.locator("#user option").count() == 42
+        and page.locator("#cards .card").count() == 8
+    )
+    assert (
+        "known visitor" in page.inner_text("#page-note")
+        and page.locator("#history img").count() >= 5
+    )
     first = page.locator("#cards .card").first
-    assert first.locator("img").evaluate("i => i.complete && i.naturalWidth > 0") and "no. " in first.inner_text() and "score" in first.inner_text()
+    assert (
+        first.locator("img").evaluate("i => i.complete && i.naturalWidth > 0")
+        and "no. " in first.inner_text()
+        and "score" in first.inner_text()
+    )
     sent, _ = asked(page, lambda: page.select_option("#user", index=5))
     assert sent["user_id"] == page.input_value("#user")
     sent, _ = asked(page, lambda: page.select_option("#device", "mobile"))
@@ -99,7 +128,11 @@ def test_each_control_asks_for_another_page(visit):
     sent, at_three = asked(page, lambda: page.select_option("#hour", "3"))
     assert sent["timestamp"] % 86400 == 3 * 3600 and now <= sent["timestamp"] < now + 86401
     sent, _ = asked(page, lambda: page.locator("#k").fill("12"))
-    assert sent["k"] == 12 and page.locator("#cards .card").count() == 12 and page.inner_text("#k-shown") == "12"
+    assert (
+        sent["k"] == 12
+        and page.locator("#cards .card").count() == 12
+        and page.inner_text("#k-shown") == "12"
+    )
     assert page.is_disabled("#temperature")
     sent, _ = asked(page, lambda: page.check("[value=sample]"))
     assert sent["temperature"] == 1 and page.is_enabled("#temperature")
@@ -115,7 +148,11 @@ def test_each_control_asks_for_another_page(visit):
     assert sent["diversity"] == 1 and ids(page) != before
     asked(page, lambda: page.select_option("#user", ""))
     assert "anonymous" in page.inner_text("#page-note") and page.is_disabled("#reset")
-    assert page.locator("#bar i").count() == 8 and "milliseconds" in page.get_attribute("#bar", "aria-label") and "rank" in page.inner_text("#legend")
+    assert (
+        page.locator("#bar i").count() == 8
+        and "milliseconds" in page.get_attribute("#bar", "aria-label")
+        and "rank" in page.inner_text("#legend")
+    )
 
 
 def test_a_click_changes_the_page_and_is_undone(visit):
@@ -129,12 +166,23 @@ def test_a_click_changes_the_page_and_is_undone(visit):
         card.locator(".pick").click()
         page.wait_for_selector(f"#history li:first-child[title='{title}']")
         until(page, f"document.querySelector('#facts').textContent.includes({title!r})")
-        until(page, f"![...document.querySelectorAll('#cards .card')].some(c => c.dataset.item === {item!r}) && !document.querySelector('#facts').textContent.includes('worker')")
+        until(
+            page,
+            f"![...document.querySelectorAll('#cards .card')].some(c => c.dataset.item === {item!r}) && !document.querySelector('#facts').textContent.includes('worker')",
+        )
         assert page.is_visible("#changed") and title in page.inner_text("#facts")
         shown = page.eval_on_selector_all("#after li span", "x => x.map(e => e.textContent)")
-        assert shown == page.eval_on_selector_all("#cards .card b", "x => x.map(e => e.textContent)") and page.locator("#before li").count() == 8
-        assert page.evaluate("document.activeElement.id") == "changed-title" and "left the page" in page.inner_text("#said")
-    assert page.locator("#before .gone").count() == page.locator("#after .new").count() > 0 and page.inner_text("#top") != "–"
+        assert (
+            shown == page.eval_on_selector_all("#cards .card b", "x => x.map(e => e.textContent)")
+            and page.locator("#before li").count() == 8
+        )
+        assert page.evaluate(
+            "document.activeElement.id"
+        ) == "changed-title" and "left the page" in page.inner_text("#said")
+    assert (
+        page.locator("#before .gone").count() == page.locator("#after .new").count() > 0
+        and page.inner_text("#top") != "–"
+    )
     page.screenshot(path=SHOTS / "click.png")
     with page.expect_response(lambda r: r.request.method == "DELETE") as erased:
         page.click("#reset")
@@ -155,20 +203,37 @@ def test_the_catalogue_and_why(visit):
     page.click("#more")
     until(page, "document.querySelector('#items').childElementCount === 24")
     page.click("[data-category=garden]")
-    until(page, "document.querySelectorAll('#items small').length === 12 && document.querySelector('[data-category=garden]').ariaPressed === 'true'")
-    until(page, "[...document.querySelectorAll('#items .pick')].every(b => b.ariaLabel.includes('garden'))")
+    until(
+        page,
+        "document.querySelectorAll('#items small').length === 12 && document.querySelector('[data-category=garden]').ariaPressed === 'true'",
+    )
+    until(
+        page,
+        "[...document.querySelectorAll('#items .pick')].every(b => b.ariaLabel.includes('garden'))",
+    )
     word = page.locator("#items b").first.inner_text().split()[0]
     page.fill("#text", word)
-    until(page, f"[...document.querySelectorAll('#items b')].every(b => b.textContent.includes({word!r}))")
+    until(
+        page,
+        f"[...document.querySelectorAll('#items b')].every(b => b.textContent.includes({word!r}))",
+    )
     page.click("[data-category='']")
     page.locator("#cards .foot button").nth(2).click()
     page.wait_for_selector(".shares li")
     text = page.inner_text("#why-body")
     assert "was answered by" not in text, text
-    assert "On this page" in text and "No. 3" in text and 3 <= page.locator(".shares li").count() <= 8 and page.locator("#cards b").nth(2).inner_text() in page.inner_text("#why-title")
+    assert (
+        "On this page" in text
+        and "No. 3" in text
+        and 3 <= page.locator(".shares li").count() <= 8
+        and page.locator("#cards b").nth(2).inner_text() in page.inner_text("#why-title")
+    )
     page.screenshot(path=SHOTS / "why.png")
     page.keyboard.press("Escape")
-    assert not page.is_visible("#why") and page.evaluate("document.activeElement.textContent") == "Why?"
+    assert (
+        not page.is_visible("#why")
+        and page.evaluate("document.activeElement.textContent") == "Why?"
+    )
     page.locator("#items .foot button").last.click()
     page.wait_for_selector(".shares li")
     assert "Found?" in page.inner_text("#why-body")
@@ -185,8 +250,15 @@ def test_an_item_of_ones_own_appears(visit):
     page.click("#add-form button")
     page.wait_for_selector("#items .mine")
     page.wait_for_selector("#toast:not([hidden])")
-    assert "Quokka Glass Kettle is in the catalogue: for this visitor no. " in page.inner_text("#toast") and page.locator("#items .card").count() == 1 and "24.50" in page.inner_text("#items")
-    assert page.locator("#items img").evaluate("async i => { await i.decode(); return i.naturalWidth > 0 && i.src.endsWith('/image'); }")
+    assert (
+        "Quokka Glass Kettle is in the catalogue: for this visitor no. "
+        in page.inner_text("#toast")
+        and page.locator("#items .card").count() == 1
+        and "24.50" in page.inner_text("#items")
+    )
+    assert page.locator("#items img").evaluate(
+        "async i => { await i.decode(); return i.naturalWidth > 0 && i.src.endsWith('/image'); }"
+    )
     page.screenshot(path=SHOTS / "added.png")
     asked(page, lambda: page.select_option("#user", "new"))
     page.locator("#items .mine .pick").click()
@@ -196,14 +268,23 @@ def test_an_item_of_ones_own_appears(visit):
 def test_by_keyboard_alone_and_named_for_a_screen_reader(visit):
     page = visit()
     nameless = """() => [...document.querySelectorAll('button, input, select, a, summary')].filter(e => !(e.ariaLabel || e.labels?.length || e.textContent.trim())).map(e => e.outerHTML)"""
-    assert page.evaluate(nameless) == [] and page.evaluate("[...document.images].every(i => i.hasAttribute('alt'))")
-    assert page.evaluate("[...document.querySelectorAll('[aria-labelledby]')].every(e => document.getElementById(e.getAttribute('aria-labelledby')))")
-    assert page.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(h => +h.tagName[1]).every((x, i, a) => !i || x <= a[i - 1] + 1)")
+    assert page.evaluate(nameless) == [] and page.evaluate(
+        "[...document.images].every(i => i.hasAttribute('alt'))"
+    )
+    assert page.evaluate(
+        "[...document.querySelectorAll('[aria-labelledby]')].every(e => document.getElementById(e.getAttribute('aria-labelledby')))"
+    )
+    assert page.evaluate(
+        "[...document.querySelectorAll('h1, h2, h3')].map(h => +h.tagName[1]).every((x, i, a) => !i || x <= a[i - 1] + 1)"
+    )
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "pick" and page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert (
+        page.evaluate("document.activeElement.className") == "pick"
+        and page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    )
     label = page.evaluate("document.activeElement.ariaLabel")
     page.keyboard.press("Enter")
     page.wait_for_selector("#changed:not([hidden])")
@@ -234,9 +315,15 @@ def test_text_can_be_read_in_both_colours(visit, scheme):
 
 
 def test_on_a_phone(visit):
-    page = visit(viewport=dict(width=360, height=740), has_touch=True, is_mobile=True, device_scale_factor=2)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360 and not page.is_visible("#k")
-    assert page.evaluate("[...document.querySelectorAll('button, select, input:not([type=radio])')].filter(e => e.checkVisibility()).every(e => e.getBoundingClientRect().height >= 24)")
+    page = visit(
+        viewport=dict(width=360, height=740), has_touch=True, is_mobile=True, device_scale_factor=2
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360 and not page.is_visible(
+        "#k"
+    )
+    assert page.evaluate(
+        "[...document.querySelectorAll('button, select, input:not([type=radio])')].filter(e => e.checkVisibility()).every(e => e.getBoundingClientRect().height >= 24)"
+    )
     page.screenshot(path=SHOTS / "phone.png")
     page.tap("summary >> nth=0")
     asked(page, lambda: page.locator("#k").fill("4"))
@@ -263,7 +350,9 @@ def test_valkey_is_killed(visit, p):
     os.kill(read_json(run_dir(p) / "valkey/valkey.json")["pid"], signal.SIGKILL)
     page.wait_for_selector("#servers .gone")
     until(page, "document.querySelector('#alert').textContent.includes('Valkey does not answer')")
-    assert page.locator("#cards .card").count() == 8 and "Valkey is gone" in page.inner_text("#servers")
+    assert page.locator("#cards .card").count() == 8 and "Valkey is gone" in page.inner_text(
+        "#servers"
+    )
     page.screenshot(path=SHOTS / "valkey-gone.png")
     page.locator("#cards .pick").first.click()
     until(page, "document.querySelector('#toast').textContent.includes('was not recorded')")
@@ -274,5 +363,9 @@ def test_triton_is_gone(visit, stack):
     page = visit(tolerate="503")
     stack[1].stop()
     until(page, "document.querySelector('#alert').textContent.includes('these are popular items')")
-    assert page.locator("#cards .card").count() == 8 and "popular with everyone" in page.inner_text("#cards") and "Triton is gone" in page.inner_text("#servers")
+    assert (
+        page.locator("#cards .card").count() == 8
+        and "popular with everyone" in page.inner_text("#cards")
+        and "Triton is gone" in page.inner_text("#servers")
+    )
     page.screenshot(path=SHOTS / "triton-gone.png")

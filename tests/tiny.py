@@ -1,4 +1,5 @@
 """The tiny run that tests share: built once, handed out as copies."""
+
 import os
 import shutil
 import subprocess
@@ -16,8 +17,15 @@ def tiny_run(folder):
     source.mkdir(parents=True, exist_ok=True)
     code = "from recsys.core import default_params\nfrom recsys.pipeline import FULL, run_here\nfor s in FULL: run_here(s, default_params())"
     with FileLock(source / ".building"):
-        run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True,
-                             env={**os.environ, "RECSYS_OUTPUTS": str(source), "MPLBACKEND": "agg"})
-        assert run.returncode == 0, f"the tiny run failed:\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}"
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "RECSYS_OUTPUTS": str(source), "MPLBACKEND": "agg"},
+        )
+        assert run.returncode == 0, (
+            f"the tiny run failed:\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}"
+        )
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".building", "*.lock"))
     return folder
