@@ -7,9 +7,12 @@ __all__ = ['NOT_RETRAINED', 'hideable', 'hide_query', 'swap_table', 'history_tab
            'without', 'ablate', 'ablation_rows', 'plot_ablations', 'context_rows']
 
 # %% ../nbs/14_ablations.ipynb #14-ablations-02
-import copy, tempfile
+import copy
+import tempfile
 from pathlib import Path
+
 import numpy as np
+
 from .cache import ItemColumns
 from .core import RecsysError, read_json
 from .data_prep import Prepared

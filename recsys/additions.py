@@ -6,10 +6,15 @@
 __all__ = ['additions_file', 'share_additions', 'to_text', 'to_array', 'seal', 'read_added', 'append_added']
 
 # %% ../nbs/01_additions.ipynb #01-additions-02
-import base64, hashlib, json, os
+import base64
+import hashlib
+import json
+import os
 from pathlib import Path
+
 import numpy as np
 from filelock import FileLock
+
 from .core import RecsysError, read_json
 
 # %% ../nbs/01_additions.ipynb #01-additions-04

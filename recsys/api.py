@@ -12,7 +12,8 @@ __all__ = ['Text', 'Id', 'Kind', 'Second', 'OPERATIONS', 'STATUSES', 'Model', 'w
 # %% ../nbs/23_api.ipynb #23-api-02
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
+
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -22,6 +23,7 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.json_schema import models_json_schema
+
 from .core import RecsysError
 
 # %% ../nbs/23_api.ipynb #23-api-05
@@ -53,7 +55,7 @@ class PageRequest(Model):
 
     user_id: Text = Field("", description="empty: an anonymous visitor")
     device_type: Text = ""
-    timestamp: Optional[Second] = Field(
+    timestamp: Second | None = Field(
         None,
         description="moment of the request, seconds since 1970 UTC; missing: now, by the run's clock",
     )
@@ -61,17 +63,17 @@ class PageRequest(Model):
     exclude: Annotated[list[Id], Field(max_length=1000)] = Field(
         [], description="items that must not be shown"
     )
-    temperature: Optional[Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]] = Field(
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = Field(
         None, description="0 orders by score, above 0 samples"
     )
-    diversity: Optional[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = Field(
+    diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
         None, description="weight of dissimilarity"
     )
-    seed: Optional[whole(0, 2**53)] = Field(
+    seed: whole(0, 2**53) | None = Field(
         None, description="of the sampling; missing: another page each time"
     )
     request_id: Text = Field("", description="joins events to this page; missing: one is made")
-    timeout_ms: Optional[whole(1, 60_000)] = Field(
+    timeout_ms: whole(1, 60000) | None = Field(
         None, description="longest wait; the gateway's own where that is shorter"
     )
 
@@ -102,10 +104,10 @@ class Shown(Model):
     "Describe an item to a person."
 
     item_id: str
-    title: Optional[str]
-    category: Optional[str]
-    subcategory: Optional[str]
-    price: Optional[float]
+    title: str | None
+    category: str | None
+    subcategory: str | None
+    price: float | None
     in_stock: bool
     image: str = Field(description="path of its picture at this service")
 
@@ -114,8 +116,8 @@ class Placed(Shown):
     "Describe an item on a page."
 
     score: float
-    propensity: Optional[float] = Field(description="probability of its place, given those above")
-    rank: Optional[int] = Field(description="its place among what retrieval found")
+    propensity: float | None = Field(description="probability of its place, given those above")
+    rank: int | None = Field(description="its place among what retrieval found")
     reason: str
 
 
@@ -147,10 +149,10 @@ class Event(Model):
 
     item_id: Id
     user_id: Text = ""
-    event_id: Optional[Id] = Field(
+    event_id: Id | None = Field(
         None, description="sent again with the same id it counts once; missing: one is made"
     )
-    timestamp: Optional[Second] = Field(
+    timestamp: Second | None = Field(
         None,
         description="seconds since 1970 UTC, at most a day after the clock; missing: now, by the run's clock",
     )
@@ -204,7 +206,7 @@ class NewItem(Model):
     description: Annotated[str, StringConstraints(max_length=2000, pattern="^[^\\u0000]*$")] = ""
     category: Text = ""
     subcategory: Text = ""
-    item_id: Optional[Id] = Field(None, description="missing: one is made")
+    item_id: Id | None = Field(None, description="missing: one is made")
 
 
 class Added(Model):
@@ -218,11 +220,11 @@ class ExplainQuery(Model):
     item_id: Id
     user_id: Text = ""
     device_type: Text = ""
-    timestamp: Optional[Second] = None
+    timestamp: Second | None = None
     k: whole(1, 100) = 10
-    temperature: Optional[Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]] = None
-    diversity: Optional[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = None
-    seed: Optional[whole(0, 2**53)] = None
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    seed: whole(0, 2**53) | None = None
     draws: whole(10, 1000) = 200
 
 
@@ -242,7 +244,7 @@ class UserAnswer(Model):
 
     user_id: str
     known: bool = Field(description="training knew this user")
-    top_category: Optional[str]
+    top_category: str | None
     history: list[Shown] = Field(description="newest first")
 
 
@@ -263,9 +265,9 @@ class Options(Model):
 
 class Health(Model):
     status: str
-    triton: Optional[bool] = None
-    valkey: Optional[bool] = None
-    bundle_version: Optional[str] = None
+    triton: bool | None = None
+    valkey: bool | None = None
+    bundle_version: str | None = None
 
 
 class Failure(Model):

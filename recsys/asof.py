@@ -13,9 +13,11 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+
 from .core import Params, read_json, resolve, run_dir
 from .data_prep import Prepared
 from recsys.features import (
@@ -236,7 +238,7 @@ def expected_rows(
 ) -> list:  # a dict of expected values for each event, None where the raw table has no such event
     "Compute everything about some events from the raw tables."
     t = raw.events
-    near = t[t.timestamp.isin([k[2] for k in keys])].astype({c: object for c in TEXT})
+    near = t[t.timestamp.isin([k[2] for k in keys])].astype(dict.fromkeys(TEXT, object))
     near, told = near.where(near.notna(), ""), {}
     for r in near.itertuples():
         told.setdefault((r.user_id, r.item_id, r.timestamp, r.event_type), []).append(r)

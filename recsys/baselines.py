@@ -9,7 +9,9 @@ __all__ = ['DECAY', 'OWN', 'GRIDS', 'AGAIN', 'LARGEST_EASE', 'popularity', 'rece
 
 # %% ../nbs/13_baselines.ipynb #13-baselines-02
 import threading
+
 import numpy as np
+
 from .cases import DEPTH, Cases, is_masked, known_of, recommend, test_cases, tune
 from recsys.core import (
     Params,
@@ -22,8 +24,8 @@ from recsys.core import (
     write_json,
 )
 from .data_prep import Prepared, load_prepared, past_items
-from .features import NULL
 from .factors import FIT_EVENTS, als_maker, bpr_maker
+from .features import NULL
 from .item_votes import ease_maker, history_matrix, item_knn_maker, tiny
 from .neighbours import DAY
 

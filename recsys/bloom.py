@@ -7,10 +7,13 @@ __all__ = ['LINKS', 'DAY', 'hash_ids', 'places', 'bloom_size', 'bloom_error', 'B
            'bucket_expiry', 'bucket_name', 'bucket_error', 'SeenItems', 'as_hashes']
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-02
-import hashlib, math
+import hashlib
+import math
 from collections import deque
+
 import numpy as np
 from fastcore.basics import patch
+
 from .core import RecsysError
 
 # %% ../nbs/08_bloom.ipynb #08-bloom-05

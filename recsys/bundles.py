@@ -7,10 +7,14 @@ __all__ = ['store_home', 'bundle_path', 'live_lock', 'sync', 'write_durable', 'k
            'stored', 'read_live', 'point', 'after_promotion', 'after_rollback', 'prune']
 
 # %% ../nbs/20_bundles.ipynb #20-bundles-02
-import os, shutil, time
+import os
+import shutil
+import time
 from datetime import datetime, timezone
 from pathlib import Path
+
 from filelock import FileLock
+
 from .additions import share_additions
 from .core import PARAMS, Params, RecsysError, atomic_path, read_json, run_dir, write_json
 from .recommender import check_bundle
@@ -19,7 +23,7 @@ from .repository import new_folder
 # %% ../nbs/20_bundles.ipynb #20-bundles-05
 def store_home(p: Params) -> Path:  # has bundles/, live.json and live/
     "Name the folder of the store: that of all runs."
-    return run_dir(p) if p.RUN == PARAMS["RUN"].default else run_dir(p).parent
+    return run_dir(p) if PARAMS["RUN"].default == p.RUN else run_dir(p).parent
 
 
 def bundle_path(home: Path, version: str) -> Path:

@@ -7,8 +7,10 @@ __all__ = ['UnknownItem', 'utf8', 'check_column', 'ItemColumns']
 
 # %% ../nbs/09_cache.ipynb #09-cache-02
 from pathlib import Path
+
 import numpy as np
 from fastcore.basics import patch
+
 from .core import RecsysError, atomic_path
 
 # %% ../nbs/09_cache.ipynb #09-cache-05

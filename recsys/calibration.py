@@ -7,6 +7,7 @@ __all__ = ['to_probabilities', 'predicted_choices', 'ranker_quality', 'plot_cali
 
 # %% ../nbs/14_calibration.ipynb #14-calibration-02
 import numpy as np
+
 from .data_prep import Prepared
 from .lists import score_block, take_rows
 from .metrics import auc, calibration, calibration_error, log_loss

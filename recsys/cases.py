@@ -8,8 +8,10 @@ __all__ = ['DEPTH', 'test_cases', 'is_masked', 'Cases', 'known_of', 'blocks', 'r
 # %% ../nbs/13_cases.ipynb #13-cases-02
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
 import numpy as np
 from threadpoolctl import threadpool_limits
+
 from .data_prep import Prepared
 from .features import NULL, history_at
 from .index import top_k

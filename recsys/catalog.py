@@ -7,14 +7,18 @@ __all__ = ['STYLES', 'COLOURS', 'MATERIALS', 'PLACES', 'BRANDS', 'CATEGORIES', '
            'complete_catalog', 'read_catalog', 'catalog_from_yaml']
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-02
-import hashlib, io, re
+import hashlib
+import io
+import re
 from collections import Counter
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import yaml
 from PIL import Image
+
 from .core import RecsysError
 
 # %% ../nbs/02_catalog.ipynb #02-catalog-05

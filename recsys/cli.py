@@ -10,10 +10,13 @@ __all__ = ['app', 'pipeline_app', 'print_line', 'Bar', 'run', 'show_path', 'pars
            'catalog', 'check_environment', 'doctor', 'main']
 
 # %% ../nbs/25_cli.ipynb #25-cli-02
-import json, sys, time
+import json
+import sys
+import time
 from pathlib import Path
-from typing import List, Optional
+
 import typer
+
 from recsys.core import (
     PARAMS,
     Params,
@@ -21,7 +24,6 @@ from recsys.core import (
     check_value,
     load_params,
     parse_set,
-    read_json,
     resolve,
     run_dir,
 )
@@ -80,7 +82,7 @@ class Bar:
 @app.command()
 def run(
     params: Path = typer.Option(..., help="parameters of the run, a YAML file"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE that wins over the file; may stand several times"
     ),
     start: str = typer.Option("", "--from", help="first stage to run"),
@@ -127,7 +129,7 @@ def recommend(
         "", help="moment of the request, seconds since 1970 or ISO 8601; left out: the run's clock"
     ),
     k: int = typer.Option(10, "-k", help="items on the page"),
-    exclude: List[str] = typer.Option(
+    exclude: list[str] = typer.Option(
         [], help="item id that must not be shown; may stand several times"
     ),
     temperature: float = typer.Option(0.0, help="0 orders by score, above 0 samples"),
@@ -191,13 +193,13 @@ def explain(
         "", help="moment of the request, seconds since 1970 or ISO 8601; left out: the run's clock"
     ),
     k: int = typer.Option(10, "-k", help="items on the page"),
-    exclude: List[str] = typer.Option(
+    exclude: list[str] = typer.Option(
         [], help="item id that must not be shown; may stand several times"
     ),
-    temperature: Optional[float] = typer.Option(
+    temperature: float | None = typer.Option(
         None, help="0 orders by score, above 0 samples; left out: the bundle's own"
     ),
-    diversity: Optional[float] = typer.Option(
+    diversity: float | None = typer.Option(
         None, help="weight of dissimilarity, 0 to 1; left out: the bundle's own"
     ),
     seed: int = typer.Option(0, help="seed of the first page drawn"),
@@ -205,7 +207,8 @@ def explain(
     as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table"),
 ):
     "Explain why an item is on a page or not: what each stage did with it, which features move it."
-    from recsys.explain import explain as explain_item, explained_rows, in_words
+    from recsys.explain import explain as explain_item
+    from recsys.explain import explained_rows, in_words
     from recsys.recommender import load_run
 
     moment = parse_time(at) if at else None
@@ -240,13 +243,14 @@ def evaluate(
     compare: str = typer.Option(
         "", help="another run, name or path: both side by side on the same cases, paired"
     ),
-    out: Optional[Path] = typer.Option(
+    out: Path | None = typer.Option(
         None, help="page to write; left out: evaluation.html in the run's folder"
     ),
     as_json: bool = typer.Option(False, "--json", help="print JSON instead of tables"),
 ):
     "Print how good a run's systems are and write one page with segments, inputs, calibration, examples; what is missing is evaluated first."
     import contextlib
+
     import matplotlib
 
     matplotlib.use("agg")
@@ -307,6 +311,7 @@ def leaks(
 ):
     "Look for leaks in a run: features recomputed, labels shuffled, time shifted. The exit code is 1 where something leaks."
     import contextlib
+
     import matplotlib
 
     matplotlib.use("agg")
@@ -369,13 +374,16 @@ def serve(
         "--live",
         help="serve what is live instead of a run, and follow promotions; may run several times",
     ),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [],
         help="KEY=VALUE, such as GRPC_PORT=9001 or VALKEY_URL=valkeys://host:6379; may stand several times",
     ),
 ):
     "Serve a run, or what is live: tritonserver, Valkey beside it, the worker that learns from events. Ctrl-C ends them."
-    import contextlib, os, signal
+    import contextlib
+    import os
+    import signal
+
     from recsys.serving import curl_line
     from recsys.triton import served
 
@@ -416,10 +424,10 @@ def serve(
 @app.command()
 def worker(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    bundle: Optional[Path] = typer.Option(
+    bundle: Path | None = typer.Option(
         None, help="folder of the bundle whose items and rules count; left out: the run's own"
     ),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"
     ),
 ):
@@ -443,12 +451,13 @@ def event(
         help="id of the event; one that was recorded before changes nothing; left out: a new one",
     ),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"
     ),
 ):
     "Record one interaction; the next request knows it."
     import secrets
+
     from recsys.servers import valkey_for
     from recsys.triton import online_parts
 
@@ -471,7 +480,7 @@ def event(
 def forget(
     user: str = typer.Option(..., help="user id"),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"
     ),
 ):
@@ -488,13 +497,13 @@ def forget(
 # %% ../nbs/25_cli.ipynb #25-cli-28
 @app.command()
 def offpolicy(
-    temperature: List[float] = typer.Option(
+    temperature: list[float] = typer.Option(
         ..., help="temperature of the policy in question; may stand several times"
     ),
-    diversity: Optional[float] = typer.Option(
+    diversity: float | None = typer.Option(
         None, help="its diversity; left out: as each page was drawn"
     ),
-    max_per_category: Optional[int] = typer.Option(
+    max_per_category: int | None = typer.Option(
         None, help="its most items of one category; left out: as each page was drawn"
     ),
     weights: str = typer.Option(
@@ -509,12 +518,13 @@ def offpolicy(
         False, help="leave pages at temperature 0 out instead of refusing them"
     ),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as BOOTSTRAP=2000; may stand several times"
     ),
 ):
     "Estimate from logged pages what other policies would have earned, in clicks a page."
     import warnings
+
     from recsys.offpolicy import off_policy, policy_on, read_log
     from recsys.recommender import Bundle
     from recsys.segments import log_folders
@@ -587,13 +597,14 @@ def show_estimates(found: dict) -> None:  # policy -> rows of `off_policy`
 def monitor(
     day: str = typer.Option("", help="day of the log, YYYY-MM-DD; left out: the newest"),
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as MONITOR_PSI=0.1; may stand several times"
     ),
     as_json: bool = typer.Option(False, "--json", help="print JSON instead of a table"),
 ):
     "Judge a day of the log: drift, scores, clicks, coverage, fallbacks, latency. The exit code is 1 where there is an alarm."
     import contextlib
+
     import matplotlib
 
     matplotlib.use("agg")
@@ -634,15 +645,16 @@ def tune(
     ),
     trials: int = typer.Option(20, help="trials more, at most"),
     minutes: float = typer.Option(30, help="no trial begins later"),
-    out: Optional[Path] = typer.Option(
+    out: Path | None = typer.Option(
         None, help="params file to write; left out: <run>/tune/<stage>.yaml"
     ),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE that wins over the file; may stand several times"
     ),
 ):
     "Search a stage's parameters on validation and write the winner as a params file; called again, it goes on."
-    from recsys.tune import plot_trials, tune as search, write_params
+    from recsys.tune import plot_trials, write_params
+    from recsys.tune import tune as search
 
     p = load_params(params, tuple(set))
     best, tried = search(p, stage, trials, minutes, say=print_line)
@@ -663,9 +675,9 @@ def add_items(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
 ):
     "Place new items by their text, image and attributes; servers of the run take them in with their next request."
+    from recsys.additions import read_added
     from recsys.new_items import add_items as add
     from recsys.recommender import Bundle
-    from recsys.additions import read_added
     from recsys.sources import read_frame
 
     folder = run_dir(open_run(run, []))
@@ -685,7 +697,7 @@ def add_items(
 @app.command()
 def gateway(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [],
         help="KEY=VALUE, such as GATEWAY_PORT=8081 or TRITON_URL=host:8001; may stand several times",
     ),
@@ -704,13 +716,16 @@ def gateway(
 @app.command()
 def demo(
     run: str = typer.Option("quickstart", help="name of the run, or path of its folder"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as GATEWAY_PORT=8081; may stand several times"
     ),
     browser: bool = typer.Option(True, help="open the page in a browser, where there is one"),
 ):
     "Open the shop window: Valkey, Triton, the worker and the gateway at once. Ctrl-C ends them."
-    import os, signal, webbrowser
+    import os
+    import signal
+    import webbrowser
+
     from recsys.shop_window import shop_window
 
     for s in (signal.SIGINT, signal.SIGTERM):
@@ -741,8 +756,8 @@ def demo(
 @app.command()
 def stage(
     name: str = typer.Argument(..., help="name of the stage"),
-    params: Optional[Path] = typer.Option(None, help="parameters of the run, a YAML file"),
-    set: List[str] = typer.Option(
+    params: Path | None = typer.Option(None, help="parameters of the run, a YAML file"),
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE that wins over the file; may stand several times"
     ),
     run: str = typer.Option(
@@ -777,7 +792,7 @@ def pod(
         "127.0.0.1", help="address to listen on; 0.0.0.0: every one of the pod"
     ),
     port: int = typer.Option(9102, help="port of the worker's health and metrics"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [],
         help="KEY=VALUE, such as HTTP_PORT=9000 or TRITON_URL=triton:8001; may stand several times",
     ),
@@ -808,7 +823,7 @@ _NAME = typer.Argument(..., help="full or daily")
 
 
 def pipeline_inputs(
-    name: str, params: Optional[Path], set: list, image: str
+    name: str, params: Path | None, set: list, image: str
 ) -> tuple:  # Params, Cluster
     "Collect a pipeline's parameters and its cluster."
     from recsys.kubeflow import Cluster, params_file
@@ -820,9 +835,9 @@ def pipeline_inputs(
 # %% ../nbs/25_cli.ipynb #25-cli-48
 @pipeline_app.command("compile")
 def compile_command(
-    names: List[str] = typer.Argument(None, help="full, daily; left out: all"),
-    params: Optional[Path] = _PARAMS,
-    set: List[str] = typer.Option(
+    names: list[str] = typer.Argument(None, help="full, daily; left out: all"),
+    params: Path | None = _PARAMS,
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE that wins over the file; may stand several times"
     ),
     out: Path = typer.Option(Path("k8s/pipelines"), help="folder of the YAML files"),
@@ -843,8 +858,8 @@ def compile_command(
 @pipeline_app.command()
 def submit(
     name: str = _NAME,
-    params: Optional[Path] = _PARAMS,
-    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file"),
+    params: Path | None = _PARAMS,
+    set: list[str] = typer.Option([], help="KEY=VALUE that wins over the file"),
     host: str = _HOST,
     image: str = _IMAGE,
 ):
@@ -861,8 +876,8 @@ def submit(
 def schedule(
     name: str = _NAME,
     cron: str = typer.Option("30 3 * * *", help="minute hour day month weekday, UTC"),
-    params: Optional[Path] = _PARAMS,
-    set: List[str] = typer.Option([], help="KEY=VALUE that wins over the file"),
+    params: Path | None = _PARAMS,
+    set: list[str] = typer.Option([], help="KEY=VALUE that wins over the file"),
     host: str = _HOST,
     image: str = _IMAGE,
 ):
@@ -881,7 +896,7 @@ def tables(
         "",
         help="name of a run, or path of its folder, whose features the tables hold; left out: the built-in shop's",
     ),
-    out: Optional[Path] = typer.Option(None, help="file to write; left out: k8s/cloud/tables.json"),
+    out: Path | None = typer.Option(None, help="file to write; left out: k8s/cloud/tables.json"),
 ):
     "Write the Glue tables of the feature contract as a CloudFormation template."
     from recsys.cloud import shop_contract, write_tables
@@ -944,13 +959,14 @@ def promote(
     force: str = typer.Option(
         "", help="reason for which the bundle goes live even if the gate refuses it; it is recorded"
     ),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as GATE_MIN_GAIN=-0.01 or KEEP_BUNDLES=3; may stand several times"
     ),
     as_json: bool = typer.Option(False, "--json", help="print the report as JSON"),
 ):
     "Judge a run's bundle against what is live, and make it live on every server. The exit code is 1 where the gate refuses it."
     import contextlib
+
     import matplotlib
 
     matplotlib.use("agg")
@@ -972,7 +988,7 @@ def promote(
 @app.command()
 def rollback(
     reason: str = typer.Option("", help="why; it stays with the pointer"),
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as VALKEY_URL=...; may stand several times"
     ),
 ):
@@ -999,13 +1015,14 @@ def rollback(
 
 @app.command()
 def status(
-    set: List[str] = typer.Option(
+    set: list[str] = typer.Option(
         [], help="KEY=VALUE, such as OUTPUTS=... or REPLICAS=...; may stand several times"
     ),
     as_json: bool = typer.Option(False, "--json", help="print JSON"),
 ):
     "Show what is live, since when, with which metrics, on which servers."
-    from recsys.promote import status as read_status, status_text
+    from recsys.promote import status as read_status
+    from recsys.promote import status_text
 
     home, over = live_home(set)
     p = Params(over, source="--set")
@@ -1051,13 +1068,11 @@ def params():
 @app.command()
 def catalog(
     file: Path = typer.Argument(..., help="products.yaml of the Retail Demo Store"),
-    out: Optional[Path] = typer.Option(
-        None, help="parquet file to write; left out: beside the input"
-    ),
+    out: Path | None = typer.Option(None, help="parquet file to write; left out: beside the input"),
 ):
     "Turn the Retail Demo Store's products.yaml into a table for CATALOG."
-    from recsys.core import atomic_path
     from recsys.catalog import catalog_from_yaml
+    from recsys.core import atomic_path
 
     table, out = catalog_from_yaml(file), out or file.with_suffix(".parquet")
     with atomic_path(out) as tmp:
@@ -1067,7 +1082,10 @@ def catalog(
 # %% ../nbs/25_cli.ipynb #25-cli-58
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
     "Check Python, packages, memory, disk, GPU and system tools."
-    import importlib.metadata as md, os, platform, shutil
+    import importlib.metadata as md
+    import os
+    import platform
+    import shutil
 
     found = [
         (

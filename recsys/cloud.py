@@ -8,6 +8,7 @@ __all__ = ['shop_contract', 'tables_template', 'write_tables']
 # %% ../nbs/24_cloud.ipynb #24-cloud-02
 import json
 from pathlib import Path
+
 from .core import Params, atomic_path, find_root
 from .feature_store import ENTITY, glue_table
 from .features import Contract, make_contract

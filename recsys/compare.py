@@ -8,7 +8,9 @@ __all__ = ['ABSENT', 'case_keys', 'item_ids', 'save_ranks', 'load_ranks', 'check
 # %% ../nbs/14_compare.ipynb #14-compare-02
 from pathlib import Path
 from types import SimpleNamespace
+
 import numpy as np
+
 from .bloom import hash_ids
 from .core import RecsysError
 from .data_prep import Prepared

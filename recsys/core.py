@@ -8,9 +8,20 @@ __all__ = ['PARAMS', 'RecsysError', 'Param', 'check_value', 'Params', 'default_p
            'stage_dir', 'run_lock', 'StageRecord', 'record_stage', 'save_record']
 
 # %% ../nbs/00_core.ipynb #00-core-02
-import contextlib, difflib, hashlib, json, os, re, resource, sys, tempfile, time, warnings
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
 import yaml
 from filelock import FileLock
 from tqdm import tqdm
@@ -692,7 +703,7 @@ def progress(iterable, desc: str, total: int | None = None):
 # %% ../nbs/00_core.ipynb #00-core-42
 def claim(p: Params, holds: bool, text: str) -> None:
     "Assert something of the tiny run; on another run's data say where it does not hold."
-    if not holds and p.RUN == PARAMS["RUN"].default:
+    if not holds and PARAMS["RUN"].default == p.RUN:
         raise AssertionError(text)
     if not holds:
         print(f"not so on this run's data: {text}")
@@ -700,7 +711,7 @@ def claim(p: Params, holds: bool, text: str) -> None:
 # %% ../nbs/00_core.ipynb #00-core-45
 def run_dir(p: Params) -> Path:
     "Name the folder of a run, OUTPUTS/RUN; the variable RECSYS_OUTPUTS moves the default OUTPUTS elsewhere."
-    moved = os.environ.get("RECSYS_OUTPUTS") if p.OUTPUTS == PARAMS["OUTPUTS"].default else None
+    moved = os.environ.get("RECSYS_OUTPUTS") if PARAMS["OUTPUTS"].default == p.OUTPUTS else None
     return resolve(moved or p.OUTPUTS) / p.RUN
 
 # %% ../nbs/00_core.ipynb #00-core-47

@@ -12,10 +12,13 @@ __all__ = ['FUNNEL', 'MASKS', 'HALF_LIVES', 'FEW', 'read_events', 'rows_of', 'de
 
 # %% ../nbs/03_data_prep.ipynb #03-data-prep-02
 import tempfile
+from functools import cached_property
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+
 from recsys.core import (
     Params,
     RecsysError,
@@ -26,26 +29,25 @@ from recsys.core import (
     stage_dir,
     write_json,
 )
-from functools import cached_property
 from recsys.features import (
     FIRST,
     NULL,
     PAD,
+    UNSEEN,
     Contract,
     Encoder,
     Feature,
+    Trends,
     as_bytes,
     encode_context,
     event_bounds,
     history_at,
     history_length,
-    UNSEEN,
-    Trends,
-    make_trends,
-    load_encoder,
     load_arrays,
+    load_encoder,
     local_time,
     make_contract,
+    make_trends,
     mark_cases,
     save_arrays,
     save_encoder,

@@ -11,20 +11,25 @@ __all__ = ['MASK', 'AGE', 'COUNT', 'YOUNG', 'RATES', 'JUDGED', 'HARD_EVERY', 'AS
            'check_export', 'refit', 'run_dlrm']
 
 # %% ../nbs/07_dlrm.ipynb #07-dlrm-02
-import os, time
+import os
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
+
 import matplotlib.pyplot as plt
 import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
+
 from .core import Params, RecsysError, progress, record_stage, stage_dir
 from .data_prep import Prepared, load_prepared
 from .encoders import onnx_session
 from .features import FIRST, OOV, PAD, PAIR, pack, pair_features
 from recsys.neighbours import (
     heard as heard_of,
+)
+from recsys.neighbours import (
     held_out,
     load_table,
     open_retrieval,

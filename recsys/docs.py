@@ -8,12 +8,25 @@ __all__ = ['LINES', 'notebooks', 'own_code', 'used_modules', 'kept_file', 'execu
            'groups', 'site_config', 'write_sources', 'pictures', 'Page', 'check_site', 'build_docs', 'docs_run']
 
 # %% ../nbs/26_docs.ipynb #26-docs-02
-import base64, hashlib, html, io, json, os, re, shutil, subprocess, sys, tempfile, time
+import base64
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
 import yaml
+
 from .core import Params, RecsysError, atomic_path, find_root, read_json, run_dir, sha256_file
 from .drawings import pipeline_drawing, request_drawing
 from .pipeline import LISTS, imported, module_file, notebook_code
@@ -334,8 +347,9 @@ def merged(outputs: list) -> list:
 # %% ../nbs/26_docs.ipynb #26-docs-23
 def fill(text: str, up: str, outputs: Path) -> str:
     "Fill in drawings and files, and drop sections about commands that aren't there."
-    from recsys.cli import app
     import typer
+
+    from recsys.cli import app
 
     known = set(typer.main.get_command(app).commands)
     text = re.sub(

@@ -8,6 +8,7 @@ __all__ = ['REQUEST', 'box', 'arrow', 'drawing', 'parents_of', 'rows_of', 'chain
 
 # %% ../nbs/26_drawings.ipynb #26-drawings-02
 import html
+
 from .core import PARAMS
 from .pipeline import Stage
 from .recommender import STAGES_MS

@@ -6,10 +6,13 @@ __all__ = ['write_cache', 'read_cache', 'hash_sources', 'encode_new', 'Encoded',
            'plot_explained', 'plot_neighbours', 'report_embeddings', 'draw_embeddings', 'run_embeddings', 'embed_items']
 
 # %% ../nbs/04_embeddings.ipynb #04-embeddings-02
-import hashlib, warnings
+import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
+
 from recsys.core import (
     Params,
     RecsysError,

@@ -6,13 +6,18 @@ __all__ = ['Encoder', 'unit', 'model_folder', 'fingerprint', 'onnx_session', 'ti
            'gradient_histogram', 'descriptor', 'descriptor_encoder', 'clip_pixels', 'clip_encoder', 'load_encoders']
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-02
-import hashlib, io, json, re
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable
+
 import numpy as np
 from PIL import Image, ImageOps
+
 from .core import Params, RecsysError, read_json, resolve, sha256_file
 
 # %% ../nbs/03_encoders.ipynb #03-encoders-06

@@ -9,6 +9,7 @@ __all__ = ['KS', 'fitted_on', 'name_fits', 'segments', 'fine_segments', 'page_me
 
 # %% ../nbs/14_evaluate.ipynb #14-evaluate-02
 import numpy as np
+
 from .ablations import NOT_RETRAINED, ablate, ablation_rows, context_rows, plot_ablations
 from .baselines import GRIDS, load_lists
 from .calibration import plot_calibration, predicted_choices, ranker_quality

@@ -7,7 +7,9 @@ __all__ = ['pick_examples', 'where_lost', 'name_items', 'make_examples']
 
 # %% ../nbs/14_examples.ipynb #14-examples-02
 from types import SimpleNamespace
+
 import numpy as np
+
 from .data_prep import Prepared, past_items
 from .lists import load_user_ids, model_lists
 from .recommender import Bundle, seen_since

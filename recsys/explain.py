@@ -11,9 +11,11 @@ __all__ = ['GROUPS', 'PAIR_GROUPS', 'group_of', 'groups_of', 'owners', 'shapley'
 import math
 from functools import lru_cache
 from pathlib import Path
+
 import numpy as np
+
 from .core import RecsysError
-from .features import PAIR, columns_of, encode_context, pack
+from .features import PAIR, columns_of, encode_context
 from recsys.recommender import (
     Reasons,
     Recommender,

@@ -9,6 +9,7 @@ __all__ = ['FIT_EVENTS', 'sample_users', 'user_counts', 'fit_als', 'als', 'als_m
 import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
+
 from .cases import Cases
 from .item_votes import add_own, history_matrix, tiny
 

@@ -8,7 +8,9 @@ __all__ = ['HistoryRules', 'history_rules', 'history_state', 'event_types', 'log
 
 # %% ../nbs/16_feature_history.ipynb #16-feature-history-02
 from dataclasses import dataclass
+
 import numpy as np
+
 from .bloom import DAY, day_of
 from .core import Params, run_dir
 from .features import FIRST, history_at, mark_cases, top_category_schedule
@@ -84,6 +86,7 @@ def history_state(
 def event_types(p: Params) -> np.ndarray:  # names by number, '' last, so that -1 finds it
     "List the names of the event types, numbered as the prepared events number them."
     import pyarrow.parquet as pq
+
     from recsys.data_prep import FUNNEL
 
     file = run_dir(p) / "ingest" / "interactions.parquet"

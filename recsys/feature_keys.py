@@ -7,6 +7,7 @@ __all__ = ['fill_recent', 'fill_seen', 'popularity_scores', 'raw_categories', 'c
 
 # %% ../nbs/16_feature_keys.ipynb #16-feature-keys-02
 import numpy as np
+
 from .bloom import DAY, window
 from .core import progress
 from .feature_history import history_rules, log_rows

@@ -10,12 +10,16 @@ __all__ = ['PROJECT', 'SERVICE', 'ENTITY', 'FILLED', 'raw_columns', 'view_fields
            'materialise', 'run_feature_store']
 
 # %% ../nbs/16_feature_store.ipynb #16-feature-store-02
-import contextlib, os, re
+import contextlib
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
+
 import numpy as np
 import yaml
+
 from .bloom import DAY, day_of
 from recsys.core import (
     Params,
@@ -29,14 +33,11 @@ from recsys.core import (
     write_json,
 )
 from recsys.feature_history import (
-    HistoryRules,
     event_types,
     history_rules,
-    history_state,
     history_table,
     log_rows,
     moments,
-    state_table,
 )  # the worker takes them from here
 from recsys.feature_keys import (
     fill_popularity,
@@ -104,6 +105,7 @@ def make_sources(
 ) -> tuple[dict, np.ndarray]:  # view -> pyarrow.Table, and which history rows are their user's last
     "Make the tables behind the views from a run's data."
     import pandas as pd
+
     from recsys.data_prep import load_prepared
 
     prep, ids = load_prepared(p), load_arrays(stage_dir(p, "data_prep") / "users.npz")["user_id"]
@@ -205,6 +207,7 @@ ENTITY = dict(user_profile="user_id", user_history="user_id", item_features="ite
 def definitions(contract: Contract, p: Params, folder: Path | None = None) -> list:  # feast objects
     "Make entities, views and the service from the feature contract."
     from datetime import timedelta
+
     from feast import Entity, FeatureService, FeatureView, Field, ValueType
     from feast.types import Array, Float64, Int64, String
 
@@ -566,7 +569,7 @@ FILLED = "{recsys}:filled"  # key with the version of the bundle whose data are 
 def check_recent(p: Params, bundle) -> None:
     "Refuse to keep fewer events online than a history has items: served histories would be shorter than those that were trained on."
     length = bundle.contract["hist_items"].dim
-    if p.RECENT_EVENTS < length:
+    if length > p.RECENT_EVENTS:
         raise RecsysError(
             f"RECENT_EVENTS is {p.RECENT_EVENTS}, but a history has {length} items (HISTORY); use RECENT_EVENTS={2 * length}"
         )

@@ -16,8 +16,10 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
 import numpy as np
-from .core import RecsysError, read_json, write_json, atomic_path
+
+from .core import RecsysError, atomic_path, read_json, write_json
 
 # %% ../nbs/01_features.ipynb #01-features-05
 PAD, NULL, OOV, FIRST = 0, 1, 2, 3  # encoded ids below the first known value

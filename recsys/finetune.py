@@ -12,9 +12,12 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import shutil
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from .additions import additions_file, read_added, to_array
+from .cases import is_masked, test_cases
 from recsys.core import (
     Params,
     RecsysError,
@@ -25,14 +28,13 @@ from recsys.core import (
     stage_dir,
     write_json,
 )
-from .cases import is_masked, test_cases
 from .data_prep import Prepared, encode_tables, load_prepared
 from .dlrm import blend_of, check_export, fit_ranker, ranker_rate
 from .encoders import onnx_session
 from .evaluate import compare_systems
-from .lists import model_lists
 from .features import columns_of, load_arrays, load_encoder, save_arrays
 from .index import load_index, save_index
+from .lists import model_lists
 from .metrics import case_metrics, rank_of_relevant
 from .neighbours import load_table
 from .ranker import export_ranker, load_ranker, save_ranker

@@ -11,9 +11,11 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+
 from .bloom import DAY
 from .cases import DEPTH, is_masked
 from .core import Params, RecsysError, read_json, run_dir, sha256_file

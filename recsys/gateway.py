@@ -9,15 +9,29 @@ __all__ = ['MAGIC', 'MOST_IMAGE_BYTES', 'LETTERS', 'MOST_BODY', 'SLOWEST_BODY', 
            'print_json', 'plain_reason', 'serve_gateway']
 
 # %% ../nbs/23_gateway.ipynb #23-gateway-02
-import asyncio, base64, hashlib, hmac, html, json, os, secrets, signal, struct, time, traceback, urllib.parse
+import asyncio
+import base64
+import hashlib
+import hmac
+import html
+import json
+import os
+import secrets
+import signal
+import struct
+import time
+import traceback
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
 import numpy as np
 from fastcore.basics import patch
 from pydantic import TypeAdapter
-from typing import Any
+
 from .api import OPERATIONS, BrokenJson, Operation, openapi, path_pattern, read_model
 from .core import Params, RecsysError, read_json, run_dir, stage_dir
 from .features import load_arrays
@@ -601,7 +615,7 @@ def find(self: Gateway, call: Call) -> None:
         if m:
             others.add(o.method)
     if call.operation:
-        return
+        return None
     if others:
         call.allow = ", ".join(sorted(others))
         raise Refused(405, f"expected {call.allow}")
@@ -675,7 +689,7 @@ async def __call__(self: Gateway, scope, receive, send) -> None:
     if scope["type"] == "lifespan":
         return await self.live(receive, send)
     if scope["type"] != "http":
-        return
+        return None
     call = Call(scope, receive, time.perf_counter(), secrets.token_hex(8))
     status, kind, body = await self.answer(call)
     headers = [
@@ -967,6 +981,7 @@ async def items(self: Gateway, call: Call) -> dict:
 async def add(self: Gateway, call: Call) -> dict:  # fields of `api.Added`
     "Place a new item by its text and attributes, in the thread of explanations."
     import pandas as pd
+
     from recsys.new_items import add_items
 
     r, b = call.sent, self.backends

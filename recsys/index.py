@@ -10,8 +10,10 @@ __all__ = ['KINDS', 'SMALL', 'top_k', 'pad', 'check_vectors', 'make_index', 'bui
 # %% ../nbs/06_index.ipynb #06-index-02
 import time
 from pathlib import Path
+
 import faiss
 import numpy as np
+
 from recsys.core import (
     RecsysError,
     atomic_path,

@@ -9,6 +9,7 @@ __all__ = ['tiny', 'history_matrix', 'add_own', 'item_votes', 'item_knn_maker', 
 import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
+
 from .cases import Cases
 from .neighbours import interactions_matrix, neighbours
 

@@ -11,10 +11,18 @@ __all__ = ['PIPELINES', 'NEEDS', 'RETRIES', 'BACKOFF', 'EXPERIMENT', 'params_fil
            'status']
 
 # %% ../nbs/24_kubeflow.ipynb #24-kubeflow-02
-import contextlib, hashlib, inspect, json, os, time, urllib.request
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+
 from filelock import FileLock
+
 from recsys.core import (
     PARAMS,
     Params,
@@ -393,6 +401,7 @@ def numbers(d: dict, prefix: str = "") -> dict:  # name -> number
 def notebook_html(path: Path) -> str:
     "Turn an executed notebook into one page that asks no other host."
     import re
+
     from nbconvert import HTMLExporter
 
     page = HTMLExporter(require_js_url="", mathjax_url="", jquery_url="").from_filename(str(path))[

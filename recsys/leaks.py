@@ -9,13 +9,15 @@ __all__ = ['MOMENTS', 'full_lists', 'chance', 'gains', 'shuffle_labels', 'Criter
 # %% ../nbs/14_leaks.ipynb #14-leaks-02
 import copy
 from dataclasses import asdict, dataclass
+
 import numpy as np
+
 from .asof import Raw, check_counts, check_features, check_learned, check_pairs, result
+from .cases import is_masked
 from .core import Params, record_stage, run_dir, write_json
 from .data_prep import Prepared, load_prepared
-from .cases import is_masked
-from .lists import model_lists
 from .features import NULL, top_category
+from .lists import model_lists
 from .metrics import case_metrics, rank_of_relevant, user_means
 from .recommender import Bundle
 

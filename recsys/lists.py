@@ -8,7 +8,9 @@ __all__ = ['model_lists', 'score_block', 'block_lists', 'take_rows', 'past_mask'
 
 # %% ../nbs/13_lists.ipynb #13-lists-02
 from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+
 from .cases import DEPTH
 from .core import Params, progress, read_json, stage_dir
 from .data_prep import Prepared, past_items
@@ -111,6 +113,7 @@ def oracle_lists(
 ) -> np.ndarray:  # item rows [B, depth]
     "Rank by the shop's true choice probabilities; `context=False` or `content=False` blinds the oracle."
     import pandas as pd
+
     from recsys.index import top_k
     from recsys.shop import DEVICES, recent_views
     from recsys.sources import make_shop

@@ -6,10 +6,16 @@
 __all__ = ['end_with_parent', 'bundle_folder', 'PythonMember', 'decode', 'OnnxMember']
 
 # %% ../nbs/18_member.ipynb #18-member-02
-import importlib, json, os, threading, time
+import importlib
+import json
+import os
+import threading
+import time
 from pathlib import Path
+
 import numpy as np
 from fastcore.basics import patch
+
 from .core import RecsysError
 
 # %% ../nbs/18_member.ipynb #18-member-06

@@ -11,6 +11,7 @@ __all__ = ['rank_of_relevant', 'rank_in_scores', 'hits_at', 'mark_hits', 'recall
 # %% ../nbs/12_metrics.ipynb #12-metrics-02
 import numpy as np
 from scipy.stats import rankdata
+
 from .core import RecsysError
 
 # %% ../nbs/12_metrics.ipynb #12-metrics-05

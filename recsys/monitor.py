@@ -11,15 +11,20 @@ __all__ = ['RARE', 'TENTHS', 'PLACES', 'STYLE', 'shares', 'psi', 'drift', 'click
            'plot_day', 'day_page', 'gauges', 'day_summary', 'watched_run', 'run_monitor']
 
 # %% ../nbs/21_monitor.ipynb #21-monitor-02
-import base64, html, io, json
+import base64
+import html
+import io
+import json
 from pathlib import Path
+
 import numpy as np
 from scipy import stats
+
 from .bloom import DAY, day_of
 from .bundles import bundle_path, read_live, store_home
 from .core import Params, RecsysError, atomic_path, read_json, run_dir, stage_dir, write_json
 from .feature_history import event_types, history_rules, history_table
-from .features import FIRST, NULL, OOV, encode_context, load_arrays, look_up, save_arrays
+from .features import OOV, encode_context, load_arrays, look_up, save_arrays
 from .offpolicy import padded, read_files
 from .popularity import day_name
 from .realtime import as_impression
@@ -418,7 +423,6 @@ def read_pages(
     folders: dict, day: str
 ) -> dict:  # N pages: timestamp, device, version, top, scores [N, k], items [N, k], clicks [N, k], why, ms [N, stages]
     "Read the pages of a day with their clicks; raise `RecsysError` where there are none."
-    import pyarrow.compute as pc
 
     t = read_part(
         folders,

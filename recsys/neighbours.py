@@ -12,7 +12,9 @@ __all__ = ['DAY', 'BLOCK', 'LAGS', 'OWN', 'SOON', 'PARTS', 'LARGEST', 'PERIODS',
 # %% ../nbs/06_neighbours.ipynb #06-neighbours-02
 import shutil
 from pathlib import Path
+
 import numpy as np
+
 from .core import Params, progress, read_json, record_stage, stage_dir, write_json
 from .features import history_at, load_arrays, pack, save_arrays
 from .index import top_k
@@ -471,7 +473,7 @@ def retrieval_recall(
     ask, item, found, ndcg = (
         open_retrieval(prep, p),
         np.asarray(prep.events["item"][pos]),
-        {e: 0 for e in extras},
+        dict.fromkeys(extras, 0),
         0.0,
     )
     for a in range(0, len(pos), 256):

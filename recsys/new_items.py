@@ -8,9 +8,11 @@ __all__ = ['encode_new', 'check_new', 'add_items', 'placed_again', 'recall_unkno
 # %% ../nbs/19_new_items.ipynb #19-new-items-02
 import time
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
-from .additions import additions_file, append_added, read_added, to_array, to_text
+
+from .additions import additions_file, append_added, to_text
 from .core import RecsysError
 from .embeddings import embed_items
 from .features import NULL, pack

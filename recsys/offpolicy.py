@@ -9,9 +9,12 @@ __all__ = ['RULES', 'WEIGHTS', 'ENOUGH', 'HEAVY', 'policy_on', 'part_of', 'draw_
            'click_chances', 'true_clicks', 'shop_log', 'covered', 'read_files', 'padded', 'read_policy', 'read_log']
 
 # %% ../nbs/15_offpolicy.ipynb #15-offpolicy-02
-import json, warnings
+import json
+import warnings
+
 import numpy as np
 from numba import njit, prange
+
 from .cases import blocks
 from .core import RecsysError
 from .metrics import bootstrap_means
@@ -537,7 +540,8 @@ def read_files(
     columns: dict,  # name -> pyarrow.DataType
 ):  # pyarrow.Table
     "Read columns of all parquet files below a folder; raise `RecsysError` naming file and column."
-    import pyarrow as pa, pyarrow.dataset as ds
+    import pyarrow as pa
+    import pyarrow.dataset as ds
 
     try:
         files = sorted(
@@ -619,7 +623,8 @@ def read_log(
     sampled_only: bool = False,  # leave pages at temperature 0 out instead of refusing them
 ) -> dict:  # a log, see above
     "Read pages and their clicks; raise `RecsysError` naming file and column, or the request."
-    import pyarrow as pa, pyarrow.compute as pc
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     text, texts, numbers = pa.string(), pa.list_(pa.string()), pa.list_(pa.float32())
     t = read_files(
@@ -720,7 +725,8 @@ def _numbers(
     lists, names
 ) -> np.ndarray:  # lists of item ids -> [N, longest]; -1: none, -2: not one of `names`
     "Number items."
-    import pyarrow as pa, pyarrow.compute as pc
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     known = pc.fill_null(pc.index_in(lists.values, names), -2)
     return padded(
@@ -734,7 +740,8 @@ def _numbers(
 
 def _clicks(log: dict, e, names, shown: np.ndarray) -> np.ndarray:  # [N, k]
     "Mark the shown items of which an event carries the page's request id."
-    import pyarrow as pa, pyarrow.compute as pc
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     at, item = (
         pc.fill_null(pc.index_in(e[n].combine_chunks(), values), -1).to_numpy()

@@ -10,8 +10,10 @@ __all__ = ['user_key', 'read_varint', 'read_strings', 'read_integers', 'decode_v
 import struct
 from bisect import bisect_right
 from pathlib import Path
+
 import numpy as np
 from fastcore.basics import patch
+
 from .core import RecsysError, read_json
 from .features import NULL, OOV, history_length
 from .servers import Breaker

@@ -10,7 +10,9 @@ __all__ = ['STYLE', 'number', 'interval', 'table', 'interval_table', 'pick', 'su
 # %% ../nbs/14_page.ipynb #14-page-02
 import html
 from pathlib import Path
+
 import numpy as np
+
 from .ablations import NOT_RETRAINED
 from .compare import compare_runs, load_ranks
 from .core import Params, atomic_path, read_json, run_dir

@@ -9,12 +9,19 @@ __all__ = ['FULL', 'STAGES', 'LAST', 'FINETUNE', 'DAILY', 'LISTS', 'PACKAGES', '
            'StageError', 'run_notebook', 'select_stages', 'check_paths', 'run_pipeline', 'write_report', 'embed']
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-02
-import ast, hashlib, importlib, json, os, time
+import ast
+import hashlib
+import importlib
+import json
+import os
+import time
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import version, PackageNotFoundError
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
 from filelock import FileLock
+
 from recsys.core import (
     PARAMS,
     Params,
@@ -108,7 +115,7 @@ def stages_of(p: Params) -> tuple:
     return DAILY if p.BASE_RUN else FULL
 
 # %% ../nbs/24_pipeline.ipynb #24-pipeline-09
-@lru_cache(maxsize=None)
+@cache
 def notebook_parameters(notebook: str) -> dict:  # name -> default, as the parameters cell has them
     "Read a notebook's cell tagged `parameters` without running it."
     path = find_root() / "nbs" / f"{notebook}.ipynb"
@@ -129,7 +136,7 @@ def module_file(name: str) -> Path:
     return find_root() / "recsys" / f"{name}.py"
 
 
-@lru_cache(maxsize=None)
+@cache
 def imported(path: str, mtime_ns: int) -> tuple:  # names of recsys modules
     "List the recsys modules that a source file imports anywhere."
     tree, found = ast.parse(Path(path).read_text(encoding="utf-8")), set()
@@ -176,7 +183,7 @@ PACKAGES = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def package_versions() -> dict:
     "List the versions of the packages that a result depends on."
     found = {}
@@ -305,7 +312,7 @@ def ensure(
     need, todo = set(), [stage]
     while todo:
         todo += [a for a in STAGES[todo.pop()].after if a not in need and not need.add(a)]
-    if p.RUN != PARAMS["RUN"].default:
+    if PARAMS["RUN"].default != p.RUN:
         for s in need:
             if not (run_dir(p) / s / "stage.json").is_file():
                 raise RecsysError(

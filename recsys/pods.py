@@ -8,11 +8,22 @@ __all__ = ['ROLES', 'volume', 'wait_live', 'live_params', 'triton_command', 'tri
            'monitor_pod', 'gateway_pod', 'run_pod']
 
 # %% ../nbs/24_pods.ipynb #24-pods-02
-import gc, json, os, random, shutil, signal, sys, tempfile, threading, time
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+
 from filelock import Timeout
+
 from .bundles import bundle_path, live_lock, read_live, store_home
 from .core import Params, RecsysError
 from recsys.promote import (
@@ -28,13 +39,13 @@ from .recommender import Bundle
 from .servers import connect, hide_password
 from recsys.serving import (
     _DEEP,
+    Canary,
     Client,
     Control,
-    Canary,
     TritonServer,
+    _triton,
     backend_dir,
     server_env,
-    _triton,
 )
 from .triton import CANARY, clock_start, run_params
 

@@ -6,7 +6,9 @@
 __all__ = ['COUNT', 'Replaced', 'stamp', 'day_name', 'done_key', 'count_events']
 
 # %% ../nbs/17_popularity.ipynb #17-popularity-02
-import functools, time
+import functools
+import time
+
 from .bloom import DAY
 from .seen import run_scripts
 

@@ -10,10 +10,17 @@ __all__ = ['ONLINE_RULES', 'online_rules', 'readable', 'rule_differences', 'live
            'run_promote', 'judge', 'gate_metrics']
 
 # %% ../nbs/20_promote.ipynb #20-promote-02
-import contextlib, hashlib, json, os, shutil, time
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
 from pathlib import Path
+
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
+
 from .additions import additions_file, read_added
 from recsys.bundles import (
     after_promotion,
@@ -500,6 +507,7 @@ def carry_added(
     if not (missing := [r for r in rows if r["item_id"] not in candidate]):
         return 0
     import pandas as pd
+
     from recsys.new_items import add_items
 
     add_items(candidate, pd.DataFrame(missing), embeddings, f"items added to bundle {version}")

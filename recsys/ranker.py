@@ -8,15 +8,18 @@ __all__ = ['WIDEST', 'MASKED', 'ranker_config', 'signature', 'embedding_table', 
            'export_ranker', 'measure_latency']
 
 # %% ../nbs/06_ranker.ipynb #06-ranker-02
-import os, time
+import os
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
+
 import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
 from fastcore.basics import patch
 from merlin.schema import ColumnSchema, Tags
+
 from .core import Params, RecsysError, atomic_path, read_json, write_json
 from .encoders import tidy_graph
 from .features import PAD, PAIR, RECENT, Contract, load_arrays, save_arrays

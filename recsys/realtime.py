@@ -8,8 +8,17 @@ __all__ = ['FIELDS', 'RECORD', 'IMPRESSION', 'as_text', 'check_time', 'check_eve
            'as_impression']
 
 # %% ../nbs/17_realtime.ipynb #17-realtime-02
-import hashlib, json, numbers, os, queue, secrets, threading, time
+import hashlib
+import json
+import numbers
+import os
+import queue
+import secrets
+import threading
+import time
+
 from fastcore.basics import patch
+
 from .bloom import DAY
 from .core import Params, RecsysError, atomic_path, run_dir
 from .seen import PUSH_RECENT, SeenStore, run_scripts

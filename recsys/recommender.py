@@ -10,19 +10,24 @@ __all__ = ['COPIED', 'SERVING', 'UNLISTED', 'SHOWN', 'GROWN', 'STAGES_MS', 'writ
            'load_run', 'one_answer', 'run_bundle', 'write_train_state']
 
 # %% ../nbs/11_recommender.ipynb #11-recommender-02
-import hashlib, json, os, shutil, threading, time
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
 from functools import cached_property
 from pathlib import Path
+
 import numpy as np
 from fastcore.basics import patch
+
 from .additions import additions_file, read_added, to_array
 from .bloom import DAY, SeenItems, day_of, hash_ids
 from .cache import ItemColumns
 from recsys.core import (
-    PARAMS,
     Params,
     RecsysError,
-    atomic_path,
     read_json,
     record_stage,
     resolve,
@@ -38,9 +43,7 @@ from recsys.features import (
     PAD,
     PAIR,
     UNSEEN,
-    Contract,
     Trends,
-    Encoder,
     as_bytes,
     columns_of,
     encode_context,
@@ -131,6 +134,7 @@ SHOWN = ("item_id", "title", "category_l1", "category_l2", "price", "in_stock")
 def write_item_files(p: Params, folder: Path) -> None:
     "Write items.npz (encoded columns, embeddings), items.parquet (what people read) and popularity.npz."
     import pyarrow.parquet as pq
+
     from recsys.data_prep import load_prepared
 
     prep, shown = load_prepared(p), pq.read_table(stage_dir(p, "data_prep") / "items.parquet")
@@ -990,6 +994,7 @@ def one_answer(
 ) -> dict:  # fields of one request; title, items, reasons, stage_ms
     "Answer one request with what a person wants to read."
     from datetime import datetime, timezone
+
     import pyarrow as pa
 
     a, b = recommender.recommend({k: [v] for k, v in request.items()}), recommender.bundle

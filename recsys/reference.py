@@ -8,9 +8,14 @@ __all__ = ['cell_text', 'table', 'modules', 'public_parts', 'comments_of', 'para
            'benchmark_page', 'run_page']
 
 # %% ../nbs/26_reference.ipynb #26-reference-02
-import ast, html, io, re, tokenize
-from functools import lru_cache
+import ast
+import html
+import io
+import re
+import tokenize
+from functools import cache
 from pathlib import Path
+
 from .core import PARAMS, Params, find_root, read_json, run_dir
 from .pipeline import LISTS, module_file, notebook_parameters, stages_of
 
@@ -56,7 +61,7 @@ def table(
     )
 
 # %% ../nbs/26_reference.ipynb #26-reference-08
-@lru_cache(maxsize=None)
+@cache
 def modules() -> dict:  # module -> name of the notebook it comes from
     "List the library's modules by the notebooks' `default_exp`."
     found = {}
@@ -203,7 +208,7 @@ def api_page(module: str, notebook: str) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-@lru_cache(maxsize=None)
+@cache
 def api_names() -> dict:  # name -> module; a name that two modules have is left out
     "List the public functions and classes with their modules."
     pairs = [
@@ -219,6 +224,7 @@ def api_names() -> dict:  # name -> module; a name that two modules have is left
 def command_page() -> str:
     "Write every command's own help."
     import typer
+
     from recsys.cli import app
 
     group = typer.main.get_command(app)

@@ -9,10 +9,17 @@ __all__ = ['TYPES', 'REQUEST', 'RESPONSE', 'Tensor', 'Member', 'Step', 'Ensemble
            'write_repository', 'write_bundle_version', 'check_same_tensors']
 
 # %% ../nbs/18_repository.ipynb #18-repository-02
-import contextlib, filecmp, os, re, shutil, tempfile
+import contextlib
+import filecmp
+import os
+import re
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+
 import numpy as np
+
 from .core import RecsysError, atomic_path
 
 # %% ../nbs/18_repository.ipynb #18-repository-06

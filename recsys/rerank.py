@@ -8,6 +8,7 @@ __all__ = ['mix64', 'gumbel', 'plackett_luce', 'likeness', 'first_best', 'share'
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-02
 import numpy as np
+
 from .core import RecsysError
 
 # %% ../nbs/10_rerank.ipynb #10-rerank-05

@@ -8,11 +8,14 @@ __all__ = ['Link', 'HEADER', 'MARK_BITMAP', 'MARK_BF', 'BF_LEAST', 'BF_SHARE', '
            'run_scripts', 'recent_entry']
 
 # %% ../nbs/09_seen.ipynb #09-seen-02
-import hashlib, re
+import hashlib
+import re
 from bisect import bisect_right
 from collections import namedtuple
+
 import numpy as np
 from fastcore.basics import patch
+
 from recsys.bloom import (
     DAY,
     LINKS,

@@ -8,6 +8,7 @@ __all__ = ['read_event', 'read_impression', 'bury', 'named', 'log_folders', 'log
 # %% ../nbs/17_segments.ipynb #17-segments-02
 import json
 from pathlib import Path
+
 from .core import Params, RecsysError, run_dir
 from .popularity import day_name
 from .realtime import FIELDS, IMPRESSION, as_text, check_event

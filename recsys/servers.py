@@ -7,10 +7,21 @@ __all__ = ['OwnedProcess', 'free_port', 'check_port', 'connect', 'answers', 'hol
            'EmbeddedValkey', 'valkey_for', 'running_valkey']
 
 # %% ../nbs/08_servers.ipynb #08-servers-02
-import contextlib, importlib.util, json, os, re, signal, socket, subprocess, sys, threading, time
+import contextlib
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
+
 from .core import Params, RecsysError, read_json, run_dir, write_json
 
 # %% ../nbs/08_servers.ipynb #08-servers-06

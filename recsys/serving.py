@@ -8,13 +8,28 @@ __all__ = ['ADMIN', 'server_env', 'check_stub', 'backend_dir', 'call_server', 'C
            'dead_member', 'Canary']
 
 # %% ../nbs/18_serving.ipynb #18-serving-02
-import contextlib, json, os, re, secrets, shlex, signal, subprocess, sys, sysconfig, threading, time, urllib.error, urllib.request
+import contextlib
+import json
+import os
+import re
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from pathlib import Path
+
 import numpy as np
 from fastcore.basics import patch
+
 from .core import RecsysError, atomic_path, read_json
-from .member import PythonMember, bundle_folder, decode
+from .member import decode
 from recsys.repository import (
     REQUEST,
     RESPONSE,
@@ -25,7 +40,6 @@ from recsys.repository import (
     Tensor,
     link_file,
     model_text,
-    next_version,
     pinned_version,
     read_config,
     write_repository,
@@ -687,7 +701,7 @@ def once(self: Canary) -> None:
     self.note(said)
     member = dead_member(said)
     if not member:
-        return
+        return None
     try:
         self.control.revive(member)
         self.revived[member] += 1

@@ -10,19 +10,19 @@ __all__ = ['DEVICES', 'EVENTS', 'Truth', 'context_of', 'make_groups', 'make_fact
 import math
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 from numba import njit, prange
+
 from recsys.catalog import (
     COLOURS,
     STYLES,
-    catalog_from_yaml,
     infer_look,
     make_catalog,
-    read_catalog,
 )
 from .core import atomic_path
 

@@ -6,9 +6,14 @@
 __all__ = ['WINDOW', 'window_files', 'shop_window', 'answers_http']
 
 # %% ../nbs/23_shop_window.ipynb #23-shop-window-02
-import contextlib, os, re, secrets, sys, time
+import contextlib
+import os
+import re
+import secrets
+import sys
+import time
 from importlib.resources import files
-from pathlib import Path
+
 from .core import Params, RecsysError, run_dir
 from .servers import OwnedProcess, check_port, valkey_for
 from .serving import call_server

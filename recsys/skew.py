@@ -7,9 +7,11 @@ __all__ = ['overlap', 'plan_days', 'compare_day', 'rebuild_due', 'plot_skew', 'r
 
 # %% ../nbs/19_skew.ipynb #19-skew-02
 from datetime import datetime, timedelta
+
 import numpy as np
+
 from .cases import is_masked, test_cases
-from .core import Params, RecsysError, read_json, run_dir, stage_dir, write_json
+from .core import Params, RecsysError, run_dir, stage_dir, write_json
 from .metrics import case_metrics, rank_of_relevant
 
 # %% ../nbs/19_skew.ipynb #19-skew-04
@@ -30,7 +32,7 @@ def plan_days(
     days: int,  # of the chain
 ) -> list:  # parameters of the first run, then (fine-tune, rebuild) a day
     "Lay out the runs of both chains; raise `RecsysError` where the shop is too short."
-    if p.SHOP_DAYS < days + 5:
+    if days + 5 > p.SHOP_DAYS:
         raise RecsysError(
             f"SHOP_DAYS is {p.SHOP_DAYS}: {days} days of fine-tuning need at least {days + 5}"
         )

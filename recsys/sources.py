@@ -10,17 +10,20 @@ __all__ = ['EARLIEST', 'LATEST', 'INTERACTION_COLUMNS', 'SOURCES', 'DEFAULT_MIN_
            'continue_tables', 'open_source', 'run_ingest', 'write_interactions']
 
 # %% ../nbs/02_sources.ipynb #02-sources-02
-import glob, re
+import glob
+import re
 from collections import Counter
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+
 from .additions import additions_file, read_added
 from .core import Params, RecsysError, atomic_path, progress, record_stage, resolve, run_dir
 

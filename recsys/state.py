@@ -6,9 +6,12 @@
 __all__ = ['read_entry', 'Past', 'history_writer']
 
 # %% ../nbs/17_state.ipynb #17-state-02
-import functools, math
+import functools
+import math
 from bisect import bisect_left, bisect_right
+
 from fastcore.basics import patch
+
 from .bloom import DAY
 
 # %% ../nbs/17_state.ipynb #17-state-06
@@ -112,8 +115,10 @@ def state(
 def history_writer(store):  # feast.FeatureStore -> function of rows of user_history with user_id
     "Make the function that writes history rows online through Feast."
     from datetime import datetime, timezone
+
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
+
     from recsys.feature_store import _online
     from recsys.online_store import user_key
 

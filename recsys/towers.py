@@ -8,15 +8,18 @@ __all__ = ['COMBINERS', 'STATE', 'column_schema', 'embedding_tables', 'ItemVecto
            'CandidateSampler', 'softmax_loss', 'make_step', 'save_state', 'load_state', 'baked_history', 'export_onnx']
 
 # %% ../nbs/05_towers.ipynb #05-towers-02
-import contextlib, os
+import contextlib
+import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
+
 import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
 import tf2onnx
 from merlin.schema import ColumnSchema, Schema, Tags
+
 from .core import Params, RecsysError, atomic_path, default_params, read_json, write_json
 from .encoders import onnx_session, tidy_graph
 from recsys.features import (

@@ -10,14 +10,21 @@ __all__ = ['FIELDS', 'MOST_EXCLUDED', 'LONGEST', 'CANARY', 'TYPES', 'ONLINE', 'l
            'clock_start', 'online_parts', 'forget_user', 'started', 'online_env', 'worker_process', 'served']
 
 # %% ../nbs/18_triton.ipynb #18-triton-02
-import contextlib, json, os, sys, time
+import contextlib
+import json
+import os
+import sys
+import time
 from pathlib import Path
+
 import numpy as np
 from fastcore.basics import patch
-from .core import Params, RecsysError, read_json, record_stage, run_dir, stage_dir, write_json
-from .features import FIRST
+
 from .additions import share_additions
+from .core import Params, RecsysError, read_json, record_stage, run_dir, stage_dir, write_json
+from .member import PythonMember, bundle_folder, decode
 from .online_store import OnlineUsers, forget_features
+from .realtime import ImpressionLog, forget_events, impression_salt, open_recorder
 from recsys.recommender import (
     STAGES_MS,
     Bundle,
@@ -29,9 +36,6 @@ from recsys.recommender import (
     query_arrays,
     read_request,
 )
-from .seen import SeenStore
-from .servers import Breaker, OwnedProcess, Unavailable, connect, hide_password, valkey_for
-from .member import PythonMember, bundle_folder, decode
 from recsys.repository import (
     REQUEST,
     RESPONSE,
@@ -42,7 +46,8 @@ from recsys.repository import (
     pinned_version,
     write_repository,
 )
-from .realtime import ImpressionLog, forget_events, impression_salt, open_recorder
+from .seen import SeenStore
+from .servers import Breaker, OwnedProcess, Unavailable, connect, hide_password, valkey_for
 from .serving import Canary, Client, TritonServer, running_server
 
 # %% ../nbs/18_triton.ipynb #18-triton-07

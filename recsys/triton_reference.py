@@ -11,23 +11,24 @@ __all__ = ['NAMES', 'checked_workflow', 'Nvt', 'transform', 'ContextPreprocessor
 # %% ../nbs/18_triton_reference.ipynb #18-triton-reference-02
 import os
 from pathlib import Path
+
 import numpy as np
+
 from .core import Params, RecsysError, read_json, run_dir, sha256_file, stage_dir
 from .features import NULL, columns_of, history_length, local_time
 from .features import pack as side_by_side
 from .member import PythonMember
+from .neighbours import heard
 from recsys.recommender import (
     STAGES_MS,
     Bundle,
     Reasons,
-    Recommender,
     finite,
     pair_features,
     past_rows,
     query_arrays,
     read_request,
 )
-from .neighbours import heard
 from recsys.repository import (
     REQUEST,
     RESPONSE,
@@ -269,8 +270,6 @@ class FeastItemLookup(StageMember):
     merge, parts, cache = False, ("ids",), None
 
     def use(self, recommender, store=None, cache: bool | None = None):
-        from recsys.feature_store import raw_columns
-
         self.recommender, self.store, b = recommender, store or open_feast(), recommender.bundle
         self.cache = (
             {}

@@ -9,7 +9,9 @@ __all__ = ['RANGES', 'JUDGES', 'suggest', 'judge_towers', 'judge_ranker', 'tune'
 import time
 from importlib import import_module
 from pathlib import Path
+
 import numpy as np
+
 from recsys.core import (
     PARAMS,
     Params,

@@ -8,32 +8,37 @@ __all__ = ['RATES', 'time_order', 'seen_lately', 'place_seen', 'train_batches', 
            'learning_rate', 'fit', 'export_query', 'export_towers', 'learning_curve', 'refit', 'run_two_tower']
 
 # %% ../nbs/05_two_tower.ipynb #05-two-tower-02
-import contextlib, os, queue, shutil, threading, time
+import contextlib
+import os
+import queue
+import shutil
+import threading
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
+
 import matplotlib.pyplot as plt
 import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
+
 from recsys.core import (
     Params,
     RecsysError,
     atomic_path,
-    default_params,
     progress,
     record_stage,
-    stage_dir,
 )
 from .data_prep import load_prepared
 from .encoders import onnx_session
 from .features import pack, save_arrays
 from recsys.towers import (
-    choose_loss,
     CandidateSampler,
     TwoTower,
     baked_history,
     build_towers,
+    choose_loss,
     content_by_id,
     export_onnx,
     load_state,

@@ -6,13 +6,21 @@
 __all__ = ['GROUP', 'GRACE', 'Worker', 'open_worker', 'run_worker']
 
 # %% ../nbs/17_worker.ipynb #17-worker-02
-import gc, json, math, signal, sys, threading, time
+import gc
+import json
+import math
+import signal
+import sys
+import threading
+import time
+
 from fastcore.basics import patch
+
 from .core import Params, RecsysError, stage_dir
 from .popularity import Replaced, count_events, done_key, stamp
 from .realtime import FIELDS, append_events, as_json
-from .segments import bury, log_folders, named, read_event, read_impression, write_rows
 from .seen import run_scripts
+from .segments import bury, log_folders, named, read_event, read_impression, write_rows
 from .servers import connect, valkey_for
 from .state import Past, history_writer
 

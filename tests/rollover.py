@@ -5,7 +5,6 @@ import threading
 import time
 from collections import Counter
 
-
 import onnx
 from onnx import helper
 

@@ -96,6 +96,7 @@ def test_reference_is_whole(site):
     parameters, commands = read(site, "parameters.html"), read(site, "commands.html")
     assert all(f"<code>{name}</code>" in parameters for name in PARAMS)
     import typer
+
     from recsys.cli import app
 
     assert all(f'id="{name}"' in commands for name in typer.main.get_command(app).commands)
@@ -162,6 +163,7 @@ def test_search_knows_the_words(site):
 
 def test_written_pages_name_only_commands_that_are_there(site):
     import typer
+
     from recsys.cli import app
 
     known = set(typer.main.get_command(app).commands)

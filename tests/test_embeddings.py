@@ -1,10 +1,15 @@
 """What the encoders and their cache need processes or a full-precision model for."""
 
-import json, struct, subprocess, sys
+import json
+import struct
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+
 import numpy as np
 import pytest
+
 from recsys.embeddings import encode_rows, read_cache
 from recsys.encoders import load_tokenizer, pool, text_encoder, text_files, unit
 

@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
-from k8s_rules import RULES, ROOT, containers, get, kinds, name
+from k8s_rules import ROOT, RULES, containers, get, kinds, name
 
 K8S = ROOT / "k8s"
 OVERLAYS = ("overlays/dev", "overlays/prod", "cloud/karpenter", "with a GPU")
@@ -700,7 +700,7 @@ def test_metrics_of_rules_and_dashboard_exist():
 # ---- the cloud
 
 
-@lru_cache(maxsize=None)
+@cache
 def template_text(path):
     "Read a template with its short forms (!Ref) written out."
     from cfnlint.decode import cfn_yaml
@@ -1005,6 +1005,7 @@ def test_ingest_from_s3(stack, tmp_path):
     import boto3
     import pandas as pd
     import pyarrow.parquet as pq
+
     from recsys.core import load_params, run_dir
     from recsys.pipeline import STAGES, is_done, stage_key
     from recsys.sources import run_ingest
@@ -1044,6 +1045,7 @@ def test_feast_on_the_stack(stack):
     "Feast registers its definitions on the stack's bucket, and the Glue tables have the columns that Feast asks for."
     import boto3
     from feast import FeatureStore, RepoConfig
+
     from recsys.cloud import shop_contract
     from recsys.core import load_params
     from recsys.feature_store import ENTITY, apply, store_config
