@@ -26,7 +26,7 @@ prove: setup ## prove the big counts, which may take hours; writes outputs/prove
 	@$(PY) tests/prove.py $(ARGS)
 
 bench: setup ## measure speed and memory; writes outputs/bench.json and a plot
-	@$(PY) tests/bench.py $(ARGS)
+	@$(PY) bench/bench.py $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
@@ -38,7 +38,7 @@ demo: setup ## open the shop window on the quickstart run
 	@recsys demo --run quickstart $(ARGS)
 
 export: setup ## after editing notebooks: clear their outputs, clean them, write recsys/, README.md and what k8s/ has from them
-	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*.ipynb
+	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*/*.ipynb nbs/index.ipynb
 	@nbdev_clean && nbdev_export
 	@recsys pipeline compile && recsys pipeline tables
 	@[ ! -e nbs/index.ipynb ] || $(PY) -m jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
@@ -51,6 +51,6 @@ lock: setup ## resolve the lock files again (py310 is for the production images:
 	@$(IMAGE_LOCK) -c requirements-py310.lock --python-version 3.10 $(MERLIN:%=--no-emit-package %) k8s/images/training/requirements.in -o k8s/images/training/requirements.lock
 
 clean: ## remove what builds leave behind; outputs/ and .venv stay
-	@rm -rf build dist site _proc ./*.egg-info .pytest_cache .hypothesis nbs/.last_checked nbs/.ipynb_checkpoints
+	@rm -rf build dist site _proc ./*.egg-info .pytest_cache .hypothesis nbs/.last_checked nbs/.ipynb_checkpoints nbs/*/.ipynb_checkpoints
 	@find nbs recsys tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "outputs/ and .venv were kept; remove them by hand when you mean to"

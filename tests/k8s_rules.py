@@ -502,8 +502,8 @@ def commands(docs):
     "Commands of ours are ones that the command line has, with options that it knows."
     from typer.main import get_command
 
-    from recsys.cli import app
-    from recsys.pods import ROLES
+    from recsys.operate.cli import app
+    from recsys.operate.pods import ROLES
 
     wrong, root = [], get_command(app)
     for d, spec, c in containers(docs):

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recsys.core import default_params, find_root, progress, write_json
+from recsys.core.params import default_params
+from recsys.core.runs import find_root, progress, write_json
 
 
 def encoder_equals_nvtabular(n=10_000):
     "Generated users, items and contexts: known, unknown, missing, extreme."
-    from recsys.data_prep import encoder_difference, fit_features
-    from recsys.features import make_contract
+    from recsys.data.features import make_contract
+    from recsys.data.prep import encoder_difference, fit_features
 
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(50)]
@@ -92,7 +93,7 @@ def encoder_equals_nvtabular(n=10_000):
 
 def bloom_keeps_its_bound(n=1_000_000):
     "False positives of full filters over the whole window, at the stated error."
-    from recsys.bloom import SeenItems
+    from recsys.recommend.bloom import SeenItems
 
     share = {}
     for days, capacity, error in progress(
@@ -110,9 +111,10 @@ def bloom_keeps_its_bound(n=1_000_000):
 
 def seen_stores_behave_alike(n=10_000, tests=200_000):
     "Random events over days, late ones too: memory, bitmap and BF.* hide the window, nothing else, within the stated error."
-    from recsys.bloom import DAY, SeenItems, day_of, hash_ids, window
-    from recsys.seen import SeenStore
-    from recsys.servers import EmbeddedValkey, connect
+    from recsys.core.clock import DAY, day_of
+    from recsys.online.seen import SeenStore
+    from recsys.online.valkey import EmbeddedValkey, connect
+    from recsys.recommend.bloom import SeenItems, hash_ids, window
 
     rng, start, wrong, share = np.random.default_rng(0), 20_000 * DAY, 0, {}
     with tempfile.TemporaryDirectory() as d, EmbeddedValkey(Path(d) / "bf") as server:
@@ -189,8 +191,8 @@ def served_alike(n=10_000):
     from sameness import compare
     from tiny import tiny_run
 
-    from recsys.serving import Client
-    from recsys.triton import run_params, served
+    from recsys.serve.ensemble import run_params, served
+    from recsys.serve.server import Client
 
     with tempfile.TemporaryDirectory() as d:
         p = run_params(
@@ -205,9 +207,9 @@ def served_alike(n=10_000):
 
 def offpolicy_covers_the_truth(n=100):
     "95 % intervals of IPS, SNIPS and DR cover the shop's true value in at least 93 of 100 runs of other users, pages and clicks, for every policy near enough not to be warned of; the one too far is."
-    from recsys.catalog import make_catalog
-    from recsys.offpolicy import covered, policy_on, shop_requests, true_clicks
-    from recsys.shop import Shop
+    from recsys.data.catalog import make_catalog
+    from recsys.data.shop import Shop
+    from recsys.evaluate.offpolicy import covered, policy_on, shop_requests, true_clicks
 
     requests = shop_requests(Shop(make_catalog(600, seed=42), n_users=2000, seed=42))
     policies = {
@@ -234,8 +236,8 @@ def explanations_add_up(n=5_000):
     "Shapley values of random items, users and moments sum to the ranker's difference to place k."
     from tiny import tiny_run
 
-    from recsys.explain import explain
-    from recsys.recommender import load_run
+    from recsys.recommend.explain import explain
+    from recsys.recommend.recommender import load_run
 
     with tempfile.TemporaryDirectory() as d:
         rec = load_run(str(tiny_run(Path(d) / "outputs") / "tiny"))
@@ -266,8 +268,8 @@ def gateway_never_breaks(n=10_000):
     from malformed import send_all
     from tiny import tiny_run
 
-    from recsys.shop_window import shop_window
-    from recsys.triton import run_params
+    from recsys.serve.ensemble import run_params
+    from recsys.serve.window import shop_window
 
     with tempfile.TemporaryDirectory() as d:
         p = run_params(
@@ -291,9 +293,16 @@ def promotions_are_whole(n=100_000, moves=5):
     from rollover import Traffic, requests_of, right_answers, two_runs
     from tiny import tiny_run
 
-    from recsys.bundles import after_promotion, keep_bundle, point, read_live
-    from recsys.core import read_json
-    from recsys.promote import move, roll_back, served_live
+    from recsys.core.runs import read_json
+    from recsys.operate.promote import (
+        after_promotion,
+        keep_bundle,
+        move,
+        point,
+        read_live,
+        roll_back,
+        served_live,
+    )
 
     with tempfile.TemporaryDirectory() as d:
         home = two_runs(tiny_run(Path(d) / "outputs"))
@@ -341,14 +350,15 @@ def quiet_days_stay_quiet(days=20, trained=14):
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from recsys import monitor
-    from recsys.bloom import DAY
-    from recsys.core import run_dir, stage_dir
-    from recsys.data_prep import load_prepared
-    from recsys.feature_history import event_types
-    from recsys.pipeline import STAGES, run_here
-    from recsys.recommender import Bundle, Recommender, UserMemory
-    from recsys.sources import make_shop
+    from recsys.core.clock import DAY
+    from recsys.core.pipeline import STAGES, run_here
+    from recsys.core.runs import run_dir, stage_dir
+    from recsys.data.prep import load_prepared
+    from recsys.data.sources import make_shop
+    from recsys.online.feature_history import event_types
+    from recsys.operate import monitor
+    from recsys.recommend.bundle import Bundle
+    from recsys.recommend.recommender import Recommender, UserMemory
 
     with tempfile.TemporaryDirectory() as d:
         small = dict(OUTPUTS=d, SHOP_IMAGES=False, IMAGE_ENCODER="none", TT_EPOCHS=3, DLRM_EPOCHS=2)

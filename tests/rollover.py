@@ -8,14 +8,15 @@ from collections import Counter
 import onnx
 from onnx import helper
 
-from recsys.bundles import bundle_path
-from recsys.core import RecsysError, read_json, sha256_file, write_json
-from recsys.features import load_arrays
-from recsys.pipeline import STAGES, run_here
-from recsys.promote import live_folder
-from recsys.recommender import Bundle, Recommender
-from recsys.serving import Client
-from recsys.triton import online_users, run_params
+from recsys.core.params import RecsysError
+from recsys.core.pipeline import STAGES, run_here
+from recsys.core.runs import read_json, sha256_file, write_json
+from recsys.data.features import load_arrays
+from recsys.operate.promote import bundle_path, live_folder
+from recsys.recommend.bundle import Bundle
+from recsys.recommend.recommender import Recommender
+from recsys.serve.ensemble import online_users, run_params
+from recsys.serve.server import Client
 
 
 def turn_round(bundle, version):

@@ -4,11 +4,12 @@ import time
 
 import numpy as np
 
-from recsys.core import stage_dir
-from recsys.data_prep import load_prepared
-from recsys.feature_store import materialise_until
-from recsys.recommender import Bundle, Recommender, UserMemory
-from recsys.triton import online_parts
+from recsys.core.runs import stage_dir
+from recsys.data.prep import load_prepared
+from recsys.online.feature_store import materialise_until
+from recsys.recommend.bundle import Bundle
+from recsys.recommend.recommender import Recommender, UserMemory
+from recsys.serve.ensemble import online_parts
 
 
 def offline(p):

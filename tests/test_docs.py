@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from recsys.core import PARAMS, default_params
-from recsys.docs import build_docs, execute, notebooks
-from recsys.pipeline import DAILY, FULL
-from recsys.recommender import STAGES_MS
+from recsys.core.params import PARAMS, default_params
+from recsys.core.pipeline import DAILY, FULL
+from recsys.operate.docs import build_docs, execute, notebooks
+from recsys.recommend.recommender import STAGES_MS
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("docs")  # one worker, so that the site is built once
@@ -97,7 +97,7 @@ def test_reference_is_whole(site):
     assert all(f"<code>{name}</code>" in parameters for name in PARAMS)
     import typer
 
-    from recsys.cli import app
+    from recsys.operate.cli import app
 
     assert all(f'id="{name}"' in commands for name in typer.main.get_command(app).commands)
     core = read(site, "api/core.html")
@@ -164,7 +164,7 @@ def test_search_knows_the_words(site):
 def test_written_pages_name_only_commands_that_are_there(site):
     import typer
 
-    from recsys.cli import app
+    from recsys.operate.cli import app
 
     known = set(typer.main.get_command(app).commands)
     for f in [site / "index.html", site / "glossary.html", *(site / "howto").glob("*.html")]:
@@ -179,8 +179,9 @@ def test_written_pages_name_only_commands_that_are_there(site):
 
 
 def test_a_broken_link_stops_the_build_and_keeps_the_old_site(tmp_path, monkeypatch):
-    import recsys.docs as docs
-    from recsys.core import RecsysError
+    import recsys.operate.docs as docs
+
+    from recsys.core.params import RecsysError
 
     monkeypatch.setattr(
         docs,
@@ -220,7 +221,7 @@ def test_mistakes_end_with_one_message(args, message, tmp_path):
         [
             sys.executable,
             "-c",
-            "from recsys.cli import main; main()",
+            "from recsys.operate.cli import main; main()",
             "docs",
             *args,
             "--site",

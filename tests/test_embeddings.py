@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys.embeddings import encode_rows, read_cache
-from recsys.encoders import load_tokenizer, pool, text_encoder, text_files, unit
+from recsys.models.embeddings import encode_rows, read_cache
+from recsys.models.encoders import load_tokenizer, pool, text_encoder, text_files, unit
 
 TEXTS = [
     "a crimson evening gown",
@@ -89,8 +89,8 @@ def test_packaged_minilm_is_sentence_bert():
 
 WRITER = """
 import sys
-from recsys.embeddings import encode_rows
-from recsys.encoders import text_encoder
+from recsys.models.embeddings import encode_rows
+from recsys.models.encoders import text_encoder
 encode_rows([f"product {k}".encode() for k in range(int(sys.argv[2]), int(sys.argv[2]) + 200)], text_encoder(), sys.argv[1])
 """
 
@@ -136,7 +136,7 @@ def test_killed_run_keeps_its_parts(tmp_path):
 
 def test_import_is_light():
     "Importing the modules loads no model library."
-    code = "import sys, recsys.embeddings; print([m for m in ('onnxruntime', 'tokenizers', 'tensorflow', 'matplotlib', 'pandas', 'huggingface_hub') if m in sys.modules])"
+    code = "import sys, recsys.models.embeddings; print([m for m in ('onnxruntime', 'tokenizers', 'tensorflow', 'matplotlib', 'pandas', 'huggingface_hub') if m in sys.modules])"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -14,12 +14,20 @@ import pytest
 from malformed import send_all
 from tiny import ROOT, tiny_run
 
-from recsys.api import OPERATIONS, EventsAnswer, Explanation, ItemsAnswer, Options, Page, UserAnswer
-from recsys.core import read_json, run_dir
-from recsys.servers import EmbeddedValkey, OwnedProcess, free_port
-from recsys.serving import Client, session_processes
-from recsys.shop_window import shop_window
-from recsys.triton import run_params
+from recsys.core.runs import read_json, run_dir
+from recsys.online.valkey import EmbeddedValkey, OwnedProcess, free_port
+from recsys.serve.api import (
+    OPERATIONS,
+    EventsAnswer,
+    Explanation,
+    ItemsAnswer,
+    Options,
+    Page,
+    UserAnswer,
+)
+from recsys.serve.ensemble import run_params
+from recsys.serve.server import Client, session_processes
+from recsys.serve.window import shop_window
 
 pytestmark = pytest.mark.xdist_group("gateway")  # one of everything for all
 
@@ -355,10 +363,10 @@ def test_it_follows_a_new_version(p, stack, tmp_path):
     "Titles, explanations and events are those of the bundle that answers."
     import shutil
 
-    from recsys.core import stage_dir, write_json
-    from recsys.recommender import Bundle
-    from recsys.repository import next_version, pinned_version
-    from recsys.triton import ensemble_from
+    from recsys.core.runs import stage_dir, write_json
+    from recsys.recommend.bundle import Bundle
+    from recsys.serve.ensemble import ensemble_from
+    from recsys.serve.repository import next_version, pinned_version
 
     gateway, server, _ = stack
     options = lambda: gateway("GET", "/v1/options")[1]["bundle_version"].partition("+")[0]
@@ -441,7 +449,7 @@ def test_it_finishes_what_it_began(p, stack):
     command = [
         sys.executable,
         "-c",
-        "from recsys.cli import main; main()",
+        "from recsys.operate.cli import main; main()",
         "gateway",
         "--run",
         run_dir(p),

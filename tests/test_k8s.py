@@ -353,7 +353,7 @@ def test_rules_go_red(rendered, words):
 @pytest.mark.needs("kubectl")
 @pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/prod"])
 def test_tasks_find_what_they_name(rendered, overlay):
-    from recsys.kubeflow import NEEDS, Cluster
+    from recsys.operate.kubeflow import NEEDS, Cluster
 
     there, c = (
         [d for d in rendered[overlay] if d["metadata"].get("namespace") == "kubeflow"],
@@ -653,7 +653,7 @@ def known_metrics():
         for j in ("stage", "pipeline")
         for m in ("failed", "last_success_timestamp_seconds", "duration_seconds")
     }
-    from recsys.kubeflow import outcome
+    from recsys.operate.kubeflow import outcome
 
     assert (
         jobs
@@ -666,7 +666,7 @@ def known_metrics():
 
 def monitored_metrics():
     "Make the monitor's gauges of a day, and list their names."
-    from recsys.monitor import gauges
+    from recsys.operate.monitor import gauges
 
     today = dict(
         day="2026-01-01",
@@ -1006,9 +1006,10 @@ def test_ingest_from_s3(stack, tmp_path):
     import pandas as pd
     import pyarrow.parquet as pq
 
-    from recsys.core import load_params, run_dir
-    from recsys.pipeline import STAGES, is_done, stage_key
-    from recsys.sources import run_ingest
+    from recsys.core.params import load_params
+    from recsys.core.pipeline import STAGES, is_done, stage_key
+    from recsys.core.runs import run_dir
+    from recsys.data.sources import run_ingest
 
     s3, bucket = boto3.client("s3"), stack["Bucket"]
     put = lambda frame, key: (
@@ -1046,9 +1047,9 @@ def test_feast_on_the_stack(stack):
     import boto3
     from feast import FeatureStore, RepoConfig
 
-    from recsys.cloud import shop_contract
-    from recsys.core import load_params
-    from recsys.feature_store import ENTITY, apply, store_config
+    from recsys.core.params import load_params
+    from recsys.online.feature_store import ENTITY, apply, store_config
+    from recsys.operate.kubeflow import shop_contract
 
     p = load_params(
         ROOT / "params/cluster.yaml",
@@ -1073,9 +1074,14 @@ def test_feast_on_the_stack(stack):
 
 
 def test_committed_files_are_what_is_generated(tmp_path):
-    from recsys.cloud import shop_contract, write_tables
-    from recsys.core import load_params
-    from recsys.kubeflow import PIPELINES, compile_pipeline, params_file
+    from recsys.core.params import load_params
+    from recsys.operate.kubeflow import (
+        PIPELINES,
+        compile_pipeline,
+        params_file,
+        shop_contract,
+        write_tables,
+    )
 
     assert (K8S / "cloud/tables.json").read_text() == write_tables(
         shop_contract(), tmp_path / "tables.json"
@@ -1278,6 +1284,6 @@ def test_the_page_knows_everything():
     for command in re.findall(r"^(?:\s*)(recsys [a-z]+)", page, re.M):
         from typer.main import get_command
 
-        from recsys.cli import app
+        from recsys.operate.cli import app
 
         assert command.split()[1] in get_command(app).commands, command

@@ -17,10 +17,11 @@ from k8s_rules import PATHS, ROOT, containers
 from test_k8s import rule_groups, template
 from tiny import tiny_run
 
-from recsys.bundles import keep_bundle, point, read_live
-from recsys.core import PARAMS, read_json, write_json
-from recsys.servers import EmbeddedValkey, connect, free_port
-from recsys.serving import Client, session_processes
+from recsys.core.params import PARAMS
+from recsys.core.runs import read_json, write_json
+from recsys.online.valkey import EmbeddedValkey, connect, free_port
+from recsys.operate.promote import keep_bundle, point, read_live
+from recsys.serve.server import Client, session_processes
 
 pytestmark = [pytest.mark.xdist_group("pods"), pytest.mark.needs("kubectl")]
 PASSWORD = "p4ss"
@@ -104,7 +105,7 @@ def pod(home, valkey):
         line = [
             sys.executable,
             "-c",
-            "from recsys.cli import main; main()",
+            "from recsys.operate.cli import main; main()",
             *("127.0.0.1" if x == "0.0.0.0" else x for x in c["command"][1:]),
             *more,
         ]

@@ -13,22 +13,27 @@ import pytest
 from rollover import Traffic, requests_of, right_answers, two_runs
 from tiny import ROOT, tiny_run
 
-from recsys.bundles import after_promotion, bundle_path, keep_bundle, read_live, stored
-from recsys.core import RecsysError, read_json, sha256_file, write_json
-from recsys.new_items import add_items
-from recsys.promote import (
+from recsys.core.params import RecsysError
+from recsys.core.runs import read_json, sha256_file, write_json
+from recsys.operate.promote import (
+    after_promotion,
     answered_by,
+    bundle_path,
     fill_online,
+    keep_bundle,
     move,
+    read_live,
     roll_back,
     run_promote,
     served_live,
     status,
     status_text,
+    stored,
 )
-from recsys.recommender import Bundle, check_bundle
-from recsys.serving import Client
-from recsys.triton import run_params
+from recsys.recommend.bundle import Bundle, check_bundle
+from recsys.recommend.new_items import add_items
+from recsys.serve.ensemble import run_params
+from recsys.serve.server import Client
 
 pytestmark = pytest.mark.xdist_group("promote")  # one server for all, in this order
 
@@ -37,7 +42,7 @@ FEW = ("--set", "GATE_CASES=600", "--set", "BOOTSTRAP=100")
 
 
 def cli(*args, **env):
-    code = "import sys; sys.argv[0] = 'recsys'; from recsys.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'recsys'; from recsys.operate.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
         cwd=ROOT,
@@ -159,8 +164,8 @@ def test_rollback_takes_seconds(home, server, asked):
 
 KILLED = """
 import os, signal, sys
-from recsys.bundles import after_promotion, read_live
-from recsys.promote import answered_by, fill_online, move, roll_back, run_promote, served_live, status, status_text
+from recsys.operate.promote import after_promotion, read_live
+from recsys.operate.promote import answered_by, fill_online, move, roll_back, run_promote, served_live, status, status_text
 home, version, at = sys.argv[1:]
 move(home, version, after_promotion(read_live(home), version), fault=lambda step: step == at and os.kill(os.getpid(), signal.SIGKILL))
 """
@@ -285,8 +290,8 @@ def test_a_server_that_fails_leaves_readiness(home, server, monkeypatch, tmp_pat
 
 
 def test_the_store_is_filled_for_other_data_only(home, server):
-    from recsys.feature_store import FILLED
-    from recsys.servers import connect
+    from recsys.online.feature_store import FILLED
+    from recsys.online.valkey import connect
 
     live, client = read_live(home), connect(server.url, 5000)
     assert client.get(FILLED) == live["version"].encode() and not fill_online(

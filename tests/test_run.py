@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recsys.segments import write_rows
+from recsys.online.popularity import write_rows
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("run")  # one worker, so that the run is made once
@@ -19,7 +19,7 @@ SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLR
 
 
 def recsys(*args, cwd=ROOT, **env):
-    code = "import sys; sys.argv[0] = 'recsys'; from recsys.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'recsys'; from recsys.operate.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
         cwd=cwd,
@@ -127,8 +127,8 @@ def test_again_everything_is_skipped(done):
 
 
 def test_a_changed_parameter_runs_what_depends_on_it(done):
-    from recsys.core import load_params
-    from recsys.pipeline import is_done, select_stages
+    from recsys.core.params import load_params
+    from recsys.core.pipeline import is_done, select_stages
 
     changed = lambda *sets: [
         s.name for s in select_stages() if not is_done(s, load_params(done[1], sets))
@@ -195,9 +195,10 @@ def test_recommend_prints_what_it_says(done):
 
 
 def test_evaluate_compares_two_runs_on_one_page(done, tmp_path):
-    from recsys.core import load_params, sha256_file
-    from recsys.features import load_arrays, save_arrays
-    from recsys.pipeline import STAGES, run_here
+    from recsys.core.params import load_params
+    from recsys.core.pipeline import STAGES, run_here
+    from recsys.core.runs import sha256_file
+    from recsys.data.features import load_arrays, save_arrays
 
     other = shutil.copytree(
         done[0], tmp_path / "other", ignore=shutil.ignore_patterns("*.lock", "valkey", "evaluate")

@@ -18,14 +18,16 @@ import pytest
 from sameness import compare
 from tiny import ROOT, tiny_run
 
-from recsys.core import RecsysError, read_json, run_dir, stage_dir, write_json
-from recsys.features import load_arrays
-from recsys.pipeline import STAGES, run_here
-from recsys.recommender import STAGES_MS, Bundle
-from recsys.repository import next_version, pinned_version, read_config
-from recsys.servers import EmbeddedValkey, check_port, free_port
-from recsys.serving import Client, call_server, session_processes
-from recsys.triton import ensemble_from, forget_user, online_parts, run_params, served
+from recsys.core.params import RecsysError
+from recsys.core.pipeline import STAGES, run_here
+from recsys.core.runs import read_json, run_dir, stage_dir, write_json
+from recsys.data.features import load_arrays
+from recsys.online.valkey import EmbeddedValkey, check_port, free_port
+from recsys.recommend.bundle import Bundle
+from recsys.recommend.recommender import STAGES_MS
+from recsys.serve.ensemble import ensemble_from, forget_user, online_parts, run_params, served
+from recsys.serve.repository import next_version, pinned_version, read_config
+from recsys.serve.server import Client, call_server, session_processes
 
 pytestmark = pytest.mark.xdist_group("serving")  # one server for all
 
@@ -270,7 +272,7 @@ def test_impressions_become_parquet(p, stack):
 @pytest.mark.filterwarnings("ignore:offpolicy")  # few pages
 def test_logged_pages_judge_another_policy(p, stack, parts):
     "Pages at a temperature, clicks that name their page, the worker's files, the command: propensities are found again from what was logged."
-    from recsys.offpolicy import check_log, off_policy, policy_on, read_log
+    from recsys.evaluate.offpolicy import check_log, off_policy, policy_on, read_log
 
     client, recorder, rng, clicked = stack[3], parts[1], np.random.default_rng(0), 0
     client.recommend(
@@ -579,7 +581,7 @@ def test_valkey_hangs_and_dies(p, stack):
 
 
 def cli(*args, **env):
-    code = "import sys; sys.argv[0] = 'recsys'; from recsys.cli import main; main()"
+    code = "import sys; sys.argv[0] = 'recsys'; from recsys.operate.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-u", "-c", code, *map(str, args)],
         cwd=ROOT,

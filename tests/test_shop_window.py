@@ -7,9 +7,9 @@ import time
 import pytest
 from tiny import ROOT, tiny_run
 
-from recsys.core import read_json, run_dir
-from recsys.shop_window import shop_window
-from recsys.triton import run_params
+from recsys.core.runs import read_json, run_dir
+from recsys.serve.ensemble import run_params
+from recsys.serve.window import shop_window
 
 pytestmark = [pytest.mark.xdist_group("shop_window"), pytest.mark.needs("chromium")]
 SHOTS = ROOT / "outputs/screenshots"  # for the docs

@@ -1,0 +1,588 @@
+"""Fourteen members with Feast and NVTabular in the path of every request, for comparison with the seven."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from recsys.core.params import Params, RecsysError
+from recsys.core.runs import read_json, sha256_file, stage_dir
+from recsys.data.features import NULL, columns_of, history_length, local_time, pair_features
+from recsys.data.features import pack as side_by_side
+from recsys.models.neighbours import heard
+from recsys.recommend.bundle import Bundle
+from recsys.recommend.recommender import (
+    STAGES_MS,
+    Reasons,
+    finite,
+    past_rows,
+    query_arrays,
+    read_request,
+)
+from recsys.serve.ensemble import (
+    StageMember,
+    column_of,
+    lines_of,
+    onnx_tensors,
+    pack,
+    request_of,
+    unpack,
+)
+from recsys.serve.member import PythonMember
+from recsys.serve.repository import (
+    REQUEST,
+    RESPONSE,
+    Ensemble,
+    Member,
+    Step,
+    Tensor,
+    pinned_version,
+    write_repository,
+)
+
+
+def checked_workflow(run: Path, side: str):  # nvtabular.Workflow
+    "Load a fitted workflow of a run; raise `RecsysError` where a file isn't the one that the run wrote."
+    folder, known = (
+        run / "data_prep" / "workflows" / side,
+        read_json(run / "data_prep" / "stage.json")["outputs"],
+    )
+    there = {str(f.relative_to(run / "data_prep")) for f in folder.rglob("*") if f.is_file()} | {
+        n for n in known if n.startswith(f"workflows/{side}/")
+    }
+    for name, f in ((n, run / "data_prep" / n) for n in sorted(there)):
+        if name not in known or not f.is_file() or sha256_file(f) != known[name]["sha256"]:
+            raise RecsysError(
+                f"{f}: differs from its sha256 in the run's data_prep/stage.json, and it may hold a pickle; run data_prep again"
+            )
+    from recsys.data.prep import load_workflow
+
+    return load_workflow(folder)
+
+
+class Nvt(PythonMember):
+    "Encode one side's raw features with its workflow."
+
+    side = ""
+
+    def setup(self):
+        self.open(Path(os.environ["RECSYS_RUN"]), Bundle(self.bundle))
+
+    def open(self, run: Path, bundle: Bundle):
+        "Load the workflow; a known row goes first, because NVTabular refuses a column without any value."
+        self.flow, self.b, self.features = (
+            checked_workflow(run, self.side),
+            bundle,
+            bundle.contract.side(self.side),
+        )
+        self.known = {
+            f.name: bundle.encoder.vocab[f.vocabulary][0][0].decode()
+            if f.kind == "categorical"
+            else 1.0
+            for f in self.features
+            if f.kind != "embedding"
+        }
+        return self
+
+
+def transform(
+    self: Nvt,
+    columns: dict,  # feature -> raw values [n]
+) -> dict:  # feature -> encoded [n]
+    "Apply the workflow to raw columns."
+    import pandas as pd
+
+    values = {n: [k, *columns[n].tolist()] for n, k in self.known.items() if n in columns}
+    found = self.flow._transform_df(
+        pd.DataFrame(
+            {
+                n: np.array(
+                    [None if x == "" else x for x in v],
+                    object if isinstance(self.known[n], str) else float,
+                )
+                for n, v in values.items()
+            }
+        )
+    )
+    return {
+        f.name: found[f.name]
+        .to_numpy()[1:]
+        .astype(np.int64 if f.kind == "categorical" else np.float32)
+        for f in self.features
+        if f.name in values
+    }
+
+
+Nvt.transform = transform
+
+
+class ContextPreprocessor(StageMember):
+    "1: check the request, derive hour and weekday."
+
+    merge, strict = False, True
+
+    def answer(self, x: dict) -> dict:
+        asked, ids = request_of(x)
+        r = read_request(asked, self.recommender.bundle.serving, self.recommender.clock)
+        hour, weekday = local_time(r["timestamp"], self.recommender.bundle.encoder.timezone)
+        return dict(
+            request=pack(r, np.zeros(len(ids), bool), ids),
+            hour=column_of(map(str, hour)),
+            weekday=column_of(map(str, weekday)),
+            device=column_of(r["device_type"]),
+        )
+
+
+class FeastUserLookup(StageMember):
+    "2: ask Feast for the users."
+
+    merge = False
+
+    def use(self, recommender, store=None):
+        self.recommender, self.service = recommender, None
+        self.store = store or open_feast()
+        self.service = self.store.get_feature_service("recommend")
+        return self
+
+    def answer(self, x: dict) -> dict:
+        r = unpack(x["request"])[0]
+        found = self.store.get_online_features(
+            features=self.service, entity_rows=[dict(user_id=u) for u in r["user_id"]]
+        ).to_dict()
+        return dict(
+            user=lines_of([{n: v[i] for n, v in found.items()} for i in range(len(r["user_id"]))])
+        )
+
+
+def open_feast():  # feast.FeatureStore
+    "Open the run's store in a member."
+    from recsys.online.feature_store import open_store
+    from recsys.serve.ensemble import run_params
+
+    return open_store(run_params(os.environ["RECSYS_RUN"]), os.environ["RECSYS_VALKEY_URL"])
+
+
+class NvtUserTransform(Nvt):
+    "3: encode the user's columns; the history by the catalogue's rows."
+
+    side = "user"
+
+    def answer(self, x: dict) -> dict:
+        import json
+
+        users, (r, _, ids), b = (
+            [json.loads(u) for u in x["user"][:, 0]],
+            unpack(x["request"]),
+            self.b,
+        )
+        nan = lambda v: np.nan if v is None else v
+        raw = {
+            f.name: np.array(
+                [
+                    nan(u.get(f.source)) if f.kind == "continuous" else (u.get(f.source) or "")
+                    for u in users
+                ],
+                object,
+            )
+            for f in self.features
+        }
+        out, rows = (
+            self.transform(raw) if raw else {},
+            np.full((len(users), b.contract["hist_items"].dim), -1),
+        )
+        for i, u in enumerate(users):
+            past = [b.row_of[h] for h in u.get("hist_items") or () if h in b.row_of][
+                -rows.shape[1] :
+            ]
+            if past:
+                rows[i, -len(past) :] = past
+        if b.contract["top_category"]:
+            out["top_category"] = np.array(
+                [top_at(b, u, int(t)) for u, t in zip(users, r["timestamp"])]
+            )
+        known = np.array([u.get("known_id") is not None for u in users])
+        out |= dict(hist_items=b.encoded_ids[rows], hist_len=history_length(rows))
+        return out | dict(request=pack(r, known, ids))
+
+
+def top_at(b: Bundle, user: dict, now: int) -> int:  # encoded
+    "Read a user's top category of a moment."
+    names = {"": NULL} | {v: k for k, v in b.category_names.items()}
+    return next(
+        (
+            names.get(v, 2)
+            for v, until in zip(
+                user.get("top_category") or (), user.get("top_category_until") or ()
+            )
+            if now < until
+        ),
+        NULL,
+    )
+
+
+class NvtContextTransform(Nvt):
+    "4: encode hour, weekday and device; lay out the query side."
+
+    side = "context"
+
+    def answer(self, x: dict) -> dict:
+        text = lambda a: np.array(
+            [v.decode() if isinstance(v, bytes) else v for v in a[:, 0]], object
+        )
+        raw = dict(hour=text(x["hour"]), weekday=text(x["weekday"]), device_type=text(x["device"]))
+        return query_arrays(self.b, x | self.transform({n: raw[n] for n in self.known}))
+
+
+class FaissRetrieval(StageMember):
+    "6: the nearest items."
+
+    merge, parts = False, ("index",)
+
+    def answer(self, x: dict) -> dict:
+        r = unpack(x["request"])[0]
+        scores, rows = self.recommender.retrieve(
+            x["query"],
+            x["q_ints"],
+            r["timestamp"],
+            self.recommender.first_width(r),
+            Reasons(len(x["query"])),
+        )
+        return dict(rows=rows, row_scores=scores)
+
+
+class FilterSeenItems(StageMember):
+    "7: the seen filter, exclusions, stock."
+
+    merge, parts = False, ("hashes", "row_of", "in_stock")
+
+    def answer(self, x: dict) -> dict:
+        r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
+        rows, retrieved, ranks = self.recommender.filter_candidates(
+            r, x["query"], x["q_ints"], (x["row_scores"], x["rows"]), why
+        )
+        return dict(candidates=rows, retrieved=retrieved, ranks=ranks, why=lines_of(list(why)))
+
+
+class FeastItemLookup(StageMember):
+    "8: ask Feast for the candidates' raw features, in one call; with a cache only for those not yet in memory."
+
+    merge, parts, cache = False, ("ids",), None
+
+    def use(self, recommender, store=None, cache: bool | None = None):
+        self.recommender, self.store, b = recommender, store or open_feast(), recommender.bundle
+        self.cache = (
+            {}
+            if (
+                self.config["parameters"]["cache"]["string_value"] == "1"
+                if cache is None
+                else cache
+            )
+            else None
+        )
+        self.fields = [f for f in b.contract.item if f.kind != "embedding" and f.name != "item_id"]
+        self.wanted, self.texts = (
+            [f"item_features:{f.source}" for f in self.fields],
+            np.array([i.decode() for i in b.ids], object),
+        )
+        return self
+
+    def fetch(self, ids: list) -> dict:
+        "Read raw features, a list a feature."
+        found = self.store.get_online_features(
+            features=self.wanted, entity_rows=[dict(item_id=i) for i in ids]
+        ).to_dict()
+        return {f.name: found[f.source] for f in self.fields}
+
+    def answer(self, x: dict) -> dict:
+        at = np.maximum(x["candidates"], 0)
+        ids = self.texts[at]
+        if not self.fields:
+            return dict(item_id=ids)
+        if self.cache is None:
+            flat = self.fetch(ids.ravel().tolist())
+        else:
+            missing = sorted({i for i in ids.ravel().tolist() if i not in self.cache})
+            if missing:
+                self.cache.update(zip(missing, zip(*self.fetch(missing).values())))
+            flat = dict(
+                zip(
+                    (f.name for f in self.fields),
+                    zip(*map(self.cache.__getitem__, ids.ravel().tolist())),
+                )
+            )
+        shape = (
+            lambda f: np.array([np.nan if v is None else v for v in flat[f.name]], np.float32)
+            if f.kind == "continuous"
+            else np.array([v or "" for v in flat[f.name]], object)
+        )
+        return dict(item_id=ids) | {f.name: shape(f).reshape(at.shape) for f in self.fields}
+
+
+class NvtItemTransform(Nvt):
+    "9: encode the candidates' features."
+
+    side = "item"
+
+    def answer(self, x: dict) -> dict:
+        text = (
+            lambda a: np.array(
+                [v.decode() if isinstance(v, bytes) else v for v in a.ravel()], object
+            )
+            if a.dtype == object
+            else a.ravel()
+        )
+        return {
+            n: v.reshape(x["item_id"].shape)
+            for n, v in self.transform({n: text(x[n]) for n in self.known}).items()
+        }
+
+
+class MultimodalEmbeddingLookup(StageMember):
+    "10: text and image embeddings of the candidates."
+
+    merge, parts = False, ("columns",)
+
+    def answer(self, x: dict) -> dict:
+        b = self.recommender.bundle
+        at = columns_of(b.contract.item, "floats")
+        found = (
+            b.columns.gather(np.maximum(x["candidates"], 0), ["i_floats"])["i_floats"]
+            if at
+            else None
+        )
+        return {f.name: found[..., at[f.name]] for f in b.contract.item.kind("embedding")}
+
+
+class UnrollFeatures(StageMember):
+    "11: one row a candidate, the user repeated: the ranker's same file gets B * C users with one candidate each."
+
+    merge, parts = False, ("columns",)
+
+    def answer(self, x: dict) -> dict:
+        b, rows, (B, C) = self.recommender.bundle, x["candidates"], x["candidates"].shape
+        now, launch = (
+            unpack(x["request"])[0]["timestamp"],
+            b.columns.gather(np.maximum(rows, 0), ["first_event"])["first_event"],
+        )
+        items = side_by_side(
+            b.contract.item, {n[2:]: a for n, a in x.items() if n.startswith("i_")}, "i_"
+        )
+        items |= dict(
+            pair=pair_features(
+                rows >= 0,
+                x["retrieved"],
+                now,
+                launch,
+                x["q_ints"][:, b.places[0]],
+                x["i_item_id"],
+                heard(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0)),
+                b.trends(now, np.maximum(rows, 0)),
+            )
+        )
+        return {f"u_{n}": np.repeat(x[n], C, axis=0) for n in ("q_ints", "q_floats")} | {
+            f"u_{n}": a.reshape(B * C, 1, -1) for n, a in items.items()
+        }
+
+
+class SoftmaxSampling(StageMember):
+    "13: order or sample the page."
+
+    merge, parts = False, ("categories", "ids")
+
+    def answer(self, x: dict) -> dict:
+        import json
+
+        (r, known, _), why = unpack(x["request"]), Reasons(len(x["candidates"]))
+        why[:] = [json.loads(w) for w in x["why"][:, 0]]
+        a = self.recommender.rerank_page(
+            r,
+            known,
+            x["candidates"],
+            x["retrieved"],
+            x["ranks"],
+            finite(x["logits"].reshape(x["candidates"].shape)),
+            why,
+        )
+        return dict(
+            page=a["rows"],
+            scores=a["scores"],
+            propensities=a["propensities"],
+            reasons=lines_of(a["reasons"]),
+        )
+
+
+class ItemIdDecoder(StageMember):
+    "14: rows become ids."
+
+    merge, parts = False, ("ids",)
+
+    def answer(self, x: dict) -> dict:
+        b, B = self.recommender.bundle, len(x["page"])
+        return dict(
+            item_ids=np.where(x["page"] < 0, b"", b.ids[x["page"]]).astype(object),
+            bundle_version=column_of([b.version] * B),
+            stage_ms=np.zeros((B, len(STAGES_MS)), np.float32),
+        )
+
+
+NAMES = dict(
+    context_preprocessor="ContextPreprocessor",
+    feast_user_lookup="FeastUserLookup",
+    nvt_user_transform="NvtUserTransform",
+    nvt_context_transform="NvtContextTransform",
+    query_tower="",
+    faiss_retrieval="FaissRetrieval",
+    filter_seen_items="FilterSeenItems",
+    feast_item_lookup="FeastItemLookup",
+    nvt_item_transform="NvtItemTransform",
+    multimodal_embedding_lookup="MultimodalEmbeddingLookup",
+    unroll_features="UnrollFeatures",
+    dlrm_ranking="",
+    softmax_sampling="SoftmaxSampling",
+    item_id_decoder="ItemIdDecoder",
+)
+
+
+def batched(tensors) -> tuple:
+    "Put the batch into the shape."
+    return tuple(
+        Tensor(t.name, t.dtype, (-1,) if t.scalar else (-1, *t.dims), t.optional) for t in tensors
+    )
+
+
+def reference_wires(
+    b: Bundle,
+) -> dict:  # member -> (inputs, outputs), names -> Tensor of the ensemble
+    "Say what each member reads and gives."
+    text, floats, ints = (
+        lambda n, t=t: Tensor(n, t, (-1, -1)) for t in ("STRING", "FP32", "INT64")
+    )
+    kind = lambda f, n: Tensor(
+        n,
+        "FP32" if f.kind in ("continuous", "embedding") else "INT64",
+        {"embedding": (-1, -1, f.dim), "list": (-1, f.dim)}.get(
+            f.kind, (-1, -1) if f.side == "item" else (-1,)
+        ),
+    )
+    user, item = (
+        {f.name: kind(f, f.name) for f in b.contract.side(*s)}
+        for s in (("user", "history"), ("item",))
+    )
+    raw = {
+        f.name: floats(f.name) if f.kind == "continuous" else text(f.name)
+        for f in b.contract.item
+        if f.kind != "embedding"
+    }
+    coded, dense = (
+        {n: t for n, t in item.items() if (b.contract[n].kind == "embedding") == e}
+        for e in (False, True)
+    )
+    tower, ranker = (
+        tuple(batched(onnx_tensors(x)) for x in (s.get_inputs(), s.get_outputs()))
+        for s in (b.query_tower, b.ranker)
+    )
+    request, found = text("request"), [ints("candidates"), floats("retrieved"), ints("ranks")]
+    i = [Tensor(f"i_{n}", t.dtype, t.dims) for n, t in item.items()]
+    page = [ints("page"), floats("scores"), floats("propensities"), text("reasons")]
+    return dict(
+        context_preprocessor=(
+            batched(REQUEST),
+            [request, text("hour"), text("weekday"), text("device")],
+        ),
+        feast_user_lookup=([request], [text("user")]),
+        nvt_user_transform=([request, text("user")], [*user.values(), request]),
+        nvt_context_transform=(
+            [text("hour"), text("weekday"), text("device"), *user.values()],
+            tower[0],
+        ),
+        query_tower=tower,
+        faiss_retrieval=(
+            [floats("query"), tower[0][0], request],
+            [ints("rows"), floats("row_scores")],
+        ),
+        filter_seen_items=(
+            [floats("query"), tower[0][0], request, ints("rows"), floats("row_scores")],
+            [*found, text("why")],
+        ),
+        feast_item_lookup=([found[0]], [*raw.values()]),
+        nvt_item_transform=([*raw.values()], [*coded.values()]),
+        multimodal_embedding_lookup=([found[0]], [*dense.values()]),
+        unroll_features=(
+            [*tower[0], *i, *found[:2], request],
+            [Tensor(f"u_{t.name}", t.dtype, t.dims) for t in ranker[0]],
+        ),
+        dlrm_ranking=ranker,
+        softmax_sampling=([*found, floats("logits"), request, text("why")], page),
+        item_id_decoder=([page[0]], [text("item_ids"), text("bundle_version"), floats("stage_ms")]),
+    )
+
+
+def reference_steps(b: Bundle, wires: dict) -> tuple:  # of Step
+    "Connect the members."
+    user, item = set(b.contract.names("user", "history")), set(b.contract.item.names())
+
+    def wire(member, n, out):
+        if n == "request":
+            return (
+                "request_0"
+                if member in ("context_preprocessor", "feast_user_lookup")
+                or member == "nvt_user_transform"
+                and not out
+                else "request_1"
+            )
+        if n in user and member == ("nvt_user_transform" if out else "nvt_context_transform"):
+            return f"user_{n}"
+        if member == "feast_item_lookup" or member == "nvt_item_transform" and not out:
+            return f"raw_{n}" if n in item else n
+        if member in ("nvt_item_transform", "multimodal_embedding_lookup") and n in item:
+            return f"i_{n}"
+        if member == "dlrm_ranking" and not out:
+            return f"u_{n}"
+        return "query" if member == "query_tower" and out else n
+
+    return tuple(
+        Step(
+            f"ref_{m}",
+            {t.name: wire(m, t.name, False) for t in i},
+            {t.name: wire(m, t.name, True) for t in o},
+        )
+        for m, (i, o) in wires.items()
+    )
+
+
+def export_reference(
+    p: Params,
+    cache: bool,  # keep item features in memory
+    version: int | None = None,  # that of the main ensemble where missing
+) -> int:  # version
+    "Write the reference's ensemble beside the project's own."
+    repository = stage_dir(p, "triton") / "repository"
+    version = version or pinned_version(repository)
+    b = Bundle(repository.parent / "bundles" / str(version))
+    wires = reference_wires(b)
+    files = dict(query_tower="query_tower.onnx", dlrm_ranking="dlrm.onnx")
+    members = [
+        Member(
+            f"ref_{m}",
+            "onnx" if m in files else "python",
+            tuple(i),
+            tuple(o),
+            str(b.folder / files[m]) if m in files else f"bench.reference_layout:{NAMES[m]}",
+            max_batch=0,
+            parameters=dict(cache="1" if cache else "0") if m == "feast_item_lookup" else {},
+        )
+        for m, (i, o) in wires.items()
+    ]
+    write_repository(
+        repository,
+        members,
+        Ensemble(
+            "recommender_reference",
+            batched(REQUEST),
+            batched(RESPONSE),
+            reference_steps(b, wires),
+            max_batch=0,
+        ),
+        version,
+    )
+    return version
