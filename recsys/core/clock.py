@@ -8,10 +8,10 @@ __all__ = ['DAY', 'day_of']
 # %% ../../nbs/0_core/02_clock.ipynb #clock-02
 import numpy as np
 
-# %% ../../nbs/0_core/02_clock.ipynb #clock-04
-DAY = 86400
+# %% ../../nbs/0_core/02_clock.ipynb #clock-05
+DAY = 86400  # seconds
 
 
-def day_of(ts):  # seconds UTC, one or an array -> days since 1970
-    "Number the date of a moment."
-    return np.floor_divide(ts, DAY)
+def day_of(seconds):  # seconds since 1970 UTC: a number, or an array of any shape
+    "Return the number of the day, counted from 1970-01-01, in which a moment lies."
+    return np.floor_divide(seconds, DAY)

@@ -394,7 +394,12 @@ def check_features(
             result("features", name, len(pairs), len(wrong), told)
             if pairs
             else result(
-                "features", name, 0, 0, "no rule computes it: add one to recsys.evaluate.leaks", "leak"
+                "features",
+                name,
+                0,
+                0,
+                "no rule computes it: add one to recsys.evaluate.leaks",
+                "leak",
             )
         )
     return out

@@ -35,7 +35,7 @@ from filelock import FileLock
 from ..core.params import PARAMS, Params, RecsysError
 from recsys.core.pipeline import (
     LISTS,
-    QUIET,
+    KERNEL_ENVIRONMENT,
     Stage,
     check_paths,
     is_done,
@@ -402,7 +402,7 @@ def run_stage(
 ) -> bool:  # it had to run
     "Run one stage's notebook unless its record is whole; tasks of other stages may be at work beside it."
     check_paths(p)
-    for name, value in QUIET.items():
+    for name, value in KERNEL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     run_dir(p).mkdir(parents=True, exist_ok=True)
     with FileLock(run_dir(p) / f".{stage.name}.lock"):

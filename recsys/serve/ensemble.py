@@ -478,7 +478,10 @@ def onnx_tensors(
 def ensemble_of(bundle: Bundle) -> tuple:  # members, steps
     "List the members of a bundle's ensemble and how their tensors meet."
     line, floats = Tensor("request", "STRING", (1,)), lambda n: Tensor(n, "FP32", (-1,))
-    found, C = (Tensor("candidates", "INT64", (-1, 2)), floats("retrieved")), "recsys.serve.ensemble"
+    found, C = (
+        (Tensor("candidates", "INT64", (-1, 2)), floats("retrieved")),
+        "recsys.serve.ensemble",
+    )
     tower_in, tower_out = (
         onnx_tensors(x) for x in (bundle.query_tower.get_inputs(), bundle.query_tower.get_outputs())
     )
