@@ -452,7 +452,7 @@ def ensure(
     stage: str,  # the stage whose inputs are needed; it is not run itself
     params: Params,
 ) -> None:
-    "Run the stages that a stage needs if the tiny run lacks them; in other runs raise `RecsysError`."
+    "Run the stages that a stage needs where the tiny run lacks them; `RecsysError` in other runs."
     needed = stages_before(stage)
     if PARAMS["RUN"].default != params.RUN:
         for name in sorted(needed):

@@ -28,7 +28,7 @@ from .params import PARAMS, Params, RecsysError, default_params
 
 # %% ../../nbs/0_core/01_runs.ipynb #runs-05
 def find_root() -> Path:
-    "Return the project's root, the folder with settings.ini above the working folder or the library."
+    "Return the project's root: the folder with settings.ini above the working folder or library."
     library = Path(__file__).resolve() if "__file__" in globals() else Path.cwd()
     for folder in (Path.cwd(), *Path.cwd().parents, *library.parents):
         if (folder / "settings.ini").is_file() and (folder / "recsys").is_dir():
