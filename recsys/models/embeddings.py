@@ -23,7 +23,7 @@ from recsys.core.runs import (
     run_dir,
     write_json,
 )
-from .encoders import Encoder, load_encoders, open_image, unit
+from .encoders import ContentEncoder, load_encoders, open_image, unit
 
 # %% ../../nbs/2_models/01_embeddings.ipynb #embeddings-07
 def write_cache(
@@ -78,7 +78,7 @@ def hash_sources(
 # %% ../../nbs/2_models/01_embeddings.ipynb #embeddings-12
 def encode_new(
     sources: dict,  # key -> bytes or path, in the order to encode
-    encoder: Encoder,
+    encoder: ContentEncoder,
     folder: Path | None,  # cache to write to
     desc: str = "encoding",  # what the progress bar says
     every: int = 2048,  # vectors of a cache part
@@ -108,7 +108,7 @@ def encode_new(
 
 def _encode_batch(
     sources: dict,  # key -> bytes or path
-    encoder: Encoder,
+    encoder: ContentEncoder,
 ):  # vectors {key: float32 [dim]}, undecodable {key: reason}
     "Decode and encode one batch; raise `RecsysError` where the model yields no finite numbers."
     contents, bad = {}, {}
@@ -141,7 +141,7 @@ class Encoded:
 # %% ../../nbs/2_models/01_embeddings.ipynb #embeddings-15
 def encode_rows(
     sources: list,  # bytes, path or None of each row
-    encoder: Encoder,
+    encoder: ContentEncoder,
     cache: Path | None = None,  # folder of all encoders' caches
     desc: str = "encoding",  # what the progress bar says
 ) -> Encoded:
@@ -260,7 +260,7 @@ def encode_items(
     "Encode both sides of a table of items."
     sources, none = (
         dict(text=item_texts(items), image=item_images(items, folder)),
-        Encoder("none", "none", 1, 1, None, None, {}),
+        ContentEncoder("none", "none", 1, 1, None, None, {}),
     )
     return {
         side: encode_rows(sources[side], e, cache, f"{side} ({e.name})")
@@ -398,7 +398,7 @@ def plot_neighbours(
 def report_embeddings(
     rec,  # StageRecord
     items,  # table of items
-    encoders: dict,  # side -> Encoder or None
+    encoders: dict,  # side -> ContentEncoder or None
     encoded: dict,  # side -> Encoded
     pcas: dict,  # side -> of `fit_pca`
 ):
