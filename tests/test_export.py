@@ -13,8 +13,36 @@ import tomllib
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-SERVING = "core features index bloom servers seen cache rerank recommender metrics online_store popularity realtime segments state worker member repository serving triton bundles promote explain api gateway shop_window".split()
+NOTEBOOKS = [*sorted((ROOT / "nbs").glob("*/*.ipynb")), ROOT / "nbs/index.ipynb"]
+# what a request passes through, and what starts and watches it
+SERVING = [
+    "core.params",
+    "core.runs",
+    "core.clock",
+    "data.features",
+    "data.additions",
+    "models.index",
+    "recommend.bloom",
+    "recommend.rerank",
+    "recommend.bundle",
+    "recommend.recommender",
+    "recommend.explain",
+    "evaluate.metrics",
+    "online.valkey",
+    "online.seen",
+    "online.online_store",
+    "online.events",
+    "online.popularity",
+    "online.worker",
+    "serve.repository",
+    "serve.server",
+    "serve.member",
+    "serve.ensemble",
+    "serve.api",
+    "serve.gateway",
+    "serve.window",
+    "operate.promote",
+]
 TRAINING = {"tensorflow", "merlin", "nvtabular", "feast", "pandas", "pyarrow"}
 
 
@@ -27,7 +55,9 @@ def copy_of_tree(to):
 
 
 def modules(folder):
-    return {path.name: path.read_text() for path in sorted((folder / "recsys").glob("*.py"))}
+    package = folder / "recsys"
+    files = sorted(package.rglob("*.py"))
+    return {str(path.relative_to(package)): path.read_text() for path in files}
 
 
 def test_exporting_again_changes_nothing(tmp_path):
@@ -50,7 +80,7 @@ def test_cleaning_again_changes_nothing(tmp_path):
     changed = [
         path.name
         for path in NOTEBOOKS
-        if (tmp_path / "nbs" / path.name).read_bytes() != path.read_bytes()
+        if (tmp_path / path.relative_to(ROOT)).read_bytes() != path.read_bytes()
     ]
     assert changed == [], "not clean: run `make export`"
 
@@ -165,7 +195,7 @@ def test_every_import_is_a_declared_dependency():
     distributions = packages_distributions()
     known = set(sys.stdlib_module_names) | {"recsys"}
     undeclared = set()
-    for path in (ROOT / "recsys").glob("*.py"):
+    for path in (ROOT / "recsys").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []

@@ -646,7 +646,7 @@ def test_dashboard():
 
 def known_metrics():
     "List the metrics that recsys itself makes."
-    source = "\n".join(p.read_text() for p in (ROOT / "recsys").glob("*.py"))
+    source = "\n".join(p.read_text() for p in (ROOT / "recsys").rglob("*.py"))
     named = set(re.findall(r"\brecsys_\w+\b", source))
     jobs = {
         f"recsys_{j}_{m}"
@@ -1180,22 +1180,23 @@ def test_dockerfiles_pass_the_linter(node):
 
 
 def imports_of(module, seen):
-    "List the packages that a module of recsys imports anywhere, and those of the modules that it imports."
+    "Return the packages that a module of recsys and the modules that it uses import anywhere."
     import ast
 
-    if module in seen or not (path := ROOT / f"recsys/{module}.py").is_file():
+    from recsys.core.pipeline import imported, module_file
+
+    path = module_file(module)
+    if module in seen or not path.is_file():
         return set()
     seen.add(module)
     found = set()
-    for n in ast.walk(ast.parse(path.read_text())):
-        if isinstance(n, ast.Import):
-            found |= {a.name.split(".")[0] for a in n.names}
-        elif isinstance(n, ast.ImportFrom) and (n.level or n.module.split(".")[0] == "recsys"):
-            inner = (n.module or "").removeprefix("recsys").strip(".").split(".")[0]
-            for name in [inner] if inner else [a.name for a in n.names]:
-                found |= imports_of(name, seen)
-        elif isinstance(n, ast.ImportFrom):
-            found.add(n.module.split(".")[0])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    for name in imported(str(path), path.stat().st_mtime_ns):
+        found |= imports_of(name, seen)
     return found
 
 
@@ -1203,25 +1204,24 @@ def imports_of(module, seen):
     "image, modules",
     dict(
         serving=(
-            "recommender",
-            "member",
-            "serving",
-            "servers",
-            "repository",
-            "online_store",
-            "seen",
-            "realtime",
-            "core",
-            "features",
+            "recommend.recommender",
+            "serve.member",
+            "serve.server",
+            "online.valkey",
+            "serve.repository",
+            "online.online_store",
+            "online.seen",
+            "online.events",
+            "core.params",
+            "core.runs",
+            "data.features",
         ),
         worker=(
-            "worker",
-            "segments",
-            "state",
-            "feature_history",
-            "feature_keys",
-            "popularity",
-            "core",
+            "online.worker",
+            "online.feature_history",
+            "online.popularity",
+            "core.params",
+            "core.runs",
         ),
     ).items(),
 )
@@ -1238,23 +1238,22 @@ def test_images_have_what_is_imported(image, modules):
     seen, missing = set(), set()
     # modules that are only for training hang on some of these by imports inside functions
     stop = {
-        "data_prep",
-        "sources",
-        "tune",
-        "evaluate",
-        "towers",
-        "two_tower",
-        "dlrm",
-        "ranker",
-        "finetune",
-        "gate",
-        "shop",
-        "encoders",
-        "embeddings",
-        "pipeline",
-        "kubeflow",
-        "cli",
-        "triton_reference",
+        "data.prep",
+        "data.sources",
+        "models.tune",
+        "evaluate.report",
+        "models.towers",
+        "models.two_tower",
+        "models.dlrm",
+        "models.ranker",
+        "operate.finetune",
+        "operate.gate",
+        "data.shop",
+        "models.encoders",
+        "models.embeddings",
+        "core.pipeline",
+        "operate.kubeflow",
+        "operate.cli",
     }
     seen |= stop
     for package in (

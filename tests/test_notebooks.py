@@ -7,10 +7,10 @@ import pytest
 from tiny import tiny_run
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*/*.ipynb"))
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_notebook_runs(notebook, tmp_path):
     "Run every cell of a notebook in order, as `nbdev_test` does."
     command = [
@@ -21,7 +21,10 @@ def test_notebook_runs(notebook, tmp_path):
         "0",
     ]
     env = {**os.environ, "MPLBACKEND": "agg"}
-    if "ensure(" in notebook.read_text() and "default_exp pipeline" not in notebook.read_text():
+    if (
+        "ensure(" in notebook.read_text()
+        and "default_exp core.pipeline" not in notebook.read_text()
+    ):
         env["RECSYS_OUTPUTS"] = str(tiny_run(tmp_path / "outputs"))
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, (

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recsys.core.pipeline import PROOF, STAGES, bundle_warning
 from recsys.online.popularity import write_rows
 
 ROOT = Path(__file__).parents[1]
@@ -63,19 +64,8 @@ def test_a_run_leaves_its_record(done):
     assert [line.split()[1] for line in out.splitlines() if line.startswith("[")] == names
     for record in stages(folder).values():
         assert {"parameters", "rows", "timings", "outputs", "key", "peak_memory_mib"} <= set(record)
-    notebooks = {f.name for f in (folder / "notebooks").glob("*.ipynb")}
-    assert notebooks >= {
-        "02_sources.ipynb",
-        "03_data_prep.ipynb",
-        "04_embeddings.ipynb",
-        "05_two_tower.ipynb",
-        "06_index.ipynb",
-        "06_neighbours.ipynb",
-        "07_dlrm.ipynb",
-        "11_recommender.ipynb",
-        "13_baselines.ipynb",
-        "14_evaluate.ipynb",
-    }
+    executed = sorted(f.relative_to(folder / "notebooks") for f in folder.rglob("*.ipynb"))
+    assert [str(f.with_suffix("")) for f in executed] == sorted(STAGES[n].notebook for n in names)
     page = (folder / "report.html").read_text()
     assert page.count("<figure>") >= 5 and "report.html" in out
     assert str(ROOT) not in page
@@ -140,6 +130,36 @@ def test_a_changed_parameter_runs_what_depends_on_it(done):
     assert changed("SEED=1") == [s.name for s in select_stages()]
 
 
+def test_a_run_leaves_proofs_out(done):
+    "Cells tagged proof stand in the executed notebook without having been executed."
+    notebook = done[0] / "notebooks" / f"{STAGES['data_prep'].notebook}.ipynb"
+    cells = json.loads(notebook.read_text())["cells"]
+    proofs = [cell for cell in cells if PROOF in cell["metadata"]["tags"]]
+    assert proofs and all(cell["execution_count"] is None for cell in proofs)
+    others = [c for c in cells if c["cell_type"] == "code" and c not in proofs]
+    assert all(cell["execution_count"] for cell in others)
+
+
+def test_a_variant_takes_over_what_its_parameters_leave_unchanged(done):
+    args = ("run", "--params", done[1], "--as", "wide", "--set", "TT_LR=0.003")
+    run = recsys(*args, "--to", "embeddings")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count("unchanged, skipped") == 3
+    assert not (done[0].parent / "wide/two_tower").exists()
+    assert stages(done[0].parent / "wide").keys() >= {"ingest", "data_prep", "embeddings"}
+    assert "--as" in recsys(*args[:4], "../x").stderr
+
+
+def test_commands_say_when_the_bundle_is_older_than_its_stages(done, tmp_path):
+    copy = shutil.copytree(done[0], tmp_path / "old", ignore=shutil.ignore_patterns("*.lock"))
+    assert bundle_warning(copy) == ""
+    record = copy / "dlrm/stage.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | dict(key="another")))
+    page = recsys("recommend", "--run", copy)
+    assert page.returncode == 0 and "older than its stages dlrm" in page.stderr, page.stderr
+    assert "--from dlrm" in page.stderr
+
+
 def test_part_of_a_run(done):
     run = recsys("run", "--params", done[1], "--from", "index", "--to", "index", "--force")
     assert run.returncode == 0 and "[1/1] index" in run.stdout and "skipped" not in run.stdout
@@ -153,9 +173,8 @@ def test_the_online_stages_run_as_notebooks_too(done):
         stages(done[0])["triton"]["metrics"]["bundle"]
         == json.loads((done[0] / "bundle/manifest.json").read_text())["version"]
     )
-    assert {"16_feature_store.ipynb", "18_triton.ipynb"} <= {
-        f.name for f in (done[0] / "notebooks").glob("*.ipynb")
-    }
+    for name in ("feature_store", "triton"):
+        assert (done[0] / "notebooks" / f"{STAGES[name].notebook}.ipynb").is_file()
     assert not (
         done[0] / "valkey/valkey.json"
     ).exists()  # the server that the stage started is gone
@@ -326,7 +345,7 @@ def test_a_failing_cell_stops_the_run_and_keeps_its_notebook(tmp_path):
     pd.DataFrame(dict(user_id=["u"], timestamp=[1_700_000_000])).to_parquet(tmp_path / "t.parquet")
     params.write_text(f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\n")
     run = recsys("run", "--params", params)
-    notebook = tmp_path / "broken/notebooks/02_sources.ipynb"
+    notebook = tmp_path / f"broken/notebooks/{STAGES['ingest'].notebook}.ipynb"
     assert run.returncode == 1
     assert (
         "stage ingest failed" in run.stderr

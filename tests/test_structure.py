@@ -1,0 +1,115 @@
+"""The plan of the package: rooms in their order, one owner for each public name, notebooks that a pipeline can run."""
+
+import ast
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from recsys.core.pipeline import FINETUNE, FULL, PROOF, imported, module_file, read_cells
+
+ROOT = Path(__file__).parents[1]
+ROOMS = [folder.name.partition("_")[2] for folder in sorted((ROOT / "nbs").glob("[0-9]_*"))]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]_*/*.ipynb"))
+MODULES = [f"{path.parent.name[2:]}.{path.stem[3:]}" for path in NOTEBOOKS]
+
+
+def imports(module):
+    path = module_file(module)
+    return imported(str(path), path.stat().st_mtime_ns)
+
+
+def defined_names(module):
+    "Return the public names that a module defines at its top level; patched methods belong to their class."
+    for node in ast.parse(module_file(module).read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if not any(isinstance(d, ast.Name) and d.id == "patch" for d in node.decorator_list):
+                yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                yield from (n.id for n in ast.walk(target) if isinstance(n, ast.Name))
+
+
+def test_every_notebook_makes_the_module_of_its_name():
+    assert len(NOTEBOOKS) == len(set(MODULES)) > 50
+    for path, module in zip(NOTEBOOKS, MODULES):
+        cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        assert f"# | default_exp {module}" in cells, path.name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_its_own_room_and_from_earlier_ones(module):
+    room = ROOMS.index(module.split(".")[0])
+    upward = [name for name in imports(module) if ROOMS.index(name.split(".")[0]) > room]
+    assert upward == []
+
+
+def test_no_module_imports_itself_through_others():
+    def reached(module):
+        found, waiting = set(), list(imports(module))
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += imports(name)
+        return found
+
+    assert [module for module in MODULES if module in reached(module)] == []
+
+
+def test_a_public_name_has_one_owner():
+    owners = defaultdict(set)
+    for module in MODULES:
+        for name in defined_names(module):
+            if not name.startswith("_"):
+                owners[name].add(module)
+    assert {name: sorted(where) for name, where in owners.items() if len(where) > 1} == {}
+
+
+@pytest.mark.parametrize("stage", [*FULL, FINETUNE], ids=lambda stage: stage.name)
+def test_a_stage_runs_without_its_proofs(stage):
+    "What a run executes of a notebook uses no name that only a proof defines."
+    import builtins
+
+    known = set(dir(builtins))
+    for cell in read_cells(stage.notebook):
+        tags = cell["metadata"].get("tags", ())
+        if cell["cell_type"] != "code" or PROOF in tags:
+            continue
+        tree = ast.parse("".join(cell["source"]))
+        names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
+        known |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
+        known |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        known |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                known |= {(a.asname or a.name).split(".")[0] for a in node.names}
+        top = [
+            n.id
+            for s in tree.body
+            if not isinstance(s, (ast.FunctionDef, ast.ClassDef))
+            for n in ast.walk(s)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+        ]
+        assert set(top) <= known, set(top) - known
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_proofs_or_part_of_the_run(path):
+    "Code that is neither exported nor needed by a run carries the tag that lets a run leave it out."
+    module = f"{path.parent.name[2:]}.{path.stem[3:]}"
+    stages = [s for s in (*FULL, FINETUNE) if s.function.startswith(f"recsys.{module}:")]
+    runs = [stage.function.split(":")[1] for stage in stages]
+    wrong = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] != "code" or tags or source.startswith("# | "):
+            continue
+        is_import = all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source).body)
+        if not is_import and "Params.of(globals())" not in source:
+            if not any(f"{run}(" in source for run in runs):
+                wrong.append(source[:60])
+    assert wrong == [], f"tag these cells `{PROOF}`"
