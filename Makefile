@@ -1,13 +1,14 @@
 # `make help` lists the targets. ARGS passes more to a command: make test ARGS="-k metrics"
 .DEFAULT_GOAL := help
-.PHONY: help setup run test prove bench lab docs demo export lock clean
+.PHONY: help setup lint run test prove bench lab docs demo export lock clean
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PY := .venv/bin/python
 LOCK = uv pip compile pyproject.toml $(ARGS) -q --extra aws --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
 
 IMAGE_LOCK = uv pip compile -q --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
-MERLIN = numpy pandas pyarrow numba llvmlite protobuf dask setuptools# the training image's own builds stay
+# the training image's own builds stay
+MERLIN = numpy pandas pyarrow numba llvmlite protobuf dask setuptools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -19,7 +20,12 @@ run: setup ## run every stage on the built-in shop, then recommend
 	@recsys run --params params/quickstart.yaml $(ARGS)
 	@recsys recommend --run quickstart
 
-test: setup ## prove every behaviour, in small counts
+lint: setup ## ruff over notebooks, tests and benchmarks, mypy over the package
+	@ruff format --check -q nbs tests bench || { echo "run: .venv/bin/ruff format nbs tests bench"; exit 1; }
+	@ruff check -q nbs tests bench
+	@mypy
+
+test: lint ## prove every behaviour, in small counts
 	@$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 prove: setup ## prove the big counts, which may take hours; writes outputs/prove.json
@@ -51,6 +57,6 @@ lock: setup ## resolve the lock files again (py310 is for the production images:
 	@$(IMAGE_LOCK) -c requirements-py310.lock --python-version 3.10 $(MERLIN:%=--no-emit-package %) k8s/images/training/requirements.in -o k8s/images/training/requirements.lock
 
 clean: ## remove what builds leave behind; outputs/ and .venv stay
-	@rm -rf build dist site _proc ./*.egg-info .pytest_cache .hypothesis nbs/.last_checked nbs/.ipynb_checkpoints nbs/*/.ipynb_checkpoints
+	@rm -rf build dist site _proc ./*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache nbs/.last_checked nbs/.ipynb_checkpoints nbs/*/.ipynb_checkpoints
 	@find nbs recsys tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "outputs/ and .venv were kept; remove them by hand when you mean to"
