@@ -1195,8 +1195,8 @@ def imports_of(module, seen):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add(node.module.split(".")[0])
-    for name in imported(str(path), path.stat().st_mtime_ns):
-        found |= imports_of(name, seen)
+    for used in imported(str(path), path.stat().st_mtime_ns):
+        found |= imports_of(used, seen)
     return found
 
 
