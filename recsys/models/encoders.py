@@ -551,11 +551,11 @@ def clip_encoder(
 
 # %% ../../nbs/2_models/00_encoders.ipynb #encoders-77
 def load_encoders(
-    p: Params,  # TEXT_ENCODER, IMAGE_ENCODER, CLIP_MODEL
+    params: Params,  # TEXT_ENCODER, IMAGE_ENCODER, CLIP_MODEL
 ) -> dict:  # 'text' and 'image' -> ContentEncoder, None where the parameter is none
     "Load the encoders that a run's parameters name."
-    text = None if p.TEXT_ENCODER == "none" else text_encoder(p.TEXT_ENCODER)
-    return dict(text=text, image=_image_encoder(p))
+    text = None if params.TEXT_ENCODER == "none" else text_encoder(params.TEXT_ENCODER)
+    return dict(text=text, image=_image_encoder(params))
 
 
 def _image_encoder(params: Params) -> ContentEncoder | None:
