@@ -111,6 +111,6 @@ def test_cells_are_proofs_or_part_of_the_run(path):
             continue
         is_import = all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source).body)
         if not is_import and "Params.of(globals())" not in source:
-            if not any(re.search(rf"\b{run}\\((p|params)\\)", source) for run in runs):
+            if not any(re.search(rf"\b{run}\((p|params)\)", source) for run in runs):
                 wrong.append(source[:60])
     assert wrong == [], f"tag these cells `{PROOF}`"
