@@ -29,7 +29,9 @@ def stage_figures(run):
 
 
 def training_rates(run, rows=100_000):
-    "Rows a second of one epoch of the Two-Tower, with and without history, one after the other in this process."
+    """Rows a second of one epoch of the Two-Tower, with and without history, one after the other
+    in this process.
+    """
     import copy
 
     from recsys.core.params import Params
@@ -81,7 +83,9 @@ def request_figures(run, n=400):
 
 
 def metric_figures(cases=100_000, items=2_465, draws=1000):
-    "Seconds and peak memory of all metrics of one system: places and lists from scores over the whole catalogue, six segments, intervals over users."
+    """Seconds and peak memory of all metrics of one system: places and lists from scores over the
+    whole catalogue, six segments, intervals over users.
+    """
     import resource
 
     from recsys.evaluate import metrics as m
@@ -98,9 +102,12 @@ def metric_figures(cases=100_000, items=2_465, draws=1000):
         [rng.random(cases) < share for share in (1, 0.8, 0.5, 0.2, 0.1, 0.05)],
     )
     ranks, top, chance, drawing = np.empty(cases), np.empty((cases, 50), np.int64), [], np.zeros(2)
-    clock = lambda: np.array(
-        [time.perf_counter(), time.process_time()]
-    )  # the second one is not lengthened by other work on the machine
+
+    def clock():
+        return np.array(
+            [time.perf_counter(), time.process_time()]
+        )  # the second one is not lengthened by other work on the machine
+
     began = clock()
     for b in blocks(cases, items):
         t = clock()
@@ -170,7 +177,7 @@ def plot(figures, path):
     fig, ax = plt.subplots(1, 2, figsize=(10, 3.5))
     for i, (run, f) in enumerate(figures["runs"].items()):
         left = 0
-        for j, (stage, r) in enumerate(f["stages"].items()):
+        for j, (_stage, r) in enumerate(f["stages"].items()):
             ax[0].barh(
                 run,
                 r["seconds"],
@@ -218,7 +225,8 @@ def main():
         )
         f = figures["runs"][run.name]
         print(
-            f"{run.name}: {sum(r['seconds'] for r in f['stages'].values()):.0f} s, peak {max(r['peak_memory_mib'] for r in f['stages'].values()):,} MiB"
+            f"{run.name}: {sum(r['seconds'] for r in f['stages'].values()):.0f} s, peak "
+            f"{max(r['peak_memory_mib'] for r in f['stages'].values()):,} MiB"
         )
         for stage, r in f["stages"].items():
             print(f"  {stage:<12}" + "  ".join(f"{k} {v:,.0f}" for k, v in r.items()))
@@ -235,8 +243,10 @@ def main():
     write_json(OUT / "bench.json", figures)
     plot(figures, OUT / "bench.png")
     print(
-        f"load {figures['load']:.1f} on {figures['cores']} cores; outputs/bench.json, outputs/bench.png"
+        f"load {figures['load']:.1f} on {figures['cores']} cores; outputs/bench.json, "
+        f"outputs/bench.png"
     )
+    return None
 
 
 if __name__ == "__main__":

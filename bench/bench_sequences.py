@@ -1,6 +1,8 @@
-"""Own tables with nothing but interactions, at the size of papers: `make bench ARGS=sequences` generates 200,000, runs every stage on them and writes outputs/bench_sequences.json.
+"""Own tables with nothing but interactions, at the size of those in papers.
 
-Users have one to three tastes among 300 groups of items; one choice in five follows from the one before. `follow=0` makes a set in which nothing follows.
+`make bench ARGS=sequences` generates 200,000 interactions, runs every stage on them and writes
+outputs/bench_sequences.json. Users have one to three tastes among 300 groups of items; one choice
+in five follows from the one before. `follow=0` makes a set in which nothing follows.
 """
 
 import json
@@ -68,7 +70,8 @@ def main():
     table = sequences(follow=follow)
     table.to_parquet(folder / "interactions.parquet")
     (folder / "params.yaml").write_text(
-        f"SOURCE: parquet\nINTERACTIONS: {folder}/interactions.parquet\nSPLIT: leave_one_out\nOUTPUTS: {OUT / 'bench'}\nRUN: {name}\nBASELINES: {baselines}\n"
+        f"SOURCE: parquet\nINTERACTIONS: {folder}/interactions.parquet\nSPLIT: "
+        f"leave_one_out\nOUTPUTS: {OUT / 'bench'}\nRUN: {name}\nBASELINES: {baselines}\n"
     )
     load, start = os.getloadavg()[0], time.time()
     subprocess.run(
@@ -118,7 +121,8 @@ def main():
         print(f"{r['system']:<15} {r['metric']:<10} {r['value']:.4f}")
     for r in compared:
         print(
-            f"full minus {r['other']:<15} {r['metric']:<10} {r['difference']:+.4f} ({r['low']:+.4f} to {r['high']:+.4f})"
+            f"full minus {r['other']:<15} {r['metric']:<10} {r['difference']:+.4f} "
+            f"({r['low']:+.4f} to {r['high']:+.4f})"
         )
 
 

@@ -1,4 +1,6 @@
-"""The served side's figures: `make bench` adds them to outputs/bench.json; alone: `python bench/bench_serving.py [RUN]`."""
+"""The served side's figures: `make bench` adds them to outputs/bench.json; alone: `python
+bench/bench_serving.py [RUN]`.
+"""
 
 import json
 import multiprocessing
@@ -110,7 +112,9 @@ class Gateway:
 
 
 def through_gateway(p, url, server, users, tmp):
-    "What the gateway adds to a direct gRPC call, and what it carries with eight clients, everything on this machine."
+    """What the gateway adds to a direct gRPC call, and what it carries with eight clients,
+    everything on this machine.
+    """
     from recsys.online.valkey import OwnedProcess, free_port
 
     port = free_port()
@@ -147,7 +151,9 @@ def through_gateway(p, url, server, users, tmp):
 
 
 def eight_clients(server, users, n=250):
-    "Eight client processes at once, each as fast as it is answered; server: a TritonServer, or a gateway's port."
+    """Eight client processes at once, each as fast as it is answered; server: a TritonServer, or
+    a gateway's port.
+    """
     context = multiprocessing.get_context("spawn")
     gate, results = context.Barrier(9), context.Queue()
     processes = [
@@ -271,7 +277,9 @@ def worker_idle(url, seconds=120):
 
 
 def event_to_page(p, url, server, n=60):
-    "From the event to the first answer that no longer shows the item, and to features that know it."
+    """From the event to the first answer that no longer shows the item, and to features that know
+    it.
+    """
     rec, recorder = online_parts(p, url)
     ids, rng, hidden, known = rec.bundle.ids, np.random.default_rng(5), [], []
     with Client(server.grpc, timeout=10) as client:

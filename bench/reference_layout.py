@@ -1,4 +1,6 @@
-"""Fourteen members with Feast and NVTabular in the path of every request, for comparison with the seven."""
+"""Fourteen members with Feast and NVTabular in the path of every request, for comparison with the
+seven.
+"""
 
 import os
 from pathlib import Path
@@ -42,7 +44,9 @@ from recsys.serve.repository import (
 
 
 def checked_workflow(run: Path, side: str):  # nvtabular.Workflow
-    "Load a fitted workflow of a run; raise `RecsysError` where a file isn't the one that the run wrote."
+    """Load a fitted workflow of a run; raise `RecsysError` where a file isn't the one that the
+    run wrote.
+    """
     folder, known = (
         run / "data_prep" / "workflows" / side,
         read_json(run / "data_prep" / "stage.json")["outputs"],
@@ -53,7 +57,8 @@ def checked_workflow(run: Path, side: str):  # nvtabular.Workflow
     for name, f in ((n, run / "data_prep" / n) for n in sorted(there)):
         if name not in known or not f.is_file() or sha256_file(f) != known[name]["sha256"]:
             raise RecsysError(
-                f"{f}: differs from its sha256 in the run's data_prep/stage.json, and it may hold a pickle; run data_prep again"
+                f"{f}: differs from its sha256 in the run's data_prep/stage.json, and it "
+                f"may hold a pickle; run data_prep again"
             )
     from recsys.data.prep import load_workflow
 
@@ -69,7 +74,9 @@ class Nvt(PythonMember):
         self.open(Path(os.environ["RECSYS_RUN"]), Bundle(self.bundle))
 
     def open(self, run: Path, bundle: Bundle):
-        "Load the workflow; a known row goes first, because NVTabular refuses a column without any value."
+        """Load the workflow; a known row goes first, because NVTabular refuses a column without
+        any value.
+        """
         self.flow, self.b, self.features = (
             checked_workflow(run, self.side),
             bundle,
@@ -175,7 +182,10 @@ class NvtUserTransform(Nvt):
             unpack(x["request"]),
             self.b,
         )
-        nan = lambda v: np.nan if v is None else v
+
+        def nan(v):
+            return np.nan if v is None else v
+
         raw = {
             f.name: np.array(
                 [
@@ -226,9 +236,9 @@ class NvtContextTransform(Nvt):
     side = "context"
 
     def answer(self, x: dict) -> dict:
-        text = lambda a: np.array(
-            [v.decode() if isinstance(v, bytes) else v for v in a[:, 0]], object
-        )
+        def text(a):
+            return np.array([v.decode() if isinstance(v, bytes) else v for v in a[:, 0]], object)
+
         raw = dict(hour=text(x["hour"]), weekday=text(x["weekday"]), device_type=text(x["device"]))
         return query_arrays(self.b, x | self.transform({n: raw[n] for n in self.known}))
 
@@ -264,7 +274,9 @@ class FilterSeenItems(StageMember):
 
 
 class FeastItemLookup(StageMember):
-    "8: ask Feast for the candidates' raw features, in one call; with a cache only for those not yet in memory."
+    """8: ask Feast for the candidates' raw features, in one call; with a cache only for those not
+    yet in memory.
+    """
 
     merge, parts, cache = False, ("ids",), None
 
@@ -310,11 +322,14 @@ class FeastItemLookup(StageMember):
                     zip(*map(self.cache.__getitem__, ids.ravel().tolist())),
                 )
             )
-        shape = (
-            lambda f: np.array([np.nan if v is None else v for v in flat[f.name]], np.float32)
-            if f.kind == "continuous"
-            else np.array([v or "" for v in flat[f.name]], object)
-        )
+
+        def shape(f):
+            return (
+                np.array([np.nan if v is None else v for v in flat[f.name]], np.float32)
+                if f.kind == "continuous"
+                else np.array([v or "" for v in flat[f.name]], object)
+            )
+
         return dict(item_id=ids) | {f.name: shape(f).reshape(at.shape) for f in self.fields}
 
 
@@ -324,13 +339,13 @@ class NvtItemTransform(Nvt):
     side = "item"
 
     def answer(self, x: dict) -> dict:
-        text = (
-            lambda a: np.array(
-                [v.decode() if isinstance(v, bytes) else v for v in a.ravel()], object
+        def text(a):
+            return (
+                np.array([v.decode() if isinstance(v, bytes) else v for v in a.ravel()], object)
+                if a.dtype == object
+                else a.ravel()
             )
-            if a.dtype == object
-            else a.ravel()
-        )
+
         return {
             n: v.reshape(x["item_id"].shape)
             for n, v in self.transform({n: text(x[n]) for n in self.known}).items()
@@ -354,7 +369,9 @@ class MultimodalEmbeddingLookup(StageMember):
 
 
 class UnrollFeatures(StageMember):
-    "11: one row a candidate, the user repeated: the ranker's same file gets B * C users with one candidate each."
+    """11: one row a candidate, the user repeated: the ranker's same file gets B * C users with
+    one candidate each.
+    """
 
     merge, parts = False, ("columns",)
 
@@ -457,13 +474,16 @@ def reference_wires(
     text, floats, ints = (
         lambda n, t=t: Tensor(n, t, (-1, -1)) for t in ("STRING", "FP32", "INT64")
     )
-    kind = lambda f, n: Tensor(
-        n,
-        "FP32" if f.kind in ("continuous", "embedding") else "INT64",
-        {"embedding": (-1, -1, f.dim), "list": (-1, f.dim)}.get(
-            f.kind, (-1, -1) if f.side == "item" else (-1,)
-        ),
-    )
+
+    def kind(f, n):
+        return Tensor(
+            n,
+            "FP32" if f.kind in ("continuous", "embedding") else "INT64",
+            {"embedding": (-1, -1, f.dim), "list": (-1, f.dim)}.get(
+                f.kind, (-1, -1) if f.side == "item" else (-1,)
+            ),
+        )
+
     user, item = (
         {f.name: kind(f, f.name) for f in b.contract.side(*s)}
         for s in (("user", "history"), ("item",))

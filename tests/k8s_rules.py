@@ -1,4 +1,6 @@
-"""Rules for manifests beyond their schemas: each takes all resources of an overlay and gives sentences about what is wrong."""
+"""Rules for manifests beyond their schemas: each takes all resources of an overlay and gives
+sentences about what is wrong.
+"""
 
 import re
 from pathlib import Path
@@ -9,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 OWN = {
     p.parent.name for p in (ROOT / "k8s/images").glob("*/Dockerfile")
 }  # images that are built here
-# what each container is asked for: paths of probes, which test_pods.py and test_gateway.py prove on real servers
+# what each container is asked for: paths of probes, which test_pods.py and test_gateway.py prove
+# on real servers
 PATHS = dict(
     triton={"/v2/models/recommender/ready", "/v2/health/live"},
     gateway={"/healthz", "/readyz"},
@@ -82,14 +85,19 @@ def mebibytes(text):
 def selectors(docs):
     "Whatever selects by label finds something, and what it names is there."
     wrong, templates = [], pods(docs)
-    chosen = lambda d, selector: [
-        t
-        for w, t in templates
-        if same_namespace(w, d) and matches(selector, t["metadata"].get("labels"))
-    ]
-    ports = lambda found: {
-        p["name"] for t in found for c in t["spec"]["containers"] for p in c.get("ports", ())
-    }
+
+    def chosen(d, selector):
+        return [
+            t
+            for w, t in templates
+            if same_namespace(w, d) and matches(selector, t["metadata"].get("labels"))
+        ]
+
+    def ports(found):
+        return {
+            p["name"] for t in found for c in t["spec"]["containers"] for p in c.get("ports", ())
+        }
+
     for d, t in templates:
         if d["kind"] != "CronJob" and not matches(d["spec"]["selector"], t["metadata"]["labels"]):
             wrong.append(f"{name(d)}: its selector does not match its own pods")
@@ -222,11 +230,17 @@ def secret_keys(d):
 
 
 def references(docs):
-    "Config maps, secrets, accounts, stores, generators and roles that are named are there, with the keys that are asked for."
+    """Config maps, secrets, accounts, stores, generators and roles that are named are there, with
+    the keys that are asked for.
+    """
     wrong = []
-    has = lambda kind, d, called: any(
-        x["kind"] == kind and x["metadata"]["name"] == called and same_namespace(x, d) for x in docs
-    )
+
+    def has(kind, d, called):
+        return any(
+            x["kind"] == kind and x["metadata"]["name"] == called and same_namespace(x, d)
+            for x in docs
+        )
+
     maps = {
         (m["metadata"]["namespace"], m["metadata"]["name"]): set(m["data"])
         for m in kinds(docs, "ConfigMap")
@@ -239,7 +253,8 @@ def references(docs):
         where = d["metadata"]["namespace"]
         if not has("ServiceAccount", d, spec.get("serviceAccountName", "default")):
             wrong.append(
-                f"{name(d)}: there is no service account {spec.get('serviceAccountName', 'default')}"
+                f"{name(d)}: there is no service account "
+                f"{spec.get('serviceAccountName', 'default')}"
             )
         known = set()
         for e in c.get("env", ()):
@@ -247,7 +262,8 @@ def references(docs):
                 ref = e.get("valueFrom", {}).get(kind)
                 if ref and ref["key"] not in place.get((where, ref["name"]), ()):
                     wrong.append(
-                        f"{name(d)}: {e['name']} asks for {ref['key']} of {ref['name']}, which is not there"
+                        f"{name(d)}: {e['name']} asks for {ref['key']} of {ref['name']}, "
+                        f"which is not there"
                     )
             wrong += [
                 f"{name(d)}: {e['name']} uses $({v}) before it is set"
@@ -291,9 +307,11 @@ def references(docs):
 
 
 def probes(docs):
-    "What stays up has probes, on ports that it has and paths that it answers; readiness asks for the ensemble."
+    """What stays up has probes, on ports that it has and paths that it answers; readiness asks
+    for the ensemble.
+    """
     wrong = []
-    for d, spec, c in containers(docs):
+    for d, _spec, c in containers(docs):
         if (
             d["kind"] == "CronJob" or c["name"] == "follow"
         ):  # a job has none; the follower's work is not to be waited for
@@ -305,7 +323,8 @@ def probes(docs):
             http = c.get(kind, {}).get("httpGet")
             if http and http["port"] not in {p["name"] for p in c["ports"]}:
                 wrong.append(
-                    f"{name(d)}: {kind} asks port {http['port']}, which container {c['name']} does not have"
+                    f"{name(d)}: {kind} asks port {http['port']}, which container "
+                    f"{c['name']} does not have"
                 )
             if http and http["path"] not in PATHS.get(c["name"], ()):
                 wrong.append(
@@ -319,13 +338,16 @@ def probes(docs):
             ]
             if c["livenessProbe"]["httpGet"]["path"] == "/v2/models/recommender/ready":
                 wrong.append(
-                    f"{name(d)}: a bundle that can't be loaded must not restart the server again and again"
+                    f"{name(d)}: a bundle that can't be loaded must not restart the server "
+                    f"again and again"
                 )
     return wrong
 
 
 def quantities(docs):
-    "Quantities mean what is intended: memory in binary units, limits not below requests, targets in the unit of their metric."
+    """Quantities mean what is intended: memory in binary units, limits not below requests,
+    targets in the unit of their metric.
+    """
     wrong = []
     for d, spec, c in containers(docs):
         asked, most = (
@@ -340,11 +362,13 @@ def quantities(docs):
         for where, q in (("request", asked["memory"]), ("limit", most["memory"])):
             if not mebibytes(q):
                 wrong.append(
-                    f"{name(d)}: the memory {where} of {c['name']} is {q}, expected Mi or Gi (512m is half a byte)"
+                    f"{name(d)}: the memory {where} of {c['name']} is {q}, expected Mi or "
+                    f"Gi (512m is half a byte)"
                 )
         if not re.fullmatch(r"[1-9]\d?|[1-9]\d{1,3}m", str(asked["cpu"])):
             wrong.append(
-                f"{name(d)}: {c['name']} requests {asked['cpu']} cpu, expected 1 to 99 cores or 10m to 9999m"
+                f"{name(d)}: {c['name']} requests {asked['cpu']} cpu, expected 1 to 99 "
+                f"cores or 10m to 9999m"
             )
         if (
             mebibytes(asked["memory"])
@@ -359,7 +383,8 @@ def quantities(docs):
                 size = mebibytes(v["emptyDir"].get("sizeLimit"))
                 if not size or not 256 <= size <= (mebibytes(most["memory"]) or 0) / 2:
                     wrong.append(
-                        f"{name(d)}: {v['name']} is memory: expected a size of 256Mi to half of the limit, found {v['emptyDir'].get('sizeLimit')}"
+                        f"{name(d)}: {v['name']} is memory: expected a size of 256Mi to "
+                        f"half of the limit, found {v['emptyDir'].get('sizeLimit')}"
                     )
     for d in kinds(docs, "HorizontalPodAutoscaler"):
         if d["spec"]["minReplicas"] > d["spec"]["maxReplicas"]:
@@ -375,7 +400,8 @@ def quantities(docs):
                 and not re.fullmatch(r"[1-9]\d{0,2}", str(value))
             ):
                 wrong.append(
-                    f"{name(d)}: a target of {value} for {metric}, expected 1 to 999 without a suffix: m is a thousandth, not a millisecond"
+                    f"{name(d)}: a target of {value} for {metric}, expected 1 to 999 "
+                    f"without a suffix: m is a thousandth, not a millisecond"
                 )
     return wrong
 
@@ -386,7 +412,7 @@ def images(docs):
         [],
         re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1],
     )
-    for d, spec, c in containers(docs):
+    for d, _spec, c in containers(docs):
         image = c["image"]
         tag = image.rsplit("/", 1)[-1].partition(":")[2]
         if "@sha256:" not in image and tag in ("", "latest"):
@@ -414,17 +440,21 @@ def endings(docs):
         )
         if c["name"] in ("triton", "gateway") and pause < 5:
             wrong.append(
-                f"{name(d)}: requests still come while {c['name']} ends: it needs a preStop pause of 5 s or more"
+                f"{name(d)}: requests still come while {c['name']} ends: it needs a preStop "
+                f"pause of 5 s or more"
             )
         if spec.get("terminationGracePeriodSeconds", 30) < pause + DRAIN[c["name"]] + 5:
             wrong.append(
-                f"{name(d)}: {spec.get('terminationGracePeriodSeconds', 30)} s are too few for a pause of {pause} s and {DRAIN[c['name']]} s for requests"
+                f"{name(d)}: {spec.get('terminationGracePeriodSeconds', 30)} s are too few "
+                f"for a pause of {pause} s and {DRAIN[c['name']]} s for requests"
             )
     return wrong
 
 
 def security(docs):
-    "No root, no new privileges, no capabilities, nothing to write outside volumes, no token of the API, no host."
+    """No root, no new privileges, no capabilities, nothing to write outside volumes, no token of
+    the API, no host.
+    """
     wrong = []
     for d, spec, c in containers(docs):
         own, pod = c.get("securityContext", {}), spec.get("securityContext", {})
@@ -459,7 +489,9 @@ def security(docs):
 
 
 def network(docs):
-    "Under the policy that denies everything, those who must talk may: out of the one and into the other."
+    """Under the policy that denies everything, those who must talk may: out of the one and into
+    the other.
+    """
     wrong = []
     policies = kinds(docs, "NetworkPolicy")
     if not any(
@@ -474,19 +506,26 @@ def network(docs):
         t["metadata"]["labels"]["app.kubernetes.io/name"]: t["metadata"]["labels"]
         for _, t in pods(docs)
     }
-    rules = lambda who, side: [
-        r
-        for p in policies
-        if side.title() in p["spec"]["policyTypes"]
-        and matches(p["spec"]["podSelector"], labels.get(who))
-        for r in p["spec"].get(side, ())
-    ]
-    named = lambda r, port: port in [p["port"] for p in r["ports"]]
-    peer = lambda peers, who: any(
-        matches(x["podSelector"], labels.get(who))
-        for x in peers
-        if "podSelector" in x and "namespaceSelector" not in x
-    )
+
+    def rules(who, side):
+        return [
+            r
+            for p in policies
+            if side.title() in p["spec"]["policyTypes"]
+            and matches(p["spec"]["podSelector"], labels.get(who))
+            for r in p["spec"].get(side, ())
+        ]
+
+    def named(r, port):
+        return port in [p["port"] for p in r["ports"]]
+
+    def peer(peers, who):
+        return any(
+            matches(x["podSelector"], labels.get(who))
+            for x in peers
+            if "podSelector" in x and "namespaceSelector" not in x
+        )
+
     for a, b, port in FLOWS:
         if not any(named(r, port) and peer(r["to"], b) for r in rules(a, "egress")):
             wrong.append(f"{a} may not send to {b} ({port})")
@@ -506,7 +545,7 @@ def commands(docs):
     from recsys.operate.pods import ROLES
 
     wrong, root = [], get_command(app)
-    for d, spec, c in containers(docs):
+    for d, _spec, c in containers(docs):
         line = c.get("command", []) + c.get("args", [])
         if not line or line[0] != "recsys":
             if c["image"].rsplit("/", 1)[-1].startswith("recsys-"):
@@ -545,11 +584,14 @@ def nodes(docs):
         if pool not in by_label:
             wrong.append(f"{name(d)}: there is no node pool {pool}")
             continue
-        bears = lambda taint: any(
-            x["key"] == taint["key"]
-            and (x["operator"] == "Exists" or x.get("value") == taint["value"])
-            for x in t["spec"].get("tolerations", ())
-        )
+
+        def bears(taint):
+            return any(
+                x["key"] == taint["key"]
+                and (x["operator"] == "Exists" or x.get("value") == taint["value"])
+                for x in t["spec"].get("tolerations", ())
+            )
+
         wrong += [
             f"{name(d)}: does not bear the taint {x['key']}={x['value']} of its nodes"
             for x in by_label[pool]["taints"]
@@ -566,7 +608,9 @@ def nodes(docs):
 
 
 def metrics(docs):
-    "The autoscaler's metric is recorded by a rule and handed on by the adapter; monitors ask where metrics are."
+    """The autoscaler's metric is recorded by a rule and handed on by the adapter; monitors ask
+    where metrics are.
+    """
     wrong = []
     recorded = {
         r["record"]

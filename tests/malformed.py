@@ -1,4 +1,6 @@
-"""Bodies that no client should send: broken, deep, cut off, of other types, with wrong bounds. Used by tests and `make prove`."""
+"""Bodies that no client should send: broken, deep, cut off, of other types, with wrong bounds.
+Used by tests and `make prove`.
+"""
 
 import http.client
 import json
@@ -81,7 +83,9 @@ def body(rng, path):
 
 
 def send_all(port, key, n, seed=0):
-    "Send n bodies to a gateway; returns how often each status came, and raises at the first of 500 or more."
+    """Send n bodies to a gateway; returns how often each status came, and raises at the first of
+    500 or more.
+    """
     rng, counts, connection = (
         random.Random(seed),
         {},

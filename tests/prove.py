@@ -1,4 +1,6 @@
-"""The big counts: `make prove` checks them and writes outputs/prove.json; the exit code is 1 where one fails."""
+"""The big counts: `make prove` checks them and writes outputs/prove.json; the exit code is 1
+where one fails.
+"""
 
 import sys
 import tempfile
@@ -44,15 +46,20 @@ def encoder_equals_nvtabular(n=10_000):
     encoder, flows = fit_features(
         contract, dict(user=users, context=context, item=items), "UTC", Path(tempfile.mkdtemp())
     )
-    text = lambda m, known: [
-        None
-        if r < 0.1
-        else str(rng.choice(known))
-        if r < 0.7
-        else "".join(chr(rng.integers(33, 0x2FFF)) for _ in range(rng.integers(1, 9)))
-        for r in rng.random(m)
-    ]
-    number = lambda m: np.where(rng.random(m) < 0.1, np.nan, np.exp(rng.uniform(-60, 60, m)))
+
+    def text(m, known):
+        return [
+            None
+            if r < 0.1
+            else str(rng.choice(known))
+            if r < 0.7
+            else "".join(chr(rng.integers(33, 0x2FFF)) for _ in range(rng.integers(1, 9)))
+            for r in rng.random(m)
+        ]
+
+    def number(m):
+        return np.where(rng.random(m) < 0.1, np.nan, np.exp(rng.uniform(-60, 60, m)))
+
     worst = 0.0
     for _ in progress(range(n // 100), "encoder against NVTabular"):
         worst = max(
@@ -110,7 +117,9 @@ def bloom_keeps_its_bound(n=1_000_000):
 
 
 def seen_stores_behave_alike(n=10_000, tests=200_000):
-    "Random events over days, late ones too: memory, bitmap and BF.* hide the window, nothing else, within the stated error."
+    """Random events over days, late ones too: memory, bitmap and BF.* hide the window, nothing
+    else, within the stated error.
+    """
     from recsys.core.clock import DAY, day_of
     from recsys.online.seen import SeenStore
     from recsys.online.valkey import EmbeddedValkey, connect
@@ -187,7 +196,9 @@ def seen_stores_behave_alike(n=10_000, tests=200_000):
 
 
 def served_alike(n=10_000):
-    "Notebook function, batches and Triton give the same ids, propensities and reasons for generated requests."
+    """Notebook function, batches and Triton give the same ids, propensities and reasons for
+    generated requests.
+    """
     from sameness import compare
     from tiny import tiny_run
 
@@ -206,7 +217,10 @@ def served_alike(n=10_000):
 
 
 def offpolicy_covers_the_truth(n=100):
-    "95 % intervals of IPS, SNIPS and DR cover the shop's true value in at least 93 of 100 runs of other users, pages and clicks, for every policy near enough not to be warned of; the one too far is."
+    """95 % intervals of IPS, SNIPS and DR cover the shop's true value in at least 93 of 100 runs
+    of other users, pages and clicks, for every policy near enough not to be warned of; the one
+    too far is.
+    """
     from recsys.data.catalog import make_catalog
     from recsys.data.shop import Shop
     from recsys.evaluate.offpolicy import covered, policy_on, shop_requests, true_clicks
@@ -289,7 +303,9 @@ def gateway_never_breaks(n=10_000):
 
 
 def promotions_are_whole(n=100_000, moves=5):
-    "Requests under load across promotions: none fails, and each page is that of the bundle which it names."
+    """Requests under load across promotions: none fails, and each page is that of the bundle
+    which it names.
+    """
     from rollover import Traffic, requests_of, right_answers, two_runs
     from tiny import tiny_run
 
@@ -346,7 +362,9 @@ def promotions_are_whole(n=100_000, moves=5):
 
 
 def quiet_days_stay_quiet(days=20, trained=14):
-    "Days of the shop after training, one by one against training and the days before: at most 1 alarm; another mix of devices is found on every one of them."
+    """Days of the shop after training, one by one against training and the days before: at most 1
+    alarm; another mix of devices is found on every one of them.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -381,7 +399,16 @@ def quiet_days_stay_quiet(days=20, trained=14):
             USERS=str(files / "users.parquet"),
             **small,
         )
-        for s in "ingest data_prep embeddings two_tower index neighbours dlrm bundle".split():
+        for s in [
+            "ingest",
+            "data_prep",
+            "embeddings",
+            "two_tower",
+            "index",
+            "neighbours",
+            "dlrm",
+            "bundle",
+        ]:
             run_here(STAGES[s], past)
         bundle, prep, later = (
             Bundle(stage_dir(past, "bundle")),

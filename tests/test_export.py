@@ -174,7 +174,8 @@ def test_no_machine_path_or_secret_is_committed():
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
-    # a home or work folder, this checkout's own path, a registry's host, keys of AWS and GitHub, private keys
+    # a home or work folder, this checkout's own path, a registry's host, keys of AWS and GitHub,
+    # private keys
     wrong = re.compile(
         r"/(?:root|home|Users)/[\w.]+/|/work/(?:main|shared)\b|\bfile:///\w|pypi\.org|pythonhosted|registry\.npmjs|"
         r"\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|BEGIN [A-Z ]*PRIVATE KEY"

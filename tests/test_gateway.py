@@ -1,4 +1,6 @@
-"""The gateway in front of a real Triton and a real Valkey: what applications see, in good and in bad times."""
+"""The gateway in front of a real Triton and a real Valkey: what applications see, in good and in
+bad times.
+"""
 
 import http.client
 import json
@@ -142,7 +144,10 @@ def test_an_event_changes_the_next_page_and_is_forgotten_again(http_):
         assert (status, [r["result"] for r in said["results"]]) == (200, [result])
         EventsAnswer.model_validate(said)
     assert item not in [x["item_id"] for x in http_.page(user_id="visitor", k=5)["items"]]
-    user = lambda: UserAnswer.model_validate(http_("GET", "/v1/users/visitor")[1])
+
+    def user():
+        return UserAnswer.model_validate(http_("GET", "/v1/users/visitor")[1])
+
     assert until(lambda: [x.item_id for x in user().history] == [item], 60) and until(
         lambda: user().top_category == before["items"][0]["category"]
     )
@@ -242,13 +247,16 @@ def test_an_id_may_hold_anything(http_):
 
 def test_a_huge_body_is_refused_unread(stack):
     gateway, _, process = stack
-    memory = lambda: int(
-        next(
-            x
-            for x in Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            if x.startswith("VmRSS")
-        ).split()[1]
-    )
+
+    def memory():
+        return int(
+            next(
+                x
+                for x in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                if x.startswith("VmRSS")
+            ).split()[1]
+        )
+
     before = memory()
     for _ in range(3):
         status, said, headers, seconds = gateway("POST", "/v1/recommendations", b"[" * 15_000_000)
@@ -275,7 +283,9 @@ def test_writes_need_the_key(http_):
 
 
 def test_schemathesis_finds_nothing(http_, tmp_path):
-    "Every operation by its own description: examples, coverage of each bound, generated requests; all checks."
+    """Every operation by its own description: examples, coverage of each bound, generated
+    requests; all checks.
+    """
     command = [
         Path(sys.executable).with_name("schemathesis"),
         "run",
@@ -369,7 +379,10 @@ def test_it_follows_a_new_version(p, stack, tmp_path):
     from recsys.serve.repository import next_version, pinned_version
 
     gateway, server, _ = stack
-    options = lambda: gateway("GET", "/v1/options")[1]["bundle_version"].partition("+")[0]
+
+    def options():
+        return gateway("GET", "/v1/options")[1]["bundle_version"].partition("+")[0]
+
     first, old, other = options(), pinned_version(server.repository), tmp_path / "bundle"
     shutil.copytree(stage_dir(p, "bundle"), other)
     write_json(
@@ -389,7 +402,9 @@ def test_it_follows_a_new_version(p, stack, tmp_path):
 
 
 def test_triton_hangs(stack):
-    "What waits is answered in time with popular items; what would wait behind too much is turned away; the breaker spares the rest the wait."
+    """What waits is answered in time with popular items; what would wait behind too much is
+    turned away; the breaker spares the rest the wait.
+    """
     gateway, server, _ = stack
     pids = session_processes(server.pid)
     for pid in pids:
@@ -443,7 +458,9 @@ def test_triton_hangs(stack):
 
 
 def test_it_finishes_what_it_began(p, stack):
-    "A request that waits for Triton when SIGTERM comes is still answered; new connections are refused; the exit code is 0."
+    """A request that waits for Triton when SIGTERM comes is still answered; new connections are
+    refused; the exit code is 0.
+    """
     _, server, _ = stack
     port = free_port()
     command = [
@@ -558,7 +575,10 @@ def test_the_demo_leaves_nothing(tmp_path):
         stdout=log,
         stderr=subprocess.STDOUT,
     )
-    said = lambda: (tmp_path / "out").read_text()
+
+    def said():
+        return (tmp_path / "out").read_text()
+
     try:
         assert (
             until(lambda: "ready: http" in said() or demo.poll() is not None, 90)

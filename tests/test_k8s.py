@@ -1,4 +1,6 @@
-"""What k8s/ has: manifests against schemas and rules, alerts that fire and don't, the cloud's templates against moto, images, the page."""
+"""What k8s/ has: manifests against schemas and rules, alerts that fire and don't, the cloud's
+templates against moto, images, the page.
+"""
 
 import copy
 import json
@@ -26,7 +28,10 @@ pytestmark = pytest.mark.xdist_group("k8s")  # what is rendered and installed on
 def rendered(tmp_path_factory):
     "Render every overlay, and prod with the GPU component."
     gpu = tmp_path_factory.mktemp("gpu")
-    at = lambda path: os.path.relpath(K8S / path, gpu)
+
+    def at(path):
+        return os.path.relpath(K8S / path, gpu)
+
     (gpu / "kustomization.yaml").write_text(
         f"resources: [{at('overlays/prod')}]\ncomponents: [{at('components/serving-gpu')}]\n"
     )
@@ -67,7 +72,9 @@ def node():
             assert done.returncode == 0, done.stderr[-2000:]
             (home / "done").write_text(wanted)
 
-    def ask(resources=(), dockerfiles={}):
+    def ask(resources=(), dockerfiles=None):
+        if dockerfiles is None:
+            dockerfiles = {}
         done = subprocess.run(
             ["node", ROOT / "tests/node/check.mjs", home],
             input=json.dumps(dict(resources=list(resources), dockerfiles=dockerfiles)),
@@ -482,7 +489,8 @@ CASES = {  # alert -> (series that make it fire, series that don't, labels, summ
         {'recsys_monitor_alarm{check="input price"}': "1x60"},
         {'recsys_monitor_alarm{check="input price"}': "0x60"},
         dict(check="input price"),
-        "The monitor found a shift on the last whole day: input price; its page lies in the run's folder monitor/",
+        "The monitor found a shift on the last whole day: input price; its page lies in "
+        "the run's folder monitor/",
     ),
     "RecsysPipelineFailed": (
         {'recsys_pipeline_failed{pipeline="full"}': "1x60"},
@@ -565,9 +573,14 @@ def test_alerts_fire_and_keep_quiet(tmp_path):
 
 @pytest.mark.needs("promtool")
 def test_records(tmp_path):
-    "Queue time a request by member and pod: 2,000 us a request are 2 ms, the slowest member counts, nobody asking gives 0 and not nothing."
+    """Queue time a request by member and pod: 2,000 us a request are 2 ms, the slowest member
+    counts, nobody asking gives 0 and not nothing.
+    """
     q, s = "nv_inference_queue_duration_us", "nv_inference_request_success"
-    label = lambda pod, model: f'{{namespace="recsys",pod="{pod}",model="{model}"}}'
+
+    def label(pod, model):
+        return f'{{namespace="recsys",pod="{pod}",model="{model}"}}'
+
     series = {
         q + label("a", "dlrm"): "0+120000x20",
         s + label("a", "dlrm"): "0+60x20",
@@ -578,9 +591,12 @@ def test_records(tmp_path):
         q + label("a", "recommender"): "0+9000000x20",
         s + label("a", "recommender"): "0+60x20",
     }
-    sample = lambda n, v, **labels: dict(
-        labels=n + "{" + ",".join(f'{k}="{x}"' for k, x in labels.items()) + "}", value=v
-    )
+
+    def sample(n, v, **labels):
+        return dict(
+            labels=n + "{" + ",".join(f'{k}="{x}"' for k, x in labels.items()) + "}", value=v
+        )
+
     m, member = (
         "recsys_queue_milliseconds_per_request",
         "recsys:member_queue_milliseconds_per_request",
@@ -693,7 +709,7 @@ def monitored_metrics():
 def test_metrics_of_rules_and_dashboard_exist():
     text = json.dumps(rule_groups()) + (K8S / "base/monitoring/dashboard.json").read_text()
     recorded = {r["record"] for g in rule_groups() for r in g["rules"] if "record" in r}
-    used = {m for m in re.findall(r"\brecsys_\w+\b(?!:)", text)} - recorded
+    used = set(re.findall(r"\brecsys_\w+\b(?!:)", text)) - recorded
     assert used <= known_metrics(), used - known_metrics()
 
 
@@ -739,14 +755,15 @@ NEEDS_STAR = set()  # (role, action) that has to be granted on all resources: no
 def policy_faults(t):
     "Look for stars in what roles may do, and for roles that anyone but their account may take."
     wrong = []
-    as_list = lambda x: x if isinstance(x, list) else [x]
-    text = (
-        lambda r: r
-        if isinstance(r, str)
-        else next(iter(r.values()))
-        if "Fn::Sub" in r
-        else json.dumps(r)
-    )
+
+    def as_list(x):
+        return x if isinstance(x, list) else [x]
+
+    def text(r):
+        return (
+            r if isinstance(r, str) else next(iter(r.values())) if "Fn::Sub" in r else json.dumps(r)
+        )
+
     for key, r in t["Resources"].items():
         if r["Type"] != "AWS::IAM::Role":
             continue
@@ -832,7 +849,7 @@ def aws():
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server, saved = ThreadedMotoServer("127.0.0.1", 0, verbose=False), dict(os.environ)
     server.start()
-    url = "http://127.0.0.1:%d" % server.get_host_and_port()[1]
+    url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
     os.environ |= dict(
         AWS_ENDPOINT_URL=url,
         FEAST_S3_ENDPOINT_URL=url,
@@ -847,7 +864,8 @@ def aws():
     os.environ.update(saved)
 
 
-# what moto's CloudFormation does not make; the first are made below through their own APIs, the others are only linted
+# what moto's CloudFormation does not make; the first are made below through their own APIs, the
+# others are only linted
 BY_API = {
     "AWS::Glue::Database",
     "AWS::Glue::Table",
@@ -891,10 +909,14 @@ def stack(aws):
         Database="recsys",
     )
     kept = {n: r for n, r in t["Resources"].items() if n not in gone}
-    stands = lambda x: any(
-        json.dumps(x).find(f'"{n}"') >= 0 or f"${{{n}" in json.dumps(x) or f'"{n}.' in json.dumps(x)
-        for n in gone
-    )
+
+    def stands(x):
+        return any(
+            json.dumps(x).find(f'"{n}"') >= 0
+            or f"${{{n}" in json.dumps(x)
+            or f'"{n}.' in json.dumps(x)
+            for n in gone
+        )
 
     def without(x):  # references to what is made otherwise become its name
         if isinstance(x, dict):
@@ -903,7 +925,7 @@ def stack(aws):
             return {k: without(v) for k, v in x.items()}
         if isinstance(x, list):
             return [without(v) for v in x]
-        return re.sub(r"\$\{(%s)\}" % "|".join(gone), r"\1", x) if isinstance(x, str) else x
+        return re.sub(r"\$\{{({})\}}".format("|".join(gone)), r"\1", x) if isinstance(x, str) else x
 
     body = dict(
         t, Resources=without(kept), Outputs={n: o for n, o in t["Outputs"].items() if not stands(o)}
@@ -1001,7 +1023,9 @@ def test_the_stack_is_what_the_project_asks_for(stack):
 
 
 def test_ingest_from_s3(stack, tmp_path):
-    "The tables of the params file, put where it says: read in place, cut into the run's own files, and a new object is noticed."
+    """The tables of the params file, put where it says: read in place, cut into the run's own
+    files, and a new object is noticed.
+    """
     import boto3
     import pandas as pd
     import pyarrow.parquet as pq
@@ -1012,17 +1036,22 @@ def test_ingest_from_s3(stack, tmp_path):
     from recsys.data.sources import run_ingest
 
     s3, bucket = boto3.client("s3"), stack["Bucket"]
-    put = lambda frame, key: (
-        frame.to_parquet(tmp_path / "x.parquet", index=False),
-        s3.upload_file(str(tmp_path / "x.parquet"), bucket, key),
-    )
-    day = lambda d: pd.DataFrame(
-        dict(
-            user_id=["u1", "u2"] * 20,
-            item_id=[f"i{i % 5}" for i in range(40)],
-            timestamp=[1_780_000_000 + d * 86400 + i for i in range(40)],
+
+    def put(frame, key):
+        return (
+            frame.to_parquet(tmp_path / "x.parquet", index=False),
+            s3.upload_file(str(tmp_path / "x.parquet"), bucket, key),
         )
-    )
+
+    def day(d):
+        return pd.DataFrame(
+            dict(
+                user_id=["u1", "u2"] * 20,
+                item_id=[f"i{i % 5}" for i in range(40)],
+                timestamp=[1_780_000_000 + d * 86400 + i for i in range(40)],
+            )
+        )
+
     for d in range(2):
         put(day(d), f"interactions/dt=2026-05-2{d}/part.parquet")
     put(
@@ -1043,7 +1072,9 @@ def test_ingest_from_s3(stack, tmp_path):
 
 
 def test_feast_on_the_stack(stack):
-    "Feast registers its definitions on the stack's bucket, and the Glue tables have the columns that Feast asks for."
+    """Feast registers its definitions on the stack's bucket, and the Glue tables have the columns
+    that Feast asks for.
+    """
     import boto3
     from feast import FeatureStore, RepoConfig
 
@@ -1108,7 +1139,10 @@ def docker_faults(path, text):
         for x in re.sub(r"\\\n", " ", text).splitlines()
         if x.strip() and not x.startswith("#")
     ]
-    word = lambda w: [x for x in lines if x.split()[0] == w]
+
+    def word(w):
+        return [x for x in lines if x.split()[0] == w]
+
     wrong = [
         f"{x} has no version"
         for x in word("FROM")

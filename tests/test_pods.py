@@ -1,5 +1,8 @@
-"""The containers of k8s/ as they are written there, on this machine: a real tritonserver, a real Valkey with the stack's user, the pointer moved under them."""
+"""The containers of k8s/ as they are written there, on this machine: a real tritonserver, a real
+Valkey with the stack's user, the pointer moved under them.
+"""
 
+import contextlib
 import json
 import os
 import re
@@ -64,7 +67,9 @@ def valkey(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pod(home, valkey):
-    "Start containers as the prod overlay writes them: same command, same variables; addresses and ports of this machine."
+    """Start containers as the prod overlay writes them: same command, same variables; addresses
+    and ports of this machine.
+    """
     docs = [
         d
         for d in yaml.safe_load_all(
@@ -125,10 +130,8 @@ def pod(home, valkey):
     yield start
     for process in running:
         for pid in [process.pid, *session_processes(process.pid)]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         process.wait()
 
 

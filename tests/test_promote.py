@@ -1,4 +1,6 @@
-"""Promotions with real servers: refused, moved under load, killed half way, failed on one server, taken back."""
+"""Promotions with real servers: refused, moved under load, killed half way, failed on one server,
+taken back.
+"""
 
 import json
 import os
@@ -116,7 +118,9 @@ def test_a_worse_bundle_is_refused(home, server):
 
 
 def test_promotions_under_load(home, server, asked):
-    "3,000 requests across two promotions: none fails, each is answered by the bundle that it names."
+    """3,000 requests across two promotions: none fails, each is answered by the bundle that it
+    names.
+    """
     good = read_live(home)["version"]
     with Traffic([server.server.grpc], *asked, threads=2) as traffic:
         traffic.wait(600)
@@ -165,15 +169,20 @@ def test_rollback_takes_seconds(home, server, asked):
 KILLED = """
 import os, signal, sys
 from recsys.operate.promote import after_promotion, read_live
-from recsys.operate.promote import answered_by, fill_online, move, roll_back, run_promote, served_live, status, status_text
+from recsys.operate.promote import move
 home, version, at = sys.argv[1:]
-move(home, version, after_promotion(read_live(home), version), fault=lambda step: step == at and os.kill(os.getpid(), signal.SIGKILL))
+def kill_at(step):
+    if step == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+move(home, version, after_promotion(read_live(home), version), fault=kill_at)
 """
 
 
 @pytest.mark.parametrize("step", ["loaded", "pointed", "settled"])
 def test_killed_half_way(home, server, asked, step):
-    "Before the pointer everything stays, after it the server follows by itself; no request fails and none is mixed."
+    """Before the pointer everything stays, after it the server follows by itself; no request
+    fails and none is mixed.
+    """
     old = read_live(home)["version"]
     new = next(
         v for v in ("broken000000", check_bundle(home / "first/bundle")["version"]) if v != old
@@ -250,7 +259,9 @@ def test_other_rules_wait_for_a_stop(home, server):
 
 
 def test_a_server_that_fails_leaves_readiness(home, server, monkeypatch, tmp_path):
-    "Two servers; the second does not find the new bundle. It says no to the load balancer, the first one serves, a rollback brings both together."
+    """Two servers; the second does not find the new bundle. It says no to the load balancer, the
+    first one serves, a rollback brings both together.
+    """
     keep(home, variant(home, "sorted", MAX_PER_CATEGORY=1))
     for n in (home / "live/bundles").iterdir():
         (tmp_path / n.name).symlink_to(n)

@@ -1,4 +1,6 @@
-"""The command line and the runner as a user meets them: real notebooks, real papermill, real exit codes."""
+"""The command line and the runner as a user meets them: real notebooks, real papermill, real exit
+codes.
+"""
 
 import json
 import os
@@ -16,7 +18,10 @@ from recsys.online.popularity import write_rows
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("run")  # one worker, so that the run is made once
-SMALL = "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\nBOOTSTRAP: 50\nABLATION_CASES: 300\n"
+SMALL = (
+    "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\n"
+    "BOOTSTRAP: 50\nABLATION_CASES: 300\n"
+)
 
 
 def recsys(*args, cwd=ROOT, **env):
@@ -120,9 +125,9 @@ def test_a_changed_parameter_runs_what_depends_on_it(done):
     from recsys.core.params import load_params
     from recsys.core.pipeline import is_done, select_stages
 
-    changed = lambda *sets: [
-        s.name for s in select_stages() if not is_done(s, load_params(done[1], sets))
-    ]
+    def changed(*sets):
+        return [s.name for s in select_stages() if not is_done(s, load_params(done[1], sets))]
+
     assert changed() == []
     assert changed("BOOTSTRAP=60") == ["evaluate"]
     assert changed("BASELINES=repeat") == ["baselines"]
@@ -188,9 +193,12 @@ def test_recommend_prints_what_it_says(done):
         and "two-tower #" in table.stdout
     )
     user = pd.read_parquet(done[0] / "ingest/interactions.parquet").user_id.dropna().iloc[0]
-    ask = lambda *more: json.loads(
-        recsys("recommend", "--run", done[0], "--user", user, "--json", *more).stdout
-    )
+
+    def ask(*more):
+        return json.loads(
+            recsys("recommend", "--run", done[0], "--user", user, "--json", *more).stdout
+        )
+
     one = ask("-k", "5", "--device", "mobile", "--at", "2026-06-30T18:00")
     assert (
         len({i["item_id"] for i in one["items"]}) == 5
@@ -287,7 +295,10 @@ def test_leaks_is_green_on_a_run_and_red_on_a_planted_one(done, tmp_path):
     copy = shutil.copytree(
         done[0], tmp_path / "planted", ignore=shutil.ignore_patterns("*.lock", "valkey")
     )
-    load = lambda name: np.load(copy / "data_prep/events" / f"{name}.npy")
+
+    def load(name):
+        return np.load(copy / "data_prep/events" / f"{name}.npy")
+
     user, top = load("user"), load("top_category")
     last = (
         np.searchsorted(user, user, side="right") - 1
@@ -319,7 +330,8 @@ def test_leaks_is_green_on_a_run_and_red_on_a_planted_one(done, tmp_path):
         ),
         (
             ["run", "--params", "params/retail.yaml"],
-            "CATALOG is 'FILE': no such file; give it in the params file or with --set CATALOG=FILE",
+            "CATALOG is 'FILE': no such file; give it in the params file or with --set "
+            "CATALOG=FILE",
         ),
         (
             ["run", "--params", "params/quickstart.yaml", "--set", "SOURCE=parquet"],
@@ -369,10 +381,13 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
         )
     ).drop_duplicates(["user_id", "item_id"]).to_parquet(
         tmp_path / "t.parquet"
-    )  # three years, each item once a user, as public sets have them: with fewer items than CANDIDATES some places stay empty
+        # three years, each item once a user, as public sets have them: with fewer items than
+        # CANDIDATES some places stay empty
+    )
     params = tmp_path / "own.yaml"
     params.write_text(
-        f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n"
+        f"SOURCE: parquet\nINTERACTIONS: {tmp_path}/t.parquet\nOUTPUTS: {tmp_path}\nSPLIT: "
+        f"leave_one_out\nTT_EPOCHS: 4\nDLRM_EPOCHS: 2\nBOOTSTRAP: 50\nABLATION_CASES: 100\n"
     )
     run = recsys("run", "--params", params)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -406,7 +421,9 @@ def test_own_tables_with_nothing_but_interactions(tmp_path):
 
 
 def test_a_daily_run_goes_on_from_another(done):
-    "The day that the worker logged, an item that was added since: query tower and ranker move, item vectors and encoder don't."
+    """The day that the worker logged, an item that was added since: query tower and ranker move,
+    item vectors and encoder don't.
+    """
     folder, params, _ = done
     new = pd.read_parquet(folder / "data_prep/items.parquet").iloc[[5]].assign(item_id="new")
     new.to_csv(folder.parent / "new.csv", index=False)
@@ -427,7 +444,10 @@ def test_a_daily_run_goes_on_from_another(done):
     assert write_rows(folder / "events", "events", "1-0-9-0", events) >= 1
     daily.write_text(
         params.read_text()
-        + f"BASE_RUN: small\nSOURCE: parquet\nINTERACTIONS: {folder / 'events'}\nTEST: 1\nBASELINES: popularity\n"
+        + (
+            f"BASE_RUN: small\nSOURCE: parquet\nINTERACTIONS: {folder / 'events'}\nTEST: 1\n"
+            f"BASELINES: popularity\n"
+        )
     )
     run = recsys("run", "--params", daily)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -438,7 +458,10 @@ def test_a_daily_run_goes_on_from_another(done):
         "evaluate",
     ]
     day = folder.parent / "daily"
-    sha = lambda run, name: json.loads((run / "bundle/manifest.json").read_text())["files"][name]
+
+    def sha(run, name):
+        return json.loads((run / "bundle/manifest.json").read_text())["files"][name]
+
     assert {
         n
         for n in (

@@ -1,4 +1,6 @@
-"""A run behind a real tritonserver with a real Valkey: what clients see, in good and in bad times."""
+"""A run behind a real tritonserver with a real Valkey: what clients see, in good and in bad
+times.
+"""
 
 import json
 import os
@@ -65,7 +67,9 @@ def test_notebook_batch_and_server_answer_alike(p, stack):
 
 
 def test_requests_that_meet_are_answered_as_if_alone(p, stack):
-    "Twelve clients with pages of other sizes at once: members merge what waits, and nobody gets a neighbour's page, times or impression."
+    """Twelve clients with pages of other sizes at once: members merge what waits, and nobody gets
+    a neighbour's page, times or impression.
+    """
     check_meeting(p, stack[0], stack[3], "rerank")
 
 
@@ -107,12 +111,15 @@ def check_meeting(p, server, client, member):
             and np.allclose(a["propensities"], b["propensities"], rtol=1e-3)
         ), q
         assert (b["stage_ms"] >= 0).all()
-    read = lambda: {
-        r["request_id"]: r
-        for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet")
-        for r in pq.read_table(f).to_pylist()
-        if r["request_id"].startswith("met ")
-    }
+
+    def read():
+        return {
+            r["request_id"]: r
+            for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet")
+            for r in pq.read_table(f).to_pylist()
+            if r["request_id"].startswith("met ")
+        }
+
     assert until(lambda: len(read()) == len(asked)), len(read())
     rows = read()
     for q, b in zip(asked, met):
@@ -212,9 +219,14 @@ def test_model_control_needs_the_key(stack):
 
 
 def test_an_event_changes_the_next_page(p, stack, parts):
-    "Filter and exact list at once, history and top category through the worker; erased again on request."
+    """Filter and exact list at once, history and top category through the worker; erased again on
+    request.
+    """
     client, recorder = stack[3], parts[1]
-    ask = lambda **more: client.recommend(user_id="a cookie", k=5, **more)
+
+    def ask(**more):
+        return client.recommend(user_id="a cookie", k=5, **more)
+
     before = ask()
     assert before["reasons"]["user"] == "new"
     shown = [str(i) for i in before["item_ids"][:2]]
@@ -228,7 +240,10 @@ def test_an_event_changes_the_next_page(p, stack, parts):
         )
         assert [recorder.record_event(event) for _ in range(2)] == ["new", "duplicate"]
     assert not set(shown) & set(ask()["item_ids"])  # hidden by the time the call has returned
-    state = lambda: parts[0].users.state(["a cookie"], np.array([int(recorder.clock()) + 1]))
+
+    def state():
+        return parts[0].users.state(["a cookie"], np.array([int(recorder.clock()) + 1]))
+
     rows = [parts[0].bundle.row_of[i] for i in shown]
     assert until(lambda: sorted(state()["rows"][0, -2:].tolist()) == sorted(rows)), state()["rows"]
     assert state()["inputs"]["top_category"][0] >= 3
@@ -244,12 +259,15 @@ def test_impressions_become_parquet(p, stack):
     answer = stack[3].recommend(
         user_id=["u00001", ""], k=4, temperature=1.0, seed=[1, 2], request_id=["first", "second"]
     )
-    read = lambda: [
-        r
-        for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet")
-        for r in pq.read_table(f).to_pylist()
-        if r["request_id"] in ("first", "second")
-    ]
+
+    def read():
+        return [
+            r
+            for f in (run_dir(p) / "impressions").glob("dt=*/*.parquet")
+            for r in pq.read_table(f).to_pylist()
+            if r["request_id"] in ("first", "second")
+        ]
+
     assert until(lambda: len(read()) == 2), read()
     rows = {r["request_id"]: r for r in read()}
     for i, name in enumerate(("first", "second")):
@@ -271,7 +289,9 @@ def test_impressions_become_parquet(p, stack):
 
 @pytest.mark.filterwarnings("ignore:offpolicy")  # few pages
 def test_logged_pages_judge_another_policy(p, stack, parts):
-    "Pages at a temperature, clicks that name their page, the worker's files, the command: propensities are found again from what was logged."
+    """Pages at a temperature, clicks that name their page, the worker's files, the command:
+    propensities are found again from what was logged.
+    """
     from recsys.evaluate.offpolicy import check_log, off_policy, policy_on, read_log
 
     client, recorder, rng, clicked = stack[3], parts[1], np.random.default_rng(0), 0
@@ -298,7 +318,9 @@ def test_logged_pages_judge_another_policy(p, stack, parts):
                     request_id=f"judged {i}",
                 )
                 clicked += recorder.record_event(event) == "new"
-    names = lambda b: dict(zip((i.decode() for i in b.ids), b.categories.tolist()))
+
+    def names(b):
+        return dict(zip((i.decode() for i in b.ids), b.categories.tolist()))
 
     def written():
         try:
@@ -368,7 +390,10 @@ def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
     import pandas as pd
 
     client, recorder = stack[3], parts[1]
-    ask = lambda k=1000: client.recommend(user_id="who adds", k=k, timestamp=int(recorder.clock()))
+
+    def ask(k=1000):
+        return client.recommend(user_id="who adds", k=k, timestamp=int(recorder.clock()))
+
     before = ask()
     table = (
         pd.read_parquet(stage_dir(p, "data_prep") / "items.parquet")
@@ -395,9 +420,12 @@ def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
         == "new"
     )
     assert "brand new" not in ask(300)["item_ids"]
-    state = lambda: parts[0].users.state(["who adds"], np.array([int(recorder.clock()) + 1]))[
-        "rows"
-    ][0, -1]
+
+    def state():
+        return parts[0].users.state(["who adds"], np.array([int(recorder.clock()) + 1]))["rows"][
+            0, -1
+        ]
+
     assert until(
         lambda: parts[0].bundle.grow() and state() == parts[0].bundle.row_of["brand new"]
     ), state()  # the worker knows it, too

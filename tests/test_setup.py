@@ -11,12 +11,28 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PYTHON = os.path.realpath(sys.executable)
-TOOLS = "sh env dirname cat cksum mkdir rm sed tr printf sleep echo flock".split()
+TOOLS = [
+    "sh",
+    "env",
+    "dirname",
+    "cat",
+    "cksum",
+    "mkdir",
+    "rm",
+    "sed",
+    "tr",
+    "printf",
+    "sleep",
+    "echo",
+    "flock",
+]
 
 
 @pytest.fixture
 def project(tmp_path):
-    "Copy set-up into a folder with a space in its name; PATH holds a few system tools and no Python."
+    """Copy set-up into a folder with a space in its name; PATH holds a few system tools and no
+    Python.
+    """
     root = tmp_path / "a project"
     (root / "bin").mkdir(parents=True)
     shutil.copy(ROOT / "setup.sh", root)
@@ -26,7 +42,8 @@ def project(tmp_path):
         (root / "bin" / tool).symlink_to(shutil.which(tool))
     uv = root / "bin/stand-in-uv"
     uv.write_text(
-        '#!/bin/sh\necho "$*" >>uv.log\n[ ! -e slow ] || { : >started; sleep 30; }\n[ ! -e broken ]\n'
+        '#!/bin/sh\necho "$*" >>uv.log\n[ ! -e slow ] || { : >started; sleep 30; }\n[ ! -e '
+        "broken ]\n"
     )
     uv.chmod(0o755)
     return root
@@ -150,9 +167,15 @@ def test_settings_of_the_caller_do_no_harm(project):
 @pytest.mark.skipif(not shutil.which("flock"), reason="needs flock")
 def test_two_at_once_install_once(project):
     add_python(project / "bin/python3.11")
-    start = lambda: subprocess.Popen(
-        ["sh", project / "setup.sh"], env=environment(project), stderr=subprocess.PIPE, text=True
-    )
+
+    def start():
+        return subprocess.Popen(
+            ["sh", project / "setup.sh"],
+            env=environment(project),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     pair = [start(), start()]
     errors = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [0, 0]

@@ -1,4 +1,6 @@
-"""The shop window in a real Chromium: every control, the click and what it changes, servers that go away, a phone."""
+"""The shop window in a real Chromium: every control, the click and what it changes, servers that
+go away, a phone.
+"""
 
 import os
 import signal
@@ -84,7 +86,9 @@ def visit(stack, chromium):
 
 
 def until(page, script):
-    "Wait for an expression to become true; Playwright's own way needs an eval that the page's policy forbids."
+    """Wait for an expression to become true; Playwright's own way needs an eval that the page's
+    policy forbids.
+    """
     end = time.monotonic() + WAIT / 1000
     while not page.evaluate(script):
         assert time.monotonic() < end, script
@@ -168,7 +172,8 @@ def test_a_click_changes_the_page_and_is_undone(visit):
         until(page, f"document.querySelector('#facts').textContent.includes({title!r})")
         until(
             page,
-            f"![...document.querySelectorAll('#cards .card')].some(c => c.dataset.item === {item!r}) && !document.querySelector('#facts').textContent.includes('worker')",
+            f"![...document.querySelectorAll('#cards .card')].some(c => c.dataset.item === "
+            f"{item!r}) && !document.querySelector('#facts').textContent.includes('worker')",
         )
         assert page.is_visible("#changed") and title in page.inner_text("#facts")
         shown = page.eval_on_selector_all("#after li span", "x => x.map(e => e.textContent)")
@@ -205,7 +210,8 @@ def test_the_catalogue_and_why(visit):
     page.click("[data-category=garden]")
     until(
         page,
-        "document.querySelectorAll('#items small').length === 12 && document.querySelector('[data-category=garden]').ariaPressed === 'true'",
+        "document.querySelectorAll('#items small').length === 12 && "
+        "document.querySelector('[data-category=garden]').ariaPressed === 'true'",
     )
     until(
         page,
@@ -272,10 +278,12 @@ def test_by_keyboard_alone_and_named_for_a_screen_reader(visit):
         "[...document.images].every(i => i.hasAttribute('alt'))"
     )
     assert page.evaluate(
-        "[...document.querySelectorAll('[aria-labelledby]')].every(e => document.getElementById(e.getAttribute('aria-labelledby')))"
+        "[...document.querySelectorAll('[aria-labelledby]')].every(e => "
+        "document.getElementById(e.getAttribute('aria-labelledby')))"
     )
     assert page.evaluate(
-        "[...document.querySelectorAll('h1, h2, h3')].map(h => +h.tagName[1]).every((x, i, a) => !i || x <= a[i - 1] + 1)"
+        "[...document.querySelectorAll('h1, h2, h3')].map(h => +h.tagName[1]).every((x, i, "
+        "a) => !i || x <= a[i - 1] + 1)"
     )
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -322,7 +330,9 @@ def test_on_a_phone(visit):
         "#k"
     )
     assert page.evaluate(
-        "[...document.querySelectorAll('button, select, input:not([type=radio])')].filter(e => e.checkVisibility()).every(e => e.getBoundingClientRect().height >= 24)"
+        "[...document.querySelectorAll('button, select, "
+        "input:not([type=radio])')].filter(e => e.checkVisibility()).every(e => "
+        "e.getBoundingClientRect().height >= 24)"
     )
     page.screenshot(path=SHOTS / "phone.png")
     page.tap("summary >> nth=0")

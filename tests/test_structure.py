@@ -1,4 +1,6 @@
-"""The plan of the package: rooms in their order, one owner for each public name, notebooks that a pipeline can run."""
+"""The plan of the package: rooms in their order, one owner for each public name, notebooks that a
+pipeline can run.
+"""
 
 import ast
 import json
@@ -22,7 +24,9 @@ def imports(module):
 
 
 def defined_names(module):
-    "Return the public names that a module defines at its top level; patched methods belong to their class."
+    """Return the public names that a module defines at its top level; patched methods belong to
+    their class.
+    """
     for node in ast.parse(module_file(module).read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             if not any(isinstance(d, ast.Name) and d.id == "patch" for d in node.decorator_list):
@@ -99,7 +103,9 @@ def test_a_stage_runs_without_its_proofs(stage):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells_are_proofs_or_part_of_the_run(path):
-    "Code that is neither exported nor needed by a run carries the tag that lets a run leave it out."
+    """Code that is neither exported nor needed by a run carries the tag that lets a run leave it
+    out.
+    """
     module = f"{path.parent.name[2:]}.{path.stem[3:]}"
     stages = [s for s in (*FULL, FINETUNE) if s.function.startswith(f"recsys.{module}:")]
     runs = [stage.function.split(":")[1] for stage in stages]
@@ -109,8 +115,10 @@ def test_cells_are_proofs_or_part_of_the_run(path):
         tags = cell["metadata"].get("tags", [])
         if cell["cell_type"] != "code" or tags or source.startswith("# | "):
             continue
-        is_import = all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source).body)
-        if not is_import and "Params.of(globals())" not in source:
-            if not any(re.search(rf"\b{run}\((p|params)\)", source) for run in runs):
-                wrong.append(source[:60])
+        statements = ast.parse(source).body
+        is_import = all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements)
+        is_setup = "Params.of(globals())" in source
+        is_run = any(re.search(rf"\b{run}\((p|params)\)", source) for run in runs)
+        if not (is_import or is_setup or is_run):
+            wrong.append(source[:60])
     assert wrong == [], f"tag these cells `{PROOF}`"

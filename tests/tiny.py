@@ -15,7 +15,10 @@ def tiny_run(folder):
     "Copy the tiny run into a folder, so that those who use it don't meet."
     source = ROOT / "outputs/.tests"
     source.mkdir(parents=True, exist_ok=True)
-    code = "from recsys.core.params import default_params\nfrom recsys.core.pipeline import FULL, run_here\nfor s in FULL: run_here(s, default_params())"
+    code = (
+        "from recsys.core.params import default_params\nfrom recsys.core.pipeline import FULL, "
+        "run_here\nfor s in FULL: run_here(s, default_params())"
+    )
     with FileLock(source / ".building"):
         run = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],
