@@ -12,7 +12,8 @@ import pytest
 
 from recsys.core.params import PARAMS, default_params
 from recsys.core.pipeline import DAILY, FULL
-from recsys.operate.docs import build_docs, execute, notebooks
+from recsys.operate.cli import app
+from recsys.operate.docs import build_docs, execute, modules, notebook_name, notebooks
 from recsys.recommend.recommender import STAGES_MS
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ def site(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
     run = outputs / "tiny"
     drawn = next(f for f in notebooks() if "def request_drawing" in f.read_text())
-    assert execute(drawn, run / "notebooks" / drawn.name, 60) == ""
+    assert execute(drawn, run / "notebooks" / f"{notebook_name(drawn)}.ipynb", 120) == ""
     rows = [
         dict(system=s, segment="all", metric="ndcg@10", value=v, low=v - 0.01, high=v + 0.01, n=500)
         for s, v in (("popularity", 0.0815), ("full", 0.2112))
@@ -51,7 +52,7 @@ def site(tmp_path_factory):
     )
     said = []
     build_docs(
-        default_params(OUTPUTS=str(outputs)), outputs / "site", 0, said.append
+        default_params(OUTPUTS=str(outputs)), outputs / "site", app, 0, said.append
     )  # mkdocs --strict and check_site are part of it
     assert said[-1].startswith(f"1 of {len(notebooks())} notebooks with results")
     return outputs / "site"
@@ -63,23 +64,22 @@ def read(site, name):
 
 def test_every_notebook_and_module_has_its_page_and_source(site):
     for f in notebooks():
-        page = read(site, f"nb/{f.stem}.html")
-        assert (
-            f'href="{f.stem}.ipynb" download' in page
-            and (site / f"nb/{f.stem}.ipynb").read_bytes() == f.read_bytes()
-        )
-    for f in (ROOT / "recsys").glob("[a-z]*.py"):
-        assert (
-            f"recsys.{f.stem}" in read(site, f"api/{f.stem}.html")
-            and (site / f"api/{f.stem}.py").read_bytes() == f.read_bytes()
-        )
+        name = notebook_name(f)
+        assert f'href="{f.stem}.ipynb" download' in read(site, f"nb/{name}.html")
+        assert (site / f"nb/{name}.ipynb").read_bytes() == f.read_bytes()
+    for module in modules():
+        assert f"recsys.{module}" in read(site, f"api/{module}.html")
+        source = ROOT / "recsys" / f"{module.replace('.', '/')}.py"
+        assert (site / f"api/{module}.py").read_bytes() == source.read_bytes()
+    exported = [f for f in (ROOT / "recsys").rglob("*.py") if not f.name.startswith("_")]
+    assert len(modules()) == len(exported)
 
 
 def test_results_stand_where_they_were_made_and_nowhere_else(site):
-    executed = next(f.stem for f in notebooks() if "def request_drawing" in f.read_text())
+    executed = next(notebook_name(f) for f in notebooks() if "def request_drawing" in f.read_text())
     shown = read(site, f"nb/{executed}.html")
     assert "Executed by run tiny." in shown and 'src="figures/' in shown
-    other = read(site, f"nb/{next(f.stem for f in notebooks() if f.stem != executed)}.html")
+    other = read(site, f"nb/{notebook_name(notebooks()[0])}.html")
     assert "Without results: not executed for this site." in other and 'src="figures/' not in other
 
 
@@ -99,10 +99,8 @@ def test_reference_is_whole(site):
     assert all(f"<code>{name}</code>" in parameters for name in PARAMS)
     import typer
 
-    from recsys.operate.cli import app
-
     assert all(f'id="{name}"' in commands for name in typer.main.get_command(app).commands)
-    core = read(site, "api/core.html")
+    core = read(site, "api/core.params.html")
     assert 'id="load_params"' in core and "KEY=VALUE strings that win over the file" in core
 
 
@@ -161,7 +159,7 @@ def test_search_knows_the_words(site):
     assert (
         "glossary.html" in found("propensity")
         and "parameters.html" in found("ablation_cases")
-        and "api/core.html" in found("load_params")
+        and "api/core.params.html" in found("load_params")
     )
     assert read(site, "search/search_index.js").startswith(
         "var __index = "
@@ -170,8 +168,6 @@ def test_search_knows_the_words(site):
 
 def test_written_pages_name_only_commands_that_are_there(site):
     import typer
-
-    from recsys.operate.cli import app
 
     known = set(typer.main.get_command(app).commands)
     for f in [site / "index.html", site / "glossary.html", *(site / "howto").glob("*.html")]:
@@ -191,8 +187,8 @@ def test_a_broken_link_stops_the_build_and_keeps_the_old_site(tmp_path, monkeypa
 
     monkeypatch.setattr(
         docs,
-        "write_sources",
-        lambda p, folder, found: [
+        "write_pages",
+        lambda params, folder, found, command_line: [
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             or (folder / name).write_text(text)
             for name, text in (
@@ -215,7 +211,7 @@ def test_a_broken_link_stops_the_build_and_keeps_the_old_site(tmp_path, monkeypa
     (tmp_path / "site").mkdir()
     (tmp_path / "site/old.html").write_text("old")
     with pytest.raises(RecsysError, match="gone.md"):
-        build_docs(default_params(OUTPUTS=str(tmp_path)), tmp_path / "site", 0, print)
+        build_docs(default_params(OUTPUTS=str(tmp_path)), tmp_path / "site", app, 0, print)
     assert [f.name for f in tmp_path.rglob("*.html")] == ["old.html"]
 
 

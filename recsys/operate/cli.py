@@ -1039,7 +1039,7 @@ def docs(
     from recsys.operate.docs import build_docs, docs_run
 
     start = time.perf_counter()
-    page = build_docs(docs_run(run), resolve(site), minutes, print_line)
+    page = build_docs(docs_run(run), resolve(site), app, minutes, print_line)
     print_line(f"docs: {show_path(page)}, {time.perf_counter() - start:.0f} s")
 
 # %% ../../nbs/7_operate/07_cli.ipynb #cli-56
