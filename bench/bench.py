@@ -145,7 +145,7 @@ def metric_figures(cases=100_000, items=2_465, draws=1000):
         m.paired_bootstrap(each[name], each[name] * 0.9, users, draws)
     chance = np.concatenate(chance).ravel()
     label = rng.random(len(chance)) < chance
-    m.auc(label, chance), m.log_loss(label, chance), m.calibration_error(label, chance)
+    m.roc_auc(label, chance), m.log_loss(label, chance), m.calibration_error(label, chance)
     (seconds, cpu), peak = (
         clock() - began - drawing,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

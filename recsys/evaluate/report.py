@@ -12,7 +12,7 @@ __all__ = ['ABSENT', 'KS', 'to_probabilities', 'predicted_choices', 'ranker_qual
 import numpy as np
 
 from ..data.prep import Prepared
-from .metrics import auc, calibration, calibration_error, log_loss
+from .metrics import calibration, calibration_error, log_loss, roc_auc
 from .systems import score_block, take_rows
 from ..recommend.bundle import Bundle
 from ..recommend.recommender import fill_candidates
@@ -104,7 +104,7 @@ def ranker_quality(chance: np.ndarray, chosen: np.ndarray, cases: int, bins: int
         cases=cases,
         candidates=len(chosen),
         chosen=int(chosen.sum()),
-        auc=number(auc(chosen, chance)),
+        auc=number(roc_auc(chosen, chance)),
         log_loss=log_loss(chosen, chance),
         log_loss_of_the_mean=log_loss(chosen, np.full(len(chosen), chosen.mean())),
         calibration_error=calibration_error(chosen, chance, bins),
