@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from recsys.core.runs import find_root, read_json, write_json
-from recsys.recommend.recommender import STAGES_MS, load_run
+from recsys.recommend.recommender import REQUEST_STEPS, load_run
 
 OUT = find_root() / "outputs"
 
@@ -78,7 +78,7 @@ def request_figures(run, n=400):
         p50_ms=float(np.median(total)),
         p99_ms=float(np.quantile(total, 0.99)),
         users_a_second_in_batches_of_32=float(32 / np.median(batch[3:])),
-        stages_p50_ms={s: float(np.median([m[s] for _, m in one[20:]])) for s in STAGES_MS},
+        stages_p50_ms={s: float(np.median([m[s] for _, m in one[20:]])) for s in REQUEST_STEPS},
     )
 
 
@@ -196,7 +196,7 @@ def plot(figures, path):
             color=str(0.2 + 0.5 * i / len(figures["runs"])),
         )
     ax[0].set(xlabel="seconds, stage after stage", title="A run")
-    ax[1].set_yticks(range(len(STAGES_MS)), STAGES_MS)
+    ax[1].set_yticks(range(len(REQUEST_STEPS)), REQUEST_STEPS)
     ax[1].invert_yaxis()
     ax[1].legend()
     ax[1].set(xlabel="median milliseconds", title="A request in this process")

@@ -14,8 +14,8 @@ from recsys.data.features import pack as side_by_side
 from recsys.models.neighbours import heard
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.recommender import (
-    STAGES_MS,
-    Reasons,
+    REQUEST_STEPS,
+    FallbackLog,
     finite,
     past_rows,
     query_arrays,
@@ -255,7 +255,7 @@ class FaissRetrieval(StageMember):
             x["q_ints"],
             r["timestamp"],
             self.recommender.first_width(r),
-            Reasons(len(x["query"])),
+            FallbackLog(len(x["query"])),
         )
         return dict(rows=rows, row_scores=scores)
 
@@ -266,7 +266,7 @@ class FilterSeenItems(StageMember):
     merge, parts = False, ("hashes", "row_of", "in_stock")
 
     def answer(self, x: dict) -> dict:
-        r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
+        r, why = unpack(x["request"])[0], FallbackLog(len(x["query"]))
         rows, retrieved, ranks = self.recommender.filter_candidates(
             r, x["query"], x["q_ints"], (x["row_scores"], x["rows"]), why
         )
@@ -390,7 +390,7 @@ class UnrollFeatures(StageMember):
                 x["retrieved"],
                 now,
                 launch,
-                x["q_ints"][:, b.places[0]],
+                x["q_ints"][:, b.history_columns],
                 x["i_item_id"],
                 heard(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0)),
                 b.trends(now, np.maximum(rows, 0)),
@@ -409,7 +409,7 @@ class SoftmaxSampling(StageMember):
     def answer(self, x: dict) -> dict:
         import json
 
-        (r, known, _), why = unpack(x["request"]), Reasons(len(x["candidates"]))
+        (r, known, _), why = unpack(x["request"]), FallbackLog(len(x["candidates"]))
         why[:] = [json.loads(w) for w in x["why"][:, 0]]
         a = self.recommender.rerank_page(
             r,
@@ -438,7 +438,7 @@ class ItemIdDecoder(StageMember):
         return dict(
             item_ids=np.where(x["page"] < 0, b"", b.ids[x["page"]]).astype(object),
             bundle_version=column_of([b.version] * B),
-            stage_ms=np.zeros((B, len(STAGES_MS)), np.float32),
+            stage_ms=np.zeros((B, len(REQUEST_STEPS)), np.float32),
         )
 
 

@@ -14,7 +14,7 @@ from recsys.core.params import PARAMS, default_params
 from recsys.core.pipeline import DAILY, FULL
 from recsys.operate.cli import app
 from recsys.operate.docs import build_docs, execute, modules, notebook_name, notebooks
-from recsys.recommend.recommender import STAGES_MS
+from recsys.recommend.recommender import REQUEST_STEPS
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("docs")  # one worker, so that the site is built once
@@ -45,7 +45,9 @@ def site(tmp_path_factory):
     (outputs / "bench.json").write_text(
         json.dumps(
             {
-                "one client": {"stages_p50_ms": {"in_process": dict.fromkeys(STAGES_MS, 0.125)}},
+                "one client": {
+                    "stages_p50_ms": {"in_process": dict.fromkeys(REQUEST_STEPS, 0.125)}
+                },
                 "memory, MiB": {"worker": 239},
             }
         )

@@ -26,7 +26,7 @@ from recsys.evaluate.metrics import (
     rank_of_relevant,
 )
 from .systems import model_lists
-from ..recommend.bundle import Bundle, ItemColumns, onnx_session, run_session
+from ..recommend.bundle import Bundle, ItemColumns, cpu_session, run_session
 
 # %% ../../nbs/4_evaluate/04_ablations.ipynb #ablations-07
 CONTENT = ("image", "text")  # inputs of items, hidden in a bundle; the others are of requests
@@ -90,7 +90,7 @@ def swap_table(
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(model.SerializeToString())
         file.flush()
-        return onnx_session(file.name)
+        return cpu_session(file.name)
 
 # %% ../../nbs/4_evaluate/04_ablations.ipynb #ablations-13
 def _weight_named(weights: dict, suffix: str) -> np.ndarray | None:
@@ -123,7 +123,7 @@ def candidate_vectors(
     columns: dict,  # of the items: i_ints, i_floats
 ) -> np.ndarray:  # [n_items, d]
     "Return the output of the candidate tower for every item."
-    session = onnx_session(bundle.folder / "candidate_tower.onnx")
+    session = cpu_session(bundle.folder / "candidate_tower.onnx")
     return run_session(session, {k: columns[k] for k in ("i_ints", "i_floats") if k in columns})
 
 # %% ../../nbs/4_evaluate/04_ablations.ipynb #ablations-16

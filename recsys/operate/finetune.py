@@ -33,7 +33,7 @@ from ..models.neighbours import load_table
 from ..models.ranker import export_ranker, load_ranker, save_ranker
 from ..models.towers import load_state, save_state
 from ..models.two_tower import export_query, fit, learning_rate
-from ..recommend.bundle import Bundle, table_with, write_bundle, write_train_state
+from ..recommend.bundle import Bundle, append_neighbours, write_bundle, write_train_state
 
 # %% ../../nbs/7_operate/00_finetune.ipynb #finetune-07
 OWN = (
@@ -124,7 +124,7 @@ def fold(p: Params, contract, rows: list) -> None:  # of `additions.read_added`
     index.add(np.stack([to_array(r["vector"]) for r in rows]))
     save_index(index, stage_dir(p, "index") / "index.faiss")
     if (table := load_table(stage_dir(p, "neighbours"))) is not None:
-        save_arrays(stage_dir(p, "neighbours") / "neighbours.npz", table_with(table, rows))
+        save_arrays(stage_dir(p, "neighbours") / "neighbours.npz", append_neighbours(table, rows))
     for stage in ("embeddings", "index", "neighbours"):  # their records tell what lies there now
         record = read_json(stage_dir(p, stage) / "stage.json")
         for name in record["outputs"]:

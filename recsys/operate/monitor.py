@@ -30,7 +30,7 @@ from ..online.feature_history import event_types, history_rules, history_table
 from ..online.popularity import day_name, log_folders, read_impression, write_rows
 from .promote import bundle_path, read_live, store_home
 from ..recommend.bundle import Bundle
-from ..recommend.recommender import STAGES_MS, Recommender, UserMemory
+from ..recommend.recommender import REQUEST_STEPS, Recommender, UserMemory
 
 # %% ../../nbs/7_operate/03_monitor.ipynb #monitor-06
 def shares(counts: np.ndarray) -> np.ndarray:
@@ -449,8 +449,8 @@ def read_pages(
                 (r, i) for r, i in zip(e["request_id"].to_pylist(), e["item_id"].to_pylist()) if r
             }
     parsed = [[json.loads(x or "{}") for x in t[n].to_pylist()] for n in ("reasons", "stage_ms")]
-    ms = np.array([[float(m.get(s, 0)) for s in STAGES_MS] for m in parsed[1]]).reshape(
-        -1, len(STAGES_MS)
+    ms = np.array([[float(m.get(s, 0)) for s in REQUEST_STEPS] for m in parsed[1]]).reshape(
+        -1, len(REQUEST_STEPS)
     )
     return dict(
         timestamp=t["timestamp"].to_numpy(),
@@ -564,7 +564,7 @@ def measure(
         fallbacks={
             s: sum(s in f for f in fallbacks) for s in sorted({s for f in fallbacks for s in f})
         },
-        latency={s: spread(x["ms"][:, i]) for i, s in enumerate(STAGES_MS)}
+        latency={s: spread(x["ms"][:, i]) for i, s in enumerate(REQUEST_STEPS)}
         | dict(total=spread(total)),
         slow=int((total > p.MONITOR_LATENCY_MS).sum()),
     )
@@ -935,7 +935,7 @@ def plot_day(today: dict, verdict: dict, earlier: list, reference: dict):  # mat
         ylim=(0, None),
         title=f"{np.sum(today['clicks']) / max(1, np.sum(today['shown'])):.1%} of shown items were clicked; light: earlier days",
     )
-    stages = [*STAGES_MS, "total"]
+    stages = [*REQUEST_STEPS, "total"]
     axes[1, 1].barh(stages, [today["latency"][s]["p99"] for s in stages], color="0.8", label="p99")
     axes[1, 1].barh(stages, [today["latency"][s]["p50"] for s in stages], color="0.3", label="p50")
     axes[1, 1].legend()

@@ -16,13 +16,13 @@ import numpy as np
 
 from ..core.params import RecsysError
 from ..data.features import PAIR, columns_of, encode_context
-from .bundle import onnx_session, run_session
+from .bundle import cpu_session, run_session
 from recsys.recommend.recommender import (
-    Reasons,
+    FallbackLog,
     Recommender,
+    anonymous_state,
     candidate_features,
     finite,
-    nobody,
     query_arrays,
     read_request,
     score_candidates,
@@ -135,7 +135,7 @@ def unknown_query(bundle) -> dict:  # q_ints, q_floats [1, n]
     "Lay out the query of which nothing is known: no user, no history, no device, no time."
     return query_arrays(
         bundle,
-        {n: x for n, x in nobody(bundle, 1)["inputs"].items() if bundle.contract[n]}
+        {n: x for n, x in anonymous_state(bundle, 1)["inputs"].items() if bundle.contract[n]}
         | encode_context(bundle.encoder, np.array([-1]), [""]),
     )
 
@@ -143,7 +143,7 @@ def unknown_query(bundle) -> dict:  # q_ints, q_floats [1, n]
 @lru_cache(maxsize=2)
 def candidate_tower(folder: Path, version: str):
     "Open a bundle's candidate tower once."
-    return onnx_session(folder / "candidate_tower.onnx")
+    return cpu_session(folder / "candidate_tower.onnx")
 
 
 def tower_scores(
@@ -204,7 +204,7 @@ def retrieved_part(
     "Find an item in retrieval's order of the whole catalogue."
     b, n = recommender.bundle, len(recommender.bundle.ids)
     scores, rows = (
-        x[0] for x in recommender.retrieve(query, q_ints, r["timestamp"], n, Reasons(1))
+        x[0] for x in recommender.retrieve(query, q_ints, r["timestamp"], n, FallbackLog(1))
     )
     place = {int(x): i for i, x in enumerate(rows) if x >= 0}
     cut = place.get(last, n - 1)
@@ -226,7 +226,7 @@ def retrieved_part(
     )
 
 
-def hidden_by(recommender: Recommender, r: dict, row: int, why: Reasons) -> str | None:
+def hidden_by(recommender: Recommender, r: dict, row: int, why: FallbackLog) -> str | None:
     "Name the rule that hides an item: excluded, out of stock, seen, or none."
     b = recommender.bundle
     if any(b.row_of.get(x) == row for x in r["exclude"][0]):
@@ -256,7 +256,7 @@ def chance_of_place(
     share = float(
         (
             recommender.rerank_page(
-                many, [True] * n, each(rows), each(scores), each(rank), each(logits), Reasons(n)
+                many, [True] * n, each(rows), each(scores), each(rank), each(logits), FallbackLog(n)
             )["rows"]
             == row
         )
@@ -326,7 +326,7 @@ def explain(
         )
     if draws < 1:
         raise RecsysError(f"explain: draws is {draws}, expected at least 1")
-    r, why = read_request(one_request(request, k=k), b.serving, recommender.clock), Reasons(1)
+    r, why = read_request(one_request(request, k=k), b.serving, recommender.clock), FallbackLog(1)
     x = query_arrays(b, recommender.user_features(r, why)[0])
     query = why.attempt(lambda: finite(run_session(b.query_tower, x)), "query_tower", "popularity")
     rows, scores, rank = recommender.filter_candidates(

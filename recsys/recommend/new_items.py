@@ -17,7 +17,7 @@ from ..data.additions import additions_file, append_added, to_text
 from ..data.features import NULL, pack
 from ..data.sources import check_table
 from ..models.embeddings import embed_items
-from .bundle import SHOWN, Bundle, onnx_session
+from .bundle import SHOWN_COLUMNS, Bundle, cpu_session
 
 # %% ../../nbs/3_recommend/04_new_items.ipynb #new-items-06
 def encode_new(
@@ -77,7 +77,7 @@ def add_items(
     "Place new items and append them beside the bundle, all of them or none; servers take them in with their next request."
     items = check_new(bundle, items, file)
     made = encode_new(bundle, items, embeddings)
-    vectors = onnx_session(bundle.folder / "candidate_tower.onnx").run(
+    vectors = cpu_session(bundle.folder / "candidate_tower.onnx").run(
         None, {n: made[n] for n in ("i_ints", "i_floats")}
     )[0]
     raw = items.astype(object).where(items.notna(), None).to_dict("records")
@@ -89,7 +89,7 @@ def add_items(
         dict(
             item_id=r["item_id"],
             raw=r,
-            shown={n: r.get(n) for n in SHOWN} | dict(in_stock=True),
+            shown={n: r.get(n) for n in SHOWN_COLUMNS} | dict(in_stock=True),
             ints=made["i_ints"][i].tolist(),
             floats=to_text(made["i_floats"][i]),
             vector=to_text(vectors[i]),
@@ -105,8 +105,8 @@ def placed_again(bundle: Bundle) -> np.ndarray:  # vectors [n, d]
     "Compute all items' vectors without their ids."
     at = bundle.columns.gather(np.arange(len(bundle.ids)), ["i_ints", "i_floats"])
     ints = at["i_ints"].copy()
-    ints[:, bundle.places[1]] = 2
-    return onnx_session(bundle.folder / "candidate_tower.onnx").run(
+    ints[:, bundle.item_id_column] = 2
+    return cpu_session(bundle.folder / "candidate_tower.onnx").run(
         None, dict(i_ints=ints, i_floats=at["i_floats"])
     )[0]
 

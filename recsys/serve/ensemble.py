@@ -36,8 +36,8 @@ from recsys.online.valkey import (
 )
 from ..recommend.bundle import Bundle, check_bundle
 from recsys.recommend.recommender import (
-    STAGES_MS,
-    Reasons,
+    REQUEST_STEPS,
+    FallbackLog,
     Recommender,
     candidate_features,
     finite,
@@ -97,7 +97,7 @@ def unpack(
 # %% ../../nbs/6_serve/03_ensemble.ipynb #ensemble-09
 def note(
     lines: np.ndarray,  # what the requests carry [B, 1]
-    why: Reasons,  # the member's fallbacks
+    why: FallbackLog,  # the member's fallbacks
     began: float,  # seconds of the monotonic clock
 ) -> dict:  # request: the lines with one more
     "Add a member's line: when it began and ended, fallbacks."
@@ -110,10 +110,10 @@ def read_notes(
     lines: np.ndarray,
 ) -> (
     tuple
-):  # what requests carry [B, 1] -> Reasons, moments [B, 2 members]: began, ended, began ...
+):  # what requests carry [B, 1] -> FallbackLog, moments [B, 2 members]: began, ended, began ...
     "Put the members' notes together."
     rows = [[json.loads(x) for x in line.split(b"\n")[1:]] for line in lines[:, 0]]
-    why = Reasons(len(rows))
+    why = FallbackLog(len(rows))
     why[:] = [[f for n in one for f in n[2]] for one in rows]
     return why, np.array([[t for n in one for t in n[:2]] for one in rows])
 
@@ -227,7 +227,7 @@ class UserFeatures(StageMember):
         began, rec = time.monotonic(), self.recommender
         asked, ids = request_of(x)
         r = read_request(asked, rec.bundle.serving, rec.clock)
-        why = Reasons(len(r["user_id"]))
+        why = FallbackLog(len(r["user_id"]))
         features, known = rec.user_features(r, why)
         return query_arrays(rec.bundle, features) | note(pack(r, known, ids), why, began)
 
@@ -242,7 +242,7 @@ class Retrieve(StageMember):
     ) -> dict:  # query [B, d], q_ints, request -> rows, row_scores [B, W], request
         "Search the index, or order by popularity where the query can't be used."
         began = time.monotonic()
-        r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
+        r, why = unpack(x["request"])[0], FallbackLog(len(x["query"]))
         scores, rows = self.recommender.retrieve(
             x["query"], x["q_ints"], r["timestamp"], self.recommender.first_width(r), why
         )
@@ -259,7 +259,7 @@ class SeenFilter(StageMember):
     ) -> dict:  # query, q_ints, rows, row_scores, request -> candidates (row, rank) [B, C, 2], retrieved [B, C], request
         "Give the candidates of each request."
         began = time.monotonic()
-        r, why = unpack(x["request"])[0], Reasons(len(x["query"]))
+        r, why = unpack(x["request"])[0], FallbackLog(len(x["query"]))
         rows, retrieved, ranks = self.recommender.filter_candidates(
             r, x["query"], x["q_ints"], (x["row_scores"], x["rows"]), why
         )
@@ -287,7 +287,7 @@ class ItemFeatures(StageMember):
             x["candidates"][:, :, 0],
             x["retrieved"],
             r["timestamp"],
-        ) | note(x["request"], Reasons(len(r["k"])), began)
+        ) | note(x["request"], FallbackLog(len(r["k"])), began)
 
 # %% ../../nbs/6_serve/03_ensemble.ipynb #ensemble-22
 class Rerank(StageMember):
@@ -418,7 +418,7 @@ def log_page(
             if r["temperature"][i] > 0
             else [],  # a page without chance tells nothing of another policy
             reasons=a["reasons"][i],
-            stage_ms=dict(zip(STAGES_MS, spent[i].round(3).tolist())),
+            stage_ms=dict(zip(REQUEST_STEPS, spent[i].round(3).tolist())),
         )
 
 

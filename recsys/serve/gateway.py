@@ -38,7 +38,7 @@ from ..data.features import load_arrays
 from ..online.events import Recorder, open_recorder
 from ..online.valkey import Breaker, Unavailable, check_port, connect, running_valkey
 from ..recommend.bundle import Bundle
-from ..recommend.recommender import STAGES_MS, Recommender
+from ..recommend.recommender import REQUEST_STEPS, Recommender
 from .api import OPERATIONS, BrokenJson, Operation, openapi, path_pattern, read_model
 from .ensemble import NoUsers, clock_start, forget_user, online_users
 from .member import bundle_folder
@@ -815,7 +815,7 @@ def enrich(self: Gateway, a: dict) -> dict:  # what Triton gave for one user
         bundle_version=version,
         items=items,
         fallbacks=why["fallbacks"],
-        stage_ms=dict(zip(STAGES_MS, a["stage_ms"])),
+        stage_ms=dict(zip(REQUEST_STEPS, a["stage_ms"])),
     )
 
 
