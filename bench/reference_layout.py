@@ -11,7 +11,7 @@ from recsys.core.params import Params, RecsysError
 from recsys.core.runs import read_json, sha256_file, stage_dir
 from recsys.data.features import NULL, columns_of, history_length, local_time, pair_features
 from recsys.data.features import pack as side_by_side
-from recsys.models.neighbours import heard
+from recsys.models.neighbours import candidate_votes
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.recommender import (
     REQUEST_STEPS,
@@ -392,7 +392,7 @@ class UnrollFeatures(StageMember):
                 launch,
                 x["q_ints"][:, b.history_columns],
                 x["i_item_id"],
-                heard(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0)),
+                candidate_votes(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0)),
                 b.trends(now, np.maximum(rows, 0)),
             )
         )

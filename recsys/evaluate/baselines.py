@@ -21,6 +21,7 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+from ..core.clock import DAY
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, progress, read_json, record_stage, run_dir, write_json
 from ..data.features import NULL
@@ -35,7 +36,7 @@ from recsys.evaluate.cases import (
     test_cases,
     tune_settings,
 )
-from ..models.neighbours import DAY, interactions_matrix, neighbours
+from ..models.neighbours import interactions_matrix, neighbours
 
 # %% ../../nbs/4_evaluate/02_baselines.ipynb #baselines-09
 class Popularity:

@@ -27,8 +27,8 @@ from ..core.runs import progress, record_stage, stage_dir
 from ..data.features import FIRST, OOV, PAD, PAIR, pack, pair_features
 from ..data.prep import Prepared, load_prepared
 from .encoders import onnx_session
-from .neighbours import heard as heard_of
-from .neighbours import held_out, load_table, open_retrieval, training_votes
+from .neighbours import candidate_votes as heard_of
+from .neighbours import Retrieval, TrainingVotes, held_out, load_table
 from recsys.models.ranker import (
     MASKED,
     Ranker,
@@ -372,7 +372,7 @@ def retrieved(
     prep: Prepared, p: Params, cases: np.ndarray, table=None, size: int = 64
 ):  # yields cases, retrieval's scores, item rows [b, CANDIDATES]
     "Ask towers and neighbours for the candidates of validation cases, block by block."
-    ask, extra = open_retrieval(prep, p), (int(table["related"]) if table else 0,)
+    ask, extra = Retrieval(prep, p), (int(table["related"]) if table else 0,)
     for pos in (cases[a : a + size] for a in range(0, len(cases), size)):
         ((scores, rows),) = ask(pos, table, extra)
         yield pos, np.where(rows < 0, 0, scores), rows
@@ -471,7 +471,7 @@ def fit_ranker(
     step = make_step(model, prep, mm.LazyAdam(ranker_rate(prep, p)), p.DLRM_LOSS, correct=correct)
     judge, heard, curve, best = (
         make_judge(model, prep, p, table) if judged else dict,
-        training_votes(prep, table) if table else None,
+        TrainingVotes(prep, table) if table else None,
         [],
         (-1, 0, None),
     )

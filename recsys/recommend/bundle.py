@@ -54,7 +54,7 @@ from recsys.data.features import (
 )
 from ..models.index import load_index, plain_index
 from recsys.models.neighbours import (
-    OWN,
+    SELF_SIMILARITY,
     load_demand,
     load_table,
 )
@@ -465,7 +465,7 @@ def append_neighbours(table: dict | None, rows: list) -> dict | None:
         empty = np.zeros((n_added, *table[name].shape[1:]), table[name].dtype)
         extended[name] = np.concatenate([table[name], empty])
     extended["near"][n_items:, 0] = np.arange(n_items, n_items + n_added)
-    extended["sim"][n_items:, 0] = OWN
+    extended["sim"][n_items:, 0] = SELF_SIMILARITY
     return table | extended
 
 

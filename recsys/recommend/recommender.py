@@ -34,7 +34,7 @@ from recsys.data.features import (
     top_category,
 )
 from ..models.index import search
-from ..models.neighbours import add_related, heard, in_demand, votes
+from ..models.neighbours import add_in_demand, add_related, candidate_votes, history_votes
 from .bloom import SeenItems
 from .bundle import Bundle, run_session
 from .rerank import rerank
@@ -372,11 +372,13 @@ def find_candidates(
     if bundle.demand:
         hot = bundle.trends.top(now, n_candidates)
         hot_scores = np.einsum("bd,bhd->bh", query, bundle.vectors[hot])
-        hits = in_demand(*hits, hot, hot_scores, bundle.trends, now, bundle.demand, n_candidates)
+        hits = add_in_demand(
+            *hits, hot, hot_scores, bundle.trends, now, bundle.demand, n_candidates
+        )
     n_related = int(table["related"]) if table else 0
     if not n_related:
         return hits
-    voted = votes(table, past_rows(bundle, q_ints))
+    voted = history_votes(table, past_rows(bundle, q_ints))
     return add_related(*hits, voted, bundle.vectors, query, n_candidates - n_related, n_related)
 
 
@@ -562,7 +564,7 @@ def candidate_features(
     "Return the ranker's inputs that depend on the candidates."
     real_rows = np.maximum(rows, 0)
     features = bundle.columns.gather(real_rows)
-    neighbour_votes = heard(bundle.neighbours, past_rows(bundle, q_ints), real_rows)
+    neighbour_votes = candidate_votes(bundle.neighbours, past_rows(bundle, q_ints), real_rows)
     pair = pair_features(
         rows >= 0,
         scores,
