@@ -474,7 +474,52 @@ def quiet_days_stay_quiet(days=20, trained=14):
     )
 
 
+def notebooks_run_in_a_kernel():
+    """Every notebook, executed cell by cell in a real Jupyter kernel on the tiny run; what it
+    prints to stderr is progress only.
+    """
+    import os
+
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    from tiny import tiny_run
+
+    from recsys.core.pipeline import KERNEL_ENVIRONMENT
+
+    failed, noisy, seconds = {}, {}, {}
+    os.environ |= KERNEL_ENVIRONMENT
+    notebooks = sorted((find_root() / "nbs").glob("[0-9]_*/*.ipynb"))
+    for path in progress(notebooks, "notebooks in a kernel"):
+        name, started = f"{path.parent.name}/{path.stem}", time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["RECSYS_OUTPUTS"] = str(tiny_run(Path(folder) / "outputs"))
+            notebook = nbformat.read(path, 4)
+            for cell in notebook.cells:  # as nbdev_test does
+                if cell.cell_type == "code" and "eval: false" in cell.source.split("\n")[0]:
+                    cell.metadata["tags"] = ["skip-execution"]
+            client = NotebookClient(
+                notebook,
+                timeout=900,
+                kernel_name="python3",
+                resources={"metadata": {"path": str(path.parent)}},
+            )
+            try:
+                client.execute()
+            except CellExecutionError as error:
+                failed[name] = f"{error.ename}: {error.evalue}"[:300]
+        seconds[name] = round(time.perf_counter() - started, 1)
+        outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+        errors = "".join(o.text for o in outputs if o.get("name") == "stderr")
+        lines = [x for x in errors.replace("\r", "\n").splitlines() if "it/s" not in x]
+        warnings = [x for x in lines if "Warning" in x or "tensorflow" in x.lower()]
+        if warnings:
+            noisy[name] = warnings[:3]
+    return not failed and not noisy, dict(failed=failed, noisy=noisy, seconds=seconds)
+
+
 PROOFS = [
+    notebooks_run_in_a_kernel,
     encoder_equals_nvtabular,
     bloom_keeps_its_bound,
     seen_stores_behave_alike,
