@@ -11,6 +11,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -611,7 +612,7 @@ PARAMS = {param.name: param for param in _DECLARED}  # every parameter by its na
 # %% ../../nbs/0_core/00_params.ipynb #params-33
 def check_value(
     name: str,  # of the parameter
-    value,  # the value that was given
+    value: Any,  # the value that was given
     source: str,  # file or option that gave it, for the message
 ):  # the value; a whole number becomes a float where a float is declared
     "Return a value that fits its declaration; raise `RecsysError` naming source and parameter."

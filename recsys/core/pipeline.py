@@ -170,11 +170,10 @@ def notebook_parameters(notebook: str) -> dict:  # name -> default, in the order
     "Return the parameters that a notebook declares in its cell tagged `parameters`."
     for cell in read_cells(notebook):
         if "parameters" in cell_tags(cell):
-            statements = ast.parse("".join(cell["source"])).body
             return {
                 statement.targets[0].id: ast.literal_eval(statement.value)
-                for statement in statements
-                if isinstance(statement, ast.Assign)
+                for statement in ast.parse("".join(cell["source"])).body
+                if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
             }
     raise RecsysError(f"nbs/{notebook}.ipynb: no cell tagged parameters")
 
@@ -320,7 +319,7 @@ def named_files(pattern: str) -> dict:  # path -> sha256, or state in an object 
     "Hash the files that a path, folder, glob or URI names."
     if "://" in pattern:
         return file_states(pattern)
-    hashes = {}
+    hashes: dict = {}
     for name in sorted(glob.glob(str(resolve(pattern)), recursive=True)):
         path = Path(name)
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -330,7 +329,7 @@ def named_files(pattern: str) -> dict:  # path -> sha256, or state in an object 
 
 def input_files(stage: Stage, params: Params) -> dict:  # name -> sha256
     "Hash what a stage reads; raise `RecsysError` where an earlier stage has not run."
-    files = {}
+    files: dict = {}
     for name in stage.after:
         record = run_dir(params) / name / "stage.json"
         if not record.is_file():
