@@ -37,9 +37,9 @@ from recsys.models.towers import (
     content_by_id,
     export_onnx,
     load_state,
-    make_step,
+    make_training_step,
     save_state,
-    signature,
+    tower_signature,
 )
 
 # %% ../../nbs/2_models/03_two_tower.ipynb #two-tower-07
@@ -186,7 +186,7 @@ class Scorer:
     "Run both towers in graph mode on arrays of any length."
 
     def __init__(self, model: TwoTower):
-        self.q, self.i = signature(model.query_features), signature(model.contract.item)
+        self.q, self.i = tower_signature(model.query_features), tower_signature(model.contract.item)
         compiled = lambda tower, spec: tf.function(
             lambda x: tower(x, training=False), input_signature=(spec,), autograph=False
         )
@@ -332,7 +332,7 @@ def fit(
         seen_lately(prep, p.SEEN_DAYS if prep.repeats else np.inf),
         np.random.default_rng(p.SEED),
     )
-    step = make_step(
+    step = make_training_step(
         model,
         prep.item_inputs(np.arange(len(prep.item_counts))),
         mm.LazyAdam(learning_rate(prep, p)),
