@@ -223,7 +223,7 @@ def offpolicy_covers_the_truth(n=100):
     """
     from recsys.data.catalog import make_catalog
     from recsys.data.shop import Shop
-    from recsys.evaluate.offpolicy import covered, policy_on, shop_requests, true_clicks
+    from recsys.evaluate.offpolicy import interval_coverage, policy_on, shop_requests, true_clicks
 
     requests = shop_requests(Shop(make_catalog(600, seed=42), n_users=2000, seed=42))
     policies = {
@@ -234,7 +234,9 @@ def offpolicy_covers_the_truth(n=100):
     truth = {name: true_clicks(requests, make(requests), 200) for name, make in policies.items()}
     cases = [(name, weights) for name in policies for weights in ("prefix", "place")]
     counts = {
-        f"{name}, {weights}": covered(requests, policies[name], weights, n, truth=truth[name])
+        f"{name}, {weights}": interval_coverage(
+            requests, policies[name], weights, n, truth=truth[name]
+        )
         for name, weights in progress(cases, "off-policy intervals")
     }
     near = {name: c for name, c in counts.items() if c["trusted"] > n / 2}
