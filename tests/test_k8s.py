@@ -1079,7 +1079,7 @@ def test_feast_on_the_stack(stack):
     from feast import FeatureStore, RepoConfig
 
     from recsys.core.params import load_params
-    from recsys.online.feature_store import ENTITY, apply, store_config
+    from recsys.online.feature_store import ENTITY, register_definitions, store_config
     from recsys.operate.kubeflow import shop_contract
 
     p = load_params(
@@ -1087,7 +1087,7 @@ def test_feast_on_the_stack(stack):
         (f"S3_LOCATION=s3://{stack['Bucket']}/feast", "VALKEY_URL=valkey://127.0.0.1:6379"),
     )
     config = RepoConfig(**store_config(p, ""), repo_path=Path("/tmp"))
-    apply(p, FeatureStore(config=config), contract := shop_contract())
+    register_definitions(p, FeatureStore(config=config), contract := shop_contract())
     assert (
         contract
         and boto3.client("s3").head_object(Bucket=stack["Bucket"], Key="feast/registry.db")[

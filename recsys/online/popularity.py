@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir
-from .events import FIELDS, IMPRESSION, as_text, check_event
+from .events import EVENT_FIELDS, IMPRESSION_FIELDS, as_text, check_event
 
 # %% ../../nbs/5_online/06_popularity.ipynb #popularity-08
 class Replaced(RuntimeError):
@@ -128,7 +128,7 @@ def read_impression(fields: dict) -> dict:
         ).items()
     }
     return (
-        {n: text(r.get(n, "")) for n in IMPRESSION}
+        {n: text(r.get(n, "")) for n in IMPRESSION_FIELDS}
         | lists
         | dict(timestamp=r["timestamp"], at=r["timestamp"])
     )
@@ -213,8 +213,8 @@ def log_schema(kind: str):  # features, events or impressions -> pyarrow.Schema
             "last_event",
             "event_timestamp",
         ),
-        events=FIELDS,
-        impressions=IMPRESSION,
+        events=EVENT_FIELDS,
+        impressions=IMPRESSION_FIELDS,
     )[kind]
     return pa.schema([(n, types.get(n, pa.string())) for n in columns])
 

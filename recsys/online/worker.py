@@ -27,7 +27,7 @@ from fastcore.basics import patch
 
 from ..core.params import Params, RecsysError
 from ..core.runs import stage_dir
-from .events import FIELDS, append_events, as_json
+from .events import EVENT_FIELDS, append_events, as_json
 from recsys.online.popularity import (
     Replaced,
     bury,
@@ -148,13 +148,13 @@ def history_writer(store):  # feast.FeatureStore -> function of rows of user_his
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
 
-    from recsys.online.feature_store import _online
+    from recsys.online.feature_store import _online_client
     from recsys.online.online_store import user_key
 
     view, provider, client = (
         store.get_feature_view("user_history"),
         store._get_provider(),
-        _online(store),
+        _online_client(store),
     )
     make = dict(
         hist_items=lambda v: Value(string_list_val=StringList(val=v)),
@@ -387,7 +387,7 @@ def take_events(self: Worker, entries: list) -> dict:  # kind of log -> rows
     ).items():
         self.stats[n] += k
     return dict(
-        events=[{n: e.get(n, "") for n in FIELDS} | dict(at=e["timestamp"]) for e in mine],
+        events=[{n: e.get(n, "") for n in EVENT_FIELDS} | dict(at=e["timestamp"]) for e in mine],
         features=logged,
     )
 

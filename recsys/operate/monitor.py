@@ -26,7 +26,7 @@ from ..core.runs import atomic_path, read_json, run_dir, stage_dir, write_json
 from ..data.features import OOV, encode_context, load_arrays, look_up, save_arrays
 from ..evaluate.offpolicy import padded, read_files
 from ..online.events import as_impression
-from ..online.feature_history import event_types, history_rules, history_table
+from ..online.feature_history import event_types, history_rules, user_history_table
 from ..online.popularity import day_name, log_folders, read_impression, write_rows
 from .promote import bundle_path, read_live, store_home
 from ..recommend.bundle import Bundle
@@ -260,7 +260,7 @@ def training_inputs(
     some = lambda x: np.sort(rng.choice(x, most, replace=False)) if len(x) > most else x
     everything, cases, known = some(at), some(at[e["case"][at]]), some(at[e["user"][at] >= 0])
     day, user = day_of(e["timestamp"]), e["user"]
-    states = history_table(
+    states = user_history_table(
         e, np.searchsorted(user, user[known]), known + 1, user_ids(prep), history_rules(bundle)
     )
     out = {
@@ -687,7 +687,7 @@ def shop_states(recommender: Recommender, prep, days, folders: dict) -> None:  #
     "Log the state of users after each of their events."
     e = {n: np.asarray(x) for n, x in prep.events.items()}
     known = np.flatnonzero((e["user"] >= 0) & np.isin(day_of(e["timestamp"]), days))
-    t = history_table(
+    t = user_history_table(
         e,
         np.searchsorted(e["user"], e["user"][known]),
         known + 1,
