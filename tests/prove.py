@@ -376,7 +376,7 @@ def quiet_days_stay_quiet(days=20, trained=14):
     from recsys.data.prep import load_prepared
     from recsys.data.sources import make_shop
     from recsys.online.feature_history import event_types
-    from recsys.operate import monitor
+    from recsys.operate import monitor, shop_days
     from recsys.recommend.bundle import Bundle
     from recsys.recommend.recommender import Recommender, UserMemory
 
@@ -438,15 +438,15 @@ def quiet_days_stay_quiet(days=20, trained=14):
         )
         log_days = range(first - past.MONITOR_DAYS, first + days)
         for day in progress(log_days, "days of the shop"):
-            monitor.shop_day(live, shop, later, event_types(whole), day, folders)
-        monitor.shop_states(live, later, log_days, folders)
+            shop_days.shop_day(live, shop, later, event_types(whole), day, folders)
+        shop_days.shop_states(live, later, log_days, folders)
         measured, alarms, found, moved = [], {}, 0, {}
         for day in log_days:
-            today = monitor.measure(
+            today = monitor.measure_day(
                 folders, monitor.day_name(day * DAY), live, prep, types, reference, past
             )
             if day >= first:
-                verdict = monitor.judge(today, measured[-past.MONITOR_DAYS :], reference, past)
+                verdict = monitor.judge_day(today, measured[-past.MONITOR_DAYS :], reference, past)
                 if verdict["alarms"]:
                     alarms[today["day"]] = verdict["alarms"]
                 for c in verdict["checks"]:
@@ -463,9 +463,9 @@ def quiet_days_stay_quiet(days=20, trained=14):
                         ).tolist()
                     )
                 )
-                found += monitor.judge(shifted, measured[-past.MONITOR_DAYS :], reference, past)[
-                    "alarms"
-                ].count("input device_type")
+                found += monitor.judge_day(
+                    shifted, measured[-past.MONITOR_DAYS :], reference, past
+                )["alarms"].count("input device_type")
             measured.append(today)
     return sum(map(len, alarms.values())) <= 1 and found == days, dict(
         days=days,
