@@ -30,14 +30,14 @@ from ..core.runs import stage_dir
 from .events import EVENT_FIELDS, append_events, as_json
 from recsys.online.popularity import (
     Replaced,
-    bury,
+    write_dead_letters,
     count_events,
     done_key,
     log_folders,
-    named,
+    outbox_owner,
     read_event,
     read_impression,
-    stamp,
+    entry_order,
     write_rows,
 )
 from .seen import run_scripts
@@ -287,7 +287,7 @@ def own(self: Worker, events: list) -> list:  # events with `counted`: None, or 
         owners |= zip(((key, n) for n in names), self.client.hmget(key, names))
     for e in events:
         owner = owners[done_key(e["timestamp"]), e["event_id"]]
-        if owner is None and stamp(e["entry"]) <= self.position:
+        if owner is None and entry_order(e["entry"]) <= self.position:
             owner = e["entry"]  # counted so long ago that its id was forgotten
         if owner in (None, e["entry"]) and e["event_id"] not in ids:
             out.append(e | dict(counted=owner))
@@ -328,7 +328,7 @@ def count(self: Worker, events: list, last: bytes) -> None:  # entry id that the
     "Count events into popularity, once, and move the position."
     events, to = (
         [dict(e, category=self.categories[self.row_of[e["item_id"]]]) for e in events],
-        max(self.position, stamp(last)),
+        max(self.position, entry_order(last)),
     )
     count_events(
         self.client,
@@ -370,7 +370,7 @@ def take_events(self: Worker, entries: list) -> dict:  # kind of log -> rows
     "Work on a batch of events."
     self.renew()
     good, bad = self.parse(entries, lambda fields: read_event(fields, self.row_of))
-    bury(self.client, "events", bad, self.p.STREAM_LENGTH)
+    write_dead_letters(self.client, "events", bad, self.p.STREAM_LENGTH)
     self.stats["dead"] += len(bad)
     self.fault("dead")
     mine = self.own(good)
@@ -378,7 +378,7 @@ def take_events(self: Worker, entries: list) -> dict:  # kind of log -> rows
     self.fault("users")
     self.count([e for e in mine if e["counted"] is None], entries[-1][0])
     self.fault("count")
-    self.clear(good + [e for *_, fields in bad if (e := named(fields))])
+    self.clear(good + [e for *_, fields in bad if (e := outbox_owner(fields))])
     self.fault("outbox")
     for n, k in dict(
         events=len(mine),
@@ -396,7 +396,7 @@ def take_events(self: Worker, entries: list) -> dict:  # kind of log -> rows
 def take_impressions(self: Worker, entries: list) -> dict:
     "Read a batch of impressions."
     good, bad = self.parse(entries, read_impression)
-    bury(self.client, "impressions", bad, self.p.STREAM_LENGTH)
+    write_dead_letters(self.client, "impressions", bad, self.p.STREAM_LENGTH)
     self.fault("impressions")
     self.stats["dead"] += len(bad)
     self.stats["impressions"] += len(good)
@@ -411,7 +411,7 @@ def flush(self: Worker, stream: str) -> None:
         return
     if int(self.client.get("{pop}:worker") or 0) != self.epoch:
         raise Replaced("another worker has taken over")
-    name = "-".join(f(segment["ids"], key=stamp).decode() for f in (min, max))
+    name = "-".join(f(segment["ids"], key=entry_order).decode() for f in (min, max))
     for kind, rows in segment["rows"].items():
         self.stats["files"] += write_rows(self.folders[kind], kind, name, rows)
         self.fault("file")
@@ -447,7 +447,7 @@ def take(self: Worker, stream: str, entries: list) -> None:
         segment["rows"].setdefault(kind, []).extend(r)
     segment["ids"] += [i for i, _ in entries]
     self.stats["batches"] += 1
-    self.stats["lag_ms"] = round(time.time() * 1e3 - stamp(entries[-1][0])[0])
+    self.stats["lag_ms"] = round(time.time() * 1e3 - entry_order(entries[-1][0])[0])
 
 # %% ../../nbs/5_online/07_worker.ipynb #worker-49
 @patch
@@ -466,7 +466,7 @@ def start(self: Worker) -> None:
     self.zero = int(self.client.get("{pop}:landmark"))
     self.epoch, self.position = (
         self.client.incr("{pop}:worker"),
-        stamp(self.client.get("{pop}:position") or "0-0"),
+        entry_order(self.client.get("{pop}:position") or "0-0"),
     )
     for stream in self.segments:
         at = "0"
@@ -517,9 +517,9 @@ def repair(
     horizon = clock[0] * 1000 + clock[1] // 1000
     if entries := self.read("events"):
         self.take("events", entries)
-        horizon = stamp(entries[-1][0])[0]
+        horizon = entry_order(entries[-1][0])[0]
     self.resent, n, end = (
-        {k: i for k, i in self.resent.items() if stamp(i) > self.position},
+        {k: i for k, i in self.resent.items() if entry_order(i) > self.position},
         0,
         time.monotonic() + seconds,
     )
