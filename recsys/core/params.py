@@ -633,11 +633,12 @@ def check_value(
     if param.choices and value not in param.choices:
         choices = ", ".join(param.choices)
         raise RecsysError(f"{source}: {name} is {value!r}, expected one of {choices}")
-    if param.type in (int, float) and not _within(value, param.low, param.high):
+    checked: Any = value
+    if param.type in (int, float) and not _within(checked, param.low, param.high):
         raise RecsysError(
             f"{source}: {name} is {value}, expected {param.low} to {param.high}: {param.doc}"
         )
-    if name == "RUN" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+    if name == "RUN" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", checked):
         raise RecsysError(
             f"{source}: RUN is {value!r}, expected a folder name of letters, digits, dot, dash,"
             " underscore"
