@@ -7,9 +7,9 @@ __all__ = ['FULL', 'STAGES', 'LAST', 'FINETUNE', 'DAILY', 'LISTS', 'PROOF', 'PAC
            'KERNEL_ENVIRONMENT', 'REPORT', 'Stage', 'stages_of', 'read_cells', 'cell_tags', 'notebook_parameters',
            'stage_code', 'notebook_code', 'code_hash', 'module_file', 'import_targets', 'imported', 'sources_of',
            'package_versions', 'recorded_outputs', 'named_files', 'input_files', 'stage_key', 'is_done', 'same_file',
-           'mark_done', 'stage_keys', 'newer_stages', 'bundle_warning', 'stages_before', 'run_here', 'ensure',
-           'LastLine', 'StageError', 'ignore_line', 'run_notebook', 'select_stages', 'check_paths', 'only_runner',
-           'run_pipeline', 'start_variant', 'readable_number', 'data_url', 'write_report']
+           'mark_done', 'newer_stages', 'bundle_warning', 'stages_before', 'run_here', 'ensure', 'LastLine',
+           'StageError', 'ignore_line', 'run_notebook', 'select_stages', 'check_paths', 'only_runner', 'run_pipeline',
+           'start_variant', 'readable_number', 'data_url', 'write_report']
 
 # %% ../../nbs/0_core/03_pipeline.ipynb #pipeline-02
 import ast
@@ -41,6 +41,7 @@ from recsys.core.runs import (
     run_dir,
     run_lock,
     sha256_file,
+    stage_keys,
     write_json,
 )
 
@@ -395,15 +396,6 @@ def mark_done(stage: Stage, params: Params, key: str, proofs: bool = False) -> N
     write_json(record, {**read_json(record), "key": key, "proofs": proofs})
 
 # %% ../../nbs/0_core/03_pipeline.ipynb #pipeline-39
-def stage_keys(run: Path, names: tuple | list) -> dict:  # stage -> key, None where not finished
-    "Return the keys of a run's stages from their records."
-    records = {name: run / name / "stage.json" for name in names}
-    return {
-        name: read_json(record).get("key") if record.is_file() else None
-        for name, record in records.items()
-    }
-
-
 def newer_stages(run: Path) -> list:  # names, in the order of the pipeline
     "Return the stages of a run whose results are not the ones that its bundle was made from."
     manifest = run / "bundle" / "manifest.json"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_root', 'resolve', 'atomic_path', 'write_json', 'read_json', 'sha256_file', 'list_files', 'file_states',
            'progress', 'claim', 'run_dir', 'stage_dir', 'base_folder', 'run_lock', 'StageRecord', 'file_record',
-           'save_record', 'record_stage']
+           'save_record', 'record_stage', 'stage_keys']
 
 # %% ../../nbs/0_core/01_runs.ipynb #runs-02
 import contextlib
@@ -298,3 +298,12 @@ def record_stage(p: Params, stage: str) -> Iterator[StageRecord]:
         (record.dir / "stage.json").unlink(missing_ok=True)
         yield record
         save_record(record, time.perf_counter() - started)
+
+# %% ../../nbs/0_core/01_runs.ipynb #runs-keys
+def stage_keys(run: Path, names: tuple | list) -> dict:  # stage -> key, None where not finished
+    "Return the keys of a run's stages from their records."
+    records = {name: run / name / "stage.json" for name in names}
+    return {
+        name: read_json(record).get("key") if record.is_file() else None
+        for name, record in records.items()
+    }

@@ -35,6 +35,7 @@ from recsys.core.runs import (
     run_dir,
     sha256_file,
     stage_dir,
+    stage_keys,
     write_json,
 )
 from ..data.additions import additions_file, read_added, to_array
@@ -154,6 +155,7 @@ def write_bundle(p: Params, folder: Path) -> dict:  # the manifest
         content,
         version=digest[:12],
         metrics={stage: record["metrics"] for stage, record in records.items()},
+        stages=stage_keys(run_dir(p), tuple(COPIED_FILES)),
     )
     write_json(folder / "manifest.json", manifest)
     return manifest
