@@ -26,7 +26,7 @@ from ..evaluate.cases import is_masked, test_cases
 from ..evaluate.metrics import case_metrics, rank_of_relevant
 from ..evaluate.report import compare_systems
 from ..evaluate.systems import model_lists
-from ..models.dlrm import blend_of, check_export, fit_ranker, ranker_rate
+from ..models.dlrm import blend_metrics, check_export, fit_ranker, ranker_rate
 from ..models.encoders import onnx_session
 from ..models.index import load_index, save_index
 from ..models.neighbours import load_table
@@ -206,7 +206,7 @@ def tune_ranker(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dic
         rec.metrics |= (
             curve[-1]
             | check_export(session, model, prep, p)
-            | blend_of(model)
+            | blend_metrics(model)
             | {"fitted on": fitted(p)}
         )
     return rec.metrics
