@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINKS', 'hash_ids', 'places', 'bloom_size', 'bloom_error', 'BloomFilter', 'ChainedFilter', 'window', 'bucket_expiry',
-           'bucket_name', 'bucket_error', 'SeenItems', 'as_hashes']
+           'bucket_name', 'bucket_error', 'as_hashes', 'SeenItems']
 
 # %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-02
 import hashlib
@@ -12,23 +12,22 @@ import math
 from collections import deque
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..core.clock import DAY, day_of
 from ..core.params import RecsysError
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-05
+# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-09
 def hash_ids(
     ids,  # strings, their UTF-8 bytes, or integers that stand for their decimal string
 ) -> np.ndarray:  # uint64 [n], the same in every process and on every machine
-    "Hash ids to 64 bits.\n\nRFC 7693 (BLAKE2b)."
-    digests = [
-        hashlib.blake2b(i if isinstance(i, bytes) else str(i).encode(), digest_size=8).digest()
-        for i in ids
-    ]
+    """Return 64-bit hashes of ids.
+
+    RFC 7693 (BLAKE2b)."""
+    encoded = (item if isinstance(item, bytes) else str(item).encode() for item in ids)
+    digests = [hashlib.blake2b(item, digest_size=8).digest() for item in encoded]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-07
+# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-12
 _STEPS = np.arange(1, 65, dtype=np.uint64) * np.uint64(
     0x9E3779B97F4A7C15
 )  # modulo 2**64; no filter has more hashes
@@ -39,41 +38,46 @@ def places(
     n_hashes: int,  # places an item
     n_bits: int,  # size of the filter
 ) -> np.ndarray:  # bit numbers [n, n_hashes] int64
-    "Spread each hash over a filter, one SplitMix64 step a place."
+    "Return the bits that each hash sets in a filter, one SplitMix64 step a place."
     x = hashes[:, None] + _STEPS[:n_hashes]
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((x ^ (x >> np.uint64(31))) % np.uint64(n_bits)).view(np.int64)
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-10
+# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-15
 def bloom_size(
     capacity: int,  # distinct items
     error: float,  # share of unseen items that a full filter takes for seen
 ) -> tuple[int, int]:  # bits, a multiple of 64, and hashes
-    "Size a filter so that it keeps its error when full.\n\nBloom, 1970; the correction for small filters is by Bose et al., 2008."
+    """Return the size of a filter that keeps its error when full.
+
+    Bloom, 1970; the correction for small filters is by Bose et al., 2008."""
     if capacity < 1 or not 0 < error < 1:
         raise RecsysError(
-            f"Bloom filter: capacity {capacity} and error {error}, expected at least 1 and between 0 and 1"
+            f"Bloom filter: capacity {capacity} and error {error}, "
+            "expected at least 1 and between 0 and 1"
         )
     n_hashes = max(1, round(math.log2(1 / error)))
     bits = -n_hashes * capacity / math.log1p(-(error ** (1 / n_hashes)))
     return 64 * math.ceil((bits + 2 * n_hashes) / 64), n_hashes
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-11
+
 def bloom_error(n: int, n_bits: int, n_hashes: int) -> float:
-    "Compute the expected share of false positives after n distinct items."
+    "Return the expected share of false positives after n distinct items."
     return (1 - math.exp(-n_hashes * n / n_bits)) ** n_hashes
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-13
+# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-18
 class BloomFilter:
-    "Remember a set of hashes in a bit array: no false negatives, a bounded share of false positives."
+    "A set of hashes in a bit array: no false negatives, a bounded share of false positives."
 
     def __init__(
         self,
         capacity: int = 1000,  # distinct items until it is full
         error: float = 0.01,  # false positives when full
     ):
-        self.capacity, self.error, self.count = capacity, error, 0
+        self.capacity = capacity
+        self.error = error
+        self.count = 0
         self.n_bits, self.n_hashes = bloom_size(capacity, error)
         self.bytes = np.zeros(self.n_bits // 8, np.uint8)
 
@@ -82,196 +86,187 @@ class BloomFilter:
 
     @property
     def full(self) -> bool:
+        "Whether the filter holds as many items as it was made for."
         return self.count >= self.capacity
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-15
-@patch
-def contains(
-    self: BloomFilter,
-    hashes: np.ndarray,  # uint64 [n]
-    at=None,  # their `places`, where already known
-) -> np.ndarray:  # bool [n]
-    "Tell which hashes may have been added."
-    at = places(hashes, self.n_hashes, self.n_bits) if at is None else at
-    return (self.bytes[at >> 3] & (128 >> (at & 7))).all(1)
+    def contains(
+        self,
+        hashes: np.ndarray,  # uint64 [n]
+        at=None,  # their `places`, where already known
+    ) -> np.ndarray:  # bool [n]
+        "Return which hashes may have been added."
+        at = places(hashes, self.n_hashes, self.n_bits) if at is None else at
+        return (self.bytes[at >> 3] & (128 >> (at & 7))).all(1)
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-16
-@patch
-def add(
-    self: BloomFilter,
-    hashes: np.ndarray,  # uint64 [n]
-) -> np.ndarray:  # bool [n], True: was not there before
-    "Add hashes; the count grows by those that are new."
-    at = places(hashes, self.n_hashes, self.n_bits)
-    new = ~self.contains(hashes, at)
-    np.bitwise_or.at(self.bytes, at >> 3, (128 >> (at & 7)).astype(np.uint8))
-    self.count += len(np.unique(hashes[new]))
-    return new
+    def add(
+        self,
+        hashes: np.ndarray,  # uint64 [n]
+    ) -> np.ndarray:  # bool [n], True: was not there before
+        "Add hashes; the count grows by those that are new."
+        at = places(hashes, self.n_hashes, self.n_bits)
+        new = ~self.contains(hashes, at)
+        np.bitwise_or.at(self.bytes, at >> 3, (128 >> (at & 7)).astype(np.uint8))
+        self.count += len(np.unique(hashes[new]))
+        return new
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-23
+# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-25
 LINKS = 4  # filters in a chain at most: capacity grows to 1 + 2 + 4 + 8 = 15 times
 
 
 class ChainedFilter:
-    "Chain filters of growing capacity and shrinking error, within a bound on both."
+    "A chain of filters of growing capacity and shrinking error, within a bound on both."
 
     def __init__(self, capacity: int = 1000, error: float = 0.01):
-        self.links, self.capacity, self.error, self.dropped = (
-            [BloomFilter(capacity, error / 2)],
-            capacity,
-            error,
-            0,
-        )
+        self.links = [BloomFilter(capacity, error / 2)]
+        self.capacity = capacity
+        self.error = error
+        self.dropped = 0  # items that no longer fitted
 
-    def contains(self, hashes: np.ndarray, first=None) -> np.ndarray:
-        "Tell which hashes any link may hold; `first` are their places in the first link."
+    def contains(self, hashes: np.ndarray, first=None) -> np.ndarray:  # bool [n]
+        "Return which hashes any filter may hold; `first` are their places in the first one."
         found = self.links[0].contains(hashes, first)
         for link in self.links[1:]:
             found |= link.contains(hashes)
         return found
 
     def room(self) -> bool:
-        "Tell whether another item fits, opening the next link where the last is full."
+        "Return whether another item fits, after opening the next filter where the last is full."
         i = len(self.links)
         if self.links[-1].full and i < LINKS:
             self.links.append(BloomFilter(self.capacity << i, self.error / 2 ** (i + 1)))
         return not self.links[-1].full
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-25
-@patch
-def add(self: ChainedFilter, hashes: np.ndarray) -> np.ndarray:  # bool [n], True: taken as new
-    "Add the hashes that aren't there, open links as needed, count what no longer fits."
-    unique = np.unique(hashes)
-    new = unique[~self.contains(unique)]
-    taken = 0
-    while taken < len(new) and self.room():
-        part = new[taken : taken + self.links[-1].capacity - self.links[-1].count]
-        self.links[-1].add(part)
-        taken += len(part)
-    self.dropped += len(new) - taken
-    return np.isin(hashes, new[:taken])
+    def add(self, hashes: np.ndarray) -> np.ndarray:  # bool [n], True: taken as new
+        "Add the hashes that are not there, open filters as needed, count what no longer fits."
+        unique = np.unique(hashes)
+        new = unique[~self.contains(unique)]
+        taken = 0
+        while taken < len(new) and self.room():
+            last = self.links[-1]
+            part = new[taken : taken + last.capacity - last.count]
+            last.add(part)
+            taken += len(part)
+        self.dropped += len(new) - taken
+        return np.isin(hashes, new[:taken])
 
 # %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-28
 def window(
     now: int,  # seconds UTC
     days: int,  # SEEN_DAYS
 ) -> range:  # days since 1970, oldest first; empty where SEEN_DAYS is 0
-    "List the dates whose events are hidden at a moment."
+    "Return the dates whose events are hidden at a moment."
     today = int(day_of(now))
     return range(today - days, today + 1) if days else range(0)
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-29
+
 def bucket_expiry(day: int, days: int) -> int:
-    "Name the second at which the bucket of a date expires."
+    "Return the second at which the bucket of a date expires."
     return (day + days + 1) * DAY
 
 # %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-31
 def bucket_name(user: str, day: int) -> str:
-    "Name a user's bucket on a server; the braces keep all of a user's keys on one node."
+    "Return the key of a user's bucket on a server."
     return f"{{u:{user}}}:seen:{np.datetime64(int(day), 'D')}"
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-32
+
 def bucket_error(error: float, days: int) -> float:
-    "Split the error over the buckets that one query reads, so that the whole window keeps it."
+    "Return the error of one bucket with which the whole window keeps the stated error."
     return 1 - (1 - error) ** (1 / (days + 1))
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-35
+# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-34
+def as_hashes(items) -> np.ndarray:  # uint64 [n]
+    "Return the hashes of item ids; hashes are returned as they are."
+    if isinstance(items, np.ndarray) and items.dtype == np.uint64:
+        return items
+    return hash_ids(np.atleast_1d(np.asarray(items, object)))
+
+# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-37
 class SeenItems:
-    "Keep what each user saw, a filter a day with its own expiry, in memory."
+    "What each user saw, in memory: a filter a day with its own expiry."
 
     def __init__(
         self,
         days: int = 3,  # SEEN_DAYS; 0 hides nothing
-        capacity: int = 1000,  # SEEN_CAPACITY, items a user and day before the filter chains another
+        capacity: int = 1000,  # SEEN_CAPACITY, items a user and day until another is chained
         error: float = 0.01,  # SEEN_ERROR, false positives over the whole window
         last: int = 50,  # items of the exact list
     ):
-        self.days, self.capacity, self.error, self.last = days, capacity, error, last
-        self.buckets, self.recent = {}, {}  # day -> user -> filter; user -> (day, hash) newest last
+        self.days = days
+        self.capacity = capacity
+        self.error = error
+        self.last = last
+        self.buckets: dict = {}  # day -> user -> filter
+        self.recent: dict = {}  # user -> (day, hash), newest last
 
     def bucket(self, user: str, day: int) -> ChainedFilter:
-        "Give a user's filter of a date, made where it is missing."
+        "Return a user's filter of a date, made where it is missing."
         users = self.buckets.setdefault(day, {})
         if user not in users:
             users[user] = ChainedFilter(self.capacity, bucket_error(self.error, self.days))
         return users[user]
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-37
-def as_hashes(items) -> np.ndarray:  # uint64 [n]
-    "Hash item ids unless they are hashes already."
-    return (
-        items
-        if isinstance(items, np.ndarray) and items.dtype == np.uint64
-        else hash_ids(np.atleast_1d(np.asarray(items, object)))
-    )
+    def seen(
+        self,
+        user: str,  # user id
+        items,  # ids or uint64 hashes, [C]
+        now: int,  # seconds UTC
+    ) -> np.ndarray:  # bool [C]
+        "Return which items a user saw within the window."
+        hashes, days = as_hashes(items), window(now, self.days)
+        found, first = np.zeros(len(hashes), bool), None
+        for day in days:
+            if user not in self.buckets.get(day, ()):
+                continue
+            chain = self.buckets[day][user]
+            if first is None:  # the places are the same in every bucket
+                first = places(hashes, chain.links[0].n_hashes, chain.links[0].n_bits)
+            found |= chain.contains(hashes, first)
+        exact = [item for day, item in self.recent.get(user, ()) if day in days]
+        return found | np.isin(hashes, np.array(exact, np.uint64)) if exact else found
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-39
-@patch
-def seen(
-    self: SeenItems,
-    user: str,  # user id
-    items,  # ids or uint64 hashes, [C]
-    now: int,  # seconds UTC
-) -> np.ndarray:  # bool [C]
-    "Tell which items a user saw within the window."
-    hashes, days = as_hashes(items), window(now, self.days)
-    out, first = np.zeros(len(hashes), bool), None
-    for f in (self.buckets[d][user] for d in days if user in self.buckets.get(d, ())):
-        if first is None:
-            first = places(
-                hashes, f.links[0].n_hashes, f.links[0].n_bits
-            )  # the same in every bucket
-        out |= f.contains(hashes, first)
-    exact = [h for d, h in self.recent.get(user, ()) if d in days]
-    return out | np.isin(hashes, np.array(exact, np.uint64)) if exact else out
+    def add(
+        self,
+        user: str,  # user id; '' is anonymous and leaves no trace
+        items,  # one id, ids, or uint64 hashes
+        ts,  # seconds UTC of each event, or one
+        now=None,  # clock of the store, for expiry; the newest event's where it is missing
+    ) -> int:  # events that were too old to matter
+        "Record that a user saw items; raise `RecsysError` for events from the future."
+        hashes = as_hashes(items)
+        day = np.broadcast_to(day_of(np.asarray(ts, np.int64)), hashes.shape)
+        if not user or not self.days or not len(hashes):
+            return 0
+        kept = window(day.max() * DAY if now is None else now, self.days)
+        if (day > kept[-1] + 1).any():
+            raise RecsysError(
+                f"seen items of user {user}: event of {np.datetime64(int(day.max()), 'D')}, more "
+                f"than a day after the clock, {np.datetime64(kept[-1], 'D')}; check the unit and "
+                "zone of its timestamp"
+            )
+        fresh = day >= kept[0]
+        for date in np.unique(day[fresh]):
+            self.bucket(user, int(date)).add(hashes[day == date])
+        recent = self.recent.setdefault(user, deque(maxlen=self.last))
+        recent.extend(zip(day[fresh].tolist(), hashes[fresh].tolist()))
+        self.expire(kept[-1] * DAY)
+        return int((~fresh).sum())
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-40
-@patch
-def expire(self: SeenItems, now: int) -> int:
-    "Drop the dates that have left the window and say how many."
-    old = [d for d in self.buckets if bucket_expiry(d, self.days) <= now]
-    for d in old:
-        del self.buckets[d]
-    if old:
-        self.recent = {
-            u: r
-            for u, r in self.recent.items()
-            if r and max(d for d, _ in r) >= window(now, self.days)[0]
-        }
-    return len(old)
+    def expire(self, now: int) -> int:  # dates dropped
+        "Drop the dates that have left the window."
+        old = [day for day in self.buckets if bucket_expiry(day, self.days) <= now]
+        for day in old:
+            del self.buckets[day]
+        if old:
+            first = window(now, self.days)[0]
+            self.recent = {
+                user: recent
+                for user, recent in self.recent.items()
+                if recent and max(day for day, _ in recent) >= first
+            }
+        return len(old)
 
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-42
-@patch
-def add(
-    self: SeenItems,
-    user: str,  # user id; '' is anonymous and leaves no trace
-    items,  # one id, ids, or uint64 hashes
-    ts,  # seconds UTC of each event, or one
-    now=None,  # clock of the store, for expiry; the newest event's where it is missing
-) -> int:  # events that were too old to matter
-    "Record that a user saw items."
-    hashes = as_hashes(items)
-    day = np.broadcast_to(day_of(np.asarray(ts, np.int64)), hashes.shape)
-    if not user or not self.days or not len(hashes):
-        return 0
-    kept = window(day.max() * DAY if now is None else now, self.days)
-    if (day > kept[-1] + 1).any():
-        raise RecsysError(
-            f"seen items of user {user}: event of {np.datetime64(int(day.max()), 'D')}, more than a day after the clock, {np.datetime64(kept[-1], 'D')}; check the unit and zone of its timestamp"
-        )
-    fresh = day >= kept[0]
-    for d in np.unique(day[fresh]):
-        self.bucket(user, int(d)).add(hashes[day == d])
-    self.recent.setdefault(user, deque(maxlen=self.last)).extend(
-        zip(day[fresh].tolist(), hashes[fresh].tolist())
-    )
-    self.expire(kept[-1] * DAY)
-    return int((~fresh).sum())
-
-# %% ../../nbs/3_recommend/00_bloom.ipynb #bloom-43
-@patch
-def forget(self: SeenItems, user: str) -> None:
-    "Erase everything about a user."
-    self.recent.pop(user, None)
-    for users in self.buckets.values():
-        users.pop(user, None)
+    def forget(self, user: str) -> None:
+        "Erase everything about a user."
+        self.recent.pop(user, None)
+        for users in self.buckets.values():
+            users.pop(user, None)
