@@ -103,7 +103,7 @@ def test_reference_is_whole(site):
 
     assert all(f'id="{name}"' in commands for name in typer.main.get_command(app).commands)
     core = read(site, "api/core.params.html")
-    assert 'id="load_params"' in core and "KEY=VALUE strings that win over the file" in core
+    assert 'id="load_params"' in core and "KEY=VALUE texts that win over the file" in core
 
 
 def test_drawings_show_every_stage(site):
