@@ -323,13 +323,14 @@ def completejourney_source(p: Params) -> Source:
 # %% ../../nbs/1_data/04_sources.ipynb #sources-32
 def make_shop(p: Params):  # recsys.data.shop.Shop
     "Build the shop that these parameters describe; the same parameters give the same shop."
-    from recsys.data import shop
+    from recsys.data.catalog import make_catalog, read_catalog
+    from recsys.data.shop import Shop
 
     if p.CATALOG:
-        catalog = shop.read_catalog(resolve(p.CATALOG))
+        catalog = read_catalog(resolve(p.CATALOG))
     else:
-        catalog = shop.make_catalog(p.SHOP_ITEMS, p.SEED, images=p.SHOP_IMAGES)
-    return shop.Shop(catalog, p.SHOP_USERS, p.SHOP_DAYS, p.END_DATE, p.SEED)
+        catalog = make_catalog(p.SHOP_ITEMS, p.SEED, images=p.SHOP_IMAGES)
+    return Shop(catalog, p.SHOP_USERS, p.SHOP_DAYS, p.END_DATE, p.SEED)
 
 
 def _as_arrow(day) -> pa.Table:
