@@ -22,13 +22,13 @@ from recsys.recommend.recommender import (
     read_request,
 )
 from recsys.serve.ensemble import (
-    StageMember,
-    column_of,
-    lines_of,
+    StepMember,
+    text_column,
+    json_column,
     onnx_tensors,
-    pack,
+    pack_context,
     request_of,
-    unpack,
+    unpack_context,
 )
 from recsys.serve.member import PythonMember
 from recsys.serve.repository import (
@@ -123,7 +123,7 @@ def transform(
 Nvt.transform = transform
 
 
-class ContextPreprocessor(StageMember):
+class ContextPreprocessor(StepMember):
     "1: check the request, derive hour and weekday."
 
     merge, strict = False, True
@@ -133,14 +133,14 @@ class ContextPreprocessor(StageMember):
         r = read_request(asked, self.recommender.bundle.serving, self.recommender.clock)
         hour, weekday = local_time(r["timestamp"], self.recommender.bundle.encoder.timezone)
         return dict(
-            request=pack(r, np.zeros(len(ids), bool), ids),
-            hour=column_of(map(str, hour)),
-            weekday=column_of(map(str, weekday)),
-            device=column_of(r["device_type"]),
+            request=pack_context(r, np.zeros(len(ids), bool), ids),
+            hour=text_column(map(str, hour)),
+            weekday=text_column(map(str, weekday)),
+            device=text_column(r["device_type"]),
         )
 
 
-class FeastUserLookup(StageMember):
+class FeastUserLookup(StepMember):
     "2: ask Feast for the users."
 
     merge = False
@@ -152,12 +152,14 @@ class FeastUserLookup(StageMember):
         return self
 
     def answer(self, x: dict) -> dict:
-        r = unpack(x["request"])[0]
+        r = unpack_context(x["request"])[0]
         found = self.store.get_online_features(
             features=self.service, entity_rows=[dict(user_id=u) for u in r["user_id"]]
         ).to_dict()
         return dict(
-            user=lines_of([{n: v[i] for n, v in found.items()} for i in range(len(r["user_id"]))])
+            user=json_column(
+                [{n: v[i] for n, v in found.items()} for i in range(len(r["user_id"]))]
+            )
         )
 
 
@@ -179,7 +181,7 @@ class NvtUserTransform(Nvt):
 
         users, (r, _, ids), b = (
             [json.loads(u) for u in x["user"][:, 0]],
-            unpack(x["request"]),
+            unpack_context(x["request"]),
             self.b,
         )
 
@@ -212,7 +214,7 @@ class NvtUserTransform(Nvt):
             )
         known = np.array([u.get("known_id") is not None for u in users])
         out |= dict(hist_items=b.encoded_ids[rows], hist_len=history_length(rows))
-        return out | dict(request=pack(r, known, ids))
+        return out | dict(request=pack_context(r, known, ids))
 
 
 def top_at(b: Bundle, user: dict, now: int) -> int:  # encoded
@@ -243,13 +245,13 @@ class NvtContextTransform(Nvt):
         return query_arrays(self.b, x | self.transform({n: raw[n] for n in self.known}))
 
 
-class FaissRetrieval(StageMember):
+class FaissRetrieval(StepMember):
     "6: the nearest items."
 
     merge, parts = False, ("index",)
 
     def answer(self, x: dict) -> dict:
-        r = unpack(x["request"])[0]
+        r = unpack_context(x["request"])[0]
         scores, rows = self.recommender.retrieve(
             x["query"],
             x["q_ints"],
@@ -260,20 +262,20 @@ class FaissRetrieval(StageMember):
         return dict(rows=rows, row_scores=scores)
 
 
-class FilterSeenItems(StageMember):
+class FilterSeenItems(StepMember):
     "7: the seen filter, exclusions, stock."
 
     merge, parts = False, ("hashes", "row_of", "in_stock")
 
     def answer(self, x: dict) -> dict:
-        r, why = unpack(x["request"])[0], FallbackLog(len(x["query"]))
+        r, why = unpack_context(x["request"])[0], FallbackLog(len(x["query"]))
         rows, retrieved, ranks = self.recommender.filter_candidates(
             r, x["query"], x["q_ints"], (x["row_scores"], x["rows"]), why
         )
-        return dict(candidates=rows, retrieved=retrieved, ranks=ranks, why=lines_of(list(why)))
+        return dict(candidates=rows, retrieved=retrieved, ranks=ranks, why=json_column(list(why)))
 
 
-class FeastItemLookup(StageMember):
+class FeastItemLookup(StepMember):
     """8: ask Feast for the candidates' raw features, in one call; with a cache only for those not
     yet in memory.
     """
@@ -352,7 +354,7 @@ class NvtItemTransform(Nvt):
         }
 
 
-class MultimodalEmbeddingLookup(StageMember):
+class MultimodalEmbeddingLookup(StepMember):
     "10: text and image embeddings of the candidates."
 
     merge, parts = False, ("columns",)
@@ -368,7 +370,7 @@ class MultimodalEmbeddingLookup(StageMember):
         return {f.name: found[..., at[f.name]] for f in b.contract.item.kind("embedding")}
 
 
-class UnrollFeatures(StageMember):
+class UnrollFeatures(StepMember):
     """11: one row a candidate, the user repeated: the ranker's same file gets B * C users with
     one candidate each.
     """
@@ -378,7 +380,7 @@ class UnrollFeatures(StageMember):
     def answer(self, x: dict) -> dict:
         b, rows, (B, C) = self.recommender.bundle, x["candidates"], x["candidates"].shape
         now, launch = (
-            unpack(x["request"])[0]["timestamp"],
+            unpack_context(x["request"])[0]["timestamp"],
             b.columns.gather(np.maximum(rows, 0), ["first_event"])["first_event"],
         )
         items = side_by_side(
@@ -401,7 +403,7 @@ class UnrollFeatures(StageMember):
         }
 
 
-class SoftmaxSampling(StageMember):
+class SoftmaxSampling(StepMember):
     "13: order or sample the page."
 
     merge, parts = False, ("categories", "ids")
@@ -409,7 +411,7 @@ class SoftmaxSampling(StageMember):
     def answer(self, x: dict) -> dict:
         import json
 
-        (r, known, _), why = unpack(x["request"]), FallbackLog(len(x["candidates"]))
+        (r, known, _), why = unpack_context(x["request"]), FallbackLog(len(x["candidates"]))
         why[:] = [json.loads(w) for w in x["why"][:, 0]]
         a = self.recommender.rerank_page(
             r,
@@ -424,11 +426,11 @@ class SoftmaxSampling(StageMember):
             page=a["rows"],
             scores=a["scores"],
             propensities=a["propensities"],
-            reasons=lines_of(a["reasons"]),
+            reasons=json_column(a["reasons"]),
         )
 
 
-class ItemIdDecoder(StageMember):
+class ItemIdDecoder(StepMember):
     "14: rows become ids."
 
     merge, parts = False, ("ids",)
@@ -437,7 +439,7 @@ class ItemIdDecoder(StageMember):
         b, B = self.recommender.bundle, len(x["page"])
         return dict(
             item_ids=np.where(x["page"] < 0, b"", b.ids[x["page"]]).astype(object),
-            bundle_version=column_of([b.version] * B),
+            bundle_version=text_column([b.version] * B),
             stage_ms=np.zeros((B, len(REQUEST_STEPS)), np.float32),
         )
 

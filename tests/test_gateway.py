@@ -24,7 +24,7 @@ from recsys.serve.api import (
     Explanation,
     ItemsAnswer,
     Options,
-    Page,
+    PageAnswer,
     UserAnswer,
 )
 from recsys.serve.ensemble import run_params
@@ -126,7 +126,7 @@ def test_a_page_is_tritons_with_what_people_read(p, stack):
             )
             and page["fallbacks"] == []
         )
-        Page.model_validate(page)
+        PageAnswer.model_validate(page)
         status, picture, headers, _ = gateway("GET", page["items"][0]["image"])
         assert (
             status == 200

@@ -70,7 +70,7 @@ def server_env(extra: dict | None = None) -> dict:  # environment
         Path(sys.base_prefix) / "lib",
     )
     front("PATH", Path(sys.executable).parent)
-    front("PYTHONPATH", Path(sys.modules[RecsysError.__module__].__file__).resolve().parent.parent)
+    front("PYTHONPATH", Path(sys.modules[RecsysError.__module__].__file__).resolve().parents[2])
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         env.setdefault(
             name, "1"
