@@ -77,12 +77,12 @@ class RecentPopularity:
         "Compute the decayed counts at the beginning of a day from the latest earlier night."
         if day in self._nights:
             return self._nights[day]
-        stop = np.searchsorted(self.times, day * DAY)
+        stop = int(np.searchsorted(self.times, day * DAY))
         earlier = max((d for d in self._nights if d < day), default=None)
         if earlier is None:
             count = self._count_events(0, stop, day)
         else:
-            first = np.searchsorted(self.times, earlier * DAY)
+            first = int(np.searchsorted(self.times, earlier * DAY))
             decay = 0.5 ** ((day - earlier) / self.half_life)
             count = self._count_events(first, stop, day) + self._nights[earlier] * decay
         self._nights[day] = count
@@ -483,7 +483,7 @@ class BprFactory:
     def __init__(self, data: FitData):
         self.data = data
         self.user_items = sampled_counts(data)
-        self._fits: dict[tuple, tuple] = {}
+        self._fits: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(
         self,
@@ -496,12 +496,13 @@ class BprFactory:
         key = (factors, l2)
         if key not in self._fits:
             self._fits[key] = fit_bpr(self.user_items, *key, self.data.seed)
-        return Bpr(*self._fits[key], self.data.counts, decay, own, weight)
+        vectors, bias = self._fits[key]
+        return Bpr(vectors, bias, self.data.counts, decay, own, weight)
 
 # %% ../../nbs/4_evaluate/02_baselines.ipynb #baselines-84
 _DECAYS = (0.9, 0.5, 0.7, 0.8, 0.97, 0.99, 0.997, 0.999)
 _OWN_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
-GRIDS = {
+GRIDS: dict[str, dict[str, tuple]] = {
     "popularity": {},
     "recent_popularity": {"half_life": (3.0, 1.0, 7.0, 30.0, 365.0)},
     "category_popularity": {"boost": (30.0, 2.0, 5.0, 10.0, 1000.0)},
@@ -555,7 +556,7 @@ def _repeat_factory(data: FitData) -> Callable[..., Baseline]:
     return partial(Repeat, data.counts)
 
 
-FACTORIES = {
+FACTORIES: dict[str, Callable[[FitData], Callable[..., Baseline]]] = {
     "popularity": _popularity_factory,
     "recent_popularity": _recent_popularity_factory,
     "category_popularity": _category_popularity_factory,
