@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'PAGE_TABLE_COLUMNS', 'ESTIMATE_COLUMNS', 'pipeline_app', 'WANTED_PACKAGES', 'OPTIONAL_TOOLS', 'DOCTOR_MARKS',
-           'print_line', 'print_json', 'print_note', 'plain_console', 'print_rows', 'show_path', 'parse_sets',
-           'run_folder', 'open_run', 'warn_of_old_bundle', 'parse_time', 'output_to_stderr', 'without_display', 'Bar',
-           'variant_params', 'run_command', 'tune_command', 'items_to_add', 'add_items_command', 'print_answer',
+           'print_line', 'print_as_json', 'print_note', 'plain_console', 'print_rows', 'show_path', 'parse_sets',
+           'folder_of_run', 'open_run', 'warn_of_old_bundle', 'parse_time', 'output_to_stderr', 'without_display',
+           'Bar', 'variant_params', 'run_command', 'tune_command', 'items_to_add', 'add_items_command', 'print_answer',
            'recommend_command', 'explain_command', 'four_digits', 'print_comparison', 'evaluate_command',
            'leaks_command', 'estimate_cells', 'show_estimates', 'offpolicy_command', 'print_day', 'monitor_command',
            'stop_on_signals', 'no_news', 'wait_for_end', 'print_addresses', 'serve_command', 'serve_live', 'live_home',
@@ -45,7 +45,7 @@ def print_line(text: str) -> None:
     print(text, flush=True)
 
 
-def print_json(value) -> None:
+def print_as_json(value) -> None:
     "Print a value as one line of JSON."
     print_line(json.dumps(value, ensure_ascii=False))
 
@@ -109,7 +109,7 @@ def parse_sets(sets: list) -> dict:  # name -> checked value
     return {name: check_value(name, v, f"--set {name}") for name, v in map(parse_set, sets)}
 
 
-def run_folder(run: str) -> Path:
+def folder_of_run(run: str) -> Path:
     "Return the folder of a run, given its name or a path."
     return resolve(run) if "/" in run else run_dir(Params(dict(RUN=run), source="--run"))
 
@@ -122,7 +122,7 @@ def open_run(
     "Return a run's parameters; run the named stages where they are missing or out of date."
     from recsys.serve.ensemble import run_params
 
-    folder = run_folder(run)
+    folder = folder_of_run(run)
     if not (folder / "bundle" / "manifest.json").is_file():
         raise RecsysError(
             f"{folder}: no bundle; make it with: recsys run --params params/{folder.name}.yaml"
@@ -141,7 +141,7 @@ def warn_of_old_bundle(run: str) -> None:
     "Print a note where a run's stages are newer than its bundle."
     from recsys.core.pipeline import bundle_warning
 
-    if text := bundle_warning(run_folder(run)):
+    if text := bundle_warning(folder_of_run(run)):
         print_note(text)
 
 
@@ -372,7 +372,7 @@ def recommend_command(
         seed=seed,
     )
     if as_json:
-        print_json(answer)
+        print_as_json(answer)
     else:
         print_answer(answer)
 
@@ -411,7 +411,7 @@ def explain_command(
     )
     found = explain(load_run(run), request, item, k, draws)
     if as_json:
-        print_json(found)
+        print_as_json(found)
         return
     visitor = f"user {user}" if user else "an anonymous visitor"
     print_rows(f"Item {found['item_id']} for {visitor}", explained_rows(found))
@@ -461,7 +461,7 @@ def evaluate_command(
     systems = summarize(found["metrics"], found["fitted_on"])
     if as_json:
         head = dict(run=params.RUN, page=str(page), systems=systems)
-        print_json(head | dict(context=found["context"], compared=compared))
+        print_as_json(head | dict(context=found["context"], compared=compared))
         return
     title = (
         f"Run {params.RUN}, {len(found['ranks'].pos):,} cases; "
@@ -494,7 +494,7 @@ def leaks_command(
         rows = run_leaks(params, Criteria(events=events, cases=cases, z=z))
     found = [row["check"] for row in rows if row["verdict"] == "leak"]
     if as_json:
-        print_json(rows)
+        print_as_json(rows)
     else:
         print_rows(f"Leaks in run {params.RUN}", rows)
         verdict = f"LEAK: {', '.join(found)}" if found else "no leak found"
@@ -633,7 +633,7 @@ def monitor_command(
     with output_to_stderr():
         done = run_monitor(params, day)
     if as_json:
-        print_json(done)
+        print_as_json(done)
     else:
         print_day(params, done)
     if done["alarms"]:
@@ -870,14 +870,14 @@ def promote_command(
 ):
     "Judge a run's bundle against what is live, and make it live. Exit code 1: refused."
     without_display()
-    from recsys.operate.promote import Refused, run_promote
+    from recsys.operate.promote import PromotionRefused, run_promote
 
     with output_to_stderr() if as_json else contextlib.nullcontext():
         params = open_run(run, sets, ("feature_store", "triton"))
         warn_of_old_bundle(run)
         try:
             report = run_promote(params, force)
-        except Refused as error:
+        except PromotionRefused as error:
             figures = show_path(run_dir(params) / "promote" / "gate.md")
             print_line(f"{error}\n{figures} has the figures; --force REASON overrules the gate")
             raise typer.Exit(1) from None
@@ -1081,7 +1081,7 @@ def pipeline_status_command(
     "List the newest runs. The exit code is 1 where the newest one failed."
     from recsys.operate import kubeflow
 
-    rows = kubeflow.status(host, last)
+    rows = kubeflow.pipeline_runs(host, last)
     if as_json:
         print_line(json.dumps(rows))
     elif rows:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PIPELINES', 'NEEDS', 'RETRIES', 'BACKOFF', 'EXPERIMENT', 'shop_contract', 'tables_template', 'write_tables',
-           'params_file', 'find_stage', 'stages_of', 'edges', 'Needs', 'Cluster', 'parameters_of', 'stage_component',
-           'finish_component', 'equip', 'pipeline_of', 'compile_pipeline', 'read_pipeline', 'compare', 'check_pipeline',
-           'run_stage', 'digest', 'numbers', 'notebook_html', 'local_path', 'task_params', 'write_outputs',
-           'push_metrics', 'push_registry', 'outcome', 'push_stage', 'run_task', 'finish', 'open_client',
-           'arguments_of', 'submit', 'six_fields', 'schedule', 'status']
+           'params_file', 'find_stage', 'pipeline_stages', 'edges', 'Needs', 'Cluster', 'parameters_of',
+           'stage_component', 'finish_component', 'equip', 'pipeline_of', 'compile_pipeline', 'read_pipeline',
+           'list_differences', 'check_pipeline', 'run_stage', 'digest', 'numbers', 'notebook_html', 'local_path',
+           'task_params', 'write_outputs', 'push_metrics', 'push_registry', 'outcome', 'push_stage', 'run_task',
+           'finish', 'open_client', 'task_arguments', 'submit', 'six_fields', 'schedule', 'pipeline_runs']
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-02
 import json
@@ -34,8 +34,8 @@ from filelock import FileLock
 
 from ..core.params import PARAMS, Params, RecsysError
 from recsys.core.pipeline import (
-    LISTS,
     KERNEL_ENVIRONMENT,
+    LISTS,
     Stage,
     check_paths,
     is_done,
@@ -97,7 +97,7 @@ PIPELINES = LISTS  # name -> stages
 
 def params_file(name: str) -> Path:
     "Find the params file of a pipeline; raise `RecsysError` for a name that isn't there."
-    stages_of(name)
+    pipeline_stages(name)
     return find_root() / "params" / f"cluster{'' if name == 'full' else f'-{name}'}.yaml"
 
 
@@ -109,7 +109,7 @@ def find_stage(name: str) -> Stage:
     return known[name]
 
 
-def stages_of(name: str) -> tuple:  # of Stage
+def pipeline_stages(name: str) -> tuple:  # of Stage
     "Find a pipeline's stages; raise `RecsysError` for a name that isn't there."
     if name not in PIPELINES:
         raise RecsysError(f"no pipeline {name}; there are {', '.join(PIPELINES)}")
@@ -263,7 +263,7 @@ def pipeline_of(name: str, p: Params, cluster: Cluster):  # kfp pipeline
     "Build a pipeline from its stages; a params file's values are the defaults of its inputs."
     from kfp import dsl
 
-    stages, inputs = stages_of(name), parameters_of(stages_of(name))
+    stages, inputs = pipeline_stages(name), parameters_of(pipeline_stages(name))
     waits = edges(stages)
     parts, finish = (
         {s.name: stage_component(s, waits[s.name], cluster) for s in stages},
@@ -313,7 +313,7 @@ def compile_pipeline(
 
         with atomic_path(path) as tmp:
             compiler.Compiler().compile(pipeline_of(name, p, cluster), str(tmp))
-    check_pipeline(path, stages_of(name), cluster)
+    check_pipeline(path, pipeline_stages(name), cluster)
     return Path(path)
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-31
@@ -342,7 +342,7 @@ def read_pipeline(path: Path) -> tuple:  # pipeline and platform specification a
     return tuple(documents)
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-32
-def compare(what: str, found, wanted) -> list:  # of sentences
+def list_differences(what: str, found, wanted) -> list:  # of sentences
     "Say what one side has and the other lacks."
     found, wanted = set(found), set(wanted)
     return [
@@ -361,7 +361,7 @@ def check_pipeline(path: Path, stages: tuple, cluster: Cluster = Cluster()) -> N
         platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"],
     )
     task, waits = lambda name: name.replace("_", "-"), edges(stages)  # Kubeflow's spelling
-    wrong = compare("task", inner, [task(s.name) for s in stages]) + compare(
+    wrong = list_differences("task", inner, [task(s.name) for s in stages]) + list_differences(
         "input",
         spec["root"].get("inputDefinitions", dict(parameters={}))["parameters"],
         parameters_of(stages),
@@ -369,20 +369,20 @@ def check_pipeline(path: Path, stages: tuple, cluster: Cluster = Cluster()) -> N
     for s in (s for s in stages if task(s.name) in inner):
         component = spec["components"][inner[task(s.name)]["componentRef"]["name"]]
         container = executors[component["executorLabel"]]["container"]
-        wrong += compare(
+        wrong += list_differences(
             f"{s.name}: edge from",
             inner[task(s.name)].get("dependentTasks", ()),
             map(task, waits[s.name]),
         )
-        wrong += compare(
+        wrong += list_differences(
             f"{s.name}: parameter",
             component["inputDefinitions"]["parameters"],
             [*notebook_parameters(s.notebook), *(f"after_{a}" for a in waits[s.name])],
         )
-        wrong += compare(
+        wrong += list_differences(
             f"{s.name}: argument", container["args"], ["stage", s.name, "--executor-input", "{{$}}"]
-        ) + compare(f"{s.name}: image", [container["image"]], [cluster.image])
-        wrong += compare(
+        ) + list_differences(f"{s.name}: image", [container["image"]], [cluster.image])
+        wrong += list_differences(
             f"{s.name}: volume",
             [
                 m["constant"]
@@ -611,9 +611,9 @@ def open_client(host: str):  # kfp.Client
     return Client(host=host)
 
 
-def arguments_of(name: str, p: Params) -> dict:
+def task_arguments(name: str, p: Params) -> dict:
     "Take a pipeline's inputs out of a params file."
-    return {n: p[n] for n in parameters_of(stages_of(name))}
+    return {n: p[n] for n in parameters_of(pipeline_stages(name))}
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-51
 EXPERIMENT = "recsys"
@@ -633,7 +633,7 @@ def submit(
         file = compile_pipeline(name, p, Path(d) / "pipeline.yaml", cluster)
         return client.create_run_from_pipeline_package(
             str(file),
-            arguments=arguments_of(name, p),
+            arguments=task_arguments(name, p),
             run_name=f"{name} {p.RUN}",
             experiment_name=EXPERIMENT,
         ).run_id
@@ -670,7 +670,7 @@ def schedule(
             job,
             cron_expression=cron,
             pipeline_package_path=str(file),
-            params=arguments_of(name, p),
+            params=task_arguments(name, p),
             max_concurrency=1,
             no_catchup=True,
         )
@@ -679,7 +679,7 @@ def schedule(
     return made.recurring_run_id
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-54
-def status(host: str, last: int = 10) -> list:  # of dicts, newest first
+def pipeline_runs(host: str, last: int = 10) -> list:  # of dicts, newest first
     "List the newest runs: name, state, when, what went wrong."
     client = open_client(host)
     try:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'volume', 'wait_live', 'live_params', 'triton_command', 'triton_pod', 'start_of_clock', 'follow_once',
-           'follow_pod', 'Health', 'metrics_text', 'worker_metrics', 'worker_pod', 'waiting', 'materialise_pod',
+           'follow_pod', 'WorkerHealth', 'metrics_text', 'worker_metrics', 'worker_pod', 'waiting', 'materialise_pod',
            'monitor_pod', 'gateway_pod', 'run_pod']
 
 # %% ../../nbs/7_operate/05_pods.ipynb #pods-02
@@ -199,7 +199,7 @@ def follow_pod(home: Path, stop: threading.Event, every: float = 0.5, **over) ->
             stop.wait(every)
 
 # %% ../../nbs/7_operate/05_pods.ipynb #pods-16
-class Health:
+class WorkerHealth:
     "Serve `/healthz` and `/metrics` of a process that makes steps."
 
     def __init__(
@@ -268,7 +268,7 @@ def metrics_text(values: dict) -> str:  # Prometheus' text format
     )
 
 # %% ../../nbs/7_operate/05_pods.ipynb #pods-19
-def worker_metrics(worker) -> dict:  # for `Health`
+def worker_metrics(worker) -> dict:  # for `WorkerHealth`
     "Say how far a worker is behind, and what it did."
     try:
         behind = worker.lag()
@@ -295,7 +295,7 @@ def worker_pod(
     from recsys.online.worker import open_worker
 
     workers = []
-    with Health(
+    with WorkerHealth(
         port, host, metrics=lambda: worker_metrics(workers[-1]) if workers else {}
     ) as health:
         while not stop.is_set() and waiting(home, stop, health):
@@ -321,7 +321,7 @@ def worker_pod(
             print(json.dumps(worker.stats), flush=True)
 
 
-def waiting(home: Path, stop: threading.Event, health: Health) -> bool:  # something is live
+def waiting(home: Path, stop: threading.Event, health: WorkerHealth) -> bool:  # something is live
     "Wait for the first promotion, alive all the while."
     while not (live := read_live(home)) and not stop.is_set():
         health.beat()

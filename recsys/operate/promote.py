@@ -8,7 +8,8 @@ __all__ = ['ONLINE_RULES', 'store_home', 'bundle_path', 'live_lock', 'sync', 'wr
            'readable', 'rule_differences', 'live_folder', 'live_repository', 'write_live', 'pinned_bundle', 'lay_out',
            'sweep_repository', 'replicas_of', 'alive', 'answered_by', 'settle', 'move', 'load_beside', 'run_folder',
            'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'LiveServer', 'served_live',
-           'replica_folder', 'status', 'status_text', 'carry_added', 'Refused', 'run_promote', 'judge', 'gate_metrics']
+           'replica_folder', 'status', 'status_text', 'carry_added', 'PromotionRefused', 'run_promote',
+           'judge_candidate', 'gate_metrics']
 
 # %% ../../nbs/7_operate/02_promote.ipynb #promote-02
 import os
@@ -674,7 +675,7 @@ def carry_added(
     return len(missing)
 
 # %% ../../nbs/7_operate/02_promote.ipynb #promote-62
-class Refused(RecsysError):
+class PromotionRefused(RecsysError):
     "Say that the gate has refused a bundle."
 
 
@@ -682,7 +683,7 @@ def run_promote(
     p: Params,
     force: str = "",  # why the bundle goes live though the gate refuses it
 ) -> dict:  # as `move`; empty where the bundle is live already
-    "Judge a run's bundle and make it live; raise `Refused` with the gate's reasons."
+    "Judge a run's bundle and make it live; raise `PromotionRefused` with the gate's reasons."
     if p.RUN in ("live", "bundles"):
         raise RecsysError(
             f"RUN is {p.RUN}, which is where promoted bundles lie; choose another name"
@@ -696,7 +697,7 @@ def run_promote(
             rec.note(f"bundle {candidate.version} is live already, since {live['since']}")
             return dict(pointer=live, replicas=rows, pruned=[], seconds=0.0)
         with rec.timing("gate"):
-            decision = judge(p, home, candidate, live, force, rec)
+            decision = judge_candidate(p, home, candidate, live, force, rec)
         with live_lock(home):
             keep_bundle(
                 home,
@@ -745,10 +746,10 @@ def run_promote(
     return report
 
 # %% ../../nbs/7_operate/02_promote.ipynb #promote-63
-def judge(
+def judge_candidate(
     p: Params, home: Path, candidate: Bundle, live: dict, force: str, rec
 ) -> dict:  # decision
-    "Ask the gate, and keep its decision as gate.json, gate.md and a picture; raise `Refused` unless it passes or is forced."
+    "Ask the gate, and keep its decision as gate.json, gate.md and a picture; raise `PromotionRefused` unless it passes or is forced."
     from recsys.operate.gate import decide, gate_text, plot_gate
 
     comparable = live and readable(home, live["version"])
@@ -770,7 +771,7 @@ def judge(
     for r in decision["reasons"]:
         rec.note(f"against it: {r}")
     if decision["reasons"] and not force:
-        raise Refused(
+        raise PromotionRefused(
             "the gate refuses bundle "
             + candidate.version
             + ":\n"
