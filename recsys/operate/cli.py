@@ -259,10 +259,10 @@ def tune_command(
     sets: list[str] = _SET_OVER_FILE,
 ):
     "Search a stage's parameters on validation and write the best; called again, it goes on."
-    from recsys.models.tune import plot_trials, tune, write_params
+    from recsys.models.tune import plot_trials, search_parameters, write_params
 
     chosen = load_params(params, tuple(sets))
-    best, tried = tune(chosen, stage, trials, minutes, say=print_line)
+    best, tried = search_parameters(chosen, stage, trials, minutes, say=print_line)
     folder = run_dir(chosen) / "tune"
     target = write_params(params, best, out or folder / f"{stage}.yaml")
     picture = folder / f"{stage}.png"
