@@ -73,13 +73,19 @@ def draw_pages(
     "Draw a page for every request."
     seeds = np.random.default_rng(seed).integers(0, 2**53, len(policy["rows"]))
     pages, propensities = [], []
-    for block in blocks(*policy["rows"].shape, _BLOCK_CELLS):
+    for block in _request_blocks(policy):
         arguments = take_requests(policy, block)
         beyond = np.arange(width) >= arguments.pop("k")[:, None]
         page, propensity = rerank(**arguments, seed=seeds[block], k=width)
         pages.append(np.where(beyond, -1, page))
         propensities.append(np.where(beyond, 0, propensity))
     return np.concatenate(pages), np.concatenate(propensities)
+
+
+def _request_blocks(policy: dict):
+    "Return slices of requests whose candidates fit in memory together."
+    n_requests, n_candidates = policy["rows"].shape
+    return blocks(n_requests, n_candidates, _BLOCK_CELLS)
 
 # %% ../../nbs/4_evaluate/08_offpolicy.ipynb #offpolicy-12
 _FORCE = 1e300  # noise that decides a draw
@@ -93,7 +99,7 @@ def page_chances(
     return np.concatenate(
         [
             _block_chances(take_requests(policy, block), pages[block])
-            for block in blocks(*policy["rows"].shape, _BLOCK_CELLS)
+            for block in _request_blocks(policy)
         ]
     )
 
@@ -398,7 +404,7 @@ def guess_clicks(
     fold = (rng.permutation(user.max() + 1) % folds)[user]
     share = score_share(log["scores"], log["rows"])
     models = _fit_folds(log, click_inputs(share, log["page"]), fold, folds)
-    on_target = 0
+    on_target = np.zeros(len(share))
     for page_seed in rng.integers(0, 2**31, draws):
         pages = draw_pages(target, log["page"].shape[1], page_seed)[0]
         on_target = on_target + _expected_clicks(models, share, pages).sum(1)
@@ -490,8 +496,8 @@ def off_policy(
     gains = (value - value[0], *np.quantile(drawn - drawn[:, :1], quantiles, axis=0))
     columns |= dict(zip(("gain", "gain_low", "gain_high"), gains))
     known = dict(ess=size, heaviest=top, requests=len(found), users=len(sums))
-    rows = [
-        dict(estimator=name) | {column: float(x[i]) for column, x in columns.items()} | known
+    rows: list[dict] = [
+        {"estimator": name, **{column: float(x[i]) for column, x in columns.items()}, **known}
         for i, name in enumerate(ESTIMATORS)
     ]
     rows[0] |= dict(ess=float(len(found)), heaviest=1 / len(found))  # the log is what it is

@@ -111,10 +111,12 @@ def encode_contents(
     every: int = 2048,  # vectors of a cache part
 ) -> tuple:  # vectors {key: float32 [dim]}, undecodable {key: reason}
     "Encode contents in batches, writing cache parts on the way."
-    keys, found, undecodable, saved = list(sources), {}, {}, 0
+    found: dict[str, np.ndarray] = {}
+    undecodable: dict[str, str] = {}
+    keys, saved = list(sources), 0
     if not keys:
         return found, undecodable
-    with progress(None, desc, total=len(keys)) as bar:
+    with progress((), desc, total=len(keys)) as bar:
         for start in range(0, len(keys), encoder.batch):
             batch = keys[start : start + encoder.batch]
             vectors, reasons = _encode_batch({key: sources[key] for key in batch}, encoder)
@@ -347,13 +349,16 @@ def plot_map(
     is_other = ~np.isin(categories, largest)
     other_label = f"{len(names) - len(largest)} others" if is_other.any() else None
     fig, ax = plt.subplots(figsize=(7, 5))
-    ax.scatter(*vectors[is_other, :2].T, s=6, color="0.85", label=other_label)
+    x, y = vectors[:, 0], vectors[:, 1]
+    ax.scatter(x[is_other], y[is_other], s=6, color="0.85", label=other_label)
     for i, name in enumerate(largest):
+        is_category = categories == name
         ax.scatter(
-            *vectors[categories == name, :2].T,
+            x[is_category],
+            y[is_category],
             s=16,
             marker="os^Dvx"[i],
-            color=plt.cm.viridis(i / 6),
+            color=plt.get_cmap("viridis")(i / 6),
             alpha=0.7,
             label=name,
         )

@@ -5,14 +5,22 @@
 # %% auto #0
 __all__ = ['COMBINERS', 'STATE_PARAMETERS', 'column_schema', 'embedding_tables', 'ItemVector', 'content_by_id', 'content_scale',
            'History', 'TowerInputs', 'Head', 'tower_signature', 'TwoTower', 'build_towers', 'query_variables',
-           'choose_loss', 'CandidateSampler', 'softmax_loss', 'make_training_step', 'save_state', 'load_state',
-           'baked_history', 'export_onnx']
+           'choose_loss', 'CandidateSampler', 'softmax_loss', 'lazy_adam', 'make_training_step', 'save_state',
+           'load_state', 'baked_history', 'export_onnx']
 
 # %% ../../nbs/2_models/02_towers.ipynb #towers-02
-import contextlib
+import logging
 import os
+import warnings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+warnings.filterwarnings("ignore", message="PyTorch dtype mappings did not load")
+logging.getLogger("tensorflow").addFilter(
+    lambda record: "Please fix your imports" not in record.getMessage()
+)
+
+# %% ../../nbs/2_models/02_towers.ipynb #towers-04
+import contextlib
 from pathlib import Path
 
 import merlin.models.tf as mm
@@ -37,7 +45,7 @@ from recsys.data.features import (
 )
 from .encoders import tidy_graph
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-07
+# %% ../../nbs/2_models/02_towers.ipynb #towers-09
 def column_schema(
     f: Feature,  # of the contract, with its cardinality
 ) -> ColumnSchema:  # a list is dense, [B, f.dim]
@@ -59,7 +67,7 @@ def column_schema(
         is_ragged=False,
     )
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-11
+# %% ../../nbs/2_models/02_towers.ipynb #towers-13
 _SMALL_DIM = 16  # components of all tables but those of items and users, at most
 
 
@@ -76,7 +84,7 @@ def embedding_tables(
     schema = Schema([column_schema(f) for f in features])
     return mm.Embeddings(schema, dim=dims, sequence_combiner=None).parallel_dict
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-14
+# %% ../../nbs/2_models/02_towers.ipynb #towers-16
 class ItemVector(tf.keras.layers.Layer):
     "Item vectors: the id's embedding plus the projected content."
 
@@ -102,7 +110,7 @@ class ItemVector(tf.keras.layers.Layer):
         identity = self.table(tf.expand_dims(ids, -1))
         return identity + self.project(content * self.scale) if self.has_content else identity
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-17
+# %% ../../nbs/2_models/02_towers.ipynb #towers-19
 def content_by_id(
     prep,  # prepared data: `contract`, `item_inputs`, `item_counts`
 ) -> np.ndarray:  # float32 [cardinality of item_id, width], zeros below the first known id
@@ -131,7 +139,7 @@ def content_scale(
         start += f.dim
     return np.concatenate(scales).astype(np.float32)
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-20
+# %% ../../nbs/2_models/02_towers.ipynb #towers-22
 COMBINERS = {  # TT_COMBINER -> base of the first weights of each mean
     "decay": (0.8, 1.0),
     "mean": (1.0,),
@@ -173,7 +181,7 @@ class History(tf.keras.layers.Layer):
         vectors = tf.reshape(self.vectors(tf.reshape(ids, [-1])), [-1, self.length, self.items.dim])
         return tf.reshape(weight @ vectors, [-1, self.heads * self.items.dim])
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-23
+# %% ../../nbs/2_models/02_towers.ipynb #towers-25
 class TowerInputs(tf.keras.layers.Layer):
     "One row of numbers from a tower's features: item-space vectors, embeddings, numbers."
 
@@ -215,7 +223,7 @@ class TowerInputs(tf.keras.layers.Layer):
         content = tf.concat([inputs[n] for n in self.content], -1) if self.content else None
         return self.first(*[inputs[n] for n in self.names], content)
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-26
+# %% ../../nbs/2_models/02_towers.ipynb #towers-28
 class Head(tf.keras.layers.Layer):
     "A tower's output: hidden layers, plus the mean of the item-space vectors in front."
 
@@ -243,7 +251,7 @@ class Head(tf.keras.layers.Layer):
         vectors = [row[:, i * self.dim : (i + 1) * self.dim] for i in range(self.first)]
         return out + tf.add_n(vectors) / self.first
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-29
+# %% ../../nbs/2_models/02_towers.ipynb #towers-31
 def tower_signature(
     features: list,  # of one tower
 ) -> dict:  # feature -> tf.TensorSpec with a free batch
@@ -255,7 +263,7 @@ def tower_signature(
         specs[f.name] = tf.TensorSpec(shape, dtype, name=f.name)
     return specs
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-32
+# %% ../../nbs/2_models/02_towers.ipynb #towers-34
 class TwoTower(tf.keras.Model):
     "Query tower and candidate tower: two Merlin encoders that share their tables."
 
@@ -309,13 +317,13 @@ def build_towers(
     model({name: tf.zeros([1, *spec.shape[1:]], spec.dtype) for name, spec in specs.items()})
     return model
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-36
+# %% ../../nbs/2_models/02_towers.ipynb #towers-38
 def query_variables(model: TwoTower) -> list:  # of tf.Variable
     "Return the variables of the query tower that the candidate tower doesn't share."
     shared = {id(v) for v in model.candidate.trainable_variables}
     return [v for v in model.query.trainable_variables if id(v) not in shared]
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-39
+# %% ../../nbs/2_models/02_towers.ipynb #towers-41
 def choose_loss(
     items: int,  # that occur in training
     drawn: int,  # candidates of a step with sampling
@@ -323,7 +331,7 @@ def choose_loss(
     "Return full where the whole catalogue costs hardly more than a sample, else sampled."
     return "full" if items <= 1.5 * drawn else "sampled"
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-42
+# %% ../../nbs/2_models/02_towers.ipynb #towers-44
 class CandidateSampler:
     "The candidates of each training step, with the log probability of each to be among them."
 
@@ -364,7 +372,7 @@ class CandidateSampler:
         log_absent = log_absent + self.negatives * np.log1p(-self.drawn[rows])
         return rows, place[: len(items)], np.log(-np.expm1(log_absent)).astype(np.float32)
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-46
+# %% ../../nbs/2_models/02_towers.ipynb #towers-48
 _EXCLUDED = -1e4  # added to a score, so that its exponential is zero
 
 
@@ -390,7 +398,12 @@ def softmax_loss(
     )
     return tf.reduce_mean(top + tf.math.log(total) - own)
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-50
+# %% ../../nbs/2_models/02_towers.ipynb #towers-52
+def lazy_adam(rate: float):  # mm.LazyAdam
+    "Return an Adam optimiser that moves only the table rows that a batch used."
+    return mm.LazyAdam(rate)
+
+
 def make_training_step(
     model: TwoTower,
     item_inputs: dict,  # feature -> array over all items
@@ -432,7 +445,7 @@ def make_training_step(
 
     return step
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-56
+# %% ../../nbs/2_models/02_towers.ipynb #towers-58
 STATE_PARAMETERS = ("TT_DIM", "TT_HIDDEN", "TT_COMBINER", "TT_DROPOUT", "SEED")
 
 
@@ -475,7 +488,7 @@ def load_state(
         weight.assign(array)
     return model
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-59
+# %% ../../nbs/2_models/02_towers.ipynb #towers-61
 @contextlib.contextmanager
 def baked_history(model: TwoTower):
     "Replace the computation of history items' vectors by a table while a graph is traced."
@@ -489,7 +502,7 @@ def baked_history(model: TwoTower):
     finally:
         model.history.baked = None
 
-# %% ../../nbs/2_models/02_towers.ipynb #towers-61
+# %% ../../nbs/2_models/02_towers.ipynb #towers-63
 def export_onnx(
     tower,  # mm.Encoder
     takes: list,  # its features

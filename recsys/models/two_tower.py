@@ -21,7 +21,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
 
@@ -38,6 +37,7 @@ from recsys.models.towers import (
     choose_loss,
     content_by_id,
     export_onnx,
+    lazy_adam,
     load_state,
     make_training_step,
     save_state,
@@ -68,7 +68,7 @@ class RecentlySeen:
         self.prep, self.days = prep, days
         events = prep.events
         is_case = np.asarray(events["case"])
-        self.history_times = np.asarray(events["timestamp"])[is_case] if days > 0 else None
+        self.history_times = np.asarray(events["timestamp"])[is_case]
 
     def __call__(
         self,
@@ -298,15 +298,17 @@ def train_epoch(
 ) -> tuple[float, float, float]:  # first loss, mean loss, seconds without the first step
     "Run one pass of batches; the first step is left out of the time because it compiles."
     losses: list = []
-    start = None
+    start = time.perf_counter()
     for batch in progress(prefetch(batches), desc, total):
         losses.append(step(*batch))
-        if start is None:
-            first, start = float(losses[0]), time.perf_counter()
-    mean = float(np.mean([float(loss) for loss in losses]))
+        if len(losses) == 1:
+            float(losses[0])  # waits for the first step
+            start = time.perf_counter()
+    values = [float(loss) for loss in losses]
+    mean = float(np.mean(values))
     if not np.isfinite(mean):
         raise RecsysError(f"two-tower: the loss is {mean}; lower TT_LR")
-    return first, mean, time.perf_counter() - start
+    return values[0], mean, time.perf_counter() - start
 
 # %% ../../nbs/2_models/03_two_tower.ipynb #two-tower-42
 DEFAULT_LEARNING_RATES = dict(time=0.002, leave_one_out=0.008)  # SPLIT -> Adam's rate
@@ -321,7 +323,8 @@ class _BestWeights:
     "The weights of the best epoch so far."
 
     def __init__(self, model: TwoTower):
-        self.model, self.weights = model, []
+        self.model = model
+        self.weights: list[np.ndarray] = []
         self.score, self.epoch = -np.inf, 0
 
     def offer(self, score: float, epoch: int) -> bool:
@@ -366,7 +369,7 @@ def fit(
     step = make_training_step(
         model,
         prep.item_inputs(np.arange(len(prep.item_counts))),
-        mm.LazyAdam(learning_rate(prep, params)),
+        lazy_adam(learning_rate(prep, params)),
         kept=kept,
     )
     names, n_batches = model.query_features.names(), -(-len(train) // params.TT_BATCH)
