@@ -69,7 +69,8 @@ def check_timestamp(
     now=None,  # clock; missing: any moment will do
 ) -> int:
     "Return the second of an event; raise `RecsysError` if it is no second or a day too late."
-    if not isinstance(ts, numbers.Integral) or isinstance(ts, bool) or not 0 <= ts < 2**40:
+    is_whole = isinstance(ts, numbers.Integral) and not isinstance(ts, bool)
+    if not is_whole or not 0 <= ts < 2**40:
         raise RecsysError(f"timestamp: found {ts!r:.60}, expected whole seconds since 1970 UTC")
     if now is not None and ts > now + DAY:
         raise RecsysError(

@@ -140,7 +140,7 @@ def read_impression(fields: dict) -> dict:  # of a stream entry, bytes -> column
         raise RecsysError(
             f"impression: expected fields and a timestamp in seconds, found {shown!r:.60}"
         )
-    row = {name: _as_log_text(shown.get(name, "")) for name in IMPRESSION_FIELDS}
+    row: dict = {name: _as_log_text(shown.get(name, "")) for name in IMPRESSION_FIELDS}
     for name, kind in _IMPRESSION_LISTS.items():
         row[name] = [kind(x) for x in shown.get(name) or ()]
     return row | dict(timestamp=ts, at=ts)

@@ -322,7 +322,7 @@ def run_scripts(
 
     sha = hashlib.sha1(source.encode()).hexdigest()
     answers = [None] * len(calls)
-    left = range(len(calls))  # numbers of the calls that have not run
+    left = list(range(len(calls)))  # numbers of the calls that have not run
     for _ in range(2):
         pipe = client.pipeline(transaction=False)
         for i in left:
@@ -381,7 +381,7 @@ def add_many(
     kept = [i for i in np.argsort(ts, kind="stable").tolist() if users[i] and ttl[i] > 0]
     for start in range(0, len(kept), batch):
         part = kept[start : start + batch]
-        by_user = {}
+        by_user: dict = {}
         for i, token in zip(part, self.tokens([items[i] for i in part])):
             entry = recent_entry(ts[i], types[i], items[i]) if types[i] else b""
             by_user.setdefault(users[i], []).append((int(ts[i]), int(ttl[i]), token, entry))
@@ -432,10 +432,10 @@ def seen(
     wanted = [i for i, user in enumerate(users) if user and self.days and len(hashes[i])]
     if not wanted:
         return masks
-    ids = {i: ids[i].tolist() if isinstance(ids[i], np.ndarray) else ids[i] for i in wanted}
-    found = self._read([(users[i], hashes[i], ids[i], clocks[i]) for i in wanted])
+    names = {i: ids[i].tolist() if isinstance(ids[i], np.ndarray) else ids[i] for i in wanted}
+    found = self._read([(users[i], hashes[i], names[i], clocks[i]) for i in wanted])
     for i, (mask, recent) in zip(wanted, found):
-        masks[i] = mask | self._in_recent(recent, ids[i], clocks[i])
+        masks[i] = mask | self._in_recent(recent, names[i], clocks[i])
     return masks
 
 

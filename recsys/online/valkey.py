@@ -263,8 +263,10 @@ def _is_connection_failure(error: Exception) -> bool:
 def _package_path(package: str, name: str) -> Path | None:  # None where it isn't installed
     "Return the path of a file inside an installed package, without importing the package."
     spec = importlib.util.find_spec(package)
-    path = Path(spec.submodule_search_locations[0]) / name if spec else None
-    return path if path and path.is_file() else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0]) / name
+    return path if path.is_file() else None
 
 
 class EmbeddedValkey(OwnedProcess):

@@ -219,7 +219,7 @@ class Worker:
         push,  # writes history rows online, `HistoryWriter`
         folders: dict,  # `popularity.log_folders`
         p: Params,  # EVENT_DAYS, POPULARITY_HALF_LIFE, STREAM_LENGTH
-        categories: list = (),  # raw category of each item row, '' where it has none
+        categories=(),  # raw category of each item row, '' where it has none
         landmark: int = 0,  # second L of popularity, where materialisation has set none
         batch: int = 2000,  # entries read at once, at most
         log_seconds: float = 5,  # entries wait that long for their parquet file
@@ -321,8 +321,9 @@ def update_features(self: Worker, events: list) -> list:  # rows for the feature
             continue  # the user was forgotten meanwhile
         last = past.seconds[-1]
         states = {second: past.state(second) for second in {*seconds, last}}
-        newest.append(dict(states[last], user_id=user))
-        logged += [_log_row(user, states[second]) for second in seconds if states[second]]
+        newest.append(dict(states[last] or {}, user_id=user))
+        known = [state for second in seconds if (state := states[second])]
+        logged += [_log_row(user, state) for state in known]
     self.push(newest)
     self.stats["users"] += len(newest)
     return logged
@@ -598,7 +599,7 @@ def lag(
     behind: dict = {}
     for stream in self.segments:
         groups = self.client.xinfo_groups(stream)
-        group = next((g for g in groups if g["name"] == GROUP.encode()), {})
+        group: dict = next((g for g in groups if g["name"] == GROUP.encode()), {})
         behind[stream] = dict(unread=group.get("lag"), unacknowledged=group.get("pending"))
     return behind | dict(ms=self.stats["lag_ms"])
 
