@@ -104,9 +104,8 @@ def offline_tables(
     from recsys.data.prep import load_prepared
 
     prep_folder = stage_dir(p, "data_prep")
-    events = {
-        k: np.asarray(load_prepared(p).events[k]) for k in ("user", "item", "timestamp", "case")
-    }
+    prepared = load_prepared(p).events
+    events = {k: np.asarray(prepared[k]) for k in ("user", "item", "timestamp", "case")}
     users = load_arrays(prep_folder / "users.npz")["user_id"]
     profiles = pd.read_parquet(stage_dir(p, "ingest") / "users.parquet")
     items = pd.read_parquet(prep_folder / "items.parquet")
