@@ -23,11 +23,11 @@ from recsys.recommend.recommender import (
 )
 from recsys.serve.ensemble import (
     StepMember,
-    text_column,
     json_column,
     onnx_tensors,
     pack_context,
     request_of,
+    text_column,
     unpack_context,
 )
 from recsys.serve.member import PythonMember

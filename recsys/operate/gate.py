@@ -30,12 +30,15 @@ from ..recommend.recommender import fill_candidates, seen_since
 
 # %% ../../nbs/7_operate/01_gate.ipynb #gate-07
 def gate_cases(prep: Prepared, p: Params) -> np.ndarray:  # positions into events, sorted
-    "Sample the test cases of the last GATE_DAYS; all test cases where each user's last event is held out."
+    """Sample the test cases of the last GATE_DAYS; all test cases where each user's last event is
+    held out.
+    """
     pos = prep.positions("test")
     ts = np.asarray(prep.events["timestamp"][pos])
     if not len(pos):
         raise RecsysError(
-            f"run {p.RUN} holds out no cases, so that nothing can be judged; give TEST a larger share"
+            f"run {p.RUN} holds out no cases, so that nothing can be judged; give TEST a "
+            f"larger share"
         )
     if prep.meta["split"] == "time":
         pos = pos[ts > ts.max() - p.GATE_DAYS * DAY]
@@ -47,7 +50,9 @@ def gate_cases(prep: Prepared, p: Params) -> np.ndarray:  # positions into event
 
 # %% ../../nbs/7_operate/01_gate.ipynb #gate-10
 def same_encoder(prep: Prepared, bundle: Bundle) -> bool:
-    "Tell whether a bundle reads a run's data as they are: its encoder is the run's, and the run's catalogue begins with the bundle's."
+    """Tell whether a bundle reads a run's data as they are: its encoder is the run's, and the
+    run's catalogue begins with the bundle's.
+    """
     ids = item_ids(prep)
     return all(
         sha256_file(prep.folder / f) == bundle.manifest["files"][f]
@@ -89,9 +94,12 @@ def features_for(
         other.hist_items = np.array(other.hist_items)  # the folder goes
     place = {i: r for r, i in enumerate(order)}
     rows = np.array([place[i] for i in table.item_id])
-    by = lambda e, item: np.lexsort(
-        (e["type"], item, e["timestamp"], e["user"])
-    )  # the same events in the same order, whatever the items' rows
+
+    def by(e, item):
+        return np.lexsort(
+            (e["type"], item, e["timestamp"], e["user"])
+        )  # the same events in the same order, whatever the items' rows
+
     mine, theirs, at = (
         by(prep.events, rows[prep.events["item"]]),
         by(other.events, other.events["item"]),
@@ -128,9 +136,12 @@ def gate_values(
 ) -> dict:  # candidate, popularity, live -> GATE_METRIC of each case
     "Measure the pages of each system on the gate's cases."
     k, masked, of = int(p.GATE_METRIC.partition("@")[2]), is_masked(prep, p.MASK_HISTORY), {}
-    value = lambda rows, data, at: case_metrics(
-        rank_of_relevant(rows, np.asarray(data.events["item"][at])), (k,)
-    )[p.GATE_METRIC]
+
+    def value(rows, data, at):
+        return case_metrics(rank_of_relevant(rows, np.asarray(data.events["item"][at])), (k,))[
+            p.GATE_METRIC
+        ]
+
     for name, b in (("candidate", candidate), ("live", live)):
         if b:
             data, at = features_for(prep, b, p, pos)
@@ -155,7 +166,9 @@ def compare_candidate(
 
 
 def gate_segments(prep: Prepared, pos: np.ndarray, p: Params) -> dict:  # name -> bool [B]
-    "Cut the cases into the segments that the rules name; raise `RecsysError` for a name that isn't there."
+    """Cut the cases into the segments that the rules name; raise `RecsysError` for a name that
+    isn't there.
+    """
     cuts = segments(prep, pos) | fine_segments(prep, pos)
     names = [s.strip() for s in p.GATE_SEGMENTS.split(",") if s.strip()]
     if unknown := [n for n in names if n not in cuts]:
@@ -170,7 +183,11 @@ def gate_rules(
     rows, everyone = [], np.ones(len(users), bool)
 
     def judge(rule, row, passed, wanted):
-        text = f"{row['segment'].replace('_', ' ')}: {p.GATE_METRIC} {row['candidate']:.4f} against {row['other']}'s {row['value']:.4f}, {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}), {row['cases']:,} cases; wanted {wanted}"
+        text = (
+            f"{row['segment'].replace('_', ' ')}: {p.GATE_METRIC} {row['candidate']:.4f} "
+            f"against {row['other']}'s {row['value']:.4f}, {row['difference']:+.4f} "
+            f"({row['low']:+.4f} to {row['high']:+.4f}), {row['cases']:,} cases; wanted {wanted}"
+        )
         rows.append(row | dict(rule=rule, passed=bool(passed), reason=text))
 
     if p.GATE_POPULARITY:
@@ -216,7 +233,8 @@ def decide(
     for name, b, told in (("candidate", candidate, reasons), ("live bundle", live, notes)):
         if b and prep.meta["split"] == "time" and b.manifest["data"]["train"][1] >= ts.min():
             told.append(
-                f"the {name} was trained on the cases that it is judged by, which are {when[0]} to {when[1]}"
+                f"the {name} was trained on the cases that it is judged by, which are "
+                f"{when[0]} to {when[1]}"
             )
     if live is None:
         notes.append("nothing is live: there is only popularity to compare with")
@@ -249,20 +267,26 @@ def gate_text(d: dict) -> str:  # of `decide` -> Markdown
         f"# Bundle {d['candidate']} of run {d['run']}: {'passed' if d['passed'] else 'refused'}\n\n"
         + (f"Promoted nevertheless: {d['forced']}\n\n" if d.get("forced") else "")
     )
-    text = (
-        head
-        + f"Compared with {'live bundle ' + d['live'] if d['live'] else 'popularity only'} on {d['cases']:,} cases, {d['first']} to {d['last']}.\n"
+    text = head + (
+        f"Compared with {'live bundle ' + d['live'] if d['live'] else 'popularity only'} on "
+        f"{d['cases']:,} cases, {d['first']} to {d['last']}.\n"
     )
     for title, lines in (("Against it", d["reasons"]), ("Notes", d["notes"])):
         text += f"\n## {title}\n" + "".join(f"- {x}\n" for x in lines) if lines else ""
-    number = lambda r, k: f"{r[k]:+.4f}" if k in r else ""
+
+    def number(r, k):
+        return f"{r[k]:+.4f}" if k in r else ""
+
     rows = "".join(
-        f"| {'yes' if r['passed'] else 'NO'} | {r['rule']} | {r['segment']} | {r['cases']:,} | {number(r, 'difference')} | {number(r, 'low')} to {number(r, 'high')} |\n"
+        f"| {'yes' if r['passed'] else 'NO'} | {r['rule']} | {r['segment']} | "
+        f"{r['cases']:,} | {number(r, 'difference')} | {number(r, 'low')} to "
+        f"{number(r, 'high')} |\n"
         for r in d["rules"]
     )
-    return (
-        text
-        + f"\n## Rules on {d['metric']}\n| passed | rule | segment | cases | difference | 95 % interval |\n|---|---|---|---|---|---|\n{rows}\n{', '.join(f'{k} {v}' for k, v in d['parameters'].items())}\n"
+    return text + (
+        f"\n## Rules on {d['metric']}\n| passed | rule | segment | cases | difference | 95 "
+        f"% interval |\n|---|---|---|---|---|---|\n{rows}\n"
+        f"{', '.join(f'{k} {v}' for k, v in d['parameters'].items())}\n"
     )
 
 
@@ -298,6 +322,7 @@ def plot_gate(d: dict):
     ax.invert_yaxis()
     ax.set(
         xlabel=f"difference of {d['metric']}, 95 % interval over users; hollow: a rule is broken",
-        title=f"{d['candidate']} {'passes' if d['passed'] else 'is refused'}: {sum(r['passed'] for r in d['rules'])} of {len(d['rules'])} rules hold",
+        title=f"{d['candidate']} {'passes' if d['passed'] else 'is refused'}: "
+        f"{sum(r['passed'] for r in d['rules'])} of {len(d['rules'])} rules hold",
     )
     return fig

@@ -58,9 +58,16 @@ def shop_contract() -> Contract:
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-09
 def tables_template(contract: Contract) -> dict:  # CloudFormation
-    "Describe the offline tables of a contract; Feast's own upload finds them there and renews them."
-    text = lambda why, **more: dict(Type="String", Description=why, **more)
-    place = lambda view: {"Fn::Sub": "s3://${Bucket}/${Prefix}/tables/" + view + "/"}
+    """Describe the offline tables of a contract; Feast's own upload finds them there and renews
+    them.
+    """
+
+    def text(why, **more):
+        return dict(Type="String", Description=why, **more)
+
+    def place(view):
+        return {"Fn::Sub": "s3://${Bucket}/${Prefix}/tables/" + view + "/"}
+
     tables = {
         "".join(w.title() for w in v.split("_")): dict(
             Type="AWS::Glue::Table",
@@ -74,7 +81,8 @@ def tables_template(contract: Contract) -> dict:  # CloudFormation
     }
     return dict(
         AWSTemplateFormatVersion="2010-09-09",
-        Description="Offline tables of the feature store, made from the feature contract by recsys pipeline tables",
+        Description="Offline tables of the feature store, made from the feature contract by recsys "
+        "pipeline tables",
         Parameters=dict(
             Bucket=text("Bucket of the stack"),
             Prefix=text("S3_LOCATION without the bucket", Default="feast"),
@@ -177,8 +185,9 @@ def parameters_of(stages: tuple) -> dict:  # name -> type, in the order of the d
     return {n: q.type for n, q in PARAMS.items() if n in declared}
 
 
-def _signed(function, name: str, text: str, inputs: dict, defaults: dict = {}):
+def _signed(function, name: str, text: str, inputs: dict, defaults: dict | None = None):
     "Give a function the signature that kfp reads."
+    defaults = defaults or {}
     function.__name__, function.__doc__ = name, text
     function.__signature__ = inspect.Signature(
         [
@@ -195,7 +204,9 @@ def _signed(function, name: str, text: str, inputs: dict, defaults: dict = {}):
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-25
 def stage_component(stage: Stage, after: tuple, cluster: Cluster):  # kfp component
-    "Describe a stage as a container: its parameters and the digests of earlier stages in; notebook, metrics and its own digest out."
+    """Describe a stage as a container: its parameters and the digests of earlier stages in;
+    notebook, metrics and its own digest out.
+    """
     from kfp import dsl
 
     inputs = {n: PARAMS[n].type for n in notebook_parameters(stage.notebook)} | {
@@ -204,25 +215,42 @@ def stage_component(stage: Stage, after: tuple, cluster: Cluster):  # kfp compon
     outputs = dict(
         notebook=dsl.Output[dsl.HTML], metrics=dsl.Output[dsl.Metrics], digest=dsl.OutputPath(str)
     )
-    made = lambda *_: dsl.ContainerSpec(
-        image=cluster.image,
-        command=["recsys"],
-        args=["stage", stage.name, "--executor-input", "{{$}}"],
-    )
+
+    def made(*_):
+        return dsl.ContainerSpec(
+            image=cluster.image,
+            command=["recsys"],
+            args=["stage", stage.name, "--executor-input", "{{$}}"],
+        )
+
     return dsl.container_component(
         _signed(made, stage.name, f"Run nbs/{stage.notebook}.ipynb.", inputs | outputs)
     )
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-26
 def finish_component(name: str, cluster: Cluster):
-    "Describe the task that ends a pipeline, whatever became of it: the run's report, and the outcome for Prometheus."
+    """Describe the task that ends a pipeline, whatever became of it: the run's report, and the
+    outcome for Prometheus.
+    """
     from kfp import dsl
 
-    made = lambda status, run, outputs: dsl.ContainerSpec(
-        image=cluster.image,
-        command=["recsys"],
-        args=["pipeline", "finish", name, "--status", status, "--run", run, "--outputs", outputs],
-    )
+    def made(status, run, outputs):
+        return dsl.ContainerSpec(
+            image=cluster.image,
+            command=["recsys"],
+            args=[
+                "pipeline",
+                "finish",
+                name,
+                "--status",
+                status,
+                "--run",
+                run,
+                "--outputs",
+                outputs,
+            ],
+        )
+
     return dsl.container_component(
         _signed(
             made,
@@ -400,7 +428,9 @@ def run_stage(
     force: bool = False,  # run it though nothing changed
     show=lambda line: None,  # takes the notebook's output, line by line
 ) -> bool:  # it had to run
-    "Run one stage's notebook unless its record is whole; tasks of other stages may be at work beside it."
+    """Run one stage's notebook unless its record is whole; tasks of other stages may be at work
+    beside it.
+    """
     check_paths(p)
     for name, value in KERNEL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -462,17 +492,22 @@ def local_path(uri: str) -> Path:
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-40
 def task_params(stage: Stage, executor_input: dict) -> Params:
-    "Take a stage's parameters from what Kubeflow hands over; a JSON number has no integers, so whole ones become them."
+    """Take a stage's parameters from what Kubeflow hands over; a JSON number has no integers, so
+    whole ones become them.
+    """
     given = {
         n: v
         for n, v in executor_input.get("inputs", {}).get("parameterValues", {}).items()
         if not n.startswith("after_")
     }
-    whole = (
-        lambda n, v: int(v)
-        if n in PARAMS and PARAMS[n].type is int and isinstance(v, float) and v.is_integer()
-        else v
-    )
+
+    def whole(n, v):
+        return (
+            int(v)
+            if n in PARAMS and PARAMS[n].type is int and isinstance(v, float) and v.is_integer()
+            else v
+        )
+
     return Params(
         {n: whole(n, v) for n, v in given.items()}, source=f"the inputs of task {stage.name}"
     )
@@ -491,7 +526,7 @@ def write_outputs(stage: Stage, p: Params, executor_input: dict) -> None:
         for a in outputs.get("artifacts", {}).get(name, {}).get("artifacts", ()):
             with atomic_path(local_path(a["uri"])) as tmp:
                 tmp.write_text(content(), encoding="utf-8")
-    for name, place in outputs.get("parameters", {}).items():
+    for place in outputs.get("parameters", {}).values():
         with atomic_path(place["outputFile"]) as tmp:
             tmp.write_text(digest(stage, p))
     if "outputFile" in outputs:
@@ -510,7 +545,8 @@ def push_metrics(
     values: dict,  # metric -> number
     job: str,  # stage or pipeline
     name: str,  # of it
-    url: str = "",  # of the Pushgateway; '': PUSHGATEWAY_URL of the environment, and nothing where that is empty
+    # of the Pushgateway; '': PUSHGATEWAY_URL of the environment, and nothing where that is empty
+    url: str = "",
 ) -> None:
     "Hand numbers to the Pushgateway."
     from prometheus_client import CollectorRegistry, Gauge
@@ -563,7 +599,9 @@ def run_task(
     executor_input: dict,  # Kubeflow's JSON
     show=lambda line: None,
 ) -> Params:
-    "Run a stage as a Kubeflow task; raise `StageError` where its notebook fails, after that is told to Prometheus."
+    """Run a stage as a Kubeflow task; raise `StageError` where its notebook fails, after that is
+    told to Prometheus.
+    """
     p = task_params(stage, executor_input)
     with push_stage(stage.name):
         run_stage(stage, p, show=show)
@@ -596,7 +634,8 @@ def open_client(host: str):  # kfp.Client
     "Connect to Kubeflow Pipelines; raise `RecsysError` where nothing answers there."
     if not host:
         raise RecsysError(
-            "no Kubeflow host: give --host, or set KFP_HOST, such as http://127.0.0.1:8888 behind kubectl port-forward"
+            "no Kubeflow host: give --host, or set KFP_HOST, such as http://127.0.0.1:8888 "
+            "behind kubectl port-forward"
         )
     health = f"{host.rstrip('/')}/apis/v2beta1/healthz"
     try:
@@ -604,7 +643,8 @@ def open_client(host: str):  # kfp.Client
             pass
     except (OSError, ValueError) as e:
         raise RecsysError(
-            f"Kubeflow Pipelines does not answer at {health}: {getattr(e, 'reason', e)}; is the port forwarded (kubectl -n kubeflow port-forward svc/ml-pipeline 8888)?"
+            f"Kubeflow Pipelines does not answer at {health}: {getattr(e, 'reason', e)}; is "
+            f"the port forwarded (kubectl -n kubeflow port-forward svc/ml-pipeline 8888)?"
         ) from None
     from kfp import Client
 
@@ -640,7 +680,9 @@ def submit(
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-52
 def six_fields(cron: str) -> str:  # second minute hour day month weekday
-    "Give a cron line the seconds that Kubeflow wants; raise `RecsysError` where it has not five or six fields."
+    """Give a cron line the seconds that Kubeflow wants; raise `RecsysError` where it has not five
+    or six fields.
+    """
     fields = cron.split()
     if len(fields) not in (5, 6):
         raise RecsysError(
@@ -686,7 +728,10 @@ def pipeline_runs(host: str, last: int = 10) -> list:  # of dicts, newest first
         experiment = client.get_experiment(experiment_name=EXPERIMENT).experiment_id
     except ValueError:
         return []
-    when = lambda t: t.strftime("%Y-%m-%d %H:%M") if t and t.year > 1970 else ""
+
+    def when(t):
+        return t.strftime("%Y-%m-%d %H:%M") if t and t.year > 1970 else ""
+
     runs = (
         client.list_runs(experiment_id=experiment, page_size=last, sort_by="created_at desc").runs
         or ()

@@ -74,7 +74,9 @@ def wait_live(
 
 
 def live_params(home: Path, key: str = "run", **over) -> Params:
-    "Collect the parameters of the run that is live, or with `online_run` of the one whose Valkey and logs serve."
+    """Collect the parameters of the run that is live, or with `online_run` of the one whose
+    Valkey and logs serve.
+    """
     url, password = os.environ.get("RECSYS_VALKEY_URL", ""), os.environ.get("VALKEY_PASSWORD", "")
     if password:
         url = url.replace(f":{password}@", ":${VALKEY_PASSWORD}@")  # no file gets it in clear
@@ -134,14 +136,17 @@ def triton_pod(home: Path, host: str = "127.0.0.1", **over) -> None:
         RECSYS_RUN=str(run_folder(home, read_live(home)["online_run"])), **start_of_clock(url)
     )
     print(
-        f"tritonserver on {host}, bundle {read_live(home)['version']}, Valkey {hide_password(url) or 'none'}",
+        f"tritonserver on {host}, bundle {read_live(home)['version']}, Valkey "
+        f"{hide_password(url) or 'none'}",
         flush=True,
     )
     os.execvpe(command[0], command, env)
 
 
 def start_of_clock(url: str) -> dict:  # environment
-    "Ask Valkey when the replay clock began; a Valkey that doesn't answer keeps no server from starting."
+    """Ask Valkey when the replay clock began; a Valkey that doesn't answer keeps no server from
+    starting.
+    """
     from redis.exceptions import RedisError
 
     try:
@@ -256,12 +261,17 @@ class WorkerHealth:
 
 def metrics_text(values: dict) -> str:  # Prometheus' text format
     "Write numbers for Prometheus."
-    line = (
-        lambda name, labels, v: name
-        + ("{" + ",".join(f'{k}="{x}"' for k, x in labels) + "}" if labels else "")
-        + f" {float(v):g}"
-    )
-    kind = lambda name: f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}"
+
+    def line(name, labels, v):
+        return (
+            name
+            + ("{" + ",".join(f'{k}="{x}"' for k, x in labels) + "}" if labels else "")
+            + f" {float(v):g}"
+        )
+
+    def kind(name):
+        return f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}"
+
     return "".join(
         kind(n) + "\n" + "".join(line(*key, v) + "\n" for key, v in values.items() if key[0] == n)
         for n in dict.fromkeys(k[0] for k in values)
@@ -307,7 +317,7 @@ def worker_pod(
             workers[:] = [worker]
             made = worker.step
 
-            def step(*given):
+            def step(*given, made=made, version=version, moved=moved):
                 health.beat()
                 if stop.is_set() or read_live(home).get("version") != version:
                     moved.set()
@@ -345,7 +355,9 @@ def materialise_pod(home: Path) -> dict:  # rows written, by name
 
 # %% ../../nbs/7_operate/05_pods.ipynb #pods-24
 def monitor_pod(home: Path) -> dict:  # day, alarms
-    "Judge the newest whole day of the log, and hand its gauges to the Pushgateway, where the drift alert looks."
+    """Judge the newest whole day of the log, and hand its gauges to the Pushgateway, where the
+    drift alert looks.
+    """
     from recsys.online.popularity import log_folders
     from recsys.operate.kubeflow import push_registry, push_stage
     from recsys.operate.monitor import gauges, log_days, run_monitor
@@ -367,7 +379,9 @@ def monitor_pod(home: Path) -> dict:  # day, alarms
 
 # %% ../../nbs/7_operate/05_pods.ipynb #pods-26
 def gateway_pod(home: Path, host: str = "127.0.0.1", **over) -> None:
-    "Serve HTTP for what is live. When another bundle goes live, it ends at a moment of its own within five minutes, and Kubernetes starts it with the new items."
+    """Serve HTTP for what is live. When another bundle goes live, it ends at a moment of its own
+    within five minutes, and Kubernetes starts it with the new items.
+    """
     from recsys.serve.gateway import serve_gateway
     from recsys.serve.window import window_files
 

@@ -119,7 +119,8 @@ def read_record(home: Path, version: str) -> dict:  # version, run, online, metr
     "Read what the store says of a bundle; raise `RecsysError` where it has none."
     if not record_path(home, version).is_file():
         raise RecsysError(
-            f"{bundle_path(home, version)}: no such bundle in the store; there are {', '.join(stored(home)) or 'none'}"
+            f"{bundle_path(home, version)}: no such bundle in the store; there are "
+            f"{', '.join(stored(home)) or 'none'}"
         )
     return read_json(record_path(home, version))
 
@@ -132,7 +133,9 @@ def stored(home: Path) -> list:  # versions, the one that was kept last first
 # %% ../../nbs/7_operate/02_promote.ipynb #promote-20
 def read_live(
     home: Path,
-) -> dict:  # version, since, run, online_run, metrics, predecessor, earlier, reason; empty where nothing is live
+    # version, since, run, online_run, metrics, predecessor, earlier, reason; empty where nothing is
+    # live
+) -> dict:
     "Read the pointer."
     return read_json(Path(home) / "live.json") if (Path(home) / "live.json").is_file() else {}
 
@@ -180,7 +183,9 @@ def prune(
     home: Path,
     keep: int,  # bundles that stay, at least the live one and its predecessor
 ) -> list:  # versions that went
-    "Remove the bundles that were kept longest ago, and what killed processes have left; the caller holds the lock."
+    """Remove the bundles that were kept longest ago, and what killed processes have left; the
+    caller holds the lock.
+    """
     live, there = read_live(home), stored(home)
     safe = [v for v in (live.get("version"), live.get("predecessor")) if v]
     gone = [
@@ -356,7 +361,9 @@ def answered_by(c: Control) -> str:  # version; '' where it gives no answer
 
 # %% ../../nbs/7_operate/02_promote.ipynb #promote-42
 def settle(home: Path, servers: dict) -> list:  # replica, bundle, ready, seconds, error of each
-    "Move every server to what the pointer says; one that can't leaves readiness. The caller holds the lock."
+    """Move every server to what the pointer says; one that can't leaves readiness. The caller
+    holds the lock.
+    """
     live, rows = read_live(home), []
     if servers and live and pinned_bundle(home) != live["version"]:
         write_live(home, live["version"])
@@ -401,7 +408,9 @@ def move(
         if servers and live:
             if found := rule_differences(home, live["version"], version):
                 raise RecsysError(
-                    f"bundle {version} can't follow {live['version']} while servers run: {'; '.join(found)}. Stop them, promote again, start them: the online store is then filled anew"
+                    f"bundle {version} can't follow {live['version']} while servers run: "
+                    f"{'; '.join(found)}. Stop them, promote again, start them: the online "
+                    f"store is then filled anew"
                 )
             if fill:
                 fill()
@@ -423,7 +432,9 @@ def move(
 
 
 def load_beside(home: Path, live: str, number: int, servers: dict) -> None:
-    "Load a version's members beside those that serve; where no server can, take it back and raise `RecsysError`."
+    """Load a version's members beside those that serve; where no server can, take it back and
+    raise `RecsysError`.
+    """
     failed = {}
     for name, c in servers.items():
         try:
@@ -462,7 +473,8 @@ def fill_online(home: Path, version: str, url: str) -> bool:  # it had to be fil
 
     if not url:
         raise RecsysError(
-            "servers run, but their Valkey does not answer, and the new bundle's users must be in it; start it, or name it with --set VALKEY_URL=..."
+            "servers run, but their Valkey does not answer, and the new bundle's users "
+            "must be in it; start it, or name it with --set VALKEY_URL=..."
         )
     filled = (connect(url, 5000).get(FILLED) or b"").decode()
     data = read_record(home, version).get("data")
@@ -553,7 +565,10 @@ def follow(self: LiveServer) -> str:  # what was done, '' for nothing
         done = (
             f"bundle {live['version']} is live"
             if rows[0]["ready"]
-            else f"bundle {live['version']} can't be loaded, this server is not ready any more: {rows[0]['error']}"
+            else (
+                f"bundle {live['version']} can't be loaded, this server is not ready any more: "
+                f"{rows[0]['error']}"
+            )
         )
         self.live = live
     if not self.lock.is_locked:
@@ -646,11 +661,14 @@ def status_text(s: dict) -> str:
         f"before it: {live['predecessor'] or 'nothing'}; in the store: {', '.join(s['stored'])}",
         f"online side: run {live['online_run']}, Valkey {s['valkey'] or 'does not run'}",
     ]
-    state = (
-        lambda r: ("ready" if r["ready"] else "NOT READY")
-        + (f", bundle {r['bundle']}" if r["bundle"] else "")
-        + (" WHICH IS NOT THE LIVE ONE" if r["bundle"] not in ("", live["version"]) else "")
-    )
+
+    def state(r):
+        return (
+            ("ready" if r["ready"] else "NOT READY")
+            + (f", bundle {r['bundle']}" if r["bundle"] else "")
+            + (" WHICH IS NOT THE LIVE ONE" if r["bundle"] not in ("", live["version"]) else "")
+        )
+
     return "\n".join(
         lines
         + [f"server {r['replica']} at {r['address']}: {state(r)}" for r in s["replicas"]]
@@ -663,7 +681,9 @@ def carry_added(
 ) -> (
     int
 ):  # the live version; the stage's folder of the candidate's run -> items that were carried over
-    "Place items that were added to the live bundle, and that the candidate lacks, beside the candidate: no visitor loses them."
+    """Place items that were added to the live bundle, and that the candidate lacks, beside the
+    candidate: no visitor loses them.
+    """
     rows = [r["raw"] for r in read_added(additions_file(bundle_path(home, version)))[0]]
     if not (missing := [r for r in rows if r["item_id"] not in candidate]):
         return 0
@@ -711,9 +731,13 @@ def run_promote(
             n := carry_added(home, live["version"], candidate, stage_dir(p, "embeddings"))
         ):
             rec.note(
-                f"{n} item(s) that were added to {live['version']} are placed beside {candidate.version}, too"
+                f"{n} item(s) that were added to {live['version']} are placed beside "
+                f"{candidate.version}, too"
             )
-        fill = lambda: fill_online(home, candidate.version, online_url(home, p.VALKEY_URL))
+
+        def fill():
+            return fill_online(home, candidate.version, online_url(home, p.VALKEY_URL))
+
         report = move(
             home,
             candidate.version,
@@ -749,13 +773,16 @@ def run_promote(
 def judge_candidate(
     p: Params, home: Path, candidate: Bundle, live: dict, force: str, rec
 ) -> dict:  # decision
-    "Ask the gate, and keep its decision as gate.json, gate.md and a picture; raise `PromotionRefused` unless it passes or is forced."
+    """Ask the gate, and keep its decision as gate.json, gate.md and a picture; raise
+    `PromotionRefused` unless it passes or is forced.
+    """
     from recsys.operate.gate import decide, gate_text, plot_gate
 
     comparable = live and readable(home, live["version"])
     if live and not comparable:
         rec.note(
-            f"the live bundle {live['version']} was trained by another version of recsys, which this one can't run: popularity alone is compared"
+            f"the live bundle {live['version']} was trained by another version of recsys, "
+            f"which this one can't run: popularity alone is compared"
         )
     decision = decide(
         p, candidate, Bundle(bundle_path(home, live["version"])) if comparable else None
@@ -766,7 +793,8 @@ def judge_candidate(
         rec.figure(
             plot_gate(decision),
             "gate",
-            "The candidate against what is live and popularity, by segment, with 95 % intervals over users",
+            "The candidate against what is live and popularity, by segment, with 95 % "
+            "intervals over users",
         )
     for r in decision["reasons"]:
         rec.note(f"against it: {r}")

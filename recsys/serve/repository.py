@@ -121,7 +121,9 @@ def member_config(
     m: Member,
     versions,  # that are loaded
 ) -> dict:
-    "Describe a member as Triton's configuration does; an ONNX member gets one thread, since two have a long tail."
+    """Describe a member as Triton's configuration does; an ONNX member gets one thread, since two
+    have a long tail.
+    """
     if m.kind not in ("python", "onnx"):
         raise RecsysError(f"member {m.name}: kind is {m.kind!r}, expected python or onnx")
     parameters = (
@@ -159,7 +161,9 @@ def _batching(m):
 
 # %% ../../nbs/6_serve/00_repository.ipynb #repository-20
 def _warmup(m: Member) -> dict:
-    "Describe the request that a member answers before it is ready: zeros, or files of warmup/ that `write_warmup` fills."
+    """Describe the request that a member answers before it is ready: zeros, or files of warmup/
+    that `write_warmup` fills.
+    """
     if m.warmup is None:
         return {}
     needed = [t for t in m.inputs if t.name in m.warmup or not t.optional]
@@ -178,7 +182,9 @@ def _warmup(m: Member) -> dict:
 
 
 def write_warmup(m: Member, folder: Path) -> None:  # folder of the member
-    "Write the arrays of a member's warm-up in Triton's raw form: strings with their length before them."
+    """Write the arrays of a member's warm-up in Triton's raw form: strings with their length
+    before them.
+    """
     for name, array in (m.warmup or {}).items():
         raw = (
             b"".join(
@@ -203,7 +209,9 @@ def ensemble_config(
     e: Ensemble,
     version: int,  # of the ensemble and of every member
 ) -> dict:
-    "Describe an ensemble: every step pins its member's version, so that one load moves all of them."
+    """Describe an ensemble: every step pins its member's version, so that one load moves all of
+    them.
+    """
     return dict(
         name=e.name,
         platform="ensemble",
@@ -226,12 +234,15 @@ def ensemble_config(
 
 
 def check_ensemble(e: Ensemble, members) -> None:
-    "Raise `RecsysError` where a step names a member, input or tensor that isn't there, or tensors don't fit."
+    """Raise `RecsysError` where a step names a member, input or tensor that isn't there, or
+    tensors don't fit.
+    """
     made, by_name = {t.name: t for t in e.inputs}, {m.name: m for m in members}
     for s in e.steps:
         if s.member not in by_name:
             raise RecsysError(
-                f"ensemble {e.name}: step {s.member} has no such member; there are {', '.join(by_name)}"
+                f"ensemble {e.name}: step {s.member} has no such member; there are "
+                f"{', '.join(by_name)}"
             )
         m = by_name[s.member]
         if missing := [t.name for t in m.inputs if not t.optional and t.name not in s.inputs]:
@@ -255,7 +266,8 @@ def _check_wires(e, step, wires, own, made) -> None:
             )
         if theirs not in made:
             raise RecsysError(
-                f"ensemble {e.name}: {step.member}.{mine} reads {theirs}, which no earlier step makes"
+                f"ensemble {e.name}: {step.member}.{mine} reads {theirs}, which no earlier "
+                f"step makes"
             )
         a, b = own[mine], made[theirs]
         fits = (
@@ -265,7 +277,8 @@ def _check_wires(e, step, wires, own, made) -> None:
         )
         if not fits:
             raise RecsysError(
-                f"ensemble {e.name}: {step.member}.{mine} is {a.dtype}{list(a.dims)}, but {theirs} is {b.dtype}{list(b.dims)}"
+                f"ensemble {e.name}: {step.member}.{mine} is {a.dtype}{list(a.dims)}, but "
+                f"{theirs} is {b.dtype}{list(b.dims)}"
             )
         if b.optional and not a.optional:
             raise RecsysError(
@@ -274,7 +287,9 @@ def _check_wires(e, step, wires, own, made) -> None:
 
 # %% ../../nbs/6_serve/00_repository.ipynb #repository-25
 def config_text(config: dict) -> str:
-    "Write a configuration as config.pbtxt; raise `RecsysError` on a field that Triton doesn't know.\n\nhttps://github.com/triton-inference-server/common: protobuf/model_config.proto"
+    """Write a configuration as config.pbtxt; raise `RecsysError` on a field that Triton doesn't
+    know.\n\nhttps://github.com/triton-inference-server/common: protobuf/model_config.proto
+    """
     from google.protobuf import json_format, text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -306,7 +321,9 @@ def read_config(folder: str | Path) -> dict:  # as `parse_config`
 
 # %% ../../nbs/6_serve/00_repository.ipynb #repository-28
 def link_file(source: str | Path, target: Path) -> None:
-    "Make the same file appear at a second place: as a hard link, or as a copy where the file system has none."
+    """Make the same file appear at a second place: as a hard link, or as a copy where the file
+    system has none.
+    """
     if not Path(source).is_file():
         raise RecsysError(f"{source}: no such file; make the bundle first")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -334,7 +351,11 @@ def model_text(source: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source):
         raise RecsysError(f"source {source!r}: expected 'module:Class'")
     module, name = source.split(":")
-    return f"import os, sys\nsys.path[:0] = filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))   # which a stub ignores\nfrom {module} import {name} as TritonPythonModel\n"
+    return (
+        f"import os, sys\nsys.path[:0] = filter(None, os.environ.get('PYTHONPATH', "
+        f"'').split(os.pathsep))   # which a stub ignores\nfrom {module} import {name} as "
+        f"TritonPythonModel\n"
+    )
 
 
 def write_version(m: Member, folder: Path) -> None:  # <repository>/<member>/<version>
@@ -348,7 +369,8 @@ def write_version(m: Member, folder: Path) -> None:  # <repository>/<member>/<ve
     if folder.is_dir():
         if not same(folder / file):
             raise RecsysError(
-                f"{folder}: {file} is another one than {m.source}; a version never changes, choose a new number"
+                f"{folder}: {file} is another one than {m.source}; a version never changes, "
+                f"choose a new number"
             )
         return
     with new_folder(folder) as tmp:
@@ -380,11 +402,14 @@ def write_repository(
     version: int,  # 1 or more; one that is there already is pinned again: a rollback
     bundle: str
     | Path
-    | None = None,  # folder whose files become bundles/<version>; None: the members need none, or it is there
+    # folder whose files become bundles/<version>; None: the members need none, or it is there
+    | None = None,
     keep: bool = True,  # the version that was pinned until now stays loaded
     switch: bool = True,  # pin the version; False: its members only, beside what is pinned
 ) -> Path:
-    "Write a version of an ensemble with its members; a server sees it when it loads the ensemble next."
+    """Write a version of an ensemble with its members; a server sees it when it loads the
+    ensemble next.
+    """
     folder, texts = Path(folder), {}
     if version < 1:
         raise RecsysError(f"version is {version}, expected 1 or more")
@@ -408,7 +433,9 @@ def write_repository(
 
 # %% ../../nbs/6_serve/00_repository.ipynb #repository-35
 def write_bundle_version(bundle, folder: Path) -> None:
-    "Link a bundle's files into the folder of its version; one that is there already must be the same."
+    """Link a bundle's files into the folder of its version; one that is there already must be the
+    same.
+    """
     if bundle is None:
         return
     files = sorted(
@@ -422,7 +449,8 @@ def write_bundle_version(bundle, folder: Path) -> None:
                 f, folder / f.name, shallow=False
             ):
                 raise RecsysError(
-                    f"{folder}: {f.name} is another one than in {bundle}; a version never changes, choose a new number"
+                    f"{folder}: {f.name} is another one than in {bundle}; a version never "
+                    f"changes, choose a new number"
                 )
         return
     with new_folder(folder) as tmp:
@@ -431,12 +459,16 @@ def write_bundle_version(bundle, folder: Path) -> None:
 
 
 def check_same_tensors(folder: Path, m: Member, others) -> None:
-    "Raise `RecsysError` where a member's other loaded versions have other tensors: one configuration serves them all."
+    """Raise `RecsysError` where a member's other loaded versions have other tensors: one
+    configuration serves them all.
+    """
     if not others or not (folder / "config.pbtxt").is_file():
         return
     old, new = read_config(folder), parse_config(config_text(member_config(m, others)))
     for side in ("input", "output"):
         if old.get(side) != new.get(side):
             raise RecsysError(
-                f"{folder}: the {side}s of {m.name} differ from those of version {sorted(others)}, which stays loaded; write the new version into another repository, or with keep=False while no server runs on this one"
+                f"{folder}: the {side}s of {m.name} differ from those of version "
+                f"{sorted(others)}, which stays loaded; write the new version into another "
+                f"repository, or with keep=False while no server runs on this one"
             )

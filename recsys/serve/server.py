@@ -57,7 +57,9 @@ def _triton() -> Path:
 
 
 def server_env(extra: dict | None = None) -> dict:  # environment
-    "Make the environment in which the server's stubs find this Python, its packages and this checkout."
+    """Make the environment in which the server's stubs find this Python, its packages and this
+    checkout.
+    """
     env, triton = os.environ | (extra or {}), _triton()
 
     def front(name, *paths):
@@ -83,7 +85,9 @@ def check_stub(
     stub: Path,  # triton_python_backend_stub
     env: dict,  # the environment it will run in
 ) -> None:
-    "Raise `RecsysError` with what is missing where a stub can't start: what ldd(1) prints, asked of the loader itself."
+    """Raise `RecsysError` with what is missing where a stub can't start: what ldd(1) prints,
+    asked of the loader itself.
+    """
     try:
         said = subprocess.run(
             [stub],
@@ -103,13 +107,15 @@ def check_stub(
     )
     if missing:
         raise RecsysError(
-            f"{stub} can't start: {', '.join(missing)} not found; install the library, or add its folder to LD_LIBRARY_PATH"
+            f"{stub} can't start: {', '.join(missing)} not found; install the library, or "
+            f"add its folder to LD_LIBRARY_PATH"
         )
     if said.returncode:
         raise RecsysError(f"{stub} can't start: {said.stderr.strip()[:200]}")
     if int(np.__version__.split(".")[0]) > 1:
         raise RecsysError(
-            f"numpy is {np.__version__}, with which Triton's outputs are empty; install numpy below 2 (`make setup`)"
+            f"numpy is {np.__version__}, with which Triton's outputs are empty; install "
+            f"numpy below 2 (`make setup`)"
         )
 
 # %% ../../nbs/6_serve/01_server.ipynb #server-10
@@ -117,13 +123,20 @@ def backend_dir(
     folder: str | Path,  # becomes the server's --backend-directory
     env: dict | None = None,  # of the server
 ) -> Path:
-    "Lay out the Python backend with the stub of this Python, and the stand-in for onnxruntime; raise `RecsysError` where the stub can't start."
-    folder, triton, version = Path(folder).resolve(), _triton(), "%d.%d" % sys.version_info[:2]
+    """Lay out the Python backend with the stub of this Python, and the stand-in for onnxruntime;
+    raise `RecsysError` where the stub can't start.
+    """
+    folder, triton, version = (
+        Path(folder).resolve(),
+        _triton(),
+        "{}.{}".format(*sys.version_info[:2]),
+    )
     stubs = triton / "python_backend_stubs"
     stub = stubs / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise RecsysError(
-            f"{stubs}: no stub for Python {version}; there are {', '.join(sorted(s.name for s in stubs.iterdir()))}"
+            f"{stubs}: no stub for Python {version}; there are "
+            f"{', '.join(sorted(s.name for s in stubs.iterdir()))}"
         )
     check_stub(stub, env or server_env())
     for source in (
@@ -188,7 +201,8 @@ def ready(
     "Tell whether a model answers, by default the ensemble."
     try:
         call_server(
-            f"{self.http}/v2/models/{model or self.ensemble}{f'/versions/{version}' if version else ''}/ready",
+            f"{self.http}/v2/models/{model or self.ensemble}"
+            f"{f'/versions/{version}' if version else ''}/ready",
             seconds=2,
         )
         return True
@@ -199,7 +213,8 @@ def ready(
 @patch
 def unload(
     self: Control,
-    model: str = "",  # '' is the ensemble and its members, of which Triton keeps those that were loaded by name
+    # '' is the ensemble and its members, of which Triton keeps those that were loaded by name
+    model: str = "",
 ) -> None:
     "Unload a model."
     steps = (
@@ -214,7 +229,9 @@ def load_members(
     self: Control,
     version: int = 0,  # 0: the pinned one
 ) -> None:
-    "Load the members of a version beside those that serve; raise `RecsysError` naming the first that fails."
+    """Load the members of a version beside those that serve; raise `RecsysError` naming the first
+    that fails.
+    """
     for step in read_config(self.repository / self.ensemble)["ensemble_scheduling"]["step"]:
         member, wanted = step["model_name"], version or step["model_version"]
         try:
@@ -240,7 +257,9 @@ def load(
     config: dict | None = None,  # instead of its config.pbtxt
     seconds: float = 120,
 ) -> None:
-    "Load a model, or load it again where its files have changed; raise `RecsysError` with Triton's message where that fails."
+    """Load a model, or load it again where its files have changed; raise `RecsysError` with
+    Triton's message where that fails.
+    """
     if not model and not config:
         self.load_members()
     body = dict(parameters=dict(config=json.dumps(config))) if config else {}
@@ -258,7 +277,9 @@ def deploy(
     bundle=None,  # folder, as `write_repository`
     keep: bool = True,  # the version that served until now stays loaded
 ) -> None:
-    "Write a version as `write_repository` does and move the server to it; where it doesn't load, everything stays as it was and `RecsysError` says why."
+    """Write a version as `write_repository` does and move the server to it; where it doesn't
+    load, everything stays as it was and `RecsysError` says why.
+    """
     old = pinned_version(self.repository, self.ensemble)
     write_repository(self.repository, members, ensemble, version, bundle, keep)
     try:
@@ -276,11 +297,15 @@ _DEEP = [
     "sh",
     "-c",
     'ulimit -s 1048576 2>/dev/null; exec "$0" "$@"',
-]  # KiB of stack a thread, used as needed: with the usual 8192 a body of 200 kB of '[' ends Triton 24.10
+    # KiB of stack a thread, used as needed: with the usual 8192 a body of 200 kB of '[' ends Triton
+    # 24.10
+]
 
 
 class TritonServer(OwnedProcess, Control):
-    "Run tritonserver on a repository, on 127.0.0.1 only; it lives as long as the block and leaves no process."
+    """Run tritonserver on a repository, on 127.0.0.1 only; it lives as long as the block and
+    leaves no process.
+    """
 
     def __init__(
         self,
@@ -348,7 +373,9 @@ def distinct_ports(ports: dict) -> list:  # parameter -> port; ports
 
 @patch
 def options(self: TritonServer, backends: Path) -> list:
-    "List the command line: everything on 127.0.0.1, no GPU pools, no guessing of configurations, which would start every stub twice."
+    """List the command line: everything on 127.0.0.1, no GPU pools, no guessing of
+    configurations, which would start every stub twice.
+    """
     where = {
         f"{kind}-{x}": v
         for kind, port in (
@@ -398,7 +425,9 @@ def stop(self: TritonServer, seconds: float = 10) -> int:  # exit code
 
 
 def sweep_memory(mine: str = "") -> None:  # prefix of a server that has stopped
-    "Remove shared memory of stubs whose server can't do it any more: its own, and what owners that are gone have left."
+    """Remove shared memory of stubs whose server can't do it any more: its own, and what owners
+    that are gone have left.
+    """
     for file in Path("/dev/shm").glob("recsys_*_*_*"):
         with contextlib.suppress(OSError, ValueError):
             if (mine and file.name.startswith(mine)) or (
@@ -422,7 +451,9 @@ def memory(self: TritonServer) -> dict:  # processes; pss and rss in MiB
 # %% ../../nbs/6_serve/01_server.ipynb #server-28
 @patch
 def announce(self: TritonServer) -> None:
-    "Write server.json, which only this user may read, so that another command can steer this server."
+    """Write server.json, which only this user may read, so that another command can steer this
+    server.
+    """
     with atomic_path(self.home / "server.json") as tmp:
         tmp.write_text(
             json.dumps(
@@ -513,7 +544,8 @@ def infer(
         answer = self.client.infer(model or self.ensemble, sent, client_timeout=self.timeout)
     except InferenceServerException as e:
         raise RecsysError(
-            f"{model or self.ensemble} at {self.url}: {str(e.status() or 'refused').removeprefix('StatusCode.')}: {e.message()}"
+            f"{model or self.ensemble} at {self.url}: "
+            f"{str(e.status() or 'refused').removeprefix('StatusCode.')}: {e.message()}"
         ) from None
     arrays = {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
     return {
@@ -527,7 +559,9 @@ def _listed(v) -> bool:
 
 
 def request_tensors(**fields) -> dict:  # name -> array [B, 1], exclude [B, E]
-    "Make the ensemble's input tensors from a request's fields, each one value or a list of B; what is None is not sent."
+    """Make the ensemble's input tensors from a request's fields, each one value or a list of B;
+    what is None is not sent.
+    """
     tensors, fields = (
         {t.name: t for t in REQUEST},
         {n: v for n, v in fields.items() if v is not None},
@@ -592,7 +626,9 @@ def recommend(
     diversity=None,  # 0 to 1
     seed=None,
     request_id=None,
-) -> dict:  # item_ids, scores, propensities [B, k]; bundle_version [B]; reasons, B dicts; stage_ms [B, stages]; without B for one user
+    # item_ids, scores, propensities [B, k]; bundle_version [B]; reasons, B dicts; stage_ms [B,
+    # stages]; without B for one user
+) -> dict:
     "Ask for one user, or for several in one call; a field that is None is left to the server."
     fields = dict(
         user_id=user_id,
@@ -633,7 +669,10 @@ def curl_line(
     **fields,  # of one request
 ) -> str:
     "Write a shell command that asks the ensemble over HTTP."
-    return f"curl -s {http}/v2/models/{ensemble}/infer -d {shlex.quote(json.dumps(http_body(**fields)))}"
+    return (
+        f"curl -s {http}/v2/models/{ensemble}/infer -d "
+        f"{shlex.quote(json.dumps(http_body(**fields)))}"
+    )
 
 # %% ../../nbs/6_serve/01_server.ipynb #server-53
 def dead_member(message: str) -> str:  # '' where the message is another one
