@@ -486,9 +486,13 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 # %% ../../nbs/2_models/00_encoders.ipynb #encoders-73
 class VisionTower:
-    "CLIP's image network as an ONNX session with its preprocessing."
+    """CLIP's image encoder as an ONNX session with its preprocessing.
 
-    OUTPUTS = ("image_embeds", "pooler_output")  # by preference
+    Raises `RecsysError` where the graph is not a vision tower.
+    """
+
+    # The first one present is used: image_embeds lies in the space shared with text
+    OUTPUTS = ("image_embeds", "pooler_output")
 
     def __init__(self, path: Path, threads: int):
         self.session = onnx_session(path, threads)
@@ -503,7 +507,7 @@ class VisionTower:
         self.output = known[0]
         pixel_input = inputs["pixel_values"]
         side = pixel_input.shape[-1]
-        self.size = side if isinstance(side, int) else 224
+        self.size = side if isinstance(side, int) else 224  # CLIP's usual size where it is free
         self.dtype = np.float16 if "float16" in pixel_input.type else np.float32
 
     def __call__(

@@ -266,14 +266,15 @@ def validate(
 def popularity_metrics(
     prep,  # prepared data
     event_rows: np.ndarray,  # cases, positions into the events
-    candidates: int = 300,
+    candidates: int = 300,  # k of the recall at k
 ) -> dict:  # of `rank_metrics`; empty without cases
-    "Return the metrics of the most-popular ranking on the same cases."
+    "Return the metrics of ranking all items by training count, a baseline for the towers."
     if len(event_rows) == 0:
         return {}
     counts = prep.item_counts[:, None].astype(float)
-    right, hidden = prep.events["item"][event_rows], prep.hidden(event_rows)
-    ranks = positive_ranks(np.ones((len(event_rows), 1)), counts, right, hidden)
+    chosen_items, hidden = prep.events["item"][event_rows], prep.hidden(event_rows)
+    # positive_ranks scores by dot product: with one dimension and queries of 1 that is the count
+    ranks = positive_ranks(np.ones((len(event_rows), 1)), counts, chosen_items, hidden)
     return rank_metrics(ranks, candidates)
 
 # %% ../../nbs/2_models/03_two_tower.ipynb #two-tower-37
