@@ -586,7 +586,11 @@ def offpolicy_command(
 
     params = open_run(run, sets)
     folders, bundle = log_folders(params), Bundle(run_dir(params) / "bundle")
-    warnings.showwarning = lambda message, *_: print_note(str(message))
+
+    def print_warning(message, *_) -> None:
+        print_note(str(message))
+
+    warnings.showwarning = print_warning
     catalog = dict(zip((item.decode() for item in bundle.ids), bundle.categories.tolist()))
     first = parse_time(since) if since else 0
     log = read_log(folders["impressions"], folders["events"], catalog, first, sampled_only)
