@@ -464,7 +464,7 @@ def evaluate_command(
         print_as_json(head | dict(context=found["context"], compared=compared))
         return
     title = (
-        f"Run {params.RUN}, {len(found['ranks'].pos):,} cases; "
+        f"Run {params.RUN}, {len(found['ranks'].positions):,} cases; "
         "value is NDCG@10 with its 95 % interval"
     )
     print_rows(title, [four_digits(row) for row in systems])
