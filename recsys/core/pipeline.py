@@ -81,13 +81,13 @@ FULL = (
     ),
     Stage(
         "dlrm",
-        "2_models/07_dlrm",
+        "2_models/08_dlrm",
         "recsys.models.dlrm:run_dlrm",
         ("data_prep", "embeddings", "two_tower", "neighbours"),
     ),
     Stage(
         "bundle",
-        "3_recommend/02_bundle",
+        "3_recommend/03_bundle",
         "recsys.recommend.bundle:run_bundle",
         ("data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm"),
     ),
