@@ -222,7 +222,7 @@ class Breaker:
 
     def call(self, work):  # function without arguments -> its result
         "Return `work()`; raise `Unavailable` while the breaker is open."
-        self._admit()
+        self.admit()
         try:
             result = work()
         except Exception as e:
@@ -239,7 +239,7 @@ class Breaker:
             self.reason = f"{type(error).__name__}: {error}"[:120]
             self.until = self.clock() + self.pause
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
         "Let a caller pass, one per pause after a failure; raise `Unavailable` for the others."
         with self._lock:
             if self.reason and self.clock() < self.until:

@@ -353,7 +353,7 @@ async def ask(
     """
     from grpc import RpcError, StatusCode
 
-    self.breaker._admit()
+    self.breaker.admit()
     try:
         answer = await self.stub.ModelInfer(write_request(self.ensemble, fields), timeout=seconds)
     except RpcError as e:
