@@ -93,13 +93,13 @@ FULL = (
     ),
     Stage(
         "baselines",
-        "4_evaluate/02_baselines",
+        "4_evaluate/04_baselines",
         "recsys.evaluate.baselines:run_baselines",
         ("data_prep",),
     ),
     Stage(
         "evaluate",
-        "4_evaluate/05_report",
+        "4_evaluate/10_report",
         "recsys.evaluate.report:run_evaluate",
         ("ingest", "data_prep", "two_tower", "dlrm", "bundle", "baselines"),
     ),
