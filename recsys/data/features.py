@@ -327,9 +327,8 @@ QUARTER = 900  # seconds in a quarter hour
 def utc_offset(timestamp: int, timezone: str) -> int:  # seconds east of UTC
     "Return a zone's offset at one moment; raises `RecsysError` for an unknown zone."
     try:
-        return int(
-            datetime.fromtimestamp(timestamp, ZoneInfo(timezone)).utcoffset().total_seconds()
-        )
+        offset = datetime.fromtimestamp(timestamp, ZoneInfo(timezone)).utcoffset()
+        return int(offset.total_seconds()) if offset else 0
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise RecsysError(
             f"TIMEZONE is {timezone!r}, expected an IANA name such as Europe/Berlin"
@@ -464,18 +463,19 @@ def top_category_schedule(
     hours: float = 24,  # window
 ) -> tuple[np.ndarray, np.ndarray]:  # encoded categories [s], second at which each ends [s]
     "List the top categories from `now` on if nothing more happens; after the last one: `NULL`."
-    window, values, until = int(hours * 3600), [], []
-    seconds = np.asarray(timestamps)
+    window, seconds = int(hours * 3600), np.asarray(timestamps)
+    values: list[int] = []
+    until: list[int] = []
     # the first second at which the window no longer holds an event
     leaves = np.unique(seconds[seconds < now] + window + 1)
     starts = np.r_[now, leaves[leaves > now]]
     for start, end in zip(starts, starts[1:]):
         value = top_category(timestamps, categories, start, hours)
         if values and values[-1] == value:
-            until[-1] = end
+            until[-1] = int(end)
         else:
             values.append(value)
-            until.append(end)
+            until.append(int(end))
     return np.array(values, np.int64), np.array(until, np.int64)
 
 

@@ -490,11 +490,13 @@ def encoder_difference(
         ours = encoder.encode(side, raw, len(frame))
     worst = 0.0
     for feature in encoder.contract.side(side):
-        mine, other = ours.get(feature.name), theirs.get(feature.name)
-        if feature.kind == "categorical" and not np.array_equal(mine, other.to_numpy()):
+        if feature.name not in ours:
+            continue
+        mine, other = ours[feature.name], theirs[feature.name].to_numpy()
+        if feature.kind == "categorical" and not np.array_equal(mine, other):
             return np.inf
         if feature.kind == "continuous":
-            worst = max(worst, _relative_difference(mine, other.to_numpy()))
+            worst = max(worst, _relative_difference(mine, other))
     return worst
 
 # %% ../../nbs/1_data/05_prep.ipynb #prep-50
@@ -711,13 +713,11 @@ def choose_trends(
     rows = np.random.default_rng(params.SEED).permutation(valid)[:TREND_CASES]
     if params.TREND_DAYS or not len(rows):
         return make_trends(items, times, n, params.TREND_DAYS or params.RECENT_DAYS)
-    best_gain, best = -1.0, None
-    for half_life in HALF_LIVES:
-        trends = make_trends(items, times, n, half_life)
-        gain = trend_gain(trends, events["item"][rows], events["timestamp"][rows])
-        if gain > best_gain:
-            best_gain, best = gain, trends
-    return best
+    candidates = (make_trends(items, times, n, half_life) for half_life in HALF_LIVES)
+    return max(
+        candidates,
+        key=lambda trends: trend_gain(trends, events["item"][rows], events["timestamp"][rows]),
+    )
 
 # %% ../../nbs/1_data/05_prep.ipynb #prep-69
 MIN_REPEAT_SHARE = 0.001  # of training cases; below it REPEATS: auto leaves repetitions out
@@ -896,8 +896,8 @@ def write_meta(
     edges = None
     if params.SPLIT == "time":
         edges = list(split_edges(timestamp, params.VALID, params.TEST))
-    meta = {name: _range_of(timestamp[split == i]) for i, name in enumerate(SPLITS)}
-    meta |= dict(
+    ranges = {name: _range_of(timestamp[split == i]) for i, name in enumerate(SPLITS)}
+    meta = ranges | dict(
         span=_range_of(timestamp),
         edges=edges,
         positive_events=positive,

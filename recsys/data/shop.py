@@ -696,11 +696,13 @@ class Shop(ShopEvents):
         out = np.zeros(shown.shape)
         for start in range(0, len(shown), CLICK_BATCH):
             batch = slice(start, start + CLICK_BATCH)
-            requests = [users[batch], timestamps[batch], devices[batch]]
+            recent: tuple = ()
             if recent_items is not None and recent_times is not None:
-                requests += [recent_items[batch], recent_times[batch]]
-            rows = np.maximum(shown[batch], 0)
-            chosen = np.take_along_axis(self.choice_probabilities(*requests), rows, 1)
+                recent = (recent_items[batch], recent_times[batch])
+            probabilities = self.choice_probabilities(
+                users[batch], timestamps[batch], devices[batch], *recent
+            )
+            chosen = np.take_along_axis(probabilities, np.maximum(shown[batch], 0), 1)
             attraction = chosen / (chosen + self.truth.attract / len(self.items))
             out[batch] = np.where(shown[batch] >= 0, attraction, 0)
         return out * np.arange(1, shown.shape[1] + 1) ** -self.truth.examine

@@ -117,7 +117,7 @@ def _validate(frame: pd.DataFrame, file: str, key: str) -> None:
     if "price" in frame:
         if frame.price.dtype.kind not in "iuf":
             raise RecsysError(f"{file}: price is {frame.price.dtype}, expected numbers")
-        checks = (pandera.Check.ge(0), pandera.Check(np.isfinite, name="finite"))
+        checks = [pandera.Check.ge(0), pandera.Check(np.isfinite, name="finite")]
         columns["price"] = pandera.Column(None, checks, nullable=True, required=False)
     try:
         pandera.DataFrameSchema(columns).validate(frame, lazy=True)

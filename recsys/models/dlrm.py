@@ -62,7 +62,8 @@ def sampling_distribution(
             f"the catalogue has {len(counts)} items; the ranker needs at least 2"
             " to draw negatives from"
         )
-    by_popularity = counts / counts.sum() if counts.any() else 1 / len(counts)
+    weights = counts if counts.any() else np.ones(len(counts))
+    by_popularity = weights / weights.sum()
     return uniform / len(counts) + (1 - uniform) * by_popularity
 
 
@@ -629,7 +630,7 @@ def search_weights(
         round_of_i = []
         for weight in grid:
             weights = (*best[:i], weight, *best[i + 1 :])
-            ndcg = candidate_ndcg(logits + features @ np.float32(weights), is_right)
+            ndcg = candidate_ndcg(logits + features @ np.array(weights, np.float32), is_right)
             round_of_i.append((weights, ndcg))
         tried += round_of_i
         best = max(round_of_i, key=itemgetter(1))[0]
