@@ -35,7 +35,7 @@ bench: setup ## measure speed and memory; writes outputs/bench.json and a plot
 	@$(PY) bench/bench.py $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab, on this machine only
-	@$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
+	@$(PY) -m jupyterlab --config nbs/jupyter_server_config.py --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
 
 docs: setup ## build the docs site from the quickstart run's executed notebooks, or the tiny one's; writes site/
 	@recsys docs $(ARGS)
