@@ -35,7 +35,7 @@ from .member import decode
 from recsys.serve.repository import (
     REQUEST,
     RESPONSE,
-    TYPES,
+    TENSOR_TYPES,
     Ensemble,
     Member,
     Step,
@@ -605,7 +605,7 @@ def _column(t: Tensor, values: list, B: int) -> np.ndarray:
         ).reshape(B, -1)
     a = np.array(values)
     exact = (
-        a.astype(TYPES[t.dtype])
+        a.astype(TENSOR_TYPES[t.dtype])
         if a.dtype.kind in "iu" or (a.dtype.kind == "f" and t.dtype == "FP32")
         else None
     )
