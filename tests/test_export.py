@@ -24,6 +24,7 @@ SERVING = [
     "models.index",
     "recommend.bloom",
     "recommend.rerank",
+    "recommend.snapshot",
     "recommend.bundle",
     "recommend.recommender",
     "recommend.explain",

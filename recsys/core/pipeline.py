@@ -87,7 +87,7 @@ FULL = (
     ),
     Stage(
         "bundle",
-        "3_recommend/03_bundle",
+        "3_recommend/04_bundle",
         "recsys.recommend.bundle:run_bundle",
         ("data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm"),
     ),

@@ -26,7 +26,8 @@ from recsys.evaluate.metrics import (
     rank_of_relevant,
 )
 from .systems import model_lists
-from ..recommend.bundle import Bundle, ItemColumns, cpu_session, run_session
+from ..recommend.bundle import Bundle, cpu_session, run_session
+from ..recommend.snapshot import ItemColumns
 
 # %% ../../nbs/4_evaluate/06_ablations.ipynb #ablations-07
 CONTENT = ("image", "text")  # inputs of items, hidden in a bundle; the others are of requests

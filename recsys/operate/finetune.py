@@ -41,7 +41,8 @@ from ..models.neighbours import load_table
 from ..models.ranker import export_ranker, load_ranker, save_ranker
 from ..models.towers import load_state, save_state
 from ..models.two_tower import export_query, fit, learning_rate
-from ..recommend.bundle import Bundle, append_neighbours, write_bundle, write_train_state
+from ..recommend.bundle import Bundle, write_bundle, write_train_state
+from ..recommend.snapshot import append_neighbours
 
 # %% ../../nbs/7_operate/00_finetune.ipynb #finetune-07
 DAILY_PARAMETERS = (
