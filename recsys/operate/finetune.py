@@ -61,7 +61,8 @@ DAILY_PARAMETERS = (
 
 def inherit(p: Params) -> Params:
     "Return the base run's parameters with the daily run's own ones put over them."
-    base, inherited = base_folder(p), {}
+    base = base_folder(p)
+    inherited: dict = {}
     for stage in ("data_prep", "two_tower", "index", "neighbours", "dlrm", "bundle"):
         inherited |= read_json(base / stage / "stage.json")["parameters"]
     inherited |= {name: p[name] for name in DAILY_PARAMETERS}
@@ -98,10 +99,9 @@ def append_items(p: Params, contract, rows: list) -> None:  # of `additions.read
     index = load_index(index_file)
     index.add(np.stack([to_array(row["vector"]) for row in rows]))
     save_index(index, index_file)
-    table = load_table(stage_dir(p, "neighbours"))
+    table = append_neighbours(load_table(stage_dir(p, "neighbours")), rows)
     if table is not None:
-        file = stage_dir(p, "neighbours") / "neighbours.npz"
-        save_arrays(file, append_neighbours(table, rows))
+        save_arrays(stage_dir(p, "neighbours") / "neighbours.npz", table)
 
 
 def take_item_vectors(p: Params, base: Path) -> list:  # rows of items that joined since then
