@@ -126,7 +126,7 @@ def seen_stores_behave_alike(n=10_000, tests=200_000):
     from recsys.recommend.bloom import SeenItems, hash_ids, window
 
     rng, start, wrong, share = np.random.default_rng(0), 20_000 * DAY, 0, {}
-    with tempfile.TemporaryDirectory() as d, EmbeddedValkey(Path(d) / "bf") as server:
+    with tempfile.TemporaryDirectory() as d, EmbeddedValkey(Path(d) / "bf", modules=True) as server:
         client = connect(server.url, 20_000)
         for u in progress(range(n // 40), "seen stores"):
             days, capacity, clock, taken = (

@@ -357,9 +357,9 @@ _SERVING_PARAMS = [
     ),
     Param(
         "SEEN_STORE",
-        "auto",
-        "how the seen filter is stored on the server: as bitmaps or with its BF.* "
-        "commands; auto: bitmaps unless they are large and the server has BF.*",
+        "bitmap",
+        "how the seen filter is stored on the server: as bitmaps or, on a server that has "
+        "them, with its BF.* commands; auto: bf where bitmaps are large and the server has BF.*",
         choices=("auto", "bf", "bitmap"),
     ),
     Param(

@@ -9,6 +9,7 @@ __all__ = ['EVENT_FIELDS', 'MAX_TEXT', 'RECORD_EVENT', 'IMPRESSION_FIELDS', 'as_
 
 # %% ../../nbs/5_online/05_events.ipynb #events-02
 import contextlib
+import functools
 import hashlib
 import json
 import numbers
@@ -164,7 +165,7 @@ class Recorder:
         self.items = items
         self.p = p
         self.clock = clock
-        self.script = seen.lua + PUSH_RECENT + RECORD_EVENT
+        self.script = seen.filter.lua + PUSH_RECENT + RECORD_EVENT
         self.left = 0  # events that never reached the stream from here; they wait in outboxes
 
     def record_event(self, event: dict) -> str:  # new, duplicate or anonymous
@@ -196,7 +197,7 @@ class Recorder:
         now: int,  # clock
     ) -> list:  # keys and arguments of each call
         "Return the calls of the script that record events of known users."
-        tokens = self.seen.tokens([e["item_id"] for e in events])
+        tokens = self.seen.filter.tokens([e["item_id"] for e in events])
         ttls = self.seen.ttls("", [e["timestamp"] for e in events], now)
         keep, remember = self.p.RECENT_EVENTS, self.p.EVENT_DAYS * DAY
         calls = []
@@ -207,6 +208,12 @@ class Recorder:
             calls.append((keys, [event["event_id"], text, entry, keep, remember, ttl, token]))
         return calls
 
+    def _run(self, calls: list) -> list:  # 1 or 0 for each: new or known
+        "Run the script calls; a filter that isn't part of the script is marked in front of them."
+        marks = [(keys[-1], *arguments[-2:]) for keys, arguments in calls]  # bucket, ttl, token
+        mark_seen = functools.partial(self.seen.filter.add_marks, marks=marks)
+        return run_scripts(self.client, self.script, calls, first=mark_seen)
+
     def _record(self, events: list, now: int) -> list:
         "Change the users' keys in one round trip, then append what is new to the stream."
         texts = [as_json(e) for e in events]
@@ -214,7 +221,7 @@ class Recorder:
         results = ["anonymous"] * len(events)
         if known:
             calls = self.script_calls([events[i] for i in known], [texts[i] for i in known], now)
-            for i, is_new in zip(known, run_scripts(self.client, self.script, calls)):
+            for i, is_new in zip(known, self._run(calls)):
                 results[i] = "new" if is_new else "duplicate"
         to_append = [text for text, result in zip(texts, results) if result != "duplicate"]
         try:

