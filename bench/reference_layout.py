@@ -19,8 +19,8 @@ from recsys.recommend.recommender import (
     finite,
     past_rows,
     query_arrays,
-    read_request,
 )
+from recsys.recommend.request import read_request
 from recsys.serve.ensemble import (
     StepMember,
     json_column,

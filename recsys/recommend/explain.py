@@ -27,9 +27,9 @@ from recsys.recommend.recommender import (
     candidate_features,
     finite,
     query_arrays,
-    read_request,
     score_candidates,
 )
+from .request import read_request
 
 # %% ../../nbs/3_recommend/09_explain.ipynb #explain-06
 GROUPS = dict(

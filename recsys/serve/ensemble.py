@@ -44,8 +44,8 @@ from recsys.recommend.recommender import (
     candidate_features,
     finite,
     query_arrays,
-    read_request,
 )
+from ..recommend.request import read_request
 from .member import PythonMember, bundle_folder, decode
 from recsys.serve.repository import (
     REQUEST,
