@@ -35,7 +35,7 @@ def training_rates(run, rows=100_000):
     import copy
 
     from recsys.core.params import Params
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
     from recsys.models.towers import build_towers, content_by_id
     from recsys.models.two_tower import fit
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from recsys.core.params import Params, RecsysError
 from recsys.core.runs import read_json, sha256_file, stage_dir
-from recsys.data.features import NULL, columns_of, history_length, local_time, pair_features
+from recsys.data.asof import history_length
+from recsys.data.features import NULL, columns_of, local_time
 from recsys.data.features import pack as side_by_side
+from recsys.data.interaction import pair_features
 from recsys.models.neighbours import candidate_votes
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.recommender import (
@@ -60,7 +62,7 @@ def checked_workflow(run: Path, side: str):  # nvtabular.Workflow
                 f"{f}: differs from its sha256 in the run's data_prep/stage.json, and it "
                 f"may hold a pickle; run data_prep again"
             )
-    from recsys.data.prep import load_workflow
+    from recsys.data.workflows import load_workflow
 
     return load_workflow(folder)
 

@@ -17,7 +17,7 @@ from recsys.core.runs import find_root, progress, write_json
 def encoder_equals_nvtabular(n=10_000):
     "Generated users, items and contexts: known, unknown, missing, extreme."
     from recsys.data.features import make_contract
-    from recsys.data.prep import encoder_difference, fit_features
+    from recsys.data.workflows import encoder_difference, fit_features
 
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(50)]
@@ -373,7 +373,7 @@ def quiet_days_stay_quiet(days=20, trained=14):
     from recsys.core.clock import DAY
     from recsys.core.pipeline import STAGES, run_here
     from recsys.core.runs import run_dir, stage_dir
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
     from recsys.data.sources import make_shop
     from recsys.online.feature_history import event_types
     from recsys.operate import monitor, shop_days

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from recsys.core.runs import stage_dir
-from recsys.data.prep import load_prepared
+from recsys.data.prepared import load_prepared
 from recsys.online.feature_store import materialise_until
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.recommender import Recommender, UserMemory

@@ -20,6 +20,8 @@ SERVING = [
     "core.runs",
     "core.clock",
     "data.features",
+    "data.asof",
+    "data.interaction",
     "data.additions",
     "models.index",
     "recommend.bloom",

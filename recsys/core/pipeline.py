@@ -58,8 +58,8 @@ class Stage:
 
 # %% ../../nbs/0_core/03_pipeline.ipynb #pipeline-06
 FULL = (
-    Stage("ingest", "1_data/04_sources", "recsys.data.sources:run_ingest"),
-    Stage("data_prep", "1_data/05_prep", "recsys.data.prep:run_data_prep", ("ingest",)),
+    Stage("ingest", "1_data/07_sources", "recsys.data.sources:run_ingest"),
+    Stage("data_prep", "1_data/11_prep", "recsys.data.prep:run_data_prep", ("ingest",)),
     Stage(
         "embeddings",
         "2_models/01_embeddings",

@@ -17,7 +17,7 @@ import numpy as np
 from ..core.params import RecsysError
 from ..core.runs import read_json
 from ..data.features import NULL, Contract, columns_of, load_arrays
-from ..data.prep import Prepared
+from ..data.prepared import Prepared
 from recsys.evaluate.metrics import (
     case_metrics,
     metric_rows,

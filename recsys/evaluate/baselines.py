@@ -25,7 +25,7 @@ from ..core.clock import DAY
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, progress, read_json, record_stage, run_dir, write_json
 from ..data.features import NULL
-from ..data.prep import Prepared, load_prepared, past_items
+from ..data.prepared import Prepared, load_prepared, past_items
 from recsys.evaluate.cases import (
     DEPTH,
     Baseline,

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..data.features import NULL, history_at
-from ..data.prep import Prepared
+from ..data.asof import history_at
+from ..data.features import NULL
+from ..data.prepared import Prepared
 from .metrics import case_metrics, per_user_mean, rank_of_relevant
 from ..models.index import top_k
 

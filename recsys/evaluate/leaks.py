@@ -25,20 +25,10 @@ import pyarrow.parquet as pq
 
 from ..core.params import Params
 from ..core.runs import read_json, record_stage, resolve, run_dir, write_json
-from recsys.data.features import (
-    FADE,
-    NULL,
-    OOV,
-    PAD,
-    PAIR,
-    UNSEEN,
-    Contract,
-    Encoder,
-    Feature,
-    load_arrays,
-    top_category,
-)
-from ..data.prep import Prepared, load_prepared
+from ..data.asof import top_category
+from ..data.features import NULL, OOV, PAD, Contract, Encoder, Feature, load_arrays
+from ..data.interaction import FADE, PAIR, UNSEEN
+from ..data.prepared import Prepared, load_prepared
 from .cases import is_masked
 from .metrics import case_metrics, rank_of_relevant, user_means
 from .systems import load_item_ids, load_user_ids, model_lists

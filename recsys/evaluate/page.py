@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.params import Params
 from ..core.runs import atomic_path, read_json, run_dir
-from ..data.prep import Prepared, load_prepared, past_items
+from ..data.prepared import Prepared, load_prepared, past_items
 from .ablations import NOT_RETRAINED
 from .report import SavedRanks, compare_runs, load_ranks
 from .systems import load_user_ids, model_lists

@@ -19,7 +19,7 @@ import numpy as np
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, record_stage, run_dir, stage_dir, write_json
 from ..data.features import load_arrays, local_time, save_arrays
-from ..data.prep import Prepared, load_prepared
+from ..data.prepared import Prepared, load_prepared
 from recsys.evaluate.ablations import (
     NOT_RETRAINED,
     ablate,

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.params import Params
 from ..core.runs import progress, read_json, stage_dir
 from ..data.features import load_arrays
-from ..data.prep import Prepared, past_items
+from ..data.prepared import Prepared, past_items
 from .cases import DEPTH
 from ..recommend.bundle import Bundle, run_session
 from recsys.recommend.recommender import (
@@ -174,7 +174,8 @@ def oracle_lists(
     **blind: bool,  # context=False or content=False: what the oracle does not know
 ) -> np.ndarray:  # item rows [B, depth], -1 padded
     "Return the items that the simulated shop's users choose with the highest probability."
-    from recsys.data.shop import DEVICES, recent_views
+    from recsys.data.shop import recent_views
+    from recsys.data.shop_world import DEVICES
     from recsys.data.sources import make_shop
     from recsys.models.index import top_k
 

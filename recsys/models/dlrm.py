@@ -28,8 +28,9 @@ import tensorflow as tf
 
 from ..core.params import Params, RecsysError
 from ..core.runs import StageRecord, progress, record_stage, stage_dir
-from ..data.features import FIRST, OOV, PAD, PAIR, pack, pair_features
-from ..data.prep import Prepared, load_prepared
+from ..data.features import FIRST, OOV, PAD, pack
+from ..data.interaction import PAIR, pair_features
+from ..data.prepared import Prepared, load_prepared
 from .encoders import onnx_session
 from recsys.models.neighbours import (
     Retrieval,

@@ -31,7 +31,8 @@ from recsys.core.runs import (
     stage_dir,
     write_json,
 )
-from ..data.features import history_at, load_arrays, pack, save_arrays
+from ..data.asof import history_at
+from ..data.features import load_arrays, pack, save_arrays
 from .index import top_k
 
 # %% ../../nbs/2_models/05_neighbours.ipynb #neighbours-07
@@ -130,7 +131,7 @@ def with_known_user(prep, cases: np.ndarray) -> np.ndarray:
 
 
 def followers(
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     cases: np.ndarray,  # rows of events
     top: int,  # followers kept of each item
     shrink: float = 10.0,  # see `neighbours`
@@ -187,7 +188,7 @@ TABLE_PREFIXES = "", "next_"  # of a table's keys: neighbours, followers
 
 
 def neighbour_part(
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     cases: np.ndarray,  # events that may be learned from
     top: int,  # neighbours of an item
     period: float = 0.0,  # see `interactions_matrix`
@@ -208,7 +209,7 @@ def neighbour_part(
 
 
 def follower_part(
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     cases: np.ndarray,  # events that may be learned from
     top: int,  # followers of an item
     shrink: float = 10.0,  # see `neighbours`
@@ -236,7 +237,7 @@ def join_parts(prep, cases: np.ndarray, *parts: dict) -> dict:
 
 
 def make_table(
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     known: np.ndarray,  # events that may be learned from
     top: int,  # neighbours and followers of an item
     period: float = 0.0,  # see `interactions_matrix`
@@ -306,7 +307,7 @@ class TrainingVotes:
 
     def __init__(
         self,
-        prep,  # recsys.data.prep.Prepared
+        prep,  # recsys.data.prepared.Prepared
         table: dict,  # of `make_table`
     ):
         self.events, self.table = prep.events, table
@@ -412,7 +413,7 @@ def add_in_demand(
     rows: np.ndarray,  # their item rows [B, W], -1 padded
     hot: np.ndarray,  # item rows of what is most in demand [B, H]
     hot_scores: np.ndarray,  # their inner products [B, H]
-    trends,  # recsys.data.features.Trends
+    trends,  # recsys.data.interaction.Trends
     now: np.ndarray,  # seconds [B]
     weight: float,  # of a trend beside an inner product
     head: int,  # towers' items that are sorted anew, the same for any W
@@ -458,7 +459,7 @@ class Retrieval:
 
     def __init__(
         self,
-        prep,  # recsys.data.prep.Prepared
+        prep,  # recsys.data.prepared.Prepared
         params: Params,  # CANDIDATES
     ):
         from recsys.models.encoders import onnx_session
@@ -505,7 +506,7 @@ class Retrieval:
 
 # %% ../../nbs/2_models/05_neighbours.ipynb #neighbours-52
 def retrieval_recall(
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     params: Params,  # CANDIDATES
     table: dict | None,  # of `make_table`
     cases: np.ndarray,  # rows of events
@@ -553,7 +554,7 @@ def vote_quality(
 
 
 def rate_decays(
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     learned_from: np.ndarray,  # cases that the part was made of
     judged_on: np.ndarray,  # validation cases
     part: dict,  # of `neighbour_part` or `follower_part`
@@ -572,7 +573,7 @@ def rate_decays(
 
 
 def tuned_table(
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     params: Params,  # NEIGHBOURS
     judged_on: np.ndarray,  # validation cases
 ) -> tuple:  # table; the larger NDCG@10 of its neighbours' and followers' votes
@@ -600,7 +601,7 @@ MIN_VOTES_NDCG = dict(time=0.9, leave_one_out=0.5)  # of the towers', from which
 
 def choose_demand(
     record: StageRecord,  # gets the metrics
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     params: Params,  # CANDIDATES
     cases: np.ndarray,  # validation cases
 ) -> float:
@@ -680,7 +681,7 @@ def table_metrics(
 
 def write_table(
     record: StageRecord,  # of the stage
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     params: Params,  # NEIGHBOURS, REFIT
     table: dict,  # of `tuned_table`
     related: int,  # candidates that it adds
@@ -728,7 +729,7 @@ def plot_recalls(recalls: dict, candidates: int):  # matplotlib figure
 # %% ../../nbs/2_models/05_neighbours.ipynb #neighbours-65
 def fit_table(
     record: StageRecord,  # gets metrics, figure and notes
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     params: Params,  # NEIGHBOURS, RELATED, CANDIDATES, REFIT
     cases: np.ndarray,  # validation cases
 ) -> None:
@@ -759,7 +760,7 @@ def fit_table(
 
 def run_neighbours(p: Params) -> dict:  # metrics
     "Choose the weight of trends, and make a table of neighbours where it helps on validation."
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
 
     with record_stage(p, "neighbours") as record:
         prep = load_prepared(p)

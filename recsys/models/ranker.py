@@ -21,7 +21,8 @@ from merlin.schema import ColumnSchema, Tags
 
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, read_json, write_json
-from ..data.features import PAD, PAIR, RECENT, Contract, load_arrays, save_arrays
+from ..data.features import PAD, RECENT, Contract, load_arrays, save_arrays
+from ..data.interaction import PAIR
 from .encoders import tidy_graph
 
 # %% ../../nbs/2_models/07_ranker.ipynb #ranker-09

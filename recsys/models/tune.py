@@ -61,7 +61,7 @@ def suggest(
 # %% ../../nbs/2_models/09_tune.ipynb #tune-11
 def judge_towers(p: Params) -> float:
     "Return the best epoch's NDCG of towers that are trained with these parameters."
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
     from recsys.models.towers import build_towers, content_by_id
     from recsys.models.two_tower import fit
 
@@ -72,7 +72,7 @@ def judge_towers(p: Params) -> float:
 
 def judge_ranker(p: Params) -> float:
     "Return NDCG@10 among candidates, blended, of a ranker that is trained with these parameters."
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
     from recsys.models.dlrm import fit_blend, fit_ranker
     from recsys.models.neighbours import held_out, load_table
 

@@ -27,7 +27,7 @@ import tensorflow as tf
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, progress, record_stage
 from ..data.features import pack, save_arrays
-from ..data.prep import load_prepared
+from ..data.prepared import load_prepared
 from .encoders import onnx_session
 from recsys.models.towers import (
     CandidateSampler,

@@ -16,7 +16,8 @@ import numpy as np
 from ..core.clock import DAY, day_of
 from ..core.params import Params
 from ..core.runs import progress, run_dir
-from ..data.features import FIRST, history_at, mark_cases, top_category_schedule
+from ..data.asof import history_at, mark_cases, top_category_schedule
+from ..data.features import FIRST
 from .seen import recent_entry, recent_name, run_scripts
 from ..recommend.bloom import window
 
@@ -88,7 +89,7 @@ def event_types(p: Params) -> np.ndarray:  # names by number, '' last
     "Return the names of a run's event types, numbered as the prepared events number them."
     import pyarrow.parquet as pq
 
-    from recsys.data.prep import FUNNEL
+    from recsys.data.splits import FUNNEL
 
     file = run_dir(p) / "ingest" / "interactions.parquet"
     found = set()
@@ -159,7 +160,7 @@ def top_category_schedules(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # categories, seconds of end, offsets [R + 1]
     """Return the top-category schedules of many rows, one behind the other.
 
-    Each equals `features.top_category_schedule` as of the second after the row's last event.
+    Each equals `asof.top_category_schedule` as of the second after the row's last event.
     """
     size, n_categories = hi - lo, int(cat.max(initial=0)) + 1
     values = np.zeros(size.sum(), np.int64)

@@ -101,7 +101,7 @@ def offline_tables(
     "Return the tables behind the views, made from a run's data."
     import pandas as pd
 
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
 
     prep_folder = stage_dir(p, "data_prep")
     prepared = load_prepared(p).events
@@ -561,7 +561,7 @@ def materialise(
     timing=None,  # function name -> context, such as StageRecord.timing
 ) -> dict:  # what was written, by name
     "Fill offline tables and online store from a run's data; return what was written."
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
     from recsys.recommend.bundle import Bundle
 
     bundle = bundle or Bundle(stage_dir(p, "bundle"))

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 
 from ..core.params import RecsysError
 from ..core.runs import read_json
-from ..data.features import NULL, OOV, history_length
+from ..data.asof import history_length
+from ..data.features import NULL, OOV
 from .valkey import Breaker
 
 # %% ../../nbs/5_online/04_online_store.ipynb #online-store-09

@@ -29,7 +29,8 @@ from recsys.core.runs import (
 )
 from ..data.additions import additions_file, read_added, to_array
 from ..data.features import columns_of, load_arrays, load_encoder, save_arrays
-from ..data.prep import Prepared, encode_tables, load_prepared
+from ..data.prep import encode_tables
+from ..data.prepared import Prepared, load_prepared
 from ..evaluate.cases import is_masked, test_cases
 from ..evaluate.metrics import case_metrics, rank_of_relevant
 from ..evaluate.report import compare_systems

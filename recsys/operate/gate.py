@@ -20,7 +20,8 @@ from ..core.clock import DAY
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir, sha256_file
 from ..data.features import as_bytes
-from ..data.prep import Prepared, encode_tables, load_prepared, open_prepared
+from ..data.prep import encode_tables
+from ..data.prepared import Prepared, load_prepared, open_prepared
 from ..evaluate.cases import DEPTH, is_masked
 from ..evaluate.metrics import case_metrics, paired_bootstrap, per_user_mean, rank_of_relevant
 from ..evaluate.report import fine_segments, segments

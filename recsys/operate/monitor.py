@@ -1092,7 +1092,7 @@ def run_monitor(
     folders: dict | None = None,  # of the logs; left out: the run's
 ) -> dict:  # day, checks, alarms, measured
     "Judge a day of a run's log and write monitor/<day>.json, <day>.html and metrics.prom."
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
 
     made, stored = watched_run(p)
     prep, types, folders = load_prepared(made), event_types(made), folders or log_folders(p)

@@ -9,7 +9,8 @@ __all__ = ['CLICK_SECONDS', 'shop_clicks', 'page_row', 'event_row', 'LoggedEvent
 import numpy as np
 
 from ..core.clock import day_of
-from ..data.shop import DEVICES, recent_views
+from ..data.shop import recent_views
+from ..data.shop_world import DEVICES
 from ..online.events import as_impression
 from ..online.feature_history import history_rules, user_history_table
 from ..online.popularity import read_impression, write_rows

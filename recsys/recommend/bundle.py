@@ -30,15 +30,8 @@ from recsys.core.runs import (
     write_json,
 )
 from ..data.additions import additions_file, read_added
-from recsys.data.features import (
-    FIRST,
-    PAIR,
-    Trends,
-    as_bytes,
-    columns_of,
-    load_encoder,
-    save_arrays,
-)
+from ..data.features import FIRST, as_bytes, columns_of, load_encoder, save_arrays
+from ..data.interaction import PAIR, Trends
 from ..models.neighbours import load_demand
 from .snapshot import BundleFiles, CatalogueSnapshot
 
@@ -83,7 +76,7 @@ def write_item_files(p: Params, folder: Path) -> None:
     "Write items.npz (encoded columns), items.parquet (readable columns) and popularity.npz."
     import pyarrow.parquet as pq
 
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
 
     prep = load_prepared(p)
     items = pq.read_table(stage_dir(p, "data_prep") / "items.parquet")

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.params import RecsysError
-from ..data.features import PAIR, columns_of, encode_context
+from ..data.features import columns_of, encode_context
+from ..data.interaction import PAIR
 from .bundle import cpu_session, run_session
 from recsys.recommend.recommender import (
     FallbackLog,

@@ -137,7 +137,7 @@ def case_query_vectors(bundle: Bundle, prep, cases: np.ndarray) -> np.ndarray:  
 
 def recall_unknown(
     bundle: Bundle,
-    prep,  # recsys.data.prep.Prepared
+    prep,  # recsys.data.prepared.Prepared
     pos: np.ndarray,  # test cases: positions of events
     share: float = 0.1,  # of the items that lose their id at a time
     k: int = 300,

@@ -21,17 +21,9 @@ from fastcore.basics import patch
 from ..core.clock import DAY, day_of
 from ..core.params import Params, RecsysError
 from ..core.runs import resolve, run_dir, stage_dir
-from recsys.data.features import (
-    FIRST,
-    NULL,
-    columns_of,
-    encode_context,
-    history_length,
-    load_arrays,
-    pack,
-    pair_features,
-    top_category,
-)
+from ..data.asof import history_length, top_category
+from ..data.features import FIRST, NULL, columns_of, encode_context, load_arrays, pack
+from ..data.interaction import pair_features
 from ..models.index import search
 from ..models.neighbours import add_in_demand, add_related, candidate_votes, history_votes
 from .bloom import SeenItems
@@ -654,7 +646,7 @@ def recommend(self: Recommender, request: dict) -> dict:  # fields of `PageReque
 # %% ../../nbs/3_recommend/07_recommender.ipynb #recommender-67
 def load_run(run: str) -> Recommender:
     "Return the recommender of a run, by name or folder; raise `RecsysError` without a bundle."
-    from recsys.data.prep import load_prepared
+    from recsys.data.prepared import load_prepared
 
     folder = resolve(run) if "/" in run else run_dir(Params(dict(RUN=run), source="--run"))
     if not (folder / "bundle" / "manifest.json").is_file():

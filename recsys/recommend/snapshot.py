@@ -22,7 +22,8 @@ import numpy as np
 
 from ..core.params import RecsysError
 from ..data.additions import to_array
-from ..data.features import OOV, PAD, UNSEEN, as_bytes, load_arrays, pack
+from ..data.features import OOV, PAD, as_bytes, load_arrays, pack
+from ..data.interaction import UNSEEN
 from ..models.index import load_index, plain_index
 from ..models.neighbours import SELF_SIMILARITY, load_table
 from .bloom import hash_ids
