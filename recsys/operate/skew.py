@@ -69,34 +69,30 @@ def compare_day(tuned: Params, rebuilt: Params, first: Params, day: int) -> dict
     from recsys.recommend.bundle import Bundle
 
     prep, other = load_prepared(tuned), load_prepared(rebuilt)
-    pos, masked = (
-        test_cases(prep, tuned.EVAL_CASES, tuned.SEED),
-        is_masked(prep, tuned.MASK_HISTORY),
-    )
-    if not np.array_equal(prep.events["item"][pos], other.events["item"][pos]):
+    cases = test_cases(prep, tuned.EVAL_CASES, tuned.SEED)
+    masked = is_masked(prep, tuned.MASK_HISTORY)
+    item = np.asarray(prep.events["item"][cases])
+    if not np.array_equal(item, other.events["item"][cases]):
         raise RecsysError(f"{rebuilt.RUN}: its cases differ from those of {tuned.RUN}")
+    systems = (("first", first, prep), ("tuned", tuned, prep), ("rebuilt", rebuilt, other))
     lists = {
-        n: model_lists(Bundle(stage_dir(q, "bundle")), x, pos, masked)
-        for n, q, x in (("first", first, prep), ("tuned", tuned, prep), ("rebuilt", rebuilt, other))
+        name: model_lists(Bundle(stage_dir(params, "bundle")), prepared, cases, masked)
+        for name, params, prepared in systems
     }
-    item = np.asarray(prep.events["item"][pos])
-    row = dict(
+    row: dict = dict(
         day=day,
-        cases=len(pos),
+        cases=len(cases),
         overlap=overlap(lists["tuned"]["retrieval"], lists["rebuilt"]["retrieval"]),
     )
-    for n, x in lists.items():
-        ranks = rank_of_relevant(x["full"], item)
-        row |= {
-            f"{n} {k}": float(v.mean())
-            for k, v in case_metrics(ranks, (10,)).items()
-            if k in ("ndcg@10", "recall@10")
-        }
-        row[f"{n} recall of retrieval"] = float((x["retrieval"] == item[:, None]).any(1).mean())
+    for name, found in lists.items():
+        metrics = case_metrics(rank_of_relevant(found["full"], item), (10,))
+        row |= {f"{name} {k}": float(metrics[k].mean()) for k in ("recall@10", "ndcg@10")}
+        is_found = (found["retrieval"] == item[:, None]).any(1)
+        row[f"{name} recall of retrieval"] = float(is_found.mean())
     row["pairs"] = compare_systems(
-        {n: x["full"] for n, x in lists.items()},
+        {name: found["full"] for name, found in lists.items()},
         prep,
-        pos,
+        cases,
         tuned.BOOTSTRAP,
         tuned.SEED,
         system="tuned",
