@@ -160,9 +160,38 @@ def test_commands_say_when_the_bundle_is_older_than_its_stages(done, tmp_path):
     assert bundle_warning(copy) == ""
     record = copy / "dlrm/stage.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | dict(key="another")))
-    page = recsys("recommend", "--run", copy)
-    assert page.returncode == 0 and "older than its stages dlrm" in page.stderr, page.stderr
-    assert "--from dlrm" in page.stderr
+    page = recsys("recommend", "--run", copy, "--json")
+    item = json.loads(page.stdout)["items"][0]["item_id"]
+    explained = recsys("explain", "--run", copy, "--item", item, "--json")
+    evaluated = recsys("evaluate", "--run", copy, "--compare", done[0], "--json")
+    for command in (page, explained, evaluated):
+        assert command.returncode == 0, command.stderr
+        assert "older than its stages dlrm" in command.stderr and "--from dlrm" in command.stderr
+        json.loads(command.stdout)  # the note does not mix with the result
+
+
+def test_demo_says_that_the_bundle_is_old(tmp_path, monkeypatch):
+    "Without servers: their start is replaced, and what is printed before it is looked at."
+    from typer.testing import CliRunner
+
+    from recsys.operate import cli, cli_serve
+    from recsys.serve import window
+
+    def start_servers(params, show):
+        raise RuntimeError("the servers would start now")
+
+    monkeypatch.setattr(window, "shop_window", start_servers)
+    monkeypatch.setattr(cli_serve, "stop_on_signals", lambda: None)
+    monkeypatch.setattr(cli_serve, "open_run", lambda run, sets, stages: None)
+    for file, content in (
+        ("bundle/manifest.json", dict(stages=dict(dlrm="one"))),
+        ("dlrm/stage.json", dict(key="another")),
+    ):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text(json.dumps(content))
+    result = CliRunner().invoke(cli.app, ["demo", "--run", str(tmp_path)])
+    assert "older than its stages dlrm" in result.stderr, result.stderr
+    assert "would start" in str(result.exception)
 
 
 def test_part_of_a_run(done):
