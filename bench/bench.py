@@ -12,7 +12,8 @@ import time
 import numpy as np
 
 from recsys.core.runs import find_root, read_json, write_json
-from recsys.recommend.recommender import REQUEST_STEPS, load_run
+from recsys.recommend.fallbacks import REQUEST_STEPS
+from recsys.recommend.recommender import load_run
 
 OUT = find_root() / "outputs"
 

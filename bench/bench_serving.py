@@ -18,7 +18,7 @@ from recsys.core.runs import find_root, read_json, run_dir, stage_dir, write_jso
 from recsys.data.features import load_arrays
 from recsys.online.valkey import EmbeddedValkey, connect
 from recsys.recommend.bundle import Bundle
-from recsys.recommend.recommender import REQUEST_STEPS
+from recsys.recommend.fallbacks import REQUEST_STEPS
 from recsys.serve.ensemble import ensemble_from, online_parts, run_params, served
 from recsys.serve.repository import next_version, pinned_version
 from recsys.serve.server import Client, session_processes

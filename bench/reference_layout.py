@@ -15,13 +15,9 @@ from recsys.data.features import pack as side_by_side
 from recsys.data.interaction import pair_features
 from recsys.models.neighbours import candidate_votes
 from recsys.recommend.bundle import Bundle
-from recsys.recommend.recommender import (
-    REQUEST_STEPS,
-    FallbackLog,
-    finite,
-    past_rows,
-    query_arrays,
-)
+from recsys.recommend.candidates import Candidates, CandidateSearch, past_rows
+from recsys.recommend.fallbacks import REQUEST_STEPS, FallbackLog, finite
+from recsys.recommend.recommender import make_pages, query_arrays
 from recsys.recommend.request import read_request
 from recsys.serve.ensemble import (
     StepMember,
@@ -254,13 +250,10 @@ class FaissRetrieval(StepMember):
 
     def answer(self, x: dict) -> dict:
         r = unpack_context(x["request"])[0]
-        scores, rows = self.recommender.retrieve(
-            x["query"],
-            x["q_ints"],
-            r["timestamp"],
-            self.recommender.first_width(r),
-            FallbackLog(len(x["query"])),
+        search = CandidateSearch(
+            self.recommender.bundle, self.recommender.users, r, x["query"], x["q_ints"]
         )
+        scores, rows = search.retrieve(search.first_width(), FallbackLog(len(x["query"])))
         return dict(rows=rows, row_scores=scores)
 
 
@@ -271,10 +264,16 @@ class FilterSeenItems(StepMember):
 
     def answer(self, x: dict) -> dict:
         r, why = unpack_context(x["request"])[0], FallbackLog(len(x["query"]))
-        rows, retrieved, ranks = self.recommender.filter_candidates(
-            r, x["query"], x["q_ints"], (x["row_scores"], x["rows"]), why
+        search = CandidateSearch(
+            self.recommender.bundle, self.recommender.users, r, x["query"], x["q_ints"]
         )
-        return dict(candidates=rows, retrieved=retrieved, ranks=ranks, why=json_column(list(why)))
+        found = search.candidates((x["row_scores"], x["rows"]), why)
+        return dict(
+            candidates=found.rows,
+            retrieved=found.scores,
+            ranks=found.ranks,
+            why=json_column(list(why)),
+        )
 
 
 class FeastItemLookup(StepMember):
@@ -415,12 +414,11 @@ class SoftmaxSampling(StepMember):
 
         (r, known, _), why = unpack_context(x["request"]), FallbackLog(len(x["candidates"]))
         why[:] = [json.loads(w) for w in x["why"][:, 0]]
-        a = self.recommender.rerank_page(
+        a = make_pages(
+            self.recommender.bundle,
             r,
             known,
-            x["candidates"],
-            x["retrieved"],
-            x["ranks"],
+            Candidates(x["candidates"], x["retrieved"], x["ranks"]),
             finite(x["logits"].reshape(x["candidates"].shape)),
             why,
         )

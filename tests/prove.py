@@ -378,7 +378,8 @@ def quiet_days_stay_quiet(days=20, trained=14):
     from recsys.online.feature_history import event_types
     from recsys.operate import monitor, shop_days
     from recsys.recommend.bundle import Bundle
-    from recsys.recommend.recommender import Recommender, UserMemory
+    from recsys.recommend.recommender import Recommender
+    from recsys.recommend.users import UserMemory
 
     with tempfile.TemporaryDirectory() as d:
         small = dict(OUTPUTS=d, SHOP_IMAGES=False, IMAGE_ENCODER="none", TT_EPOCHS=3, DLRM_EPOCHS=2)

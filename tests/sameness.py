@@ -10,7 +10,8 @@ from recsys.core.runs import stage_dir
 from recsys.data.prepared import load_prepared
 from recsys.online.feature_store import materialise_until
 from recsys.recommend.bundle import Bundle
-from recsys.recommend.recommender import Recommender, UserMemory
+from recsys.recommend.recommender import Recommender
+from recsys.recommend.users import UserMemory
 from recsys.serve.ensemble import online_parts
 
 

@@ -14,7 +14,7 @@ from recsys.core.params import PARAMS, default_params
 from recsys.core.pipeline import DAILY, FULL
 from recsys.operate.cli import app
 from recsys.operate.docs import build_docs, execute, modules, notebook_name, notebooks
-from recsys.recommend.recommender import REQUEST_STEPS
+from recsys.recommend.fallbacks import REQUEST_STEPS
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("docs")  # one worker, so that the site is built once

@@ -26,7 +26,7 @@ from recsys.core.runs import read_json, run_dir, stage_dir, write_json
 from recsys.data.features import load_arrays
 from recsys.online.valkey import EmbeddedValkey, check_port, free_port
 from recsys.recommend.bundle import Bundle
-from recsys.recommend.recommender import REQUEST_STEPS
+from recsys.recommend.fallbacks import REQUEST_STEPS
 from recsys.serve.ensemble import ensemble_from, forget_user, online_parts, run_params, served
 from recsys.serve.repository import next_version, pinned_version, read_config
 from recsys.serve.server import Client, call_server, session_processes

@@ -22,7 +22,7 @@ from .ablations import NOT_RETRAINED
 from .report import SavedRanks, compare_runs, load_ranks
 from .systems import load_user_ids, model_lists
 from ..recommend.bundle import Bundle
-from ..recommend.recommender import seen_since
+from ..recommend.users import seen_since
 
 # %% ../../nbs/4_evaluate/11_page.ipynb #page-07
 PAGE_LENGTH = 10  # items of a page

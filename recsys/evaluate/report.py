@@ -58,7 +58,7 @@ from recsys.evaluate.systems import (
 )
 from ..recommend.bloom import hash_ids
 from ..recommend.bundle import Bundle
-from ..recommend.recommender import fill_candidates
+from ..recommend.candidates import fill_candidates
 
 # %% ../../nbs/4_evaluate/10_report.ipynb #report-09
 _STOPPED = "train, stopped on validation"  # where a model's stage records nothing else

@@ -18,13 +18,9 @@ from ..data.features import load_arrays
 from ..data.prepared import Prepared, past_items
 from .cases import DEPTH
 from ..recommend.bundle import Bundle, run_session
-from recsys.recommend.recommender import (
-    fill_candidates,
-    find_candidates,
-    query_arrays,
-    score_candidates,
-    seen_since,
-)
+from ..recommend.candidates import fill_candidates, find_candidates
+from ..recommend.recommender import query_arrays, score_candidates
+from ..recommend.users import seen_since
 
 # %% ../../nbs/4_evaluate/05_systems.ipynb #systems-07
 def take_rows(

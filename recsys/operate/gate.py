@@ -27,7 +27,8 @@ from ..evaluate.metrics import case_metrics, paired_bootstrap, per_user_mean, ra
 from ..evaluate.report import fine_segments, segments
 from ..evaluate.systems import model_lists, past_mask
 from ..recommend.bundle import Bundle
-from ..recommend.recommender import fill_candidates, seen_since
+from ..recommend.candidates import fill_candidates
+from ..recommend.users import seen_since
 
 # %% ../../nbs/7_operate/01_gate.ipynb #gate-07
 def gate_cases(prep: Prepared, p: Params) -> np.ndarray:  # positions into events, sorted

@@ -32,7 +32,9 @@ from ..online.feature_history import event_types, history_rules, user_history_ta
 from ..online.popularity import day_name, log_folders, log_schema
 from .promote import bundle_path, read_live, store_home
 from ..recommend.bundle import Bundle
-from ..recommend.recommender import REQUEST_STEPS, Recommender, UserMemory
+from ..recommend.fallbacks import REQUEST_STEPS
+from ..recommend.recommender import Recommender
+from ..recommend.users import UserMemory
 
 # %% ../../nbs/7_operate/03_monitor.ipynb #monitor-06
 def shares(counts: np.ndarray) -> np.ndarray:

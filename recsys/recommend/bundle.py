@@ -226,6 +226,7 @@ class FixedParts:
     encoder: Any
     contract: Any
     snapshot: CatalogueSnapshot
+    in_stock: Any
 
     @cached_property
     def history_columns(self) -> slice:
@@ -261,6 +262,11 @@ class FixedParts:
     def demand(self) -> float:
         "Weight of demand beside the towers' score in retrieval; 0 where it is not used."
         return load_demand(self.folder)
+
+    @cached_property
+    def share_in_stock(self) -> float:
+        "Share of the catalogue that was in stock when it was first computed."
+        return float(self.in_stock.mean())
 
     @cached_property
     def query_tower(self):

@@ -6,11 +6,11 @@
 __all__ = ['CONTEXT_FIELDS', 'NOTED_STEPS', 'MAX_EXCLUDED_IDS', 'MAX_TEXT_BYTES', 'ROW_COLUMN', 'RANK_COLUMN', 'CANARY',
            'PAGE_COLUMNS', 'ONNX_TYPES', 'ONLINE', 'json_column', 'text_column', 'pack_context', 'unpack_context',
            'add_note', 'read_notes', 'step_durations', 'check_tensors', 'request_of', 'check_equal_k', 'NoUsers',
-           'served_users', 'online_users', 'StepMember', 'UserFeatures', 'Retrieve', 'SeenFilter', 'ItemFeatures',
-           'log_pages', 'fallback_counts', 'MemberCounters', 'ResponseMember', 'Rerank', 'Page', 'onnx_tensors',
-           'ranker_warmup', 'ensemble_members', 'wire_steps', 'layout_of', 'ensemble_from', 'bundle_versions',
-           'version_of', 'place_models', 'export_bundle', 'run_triton', 'fill_store', 'run_params', 'clock_start',
-           'online_parts', 'forget_user', 'online_env', 'started', 'worker_process', 'served']
+           'served_users', 'online_users', 'StepMember', 'UserFeatures', 'candidate_search', 'Retrieve', 'SeenFilter',
+           'ItemFeatures', 'log_pages', 'fallback_counts', 'MemberCounters', 'ResponseMember', 'Rerank', 'Page',
+           'onnx_tensors', 'ranker_warmup', 'ensemble_members', 'wire_steps', 'layout_of', 'ensemble_from',
+           'bundle_versions', 'version_of', 'place_models', 'export_bundle', 'run_triton', 'fill_store', 'run_params',
+           'clock_start', 'online_parts', 'forget_user', 'online_env', 'started', 'worker_process', 'served']
 
 # %% ../../nbs/6_serve/03_ensemble.ipynb #ensemble-02
 import contextlib
@@ -37,13 +37,14 @@ from recsys.online.valkey import (
     valkey_for,
 )
 from ..recommend.bundle import Bundle, check_bundle
+from ..recommend.candidates import Candidates, CandidateSearch
+from ..recommend.fallbacks import REQUEST_STEPS, FallbackLog, finite
 from recsys.recommend.recommender import (
-    REQUEST_STEPS,
-    FallbackLog,
     Recommender,
     candidate_features,
-    finite,
+    make_pages,
     query_arrays,
+    request_features,
 )
 from ..recommend.request import read_request
 from .member import PythonMember, bundle_folder, decode
@@ -280,11 +281,18 @@ class UserFeatures(StepMember):
         fields, request_ids = request_of(inputs)
         request = read_request(fields, recommender.bundle.serving, recommender.clock)
         fallbacks = FallbackLog(len(request["user_id"]))
-        features, known = recommender.user_features(request, fallbacks)
+        bundle, users = recommender.bundle, recommender.users
+        features, known = request_features(bundle, users, request, fallbacks)
         context = pack_context(request, known, request_ids)
-        return query_arrays(recommender.bundle, features) | add_note(context, fallbacks, began)
+        return query_arrays(bundle, features) | add_note(context, fallbacks, began)
 
 # %% ../../nbs/6_serve/03_ensemble.ipynb #ensemble-29
+def candidate_search(recommender: Recommender, request: dict, inputs: dict) -> CandidateSearch:
+    "Return the search of a batch of requests from the tensors of a member."
+    query, q_ints = inputs["query"], inputs["q_ints"]
+    return CandidateSearch(recommender.bundle, recommender.users, request, query, q_ints)
+
+
 class Retrieve(StepMember):
     "Step 3: give the items that are nearest to the query."
 
@@ -295,13 +303,8 @@ class Retrieve(StepMember):
         began = time.monotonic()
         request = unpack_context(inputs["request"])[0]
         fallbacks = FallbackLog(len(inputs["query"]))
-        scores, rows = self.recommender.retrieve(
-            inputs["query"],
-            inputs["q_ints"],
-            request["timestamp"],
-            self.recommender.first_width(request),
-            fallbacks,
-        )
+        search = candidate_search(self.recommender, request, inputs)
+        scores, rows = search.retrieve(search.first_width(), fallbacks)
         return dict(rows=rows, row_scores=scores) | add_note(inputs["request"], fallbacks, began)
 
 # %% ../../nbs/6_serve/03_ensemble.ipynb #ensemble-31
@@ -318,12 +321,10 @@ class SeenFilter(StepMember):
         began = time.monotonic()
         request = unpack_context(inputs["request"])[0]
         fallbacks = FallbackLog(len(inputs["query"]))
-        hits = (inputs["row_scores"], inputs["rows"])
-        rows, retrieved, ranks = self.recommender.filter_candidates(
-            request, inputs["query"], inputs["q_ints"], hits, fallbacks
-        )
-        candidates = np.stack([rows, ranks], axis=-1)
-        return dict(candidates=candidates, retrieved=retrieved) | add_note(
+        search = candidate_search(self.recommender, request, inputs)
+        found = search.candidates((inputs["row_scores"], inputs["rows"]), fallbacks)
+        candidates = np.stack([found.rows, found.ranks], axis=-1)
+        return dict(candidates=candidates, retrieved=found.scores) | add_note(
             inputs["request"], fallbacks, began
         )
 
@@ -357,7 +358,7 @@ def log_pages(
     bundle: Bundle,
     request: dict,  # of `read_request`
     candidates: np.ndarray,  # item rows [B, C], -1 is padding
-    answer: dict,  # of `Recommender.rerank_page`
+    answer: dict,  # of `make_pages`
     request_ids: list,  # str [B]
     step_ms: np.ndarray,  # milliseconds [B, steps]
 ) -> None:
@@ -454,7 +455,7 @@ class ResponseMember(StepMember):
         self,
         request: dict,  # of `read_request`
         candidates: np.ndarray,  # item rows [B, C]
-        answer: dict,  # of `Recommender.rerank_page`
+        answer: dict,  # of `make_pages`
         request_ids: list,  # str [B]
         step_ms: np.ndarray,  # milliseconds [B, steps]
     ) -> dict:
@@ -501,22 +502,19 @@ class Rerank(ResponseMember):
         began = time.monotonic()
         request, known, request_ids = unpack_context(inputs["request"])
         fallbacks, times = read_notes(inputs["request"])
-        candidates = inputs["candidates"][:, :, ROW_COLUMN]
+        candidates = Candidates(
+            rows=inputs["candidates"][:, :, ROW_COLUMN],
+            scores=inputs["retrieved"],
+            ranks=inputs["candidates"][:, :, RANK_COLUMN],
+        )
         logits = fallbacks.attempt(
             lambda: finite(inputs["logits"]), "dlrm", "the order of retrieval"
         )
-        page = self.recommender.rerank_page(
-            request,
-            known,
-            candidates,
-            inputs["retrieved"],
-            inputs["candidates"][:, :, RANK_COLUMN],
-            logits,
-            fallbacks,
-        )
+        bundle = self.recommender.bundle
+        page = make_pages(bundle, request, known, candidates, logits, fallbacks)
         own_times = np.tile([began, time.monotonic()], (len(fallbacks), 1, 1))
         step_ms = step_durations(np.concatenate([times, own_times], axis=1))
-        return self.respond_with(request, candidates, page, request_ids, step_ms)
+        return self.respond_with(request, candidates.rows, page, request_ids, step_ms)
 
     def page_lengths(self, inputs: list) -> list:
         return [int(unpack_context(x["request"])[0]["k"][0]) for x in inputs]

@@ -39,7 +39,8 @@ from ..data.features import load_arrays
 from ..online.events import Recorder, open_recorder
 from ..online.valkey import Breaker, Unavailable, check_port, connect, running_valkey
 from ..recommend.bundle import Bundle
-from ..recommend.recommender import REQUEST_STEPS, Recommender
+from ..recommend.fallbacks import REQUEST_STEPS
+from ..recommend.recommender import Recommender
 from .api import OPERATIONS, BrokenJson, Operation, openapi, path_pattern, read_model
 from .ensemble import NoUsers, clock_start, forget_user, online_users
 from .member import bundle_folder
