@@ -1282,6 +1282,8 @@ def test_images_have_what_is_imported(image, modules):
         "models.towers",
         "models.two_tower",
         "models.dlrm",
+        "models.batches",
+        "models.scoring",
         "models.ranker",
         "operate.finetune",
         "operate.gate",

@@ -81,7 +81,7 @@ FULL = (
     ),
     Stage(
         "dlrm",
-        "2_models/08_dlrm",
+        "2_models/10_dlrm",
         "recsys.models.dlrm:run_dlrm",
         ("data_prep", "embeddings", "two_tower", "neighbours"),
     ),
