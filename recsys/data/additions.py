@@ -60,11 +60,18 @@ def seal(
 
 
 def _parse(line: bytes) -> dict:
-    "Return a line's row; an empty one where it isn't JSON."
+    "Return a line's row; an empty one where the line isn't a JSON object."
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except ValueError:
         return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _line_number(file: str | Path, position: int) -> int:
+    "Return the number of the line that begins at a byte of a file, counted from 1."
+    with open(file, "rb") as stream:
+        return stream.read(position).count(b"\n") + 1
 
 
 def read_added(
@@ -84,8 +91,8 @@ def read_added(
         row = _parse(line)
         if row.get("seal") != seal(row, last_seal):
             raise RecsysError(
-                f"{file}: the line at byte {end} is not what was written there; "
-                "restore the file, or remove it from that line on"
+                f"{file}: line {_line_number(file, end)} (at byte {end}) is not what was written"
+                " there; restore the file, or remove it from that line on"
             )
         rows.append(row)
         end, last_seal = end + len(line), row["seal"]

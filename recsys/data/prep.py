@@ -48,18 +48,33 @@ def _top_category_loop():
     import numba
 
     @numba.njit
-    def loop(first, cut, timestamp, category, seconds, counts, top):
-        for i in range(len(timestamp)):
-            low, best = cut[i], 0
-            while low > first[i] and timestamp[low - 1] >= timestamp[i] - seconds:
-                low -= 1
-                counts[category[low]] += 1
-            for j in range(cut[i] - 1, low - 1, -1):
-                if counts[category[j]] > best:
-                    best = counts[category[j]]
-                    top[i] = category[j]
-            for j in range(low, cut[i]):
-                counts[category[j]] = 0
+    def set_key(tree, category, key):
+        "Set a category's key, and the largest key of every node above it."
+        node = len(tree) // 2 + category
+        tree[node] = key
+        while node > 1:
+            node //= 2
+            tree[node] = max(tree[2 * node], tree[2 * node + 1])
+
+    @numba.njit
+    def loop(first, cut, timestamp, category, seconds, counts, newest, tree, top):
+        n = len(timestamp)
+        low = high = 0  # the window of an event holds the rows low:high
+        for i in range(n):
+            while high < cut[i]:
+                entering = category[high]
+                counts[entering] += 1
+                newest[entering] = high
+                set_key(tree, entering, counts[entering] * n + high)
+                high += 1
+            while low < high and (low < first[i] or timestamp[low] < timestamp[i] - seconds):
+                leaving = category[low]
+                counts[leaving] -= 1
+                key = counts[leaving] * n + newest[leaving] if counts[leaving] else 0
+                set_key(tree, leaving, key)
+                low += 1
+            if low < high:
+                top[i] = category[tree[1] % n]
 
     return loop
 
@@ -71,13 +86,19 @@ def top_categories(
     category: np.ndarray,  # encoded category of each event, [n]
     seconds: int,  # window
 ) -> np.ndarray:  # int32 [n], `NULL` where the window is empty
-    "Compute the top category as of every event; equals `asof.top_category` for each alone."
+    """Compute the top category as of every event; equals `asof.top_category` for each alone.
+
+    Events are sorted by user and time. The cost is O(n log C) with C categories.
+    """
+    n_categories = int(category.max(initial=0)) + 1
+    n_leaves = max(2, 1 << (n_categories - 1).bit_length())  # a power of two
+    counts, newest = np.zeros((2, n_categories), np.int64)
+    tree = np.zeros(2 * n_leaves, np.int64)
     top = np.full(len(timestamp), NULL, np.int32)
-    counts = np.zeros(category.max(initial=0) + 1, np.int64)
-    _top_category_loop()(first, cut, timestamp, category, seconds, counts, top)
+    _top_category_loop()(first, cut, timestamp, category, seconds, counts, newest, tree, top)
     return top
 
-# %% ../../nbs/1_data/11_prep.ipynb #prep-10
+# %% ../../nbs/1_data/11_prep.ipynb #prep-15
 def decayed_counts(
     items: np.ndarray,  # item row of each event
     timestamps: np.ndarray,  # second of each event
@@ -99,7 +120,7 @@ def first_events(
     np.minimum.at(first, items, timestamps)
     return first
 
-# %% ../../nbs/1_data/11_prep.ipynb #prep-13
+# %% ../../nbs/1_data/11_prep.ipynb #prep-18
 HALF_LIVES = 1.0, 3.0, 10.0, 30.0, 100.0, 300.0  # days
 TREND_CASES = 2000  # validation cases that choose the half-life, at most
 TREND_BATCH = 256  # cases ranked at once
@@ -144,7 +165,7 @@ def choose_trends(
         key=lambda trends: trend_gain(trends, events["item"][rows], events["timestamp"][rows]),
     )
 
-# %% ../../nbs/1_data/11_prep.ipynb #prep-18
+# %% ../../nbs/1_data/11_prep.ipynb #prep-23
 MIN_REPEAT_SHARE = 0.001  # of training cases; below it REPEATS: auto leaves repetitions out
 
 
@@ -172,7 +193,7 @@ def allows_repeats(
         return bool(share >= MIN_REPEAT_SHARE)
     return wanted != "false"
 
-# %% ../../nbs/1_data/11_prep.ipynb #prep-21
+# %% ../../nbs/1_data/11_prep.ipynb #prep-26
 def _seen_in_training(events: dict, name: str, n: int) -> np.ndarray:  # sorted row numbers
     "Return which users, items or devices occur in a training event."
     rows = events[name][(events["split"] == 0) & (events[name] >= 0)]
@@ -223,7 +244,7 @@ def training_frames(
         for side, frame in frames.items()
     }
 
-# %% ../../nbs/1_data/11_prep.ipynb #prep-24
+# %% ../../nbs/1_data/11_prep.ipynb #prep-29
 def save_user_columns(folder: Path, tables: PrepTables, encoder: Encoder) -> None:
     "Write the users' ids and encoded features; the last row of features is the unknown user."
     users = tables.users.set_index("user_id").reindex(np.append(tables.user_ids, ""))
@@ -255,7 +276,7 @@ def save_item_columns(
         items.to_parquet(temporary, index=False)
     return encoded
 
-# %% ../../nbs/1_data/11_prep.ipynb #prep-26
+# %% ../../nbs/1_data/11_prep.ipynb #prep-31
 def _context_columns(tables: PrepTables, encoder: Encoder) -> dict:  # feature -> int16 [n]
     "Encode hour, weekday and device of every event, devices through the few names that occur."
     contract = encoder.contract
@@ -302,7 +323,7 @@ def save_event_columns(folder: Path, columns: dict) -> None:
         with atomic_path(folder / f"{name}.npy") as temporary:
             np.save(temporary, column)
 
-# %% ../../nbs/1_data/11_prep.ipynb #prep-28
+# %% ../../nbs/1_data/11_prep.ipynb #prep-33
 def _range_of(timestamps: np.ndarray) -> list | None:  # first and last second
     "Return the ends of a span of time; None without events."
     return [int(timestamps.min()), int(timestamps.max())] if len(timestamps) else None
@@ -362,7 +383,7 @@ def save_prepared(
         np.save(temporary, trends.values)
     write_meta(record, columns, params, positive, trends, repeats)
 
-# %% ../../nbs/1_data/11_prep.ipynb #prep-30
+# %% ../../nbs/1_data/11_prep.ipynb #prep-35
 def encode_tables(
     record,  # .dir to write to, .rows to count in
     source: Path,  # of the ingest stage

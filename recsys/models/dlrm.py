@@ -21,6 +21,12 @@ import matplotlib.pyplot as plt
 import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
+
+from ..core.params import Params, RecsysError
+from ..core.runs import StageRecord, progress, record_stage, stage_dir
+from ..data.features import OOV, pack
+from ..data.interaction import PAIR
+from ..data.prepared import Prepared, load_prepared
 from recsys.models.batches import (
     AGE_COLUMN,
     MASK_COLUMN,
@@ -30,21 +36,6 @@ from recsys.models.batches import (
     launched_before,
     retrieve_blocks,
 )
-from recsys.models.scoring import (
-    JUDGED,
-    RankerScorer,
-    ValidationJudge,
-    candidate_ndcg,
-    content_table,
-    item_tables,
-    step_signature,
-)
-
-from ..core.params import Params, RecsysError
-from ..core.runs import StageRecord, progress, record_stage, stage_dir
-from ..data.features import OOV, pack
-from ..data.interaction import PAIR
-from ..data.prepared import Prepared, load_prepared
 from .encoders import onnx_session
 from .neighbours import held_out, load_table
 from recsys.models.ranker import (
@@ -56,6 +47,15 @@ from recsys.models.ranker import (
     new_ranker,
     ranker_config,
     save_ranker,
+)
+from recsys.models.scoring import (
+    JUDGED,
+    RankerScorer,
+    ValidationJudge,
+    candidate_ndcg,
+    content_table,
+    item_tables,
+    step_signature,
 )
 
 # %% ../../nbs/2_models/10_dlrm.ipynb #dlrm-08

@@ -13,16 +13,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
+
+from ..core.params import Params
+from ..data.features import FIRST, pack
+from ..data.prepared import Prepared
 from recsys.models.batches import (
     interaction_features,
     retrieve_blocks,
     sample_negatives,
     sampling_distribution,
 )
-
-from ..core.params import Params
-from ..data.features import FIRST, pack
-from ..data.prepared import Prepared
 from .neighbours import candidate_votes
 from .ranker import MASKED, Ranker, ranker_signature
 

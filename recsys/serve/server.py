@@ -30,7 +30,7 @@ from fastcore.basics import patch
 
 from ..core.params import RecsysError
 from ..core.runs import atomic_path, read_json
-from ..online.valkey import OwnedProcess, _package_path, check_port, free_port
+from ..online.valkey import OwnedProcess, check_port, free_port, package_file
 from .member import decode
 from recsys.serve.repository import (
     REQUEST,
@@ -50,7 +50,7 @@ from recsys.serve.repository import (
 # %% ../../nbs/6_serve/01_server.ipynb #server-07
 def _triton() -> Path:
     "Find the tritonserver folder of the installed wheel."
-    program = _package_path("pytriton", "tritonserver/bin/tritonserver")
+    program = package_file("pytriton", "tritonserver/bin/tritonserver")
     if program is None:
         raise RecsysError("the package nvidia-pytriton is not installed; run `make setup`")
     return program.parent.parent
