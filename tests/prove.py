@@ -223,7 +223,8 @@ def offpolicy_covers_the_truth(n=100):
     """
     from recsys.data.catalog import make_catalog
     from recsys.data.shop import Shop
-    from recsys.evaluate.offpolicy import interval_coverage, policy_on, shop_requests, true_clicks
+    from recsys.evaluate.offpolicy import interval_coverage, shop_requests, true_clicks
+    from recsys.evaluate.page_chances import policy_on
 
     requests = shop_requests(Shop(make_catalog(600, seed=42), n_users=2000, seed=42))
     policies = {

@@ -292,7 +292,9 @@ def test_logged_pages_judge_another_policy(p, stack, parts):
     """Pages at a temperature, clicks that name their page, the worker's files, the command:
     propensities are found again from what was logged.
     """
-    from recsys.evaluate.offpolicy import check_log, off_policy, policy_on, read_log
+    from recsys.evaluate.logged_pages import read_log
+    from recsys.evaluate.offpolicy import check_log, off_policy
+    from recsys.evaluate.page_chances import policy_on
 
     client, recorder, rng, clicked = stack[3], parts[1], np.random.default_rng(0), 0
     client.recommend(
