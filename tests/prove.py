@@ -364,6 +364,52 @@ def promotions_are_whole(n=100_000, moves=5):
     ) == 2 and back < 5, figures
 
 
+def shift_devices(inputs):
+    """Return a day's counts of devices with half of each moved to the first bin."""
+    counts = np.array(inputs["device_type"])
+    half = counts // 2
+    half[0] += counts.sum() - half.sum()
+    return dict(device_type=half.tolist())
+
+
+def encode_users(later, bundle, files):
+    """Encode the users of a longer run as the bundle of an earlier one would."""
+    from recsys.online.day_log import user_ids
+
+    ids = [*(user.decode() for user in user_ids(later)), None]
+    users = pd.read_parquet(files / "users.parquet").set_index("user_id").reindex(ids)
+    columns = {name: users[name].to_numpy() for name in users.columns}
+    later.user_columns = bundle.encoder.encode("user", columns, len(users))
+
+
+def keep_largest_drifts(largest, checks):
+    """Keep the largest value of each drift among a day's checks and those of earlier days."""
+    for check in checks:
+        name = check["check"]
+        if name.startswith(("input", "scores")):
+            largest[name] = max(largest.get(name, 0), check["value"])
+
+
+STAGES_TO_BUNDLE = (
+    "ingest",
+    "data_prep",
+    "embeddings",
+    "two_tower",
+    "index",
+    "neighbours",
+    "dlrm",
+    "bundle",
+)
+
+
+def run_stages(params, *names):
+    """Run some stages of a run in this process."""
+    from recsys.core.pipeline import STAGES, run_here
+
+    for name in names:
+        run_here(STAGES[name], params)
+
+
 def quiet_days_stay_quiet(days=20, trained=14):
     """Days of the shop after training, one by one against training and the days before: at most 1
     alarm; another mix of devices is found on every one of them.
@@ -372,11 +418,12 @@ def quiet_days_stay_quiet(days=20, trained=14):
     import pyarrow.parquet as pq
 
     from recsys.core.clock import DAY
-    from recsys.core.pipeline import STAGES, run_here
     from recsys.core.runs import run_dir, stage_dir
     from recsys.data.prepared import load_prepared
     from recsys.data.sources import make_shop
+    from recsys.online import day_log
     from recsys.online.feature_history import event_types
+    from recsys.online.popularity import day_name
     from recsys.operate import monitor, shop_days
     from recsys.recommend.bundle import Bundle
     from recsys.recommend.recommender import Recommender
@@ -390,8 +437,7 @@ def quiet_days_stay_quiet(days=20, trained=14):
             SHOP_EVENTS=60_000 * (trained + days) // trained,
             **small,
         )
-        for s in ("ingest", "data_prep"):
-            run_here(STAGES[s], whole)
+        run_stages(whole, "ingest", "data_prep")
         shop, files = make_shop(whole), run_dir(whole) / "ingest"
         t, end = pq.read_table(files / "interactions.parquet"), shop.start + trained * DAY
         pq.write_table(t.filter(pc.less(t["timestamp"], end)), f"{d}/past.parquet")
@@ -403,17 +449,7 @@ def quiet_days_stay_quiet(days=20, trained=14):
             USERS=str(files / "users.parquet"),
             **small,
         )
-        for s in [
-            "ingest",
-            "data_prep",
-            "embeddings",
-            "two_tower",
-            "index",
-            "neighbours",
-            "dlrm",
-            "bundle",
-        ]:
-            run_here(STAGES[s], past)
+        run_stages(past, *STAGES_TO_BUNDLE)
         bundle, prep, later = (
             Bundle(stage_dir(past, "bundle")),
             load_prepared(past),
@@ -422,52 +458,29 @@ def quiet_days_stay_quiet(days=20, trained=14):
         assert pq.read_table(stage_dir(whole, "data_prep") / "items.parquet")[
             "item_id"
         ].to_pylist() == [i.decode() for i in bundle.ids]
-        users = (
-            pd.read_parquet(files / "users.parquet")
-            .set_index("user_id")
-            .reindex([*(u.decode() for u in monitor.user_ids(later)), None])
-        )
-        later.user_columns = bundle.encoder.encode(
-            "user", {c: users[c].to_numpy() for c in users.columns}, len(users)
-        )
-        types, folders = (
-            event_types(past),
-            {k: Path(d) / "log" / k for k in ("impressions", "events", "features")},
-        )
+        encode_users(later, bundle, files)
+        types = event_types(past)
+        folders = {k: Path(d) / "log" / k for k in ("impressions", "events", "features")}
         live, first = Recommender(bundle, UserMemory(later, bundle)), end // DAY
-        reference = monitor.make_reference(
+        reference = day_log.make_reference(
             Recommender(bundle, UserMemory(prep, bundle)), prep, types, past
         )
+        monitored = day_log.MonitoredBundle(live, prep, types, reference)
         log_days = range(first - past.MONITOR_DAYS, first + days)
         for day in progress(log_days, "days of the shop"):
             shop_days.shop_day(live, shop, later, event_types(whole), day, folders)
         shop_days.shop_states(live, later, log_days, folders)
         measured, alarms, found, moved = [], {}, 0, {}
         for day in log_days:
-            today = monitor.measure_day(
-                folders, monitor.day_name(day * DAY), live, prep, types, reference, past
-            )
+            today = day_log.measure_day(folders, day_name(day * DAY), monitored, past)
             if day >= first:
                 verdict = monitor.judge_day(today, measured[-past.MONITOR_DAYS :], reference, past)
                 if verdict["alarms"]:
                     alarms[today["day"]] = verdict["alarms"]
-                for c in verdict["checks"]:
-                    if c["check"].startswith(("input", "scores")):
-                        moved[c["check"]] = max(moved.get(c["check"], 0), c["value"])
-                counts = np.array(today["inputs"]["device_type"])
-                shifted = today | dict(
-                    inputs=today["inputs"]
-                    | dict(
-                        device_type=(
-                            counts // 2
-                            + np.eye(len(counts), dtype=int)[0]
-                            * (counts.sum() - (counts // 2).sum())
-                        ).tolist()
-                    )
-                )
-                found += monitor.judge_day(
-                    shifted, measured[-past.MONITOR_DAYS :], reference, past
-                )["alarms"].count("input device_type")
+                keep_largest_drifts(moved, verdict["checks"])
+                shifted = today | dict(inputs=today["inputs"] | shift_devices(today["inputs"]))
+                again = monitor.judge_day(shifted, measured[-past.MONITOR_DAYS :], reference, past)
+                found += again["alarms"].count("input device_type")
             measured.append(today)
     return sum(map(len, alarms.values())) <= 1 and found == days, dict(
         days=days,

@@ -19,7 +19,7 @@ from ..core.params import Params
 from ..core.runs import atomic_path, read_json, run_dir
 from ..data.prepared import Prepared, load_prepared, past_items
 from .ablations import NOT_RETRAINED
-from .report import SavedRanks, compare_runs, load_ranks
+from .saved_ranks import SavedRanks, compare_runs, load_ranks
 from .systems import load_user_ids, model_lists
 from ..recommend.bundle import Bundle
 from ..recommend.users import seen_since

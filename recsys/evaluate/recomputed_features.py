@@ -15,8 +15,9 @@ import pandas as pd
 
 from ..core.params import Params
 from ..core.runs import resolve, run_dir
-from ..data.features import FADE, NULL, PAD, PAIR, Contract, Feature, load_arrays
-from ..data.prep import Prepared
+from ..data.features import NULL, PAD, Contract, Feature, load_arrays
+from ..data.interaction import FADE, PAIR
+from ..data.prepared import Prepared
 from recsys.evaluate.raw_tables import (
     RAW_TEXT_COLUMNS,
     RawRun,

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.runs import read_json
-from ..data.features import UNSEEN, Contract, Feature, load_arrays
-from ..data.prep import Prepared
+from ..data.features import Contract, Feature, load_arrays
+from ..data.interaction import UNSEEN
+from ..data.prepared import Prepared
 from .raw_tables import RawRun, agrees, check_result
 from .systems import load_item_ids
 from ..recommend.bundle import Bundle

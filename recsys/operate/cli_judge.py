@@ -211,7 +211,9 @@ def offpolicy_command(
     "Estimate what other policies would have earned. Uses logged pages; the unit is clicks a page."
     import warnings
 
-    from recsys.evaluate.offpolicy import off_policy, policy_on, read_log
+    from recsys.evaluate.logged_pages import read_log
+    from recsys.evaluate.offpolicy import off_policy
+    from recsys.evaluate.page_chances import policy_on
     from recsys.online.popularity import log_folders
     from recsys.recommend.bundle import Bundle
 

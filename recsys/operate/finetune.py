@@ -33,7 +33,7 @@ from ..data.prep import encode_tables
 from ..data.prepared import Prepared, load_prepared
 from ..evaluate.cases import is_masked, test_cases
 from ..evaluate.metrics import case_metrics, rank_of_relevant
-from ..evaluate.report import compare_systems
+from ..evaluate.segments import compare_systems
 from ..evaluate.systems import model_lists
 from ..models.dlrm import blend_metrics, check_export, fit_ranker, ranker_rate
 from ..models.encoders import onnx_session

@@ -24,7 +24,7 @@ from ..data.prep import encode_tables
 from ..data.prepared import Prepared, load_prepared, open_prepared
 from ..evaluate.cases import DEPTH, is_masked
 from ..evaluate.metrics import case_metrics, paired_bootstrap, per_user_mean, rank_of_relevant
-from ..evaluate.report import fine_segments, segments
+from ..evaluate.segments import fine_segments, segments
 from ..evaluate.systems import model_lists, past_mask
 from ..recommend.bundle import Bundle
 from ..recommend.candidates import fill_candidates

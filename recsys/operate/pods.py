@@ -408,9 +408,10 @@ def run_materialise_pod(home: Path) -> dict:  # rows written, by name
 
 def run_monitor_pod(home: Path) -> dict:  # day, alarms
     "Judge the newest complete day of the request log and push its gauges."
+    from recsys.online.day_log import log_days
     from recsys.online.popularity import log_folders
     from recsys.operate.kubeflow import push_registry, push_stage
-    from recsys.operate.monitor import gauges, log_days, run_monitor
+    from recsys.operate.monitor import gauges, run_monitor
 
     with push_stage("monitor"):
         if not read_live(home):

@@ -11,10 +11,10 @@ import numpy as np
 from ..core.clock import day_of
 from ..data.shop import recent_views
 from ..data.shop_world import DEVICES
+from ..online.day_log import ask_pages, user_ids
 from ..online.events import as_impression
 from ..online.feature_history import history_rules, user_history_table
 from ..online.popularity import read_impression, write_rows
-from .monitor import ask_pages, user_ids
 from ..recommend.recommender import Recommender
 
 # %% ../../nbs/7_operate/08_shop_days.ipynb #shop-days-05

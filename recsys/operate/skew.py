@@ -64,7 +64,7 @@ def plan_days(
 def compare_day(tuned: Params, rebuilt: Params, first: Params, day: int) -> dict:
     "Let the first bundle, the fine-tuned and the rebuilt one answer the newest day's cases."
     from recsys.data.prepared import load_prepared
-    from recsys.evaluate.report import compare_systems
+    from recsys.evaluate.segments import compare_systems
     from recsys.evaluate.systems import model_lists
     from recsys.recommend.bundle import Bundle
 
