@@ -163,7 +163,7 @@ class FeastUserLookup(StepMember):
 
 def open_feast():  # feast.FeatureStore
     "Open the run's store in a member."
-    from recsys.online.feature_store import open_store
+    from recsys.online.feature_views import open_store
     from recsys.serve.ensemble import run_params
 
     return open_store(run_params(os.environ["RECSYS_RUN"]), os.environ["RECSYS_VALKEY_URL"])

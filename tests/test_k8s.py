@@ -1079,7 +1079,7 @@ def test_feast_on_the_stack(stack):
     from feast import FeatureStore, RepoConfig
 
     from recsys.core.params import load_params
-    from recsys.online.feature_store import ENTITY, register_definitions, store_config
+    from recsys.online.feature_views import ENTITY, register_definitions, store_config
     from recsys.operate.kubeflow import shop_contract
 
     p = load_params(

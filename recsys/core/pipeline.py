@@ -105,7 +105,7 @@ FULL = (
     ),
     Stage(
         "feature_store",
-        "5_online/03_feature_store",
+        "5_online/04_feature_store",
         "recsys.online.feature_store:run_feature_store",
         ("ingest", "data_prep", "bundle"),
     ),

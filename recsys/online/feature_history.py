@@ -337,17 +337,25 @@ def fill_popularity(
     landmark: int,  # L, second
 ) -> bool:  # False: a worker counts already, nothing was changed
     "Replace the sorted sets of popularity in one transaction, unless a worker counts already."
-    if client.exists("{pop}:position"):
-        return False
+    from redis.exceptions import WatchError
+
     sets: dict = {}
     for score, item, category in zip(scores.tolist(), ids, categories):
         if score > 0:
             sets.setdefault(category_key(""), {})[item] = score
             sets.setdefault(category_key(category), {})[item] = score
-    pipe = client.pipeline(transaction=True)
-    for old in ["{pop}:all", *client.scan_iter(match="{pop}:c:*", count=1000)]:
-        pipe.delete(old)
-    for key, members in sets.items():
-        pipe.zadd(key, members)
-    pipe.set("{pop}:landmark", int(landmark)).execute()
+    old_keys = ["{pop}:all", *client.scan_iter(match="{pop}:c:*", count=1000)]
+    with client.pipeline(transaction=True) as pipe:
+        pipe.watch("{pop}:position")  # a count between this look and the transaction ends it
+        if pipe.exists("{pop}:position"):
+            return False
+        pipe.multi()
+        pipe.delete(*old_keys)
+        for key, members in sets.items():
+            pipe.zadd(key, members)
+        pipe.set("{pop}:landmark", int(landmark))
+        try:
+            pipe.execute()
+        except WatchError:
+            return False
     return True

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..core.params import Params
 from ..core.runs import atomic_path, find_root
 from ..data.features import Contract, make_contract
-from ..online.feature_store import ENTITY, glue_table
+from ..online.feature_views import ENTITY, glue_table
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-04
 import contextlib
