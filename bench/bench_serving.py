@@ -13,8 +13,9 @@ import time
 
 import numpy as np
 
-from recsys.core.pipeline import STAGES, run_here
+from recsys.core.pipeline import run_here
 from recsys.core.runs import find_root, read_json, run_dir, stage_dir, write_json
+from recsys.core.stages import STAGES, stages_to_serve
 from recsys.data.features import load_arrays
 from recsys.online.valkey import EmbeddedValkey, connect
 from recsys.recommend.bundle import Bundle
@@ -403,7 +404,7 @@ def seven(folder, tmp, server, users, ask):
 def measure(folder, tmp):
     "Measure a run; returns the figures."
     p = run_params(folder, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
-    for stage in ("feature_store", "triton"):
+    for stage in stages_to_serve():
         run_here(STAGES[stage], p)
     from reference_layout import export_reference
 

@@ -390,24 +390,13 @@ def keep_largest_drifts(largest, checks):
             largest[name] = max(largest.get(name, 0), check["value"])
 
 
-STAGES_TO_BUNDLE = (
-    "ingest",
-    "data_prep",
-    "embeddings",
-    "two_tower",
-    "index",
-    "neighbours",
-    "dlrm",
-    "bundle",
-)
+def run_stages(params, end):
+    """Run the stages of a run up to one of them in this process."""
+    from recsys.core.pipeline import run_here
+    from recsys.core.stages import select_stages
 
-
-def run_stages(params, *names):
-    """Run some stages of a run in this process."""
-    from recsys.core.pipeline import STAGES, run_here
-
-    for name in names:
-        run_here(STAGES[name], params)
+    for stage in select_stages(end=end):
+        run_here(stage, params)
 
 
 def quiet_days_stay_quiet(days=20, trained=14):
@@ -437,7 +426,7 @@ def quiet_days_stay_quiet(days=20, trained=14):
             SHOP_EVENTS=60_000 * (trained + days) // trained,
             **small,
         )
-        run_stages(whole, "ingest", "data_prep")
+        run_stages(whole, "data_prep")
         shop, files = make_shop(whole), run_dir(whole) / "ingest"
         t, end = pq.read_table(files / "interactions.parquet"), shop.start + trained * DAY
         pq.write_table(t.filter(pc.less(t["timestamp"], end)), f"{d}/past.parquet")
@@ -449,7 +438,7 @@ def quiet_days_stay_quiet(days=20, trained=14):
             USERS=str(files / "users.parquet"),
             **small,
         )
-        run_stages(past, *STAGES_TO_BUNDLE)
+        run_stages(past, "bundle")
         bundle, prep, later = (
             Bundle(stage_dir(past, "bundle")),
             load_prepared(past),

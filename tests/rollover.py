@@ -9,8 +9,9 @@ import onnx
 from onnx import helper
 
 from recsys.core.params import RecsysError
-from recsys.core.pipeline import STAGES, run_here
+from recsys.core.pipeline import run_here
 from recsys.core.runs import read_json, sha256_file, write_json
+from recsys.core.stages import STAGES
 from recsys.data.features import load_arrays
 from recsys.operate.promote import bundle_path, live_folder
 from recsys.recommend.bundle import Bundle

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recsys.core.params import PARAMS, default_params
-from recsys.core.pipeline import DAILY, FULL
+from recsys.core.stages import DAILY, FULL
 from recsys.operate.cli import app
 from recsys.operate.docs import build_docs, execute, modules, notebook_name, notebooks
 from recsys.recommend.fallbacks import REQUEST_STEPS

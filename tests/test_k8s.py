@@ -1030,9 +1030,11 @@ def test_ingest_from_s3(stack, tmp_path):
     import pandas as pd
     import pyarrow.parquet as pq
 
+    from recsys.core.keys import stage_key
     from recsys.core.params import load_params
-    from recsys.core.pipeline import STAGES, is_done, stage_key
+    from recsys.core.pipeline import is_done
     from recsys.core.runs import run_dir
+    from recsys.core.stages import STAGES
     from recsys.data.sources import run_ingest
 
     s3, bucket = boto3.client("s3"), stack["Bucket"]
@@ -1217,7 +1219,7 @@ def imports_of(module, seen):
     "Return the packages that a module of recsys and the modules that it uses import anywhere."
     import ast
 
-    from recsys.core.pipeline import imported, module_file
+    from recsys.core.keys import imported, module_file
 
     path = module_file(module)
     if module in seen or not path.is_file():

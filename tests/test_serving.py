@@ -21,8 +21,9 @@ from sameness import compare
 from tiny import ROOT, tiny_run
 
 from recsys.core.params import RecsysError
-from recsys.core.pipeline import STAGES, run_here
+from recsys.core.pipeline import run_here
 from recsys.core.runs import read_json, run_dir, stage_dir, write_json
+from recsys.core.stages import STAGES
 from recsys.data.features import load_arrays
 from recsys.online.valkey import EmbeddedValkey, check_port, free_port
 from recsys.recommend.bundle import Bundle

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys.core.pipeline import FINETUNE, FULL, PROOF, imported, module_file, read_cells
+from recsys.core.keys import PROOF, imported, module_file, read_cells
+from recsys.core.stages import FINETUNE, FULL
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [folder.name.partition("_")[2] for folder in sorted((ROOT / "nbs").glob("[0-9]_*"))]

@@ -16,8 +16,9 @@ def tiny_run(folder):
     source = ROOT / "outputs/.tests"
     source.mkdir(parents=True, exist_ok=True)
     code = (
-        "from recsys.core.params import default_params\nfrom recsys.core.pipeline import FULL, "
-        "run_here\nfor s in FULL: run_here(s, default_params())"
+        "from recsys.core.params import default_params\nfrom recsys.core.pipeline import "
+        "run_here\nfrom recsys.core.stages import FULL\n"
+        "for s in FULL: run_here(s, default_params())"
     )
     with FileLock(source / ".building"):
         run = subprocess.run(

@@ -253,7 +253,8 @@ def open_run(
         )
     params = run_params(folder, **parse_sets(sets))
     if stages:
-        from recsys.core.pipeline import STAGES, run_here
+        from recsys.core.pipeline import run_here
+        from recsys.core.stages import STAGES
 
         for name in stages:
             if run_here(STAGES[name], params):

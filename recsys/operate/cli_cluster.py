@@ -51,7 +51,8 @@ def stage_command(
     ),
 ):
     "Run one stage, as a task on a cluster does. The stages before it must have run."
-    from recsys.operate.kubeflow import find_stage, push_stage, run_stage, run_task
+    from recsys.core.stages import find_stage
+    from recsys.operate.kubeflow import push_stage, run_stage, run_task
 
     found = find_stage(name)
     if executor_input:

@@ -19,6 +19,7 @@ import typer
 
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir
+from ..core.stages import stages_to_serve
 from recsys.operate.cli_app import (
     MAKE_LIVE_GROUP,
     RUN_OPTION,
@@ -103,7 +104,7 @@ def promote_command(
     from recsys.operate.promote import PromotionRefused, run_promote
 
     with output_to_stderr() if as_json else contextlib.nullcontext():
-        params = open_run(run, sets, ("feature_store", "triton"))
+        params = open_run(run, sets, stages_to_serve())
         warn_of_old_bundle(run)
         try:
             report = run_promote(params, force)
@@ -195,7 +196,7 @@ def serve_command(
         return
     from recsys.serve.ensemble import served
 
-    params = open_run(run, sets, ("feature_store", "triton"))
+    params = open_run(run, sets, stages_to_serve())
     warn_of_old_bundle(run)
     with served(params, print_line) as started:
         print_addresses(started[0], run)
@@ -334,7 +335,7 @@ def demo_command(
 
     stop_on_signals()
     any_port = [f"{name}=0" for name in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")]
-    params = open_run(run, [*any_port, *sets], ("feature_store", "triton"))
+    params = open_run(run, [*any_port, *sets], stages_to_serve())
     warn_of_old_bundle(run)
     with shop_window(params, print_line) as (address, server, gateway):
         print_line(f"ready: {address}")

@@ -26,7 +26,7 @@ from recsys.operate.cli_app import (
 )
 
 if TYPE_CHECKING:  # not needed to show the help, which must not wait for them
-    from recsys.core.pipeline import Stage
+    from recsys.core.stages import Stage
     from recsys.recommend.bundle import Bundle
 
 # %% ../../nbs/7_operate/11_cli_train.ipynb #cli-train-05

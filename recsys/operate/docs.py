@@ -44,18 +44,17 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from ..core.params import PARAMS, Param, Params, RecsysError
-from recsys.core.pipeline import (
-    LISTS,
+from recsys.core.keys import (
     PROOF,
     cell_tags,
     imported,
     module_file,
     notebook_code,
     notebook_parameters,
-    stages_of,
 )
+from ..core.params import PARAMS, Param, Params, RecsysError
 from ..core.runs import atomic_path, find_root, read_json, run_dir, sha256_file
+from ..core.stages import LISTS, stages_of
 
 # %% ../../nbs/7_operate/06_docs.ipynb #docs-05
 def svg_box(

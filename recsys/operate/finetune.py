@@ -27,6 +27,7 @@ from recsys.core.runs import (
     stage_dir,
     write_json,
 )
+from ..core.stages import FINETUNE, FULL
 from ..data.additions import additions_file, read_added, to_array
 from ..data.features import columns_of, load_arrays, load_encoder, save_arrays
 from ..data.prep import encode_tables
@@ -64,7 +65,7 @@ def inherit(p: Params) -> Params:
     "Return the base run's parameters with the daily run's own ones put over them."
     base = base_folder(p)
     inherited: dict = {}
-    for stage in ("data_prep", "two_tower", "index", "neighbours", "dlrm", "bundle"):
+    for stage in FINETUNE.makes:
         inherited |= read_json(base / stage / "stage.json")["parameters"]
     inherited |= {name: p[name] for name in DAILY_PARAMETERS}
     has_repeats_marked = (base / "data_prep" / "events" / "again.npy").is_file()
@@ -78,7 +79,8 @@ def inherit(p: Params) -> Params:
     return Params(inherited, source=f"{base}: stage.json")
 
 # %% ../../nbs/7_operate/00_finetune.ipynb #finetune-10
-TAKEN_OVER = ("embeddings", "index", "neighbours")  # stages copied from the base run
+# Stages that are copied from the base run
+TAKEN_OVER = tuple(stage.name for stage in FULL if stage.daily == "copied")
 
 
 def record_taken_over(p: Params, base: Path, stage: str) -> None:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PIPELINES', 'NEEDS', 'RETRIES', 'BACKOFF', 'EXPERIMENT', 'shop_contract', 'tables_template', 'write_tables',
-           'params_file', 'find_stage', 'pipeline_stages', 'edges', 'Needs', 'Cluster', 'parameters_of',
-           'stage_component', 'finish_component', 'equip', 'pipeline_of', 'compile_pipeline', 'read_pipeline',
-           'list_differences', 'check_pipeline', 'run_stage', 'digest', 'numbers', 'notebook_html', 'local_path',
-           'task_params', 'write_outputs', 'push_metrics', 'push_registry', 'outcome', 'push_stage', 'run_task',
-           'finish', 'open_client', 'task_arguments', 'submit', 'six_fields', 'schedule', 'pipeline_runs']
+           'params_file', 'pipeline_stages', 'edges', 'Needs', 'Cluster', 'parameters_of', 'stage_component',
+           'finish_component', 'equip', 'pipeline_of', 'compile_pipeline', 'read_pipeline', 'list_differences',
+           'check_pipeline', 'run_stage', 'digest', 'numbers', 'notebook_html', 'local_path', 'task_params',
+           'write_outputs', 'push_metrics', 'push_registry', 'outcome', 'push_stage', 'run_task', 'finish',
+           'open_client', 'task_arguments', 'submit', 'six_fields', 'schedule', 'pipeline_runs']
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-02
 import json
@@ -32,20 +32,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ..core.keys import notebook_parameters, stage_key
 from ..core.params import PARAMS, Params, RecsysError
 from recsys.core.pipeline import (
     KERNEL_ENVIRONMENT,
-    LISTS,
-    Stage,
     check_paths,
     is_done,
     mark_done,
-    notebook_parameters,
     run_notebook,
-    stage_key,
     write_report,
 )
 from ..core.runs import atomic_path, find_root, read_json, run_dir, write_json
+from ..core.stages import LISTS, Stage
 
 # %% ../../nbs/7_operate/04_kubeflow.ipynb #kubeflow-07
 def shop_contract() -> Contract:
@@ -107,14 +105,6 @@ def params_file(name: str) -> Path:
     "Find the params file of a pipeline; raise `RecsysError` for a name that isn't there."
     pipeline_stages(name)
     return find_root() / "params" / f"cluster{'' if name == 'full' else f'-{name}'}.yaml"
-
-
-def find_stage(name: str) -> Stage:
-    "Find a stage of any pipeline; raise `RecsysError` for a name that isn't there."
-    known = {s.name: s for stages in PIPELINES.values() for s in stages}
-    if name not in known:
-        raise RecsysError(f"no stage {name}; the stages are {', '.join(known)}")
-    return known[name]
 
 
 def pipeline_stages(name: str) -> tuple:  # of Stage

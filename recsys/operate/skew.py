@@ -144,7 +144,8 @@ def run_skew(
     say: Callable[[str], None] = print,
 ) -> list:  # rows of `compare_day`
     "Run both chains and write skew.json and skew.png into the first run's folder."
-    from recsys.core.pipeline import FINETUNE, FULL, STAGES, run_here
+    from recsys.core.pipeline import run_here
+    from recsys.core.stages import FINETUNE, FULL, STAGES
 
     first, *rest = plan_days(p, days)
     rows, full = [], [s for s in FULL if s.name in ("ingest", *FINETUNE.makes)]
