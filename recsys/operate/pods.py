@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from filelock import Timeout
@@ -32,7 +31,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from ..core.params import Params, RecsysError
 from ..online.valkey import connect, hide_password
 from recsys.operate.promote import (
-    alive,
     answered_by,
     bundle_path,
     lay_out,
@@ -47,12 +45,10 @@ from recsys.operate.promote import (
 from ..recommend.bundle import Bundle
 from ..serve.ensemble import CANARY, clock_start, run_params
 from recsys.serve.server import (
-    _DEEP,
     Canary,
     Client,
-    Control,
-    TritonServer,
-    _triton,
+    ModelControl,
+    ServerOptions,
     backend_dir,
     server_env,
 )
@@ -110,26 +106,20 @@ def triton_command(
     if program:
         backends = Path(program).resolve().parent.parent / "backends"
     else:
-        program = str(_triton() / "bin" / "tritonserver")
         home = Path(repository).parent.parent
         backends = backend_dir(live_folder(home) / "backends", environment)
-    server: Any = SimpleNamespace(
-        http_port=params.HTTP_PORT,
-        grpc_port=params.GRPC_PORT,
-        metrics_port=params.METRICS_PORT,
-        repository=repository,
-        ensemble="recommender",
-        key=key,
-        shm="recsys_pod_",
+    options = ServerOptions(
+        repository,
+        "recommender",
+        params.HTTP_PORT,
+        params.GRPC_PORT,
+        params.METRICS_PORT,
+        key,
+        shared_memory="recsys_pod_",
+        host=host,
+        exit_seconds=drain,
     )
-    options = TritonServer.options(server, backends)
-    replaced = {"--exit-timeout-secs=3": f"--exit-timeout-secs={drain}"}
-    for kind in ("http", "grpc", "metrics"):
-        replaced[f"--{kind}-address=127.0.0.1"] = f"--{kind}-address={host}"
-    missing = sorted(set(replaced) - set(options))
-    if missing:
-        raise RecsysError(f"tritonserver's options have changed: {', '.join(missing)}")
-    return [*_DEEP, program, *(replaced.get(option, option) for option in options)], environment
+    return options.command(backends, program or ""), environment
 
 # %% ../../nbs/7_operate/05_pods.ipynb #pods-14
 def clock_environment(url: str) -> dict:  # environment variables; empty without a Valkey
@@ -171,7 +161,7 @@ class PointerFollower:
     def __init__(
         self,
         home: Path,  # of the bundle store
-        server: Control,
+        server: ModelControl,
     ):
         self.home = home
         self.server = server
@@ -180,7 +170,7 @@ class PointerFollower:
     def step(self) -> None:
         "Move the server to what the pointer says, if it is up and no promotion is at work."
         live = read_live(self.home)
-        if not alive(self.server):
+        if not self.server.is_alive():
             return
         version = live.get("version")
         if live == self.followed and answered_by(self.server) in ("", version):
@@ -214,7 +204,7 @@ def run_follow_pod(
         return
     params = live_params(home, "online_run", **overrides)
     key = os.environ.get("RECSYS_ADMIN_KEY", "")
-    server = Control(f"http://127.0.0.1:{params.HTTP_PORT}", key, live_repository(home))
+    server = ModelControl(f"http://127.0.0.1:{params.HTTP_PORT}", key, live_repository(home))
     follower = PointerFollower(home, server)
     with Client(f"127.0.0.1:{params.GRPC_PORT}", timeout=5) as client:
 

@@ -6,7 +6,7 @@
 __all__ = ['ONLINE_RULES', 'store_home', 'bundle_path', 'live_lock', 'sync', 'write_durable', 'keep_bundle', 'record_path',
            'read_record', 'stored', 'read_live', 'point', 'after_promotion', 'after_rollback', 'prune', 'online_rules',
            'readable', 'rule_differences', 'live_folder', 'live_repository', 'write_live', 'pinned_bundle', 'lay_out',
-           'sweep_repository', 'replicas_of', 'alive', 'answered_by', 'settle', 'move', 'load_beside', 'run_folder',
+           'sweep_repository', 'replicas_of', 'answered_by', 'settle', 'move', 'load_beside', 'run_folder',
            'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'LiveServer', 'served_live',
            'replica_folder', 'status', 'status_text', 'carry_added', 'PromotionRefused', 'run_promote',
            'judge_candidate', 'gate_metrics']
@@ -52,7 +52,7 @@ from recsys.serve.ensemble import (
     worker_process,
 )
 from ..serve.repository import pinned_version, read_config
-from ..serve.server import Control, call_server, http_body
+from ..serve.server import ModelControl
 
 # %% ../../nbs/7_operate/02_promote.ipynb #promote-09
 def store_home(p: Params) -> Path:  # has bundles/, live.json and live/
@@ -320,44 +320,29 @@ def sweep_repository(home: Path) -> list:  # numbers that went
     return gone
 
 # %% ../../nbs/7_operate/02_promote.ipynb #promote-40
-def replicas_of(home: Path, addresses: str = "") -> dict:  # name -> Control
+def replicas_of(home: Path, addresses: str = "") -> dict:  # name -> ModelControl
     "Find the servers that answer and read the live repository."
     found = {}
     for file in sorted((live_folder(home) / "replicas").glob("*/server.json")):
         with contextlib.suppress(RecsysError):
             told = read_json(file)
-            found[file.parent.name] = Control(
+            found[file.parent.name] = ModelControl(
                 told["http"], told["key"], live_repository(home), told["ensemble"]
             )  # gone meanwhile
     for a in (a.strip().rstrip("/") for a in addresses.split(",") if a.strip()):
         if not a.startswith("http"):
             raise RecsysError(f"REPLICAS has {a!r}, expected http://host:port")
-        found[a] = Control(a, os.environ.get("RECSYS_ADMIN_KEY", ""), live_repository(home))
-    return {name: c for name, c in found.items() if alive(c)}
+        found[a] = ModelControl(a, os.environ.get("RECSYS_ADMIN_KEY", ""), live_repository(home))
+    return {name: c for name, c in found.items() if c.is_alive()}
 
 
-def alive(c: Control) -> bool:
-    "Tell whether a server answers, ready or not."
+def answered_by(control: ModelControl) -> str:  # version; '' where it gives no answer
+    "Return which bundle answers a request to a server, whatever items were added to it."
     try:
-        call_server(f"{c.http}/v2/health/live", seconds=2)
-        return True
-    except RecsysError:
-        return False
-
-
-def answered_by(c: Control) -> str:  # version; '' where it gives no answer
-    "Ask a server for a page, and read which bundle answers, whatever items were added to it."
-    try:
-        outputs = json.loads(
-            call_server(
-                f"{c.http}/v2/models/{c.ensemble}/infer",
-                http_body(k=1, request_id=CANARY),
-                seconds=5,
-            )
-        )["outputs"]
+        answer = control.ask(k=1, request_id=CANARY)
     except RecsysError:
         return ""
-    return next(o["data"][0] for o in outputs if o["name"] == "bundle_version").partition("+")[0]
+    return answer["bundle_version"].item().decode().partition("+")[0]
 
 # %% ../../nbs/7_operate/02_promote.ipynb #promote-42
 def settle(home: Path, servers: dict) -> list:  # replica, bundle, ready, seconds, error of each
