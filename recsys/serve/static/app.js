@@ -184,7 +184,7 @@ async function add() {
     $("add").open = false;
     state.category = "";
     for (const x of $("categories").children) x.ariaPressed = String(!x.dataset.category);
-    $("text").value = item.title.slice(0, 64);
+    $("text").value = item.title.slice(0, $("text").maxLength);
     await browse();
     const mine = document.querySelector(`#items [data-item="${CSS.escape(item.item_id)}"]`);
     if (mine) { mine.classList.add("mine"); mine.querySelector(".pick").focus(); }
@@ -214,11 +214,29 @@ async function loadUsers() {
   $("user").value = chosen;
 }
 function shown(id) { $(id + "-shown").textContent = id === "k" ? $(id).value : (+$(id).value).toFixed(1); }
+function fieldOf(document, owner, name) {  // a field of a model, or of the query of an operation
+  const model = document.components.schemas[owner];
+  if (model) return model.properties[name];
+  const operation = Object.values(document.paths).flatMap((path) => Object.values(path)).find((o) => o.operationId === owner);
+  return operation.parameters.find((parameter) => parameter.name === name).schema;
+}
+async function limit() {  // gives every control the bounds of its field, which the gateway's document states
+  const document_ = await call("GET", "/openapi.json");
+  for (const control of document.querySelectorAll("[data-limit]")) {
+    const field = fieldOf(document_, ...control.dataset.limit.split("."));
+    const { minimum, maximum, maxLength } = field.anyOf ? field.anyOf.find((kind) => kind.type !== "null") : field;
+    const value = control.value;
+    if (maxLength !== undefined) control.maxLength = maxLength;
+    if (minimum !== undefined) control.min = Math.max(minimum, control.dataset.least ?? minimum);
+    if (maximum !== undefined) control.max = Math.min(maximum, control.dataset.most ?? maximum);
+    control.value = value;
+  }
+}
 async function start() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
   if (given) { state.key = given; sessionStorage.setItem("key", given); history.replaceState(null, "", location.pathname); }
   const theme = localStorage.getItem("theme"); if (theme) document.documentElement.dataset.theme = theme;
-  const options = await call("GET", "/v1/options");
+  const [options] = await Promise.all([call("GET", "/v1/options"), limit()]);
   $("tune").open = matchMedia("(min-width: 56rem)").matches;
   state.drift = options.clock - Date.now() / 1000; state.event = options.event_types[0] || "view";
   $("device").replaceChildren(el("option", { value: "" }, "any"), ...options.devices.map((d) => el("option", { value: d }, d)));
