@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recsys.core.keys import PROOF, imported, module_file, read_cells
+from recsys.core.params import PARAMS
 from recsys.core.stages import FINETUNE, FULL
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,17 @@ def test_a_public_name_has_one_owner():
             if not name.startswith("_"):
                 owners[name].add(module)
     assert {name: sorted(where) for name, where in owners.items() if len(where) > 1} == {}
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "core"])
+def test_a_room_declares_parameters_that_it_reads_and_imports_nothing_for_that(room):
+    declared = ROOT / "recsys" / room / "params.py"
+    tree = ast.parse(declared.read_text())
+    assert not [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    modules = [path for path in declared.parent.glob("*.py") if path != declared]
+    code = "\n".join(path.read_text() for path in modules)
+    names = [param.name for param in PARAMS.values() if param.room == room]
+    assert names and [name for name in names if not re.search(rf"\b{name}\b", code)] == []
 
 
 @pytest.mark.parametrize("stage", [*FULL, FINETUNE], ids=lambda stage: stage.name)

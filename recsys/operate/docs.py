@@ -52,7 +52,7 @@ from recsys.core.keys import (
     notebook_code,
     notebook_parameters,
 )
-from ..core.params import PARAMS, Param, Params, RecsysError
+from ..core.params import PARAMS, ROOMS, Param, Params, RecsysError
 from ..core.runs import atomic_path, find_root, read_json, run_dir, sha256_file
 from ..core.stages import LISTS, stages_of
 
@@ -522,28 +522,32 @@ def allowed_values(param: Param) -> str:
 
 
 def params_page() -> str:  # Markdown
-    "Return a page with every parameter: default, allowed values, meaning, its stages."
+    "Return a page with every parameter by room: default, allowed values, meaning, its stages."
     readers = {}
     for stages in LISTS.values():
         for stage in stages:
             readers[stage.name] = set(notebook_parameters(stage.notebook))
-    rows = []
-    for param in PARAMS.values():
-        names = [name for name, declared in readers.items() if param.name in declared]
-        rows.append(
-            dict(
-                name=f"`{param.name}`",
-                default=f"`{param.default!r}`",
-                allowed=allowed_values(param),
-                meaning=param.doc,
-                stages="all" if param.name in ("RUN", "OUTPUTS") else ", ".join(names),
+    sections = []
+    for room in ROOMS:
+        rows = []
+        for param in (param for param in PARAMS.values() if param.room == room):
+            names = [name for name, declared in readers.items() if param.name in declared]
+            rows.append(
+                dict(
+                    name=f"`{param.name}`",
+                    default=f"`{param.default!r}`",
+                    allowed=allowed_values(param),
+                    meaning=param.doc,
+                    stages="all" if param.name in ("RUN", "OUTPUTS") else ", ".join(names),
+                )
             )
-        )
+        sections.append(f"## {room} {{ #{room} }}\n\n{markdown_table(rows)}")
     return (
-        "# Parameters\n\nDeclared once, in [params](nb/0_core/00_params.md). A params file holds "
-        "what differs (`recsys run --params FILE`); `--set KEY=VALUE` overrides it. A change runs "
-        "the stages again that read the parameter, and those that follow from them.\n\n"
-        + markdown_table(rows)
+        "# Parameters\n\nDeclared once, in the room that uses them; [params]"
+        "(nb/0_core/00_params.md) collects and checks them. A params file holds what differs "
+        "(`recsys run --params FILE`); `--set KEY=VALUE` overrides it. A change runs the stages "
+        "again that read the parameter, and those that follow from them.\n\n"
+        + "\n\n".join(sections)
     )
 
 # %% ../../nbs/7_operate/06_docs.ipynb #docs-37
