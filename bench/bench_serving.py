@@ -262,7 +262,7 @@ def newest(rec, user, recorder):
     from redis.exceptions import RedisError
 
     try:
-        return rec.users.state([user], np.array([int(recorder.clock()) + 1]))["rows"][0, -1]
+        return rec.users.state([user], np.array([recorder.clock.now() + 1]))["rows"][0, -1]
     except (RedisError, OSError):
         return -1
 
@@ -293,7 +293,7 @@ def event_to_page(p, url, server, n=60):
                     event_id=f"bench {os.getpid()} {i}",
                     user_id=user,
                     item_id=item,
-                    timestamp=int(recorder.clock()),
+                    timestamp=recorder.clock.now(),
                     event_type="view",
                 )
             )
@@ -311,7 +311,7 @@ def writer(folder, url, n, seed, gate, results):
     p = run_params(folder)
     rec, recorder = online_parts(p, url)
     rng, ids = np.random.default_rng(seed), [i.decode() for i in rec.bundle.ids]
-    now = int(recorder.clock())
+    now = recorder.clock.now()
     events = [
         dict(
             event_id=f"{seed} {os.getpid()} {i}",

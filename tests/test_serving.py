@@ -242,14 +242,14 @@ def test_an_event_changes_the_next_page(p, stack, parts):
             event_id=f"event {n}",
             user_id="a cookie",
             item_id=item,
-            timestamp=int(recorder.clock()),
+            timestamp=recorder.clock.now(),
             event_type="view",
         )
         assert [recorder.record_event(event) for _ in range(2)] == ["new", "duplicate"]
     assert not set(shown) & set(ask()["item_ids"])  # hidden by the time the call has returned
 
     def state():
-        return parts[0].users.state(["a cookie"], np.array([int(recorder.clock()) + 1]))
+        return parts[0].users.state(["a cookie"], np.array([recorder.clock.now() + 1]))
 
     rows = [parts[0].bundle.row_of[i] for i in shown]
     assert until(lambda: sorted(state()["rows"][0, -2:].tolist()) == sorted(rows)), state()["rows"]
@@ -322,7 +322,7 @@ def test_logged_pages_judge_another_policy(p, stack, parts):
                     event_id=f"judged {i} {j}",
                     user_id=f"u{i % 20:05d}",
                     item_id=str(item),
-                    timestamp=int(recorder.clock()),
+                    timestamp=recorder.clock.now(),
                     event_type="view",
                     request_id=f"judged {i}",
                 )
@@ -401,7 +401,7 @@ def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
     client, recorder = stack[3], parts[1]
 
     def ask(k=1000):
-        return client.recommend(user_id="who adds", k=k, timestamp=int(recorder.clock()))
+        return client.recommend(user_id="who adds", k=k, timestamp=recorder.clock.now())
 
     before = ask()
     table = (
@@ -422,7 +422,7 @@ def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
                 event_id="on the new",
                 user_id="who adds",
                 item_id="brand new",
-                timestamp=int(recorder.clock()),
+                timestamp=recorder.clock.now(),
                 event_type="view",
             )
         )
@@ -431,7 +431,7 @@ def test_an_added_item_is_found_and_clicked_at_once(p, stack, parts, tmp_path):
     assert "brand new" not in ask(300)["item_ids"]
 
     def state():
-        return parts[0].users.state(["who adds"], np.array([int(recorder.clock()) + 1]))["rows"][
+        return parts[0].users.state(["who adds"], np.array([recorder.clock.now() + 1]))["rows"][
             0, -1
         ]
 

@@ -19,7 +19,7 @@ import secrets
 import threading
 import time
 
-from ..core.clock import DAY
+from ..core.clock import DAY, Clock
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, run_dir
 from .seen import PUSH_RECENT, SeenStore, run_scripts
@@ -158,13 +158,13 @@ class Recorder:
         seen: SeenStore,
         items,  # known item ids: a Bundle, a set or a dict
         p: Params,  # RECENT_EVENTS, EVENT_DAYS, STREAM_LENGTH
-        clock=time.time,  # seconds; the replay clock where there is one
+        clock: Clock | None = None,  # the recommender's; the wall clock where missing
     ):
         self.client = client
         self.seen = seen
         self.items = items
         self.p = p
-        self.clock = clock
+        self.clock = clock or Clock()
         self.script = seen.filter.lua + PUSH_RECENT + RECORD_EVENT
         self.left = 0  # events that never reached the stream from here; they wait in outboxes
 
@@ -178,7 +178,7 @@ class Recorder:
         pipeline: int = 200,  # events a round trip
     ) -> list:  # new, duplicate or anonymous, for each
         "Record many events; all are checked before the first is recorded."
-        checked, now, results = [], int(self.clock()), []
+        checked, now, results = [], self.clock.now(), []
         for i, event in enumerate(events):
             try:
                 checked.append(check_event(event, self.items, now))
@@ -237,7 +237,7 @@ def open_recorder(
     p: Params,
     url: str,  # of the server
     bundle,  # of the run: the items that can be seen, defaults of the seen filter
-    clock=time.time,  # the recommender's, which may be the replay clock
+    clock: Clock | None = None,  # the recommender's; the wall clock where missing
 ) -> Recorder:
     "Return the recorder of a run."
     client, s = connect(url, 1000), bundle.serving

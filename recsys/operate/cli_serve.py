@@ -266,7 +266,7 @@ def event_command(
             event_id=event_id or secrets.token_hex(8),
             user_id=user,
             item_id=item,
-            timestamp=parse_time(at) if at else int(recorder.clock()),
+            timestamp=parse_time(at) if at else recorder.clock.now(),
             event_type=kind,
         )
         done = recorder.record_event(event)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.clock import Clock
 from ..core.params import Params, RecsysError
 from recsys.core.runs import (
     read_json,
@@ -296,6 +297,15 @@ class Bundle(FixedParts, CatalogueParts):
         self._row_of: dict | None = None
         self._growing = threading.RLock()
         self._read_to = (0, "")  # where the last reading of the additions ended
+
+    def clock(self, began: float | None = None) -> Clock:  # wall second at which it began
+        """Return the clock that requests go by.
+
+        With CLOCK `wall` the wall clock; with `replay` the second after training, moving on with
+        real seconds from `began` on, so that an old data set is served as if it were new."""
+        if self.serving.CLOCK == "wall":
+            return Clock()
+        return Clock(self.manifest["data"]["train"][1] + 1, began)
 
     @property
     def row_of(self) -> dict:

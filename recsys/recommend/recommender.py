@@ -8,11 +8,11 @@ __all__ = ['request_features', 'query_arrays', 'encode_query', 'candidate_featur
 
 # %% ../../nbs/3_recommend/08_recommender.ipynb #recommender-02
 import copy
-import time
 from typing import Any
 
 import numpy as np
 
+from ..core.clock import Clock
 from ..core.params import Params, RecsysError
 from ..core.runs import resolve, run_dir
 from ..data.features import encode_context, pack
@@ -182,19 +182,10 @@ def make_pages(
 class Recommender:
     "Answers requests from a bundle and what is known of users."
 
-    def __init__(self, bundle: Bundle, users):
+    def __init__(self, bundle: Bundle, users, clock: Clock | None = None):
         self.bundle: Any = bundle
         self.users = users  # UserMemory, or an online store with the same methods
-        self.started = time.time()
-
-    def clock(self) -> int:
-        """Return the time of a request that names none.
-
-        With CLOCK `wall` the wall clock; with `replay` the last second of training, moving on
-        with real seconds since the start, so that an old data set is served as if it were new."""
-        if self.bundle.serving.CLOCK == "wall":
-            return int(time.time())
-        return int(self.bundle.manifest["data"]["train"][1] + 1 + time.time() - self.started)
+        self.clock = clock or bundle.clock()  # the time of a request that names none
 
     def pinned(self) -> "Recommender":
         "Return a copy for one request whose bundle keeps its present snapshot."

@@ -13,13 +13,14 @@ __all__ = ['MAX_TEXT_LENGTH', 'MAX_EXCLUDED', 'WITHOUT_NUL', 'WITHOUT_BAR', 'Tex
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from ..core.clock import Clock
 from ..core.params import Params, RecsysError
 
 # %% ../../nbs/3_recommend/00_request.ipynb #request-05
@@ -271,13 +272,13 @@ class RequestDefaults:
     "Where the numbers come from that a request leaves out."
 
     serving: Params  # parameters of the bundle
-    clock: Callable  # function -> seconds, the time of a request that names none
+    clock: Clock  # the time of a request that names none
 
     def numbers(self, rule: FieldRule, n_requests: int) -> np.ndarray:  # [B]
         "Return a number for each request."
         if rule.name == "seed":
             return random_seeds(n_requests).astype(np.int64)
-        value = self.clock() if rule.name == "timestamp" else self.serving[rule.parameter]
+        value = self.clock.now() if rule.name == "timestamp" else self.serving[rule.parameter]
         return np.full(n_requests, value, rule.dtype)
 
 # %% ../../nbs/3_recommend/00_request.ipynb #request-20
@@ -355,7 +356,7 @@ def read_lists(rule: FieldRule, value: Any, n_requests: int) -> list:  # of B li
 def read_request(
     request: dict,  # fields of `PageRequest`, each [B] or missing
     serving: Params,  # parameters of the bundle, for defaults
-    clock: Callable,  # function -> seconds, the time of a request that names none
+    clock: Clock,  # the time of a request that names none
 ) -> dict:  # all fields, each [B]
     "Fill in defaults and check a batch of requests; raise `RecsysError` naming the field."
     if not REQUEST_RULES.keys() >= request.keys():

@@ -8,7 +8,6 @@ __all__ = ['BoundedExecutor', 'served_bundle', 'find_bundle', 'triton_address', 
 
 # %% ../../nbs/6_serve/07_backends.ipynb #backends-02
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -108,12 +107,14 @@ def open_bundle_parts(
     bundle = Bundle(folder)
     online = read_json(stage_dir(params, "triton") / "online.json")
     online["VALKEY_TIMEOUT_MS"] = 500  # a person waits, not a page
-    recommender = Recommender(bundle, online_users(bundle, url, online) if url else NoUsers())
     try:
-        recommender.started = clock_start(connect(url, 1000)) if url else time.time()
+        began = clock_start(connect(url, 1000)) if url else None
     except Exception:
-        recommender.started = time.time()  # Valkey is gone; it is asked again with each event
-    recorder = open_recorder(params, url, bundle, recommender.clock) if url else None
+        began = None  # Valkey is gone; it is asked again with each event
+    clock = bundle.clock(began)
+    users = online_users(bundle, url, online) if url else NoUsers()
+    recommender = Recommender(bundle, users, clock)
+    recorder = open_recorder(params, url, bundle, clock) if url else None
     return BundleParts(Catalogue(bundle, run_dir(params)), recommender, recorder)
 
 

@@ -252,8 +252,9 @@ class StepMember(PythonMember):
     def setup(self):
         bundle = Bundle(self.bundle)
         users = served_users(bundle, self.model_folder.parent.parent)
-        self.use(Recommender(bundle, users))
-        self.recommender.started = float(os.environ.get("RECSYS_CLOCK") or time.time())
+        began = os.environ.get("RECSYS_CLOCK")
+        clock = bundle.clock(float(began) if began else None)
+        self.use(Recommender(bundle, users, clock))
 
     def use(self, recommender: Recommender):  # itself
         "Set the recommender whose step this member runs, and load what the step needs."
@@ -772,8 +773,8 @@ def online_parts(
     "Return the recommender and the event recorder of a run's online side, for this process."
     bundle = Bundle(stage_dir(p, "bundle"))
     online = read_json(stage_dir(p, "triton") / "online.json")
-    recommender = Recommender(bundle, online_users(bundle, url, online))
-    recommender.started = clock_start(connect(url, 1000))
+    clock = bundle.clock(clock_start(connect(url, 1000)))
+    recommender = Recommender(bundle, online_users(bundle, url, online), clock)
     return recommender, open_recorder(p, url, bundle, recommender.clock)
 
 

@@ -215,7 +215,7 @@ class PageRoutes:
         device_ids, _ = bundle.encoder.vocab.get("device_type", ((), ()))
         return dict(
             bundle_version=bundle.version,
-            clock=self.backends.recommender.clock(),
+            clock=self.backends.recommender.clock.now(),
             timezone=bundle.manifest["data"].get("timezone") or "UTC",
             devices=[device.decode() for device in device_ids],
             event_types=list(bundle.manifest["data"]["positive_events"]),

@@ -96,7 +96,7 @@ class UserRoutes:
     async def record(self, body: Events, request: Request) -> dict:
         "Record events; the next page knows them."
         recorder = self.backends.open_recorder()
-        now = int(recorder.clock())
+        now = recorder.clock.now()
         events = [checked_event(event, recorder, now) for event in body.events]
         results = await self.backends.ask_valkey(lambda: recorder.record_events(events))
         for result in results:
@@ -108,7 +108,7 @@ class UserRoutes:
     async def states(self, users: list) -> dict:  # of `OnlineUsers.state`
         "Return what the online side knows of users."
         recommender = self.backends.recommender
-        moments = np.full(len(users), recommender.clock() + 1)
+        moments = np.full(len(users), recommender.clock.now() + 1)
         return await self.backends.ask_valkey(lambda: recommender.users.state(users, moments))
 
     async def users(self) -> dict:
