@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
 from tiny import tiny_run
 
@@ -17,27 +18,59 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*/*.ipynb"))
 
 
+class NotebookServer:
+    "Runs notebooks one after the other; see `notebook_server.py`."
+
+    def __init__(self):
+        command = [sys.executable, str(ROOT / "tests/notebook_server.py")]
+        env = {**os.environ, "MPLBACKEND": "agg"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdin=pipe, stdout=pipe, text=True
+        )
+
+    def run(self, notebook, log, environment):
+        "Run a notebook with additional environment variables; return its exit code."
+        order = {"notebook": str(notebook), "log": str(log), "environment": environment}
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def notebook_server():
+    server = NotebookServer()
+    yield server
+    server.close()
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_notebook_runs(notebook, tmp_path):
+def test_notebook_runs(notebook, notebook_server, tmp_path):
     "Run every cell of a notebook in order, as `nbdev_test` does."
-    command = [
-        str(Path(sys.executable).with_name("nbdev_test")),
-        "--path",
-        str(notebook),
-        "--n_workers",
-        "0",
-    ]
-    env = {**os.environ, "MPLBACKEND": "agg"}
+    environment = {}
     if (
         "ensure(" in notebook.read_text()
         and "default_exp core.pipeline" not in notebook.read_text()
     ):
-        env["RECSYS_OUTPUTS"] = str(tiny_run(tmp_path / "outputs"))
-    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200)
-    assert run.returncode == 0, (
-        f"{notebook.name} failed:\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}"
-    )
-    assert "Success" in run.stdout, f"nbdev_test ran nothing of {notebook.name}:\n{run.stdout}"
+        environment["RECSYS_OUTPUTS"] = str(tiny_run(tmp_path / "outputs"))
+    log = tmp_path / "log"
+    code = notebook_server.run(notebook, log, environment)
+    printed = log.read_text(errors="replace")
+    assert code == 0, f"{notebook.name} ended with exit code {code}:\n{printed[-8000:]}"
+    assert "Success" in printed, f"nbdev_test ran nothing of {notebook.name}:\n{printed}"
+
+
+def test_a_notebook_that_fails_is_told_from_one_that_runs(notebook_server, tmp_path):
+    good, bad = tmp_path / "good.ipynb", tmp_path / "bad.ipynb"
+    for path, source in ((good, "assert 1 + 1 == 2"), (bad, "assert 1 + 1 == 3")):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nbformat.write(notebook, path)
+    assert notebook_server.run(bad, tmp_path / "log", {}) == 1
+    assert "AssertionError" in (tmp_path / "log").read_text()
+    assert notebook_server.run(good, tmp_path / "log", {}) == 0
 
 
 @pytest.fixture
