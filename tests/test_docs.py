@@ -112,6 +112,8 @@ def test_drawings_show_every_stage(site):
         page.count(f">{s.name}</text>") >= 1 and f'href="nb/{s.notebook}.html"' in page
         for s in (*FULL, *DAILY)
     )
+    rows = re.findall(r"<tr>.*?</tr>", page, flags=re.S)
+    assert all(any(f"<td>{s.name}</td>" in row for row in rows) for s in FULL)
     assert "item_features + dlrm, 0.25 ms" in page
 
 

@@ -360,7 +360,8 @@ def test_rules_go_red(rendered, words):
 @pytest.mark.needs("kubectl")
 @pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/prod"])
 def test_tasks_find_what_they_name(rendered, overlay):
-    from recsys.operate.kubeflow import NEEDS, Cluster
+    from recsys.core.stages import DAILY, FULL
+    from recsys.operate.kubeflow import Cluster
 
     there, c = (
         [d for d in rendered[overlay] if d["metadata"].get("namespace") == "kubeflow"],
@@ -380,7 +381,9 @@ def test_tasks_find_what_they_name(rendered, overlay):
         if any(s["secretName"] == c.keys for s in x.get("secretAsEnv", ()))
     }
     assert (
-        told == {"exec-promote"}
+        told
+        == {f"exec-{stage.name}" for stage in FULL if stage.resources.admin}
+        == {"exec-promote"}
         and get(there, "ExternalSecret", c.keys, "kubeflow")["spec"]["data"][0]["secretKey"]
         == "admin"
     )
@@ -392,7 +395,7 @@ def test_tasks_find_what_they_name(rendered, overlay):
     pools = yaml.safe_load_all((K8S / "cloud/karpenter/pools.yaml").read_text())
     assert {c.pool, f"{c.pool}-gpu"} <= {
         p["spec"]["template"]["metadata"]["labels"]["recsys.io/pool"] for p in pools
-    } and any(n.gpu for n in NEEDS.values())
+    } and any(stage.resources.gpu for stage in (*FULL, *DAILY))
 
 
 # ---- alerts
@@ -669,7 +672,7 @@ def known_metrics():
         for j in ("stage", "pipeline")
         for m in ("failed", "last_success_timestamp_seconds", "duration_seconds")
     }
-    from recsys.operate.kubeflow import outcome
+    from recsys.operate.tasks import outcome
 
     assert (
         jobs
@@ -1079,10 +1082,10 @@ def test_feast_on_the_stack(stack):
     """
     import boto3
     from feast import FeatureStore, RepoConfig
+    from recsys.online.glue import shop_contract
 
     from recsys.core.params import load_params
     from recsys.online.feature_views import ENTITY, register_definitions, store_config
-    from recsys.operate.kubeflow import shop_contract
 
     p = load_params(
         ROOT / "params/cluster.yaml",
@@ -1107,20 +1110,17 @@ def test_feast_on_the_stack(stack):
 
 
 def test_committed_files_are_what_is_generated(tmp_path):
+    from recsys.online.glue import shop_contract, write_tables
+
     from recsys.core.params import load_params
-    from recsys.operate.kubeflow import (
-        PIPELINES,
-        compile_pipeline,
-        params_file,
-        shop_contract,
-        write_tables,
-    )
+    from recsys.core.stages import LISTS
+    from recsys.operate.kubeflow import compile_pipeline, params_file
 
     assert (K8S / "cloud/tables.json").read_text() == write_tables(
         shop_contract(), tmp_path / "tables.json"
     ).read_text(), "run `make export`"
-    assert {p.stem for p in (K8S / "pipelines").glob("*.yaml")} == set(PIPELINES)
-    for pipeline in PIPELINES:
+    assert {p.stem for p in (K8S / "pipelines").glob("*.yaml")} == set(LISTS)
+    for pipeline in LISTS:
         made = compile_pipeline(
             pipeline, load_params(params_file(pipeline)), tmp_path / f"{pipeline}.yaml"
         )
@@ -1294,7 +1294,7 @@ def test_images_have_what_is_imported(image, modules):
         "models.encoders",
         "models.embeddings",
         "core.pipeline",
-        "operate.kubeflow",
+        "operate.tasks",
         *(f"operate.{path.stem}" for path in (ROOT / "recsys/operate").glob("cli*.py")),
     }
     seen |= stop

@@ -51,8 +51,9 @@ def stage_command(
     ),
 ):
     "Run one stage, as a task on a cluster does. The stages before it must have run."
+    from recsys.operate.tasks import push_stage, run_stage, run_task
+
     from recsys.core.stages import find_stage
-    from recsys.operate.kubeflow import push_stage, run_stage, run_task
 
     found = find_stage(name)
     if executor_input:
@@ -128,9 +129,10 @@ def compile_command(
     image: str = IMAGE_OPTION,
 ):
     "Compile pipelines from the list of stages and check them."
-    from recsys.operate.kubeflow import PIPELINES, compile_pipeline
+    from recsys.core.stages import LISTS
+    from recsys.operate.kubeflow import compile_pipeline
 
-    for name in names or PIPELINES:
+    for name in names or LISTS:
         chosen, cluster = pipeline_inputs(name, params, sets, image)
         start = time.perf_counter()
         file = compile_pipeline(name, chosen, resolve(out) / f"{name}.yaml", cluster)
@@ -148,7 +150,8 @@ def tables_command(
     out: Path | None = typer.Option(None, help="file to write; left out: k8s/cloud/tables.json"),
 ):
     "Write the Glue tables of the feature contract. The file is a CloudFormation template."
-    from recsys.operate.kubeflow import shop_contract, write_tables
+    from recsys.online.glue import shop_contract, write_tables
+
     from recsys.recommend.bundle import Bundle
 
     contract = Bundle(run_dir(open_run(run, [])) / "bundle").contract if run else shop_contract()
@@ -227,6 +230,6 @@ def finish_command(
     outputs: str = typer.Option(PARAMS["OUTPUTS"].default, help="folder of the runs"),
 ):
     "End a pipeline's run: report and outcome. The last task of a pipeline calls this."
-    from recsys.operate import kubeflow
+    from recsys.operate.tasks import finish
 
-    kubeflow.finish(name, json.loads(state), run, outputs)
+    finish(name, json.loads(state), run, outputs)

@@ -54,7 +54,7 @@ from recsys.core.keys import (
 )
 from ..core.params import PARAMS, ROOMS, Param, Params, RecsysError
 from ..core.runs import atomic_path, find_root, read_json, run_dir, sha256_file
-from ..core.stages import LISTS, stages_of
+from ..core.stages import FULL, LISTS, stage_rows, stages_of
 
 # %% ../../nbs/7_operate/06_docs.ipynb #docs-05
 def svg_box(
@@ -1119,6 +1119,8 @@ def fill_comments(
     if "<!-- drawing: pipelines -->" in text:
         figures = [pipeline_figure(name, stages) for name, stages in LISTS.items()]
         text = text.replace("<!-- drawing: pipelines -->", drawings_block(*figures))
+    if "<!-- table: stages -->" in text:
+        text = text.replace("<!-- table: stages -->", markdown_table(stage_rows(FULL)))
     parts = re.split(r"<!-- include: ([\w./-]+) -->", text)
     parts[1::2] = [included_file(name, up) for name in parts[1::2]]
     return "".join(parts)
