@@ -114,7 +114,7 @@ def found_words(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return f"{value!r:.40}"
     if isinstance(value, (str, bytes)):
-        has_nul = ("\0" if isinstance(value, str) else b"\0") in value
+        has_nul = "\0" in value if isinstance(value, str) else b"\0" in value
         return f"a text of {counted(len(value), 'character')}" + (" with NUL" if has_nul else "")
     if isinstance(value, dict):
         return "an object"
@@ -310,7 +310,7 @@ def read_numbers(
     # NaN makes the smallest and the largest value NaN, which no bound contains
     if not is_number or not (numbers.min() >= rule.low and numbers.max() <= rule.high):
         raise rule.refusal(next((x for x in numbers if not rule.holds(x)), value))
-    converted = numbers.astype(rule.dtype)
+    converted: np.ndarray = numbers.astype(rule.dtype)
     if numbers.dtype.kind == "f" and (converted != numbers).any():
         raise rule.refusal(numbers[converted != numbers][0])
     return converted

@@ -159,7 +159,7 @@ def read_model(model: type[AnyModel], body: bytes) -> AnyModel:
     try:
         return model.model_validate_json(body)
     except ValidationError as errors:
-        error = dict(errors.errors(include_url=False, include_context=False)[0])
+        error: dict[str, Any] = dict(errors.errors(include_url=False, include_context=False)[0])
     if error["type"] == "json_invalid":
         raise BrokenJson(f"the body is not JSON: {error['msg'].partition(': ')[2][:80]}")
     schema = model_schema(model)

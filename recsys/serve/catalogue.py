@@ -195,4 +195,6 @@ class Catalogue:
         "Return an item's picture, or a drawing of it."
         data = self.images.get(item_id)
         kind = image_type(data)
-        return (kind, data) if kind else ("image/svg+xml", draw_placeholder(self.show(item_id)))
+        if data and kind:
+            return kind, data
+        return "image/svg+xml", draw_placeholder(self.show(item_id))
