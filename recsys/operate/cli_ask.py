@@ -71,7 +71,7 @@ def recommend_to_file(
     from rich.console import Console
     from rich.progress import Progress
 
-    from recsys.recommend.pages import RunRecommender, read_user_ids, write_pages
+    from recsys.recommend.pages import RunRecommender, read_user_ids, write_user_pages
 
     if users is None or out is None:
         raise RecsysError("--users FILE and --out FILE are needed together")
@@ -81,7 +81,7 @@ def recommend_to_file(
     console = Console(stderr=True, force_jupyter=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("users", total=len(user_ids))
-        for done in write_pages(recommender, user_ids, out, **request):
+        for done in write_user_pages(recommender, user_ids, out, **request):
             bar.update(task, completed=done)
     print_line(f"pages of {len(user_ids):,} users: {show_path(out.resolve())}")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stop_on_signals', 'no_news', 'wait_for_end', 'live_home', 'promote_command', 'rollback_command', 'status_command',
            'print_addresses', 'serve_command', 'serve_live', 'worker_command', 'event_command', 'forget_command',
-           'has_display', 'gateway_command', 'demo_command']
+           'has_display', 'serve_gateway_command', 'demo_command']
 
 # %% ../../nbs/7_operate/14_cli_serve.ipynb #cli-serve-02
 import contextlib
@@ -311,7 +311,7 @@ def has_display() -> bool:
     rich_help_panel=SERVE_GROUP,
     epilog=examples("recsys gateway --run quickstart --set TRITON_URL=127.0.0.1:8001"),
 )
-def gateway_command(
+def serve_gateway_command(
     run: str = RUN_OPTION,
     sets: list[str] = _GATEWAY_SET_OPTION,
 ):

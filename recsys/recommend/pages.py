@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAGE_TEMPLATE', 'PAGE_HEADINGS', 'RecommendedItem', 'RecommendedPage', 'page_of', 'page_table', 'RunRecommender',
-           'read_user_ids', 'write_pages']
+           'read_user_ids', 'write_user_pages']
 
 # %% ../../nbs/3_recommend/11_pages.ipynb #pages-02
 from collections.abc import Iterator
@@ -202,7 +202,7 @@ def read_user_ids(file: Path) -> list:  # of str, each once
     return list(dict.fromkeys(ids))
 
 
-def write_pages(
+def write_user_pages(
     recommender: RunRecommender,
     user_ids: list,
     target: Path,  # parquet file
