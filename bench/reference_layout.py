@@ -12,7 +12,7 @@ from recsys.core.runs import read_json, sha256_file, stage_dir
 from recsys.data.asof import history_length
 from recsys.data.features import NULL, columns_of, local_time
 from recsys.data.features import pack as side_by_side
-from recsys.data.interaction import pair_features
+from recsys.data.interaction import interaction_features
 from recsys.models.neighbours import candidate_votes
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.candidates import Candidates, CandidateSearch, past_rows
@@ -387,8 +387,9 @@ class UnrollFeatures(StepMember):
         items = side_by_side(
             b.contract.item, {n[2:]: a for n, a in x.items() if n.startswith("i_")}, "i_"
         )
-        items |= dict(
-            pair=pair_features(
+        items |= {
+            b.interaction_input: interaction_features(
+                b.interactions,
                 rows >= 0,
                 x["retrieved"],
                 now,
@@ -398,7 +399,7 @@ class UnrollFeatures(StepMember):
                 candidate_votes(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0)),
                 b.trends(now, np.maximum(rows, 0)),
             )
-        )
+        }
         return {f"u_{n}": np.repeat(x[n], C, axis=0) for n in ("q_ints", "q_floats")} | {
             f"u_{n}": a.reshape(B * C, 1, -1) for n, a in items.items()
         }

@@ -22,7 +22,7 @@ from ..data.prepared import Prepared, load_prepared
 from .cases import is_masked
 from .metrics import case_metrics, rank_of_relevant, user_means
 from .raw_tables import RawRun, check_result
-from .recomputed_features import check_features, check_pairs
+from .recomputed_features import check_features, check_interaction_features
 from .recomputed_tables import check_counts, check_learned
 from .systems import model_lists
 from ..recommend.bundle import Bundle
@@ -330,7 +330,7 @@ def _recompute(
     "Return the rows of all checks that compute values again."
     return [
         *check_features(params, prep, raw, criteria.events),
-        *check_pairs(params, prep, bundle, raw, criteria.events // 2),
+        *check_interaction_features(params, prep, bundle, raw, criteria.events // 2),
         *check_learned(prep, raw),
         *check_counts(prep, bundle, raw),
     ]

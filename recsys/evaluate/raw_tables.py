@@ -20,7 +20,7 @@ from ..data.features import NULL, OOV, PAD, Encoder, Feature
 
 # %% ../../nbs/4_evaluate/12_raw_tables.ipynb #raw-tables-07
 def check_result(
-    part: str,  # features, learned, pairs, labels or time
+    part: str,  # features, learned, interactions, labels or time
     check: str,  # what was checked
     checked: int,  # values looked at
     wrong: int,  # values that differ

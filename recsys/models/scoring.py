@@ -18,7 +18,7 @@ from ..core.params import Params
 from ..data.features import FIRST, pack
 from ..data.prepared import Prepared
 from recsys.models.batches import (
-    interaction_features,
+    case_interactions,
     retrieve_blocks,
     sample_negatives,
     sampling_distribution,
@@ -84,12 +84,12 @@ class RankerScorer:
         event_rows: np.ndarray,  # [B]
         rows: np.ndarray,  # item rows [R, C], -1 for no candidate; R is B, or 1 for shared items
         scores=0.0,  # retrieval's [B, C]
-    ) -> tuple:  # logits [B, C], interaction features [B, C, len(PAIR)]
+    ) -> tuple:  # logits [B, C], interaction features [B, C, n]
         "Return logits and the interaction features that they were computed from."
         prep = self.prep
         query = prep.query_inputs(event_rows)
         votes = candidate_votes(self.table, prep.history_rows(event_rows), rows)
-        features = interaction_features(prep, event_rows, rows, query["hist_items"], votes, scores)
+        features = case_interactions(prep, event_rows, rows, query["hist_items"], votes, scores)
         query_arrays = pack(prep.contract.query, query).values()
         real_rows = np.maximum(rows, 0).astype(np.int32)
         return self.graph(*query_arrays, real_rows, features).numpy(), features

@@ -36,7 +36,8 @@ UNWATCHED = ("weekday", "item_id", "user_id")
 def watched(contract) -> list:  # features
     "Return the features of a contract whose drift is measured."
     kinds = ("categorical", "continuous")
-    return [f for f in contract if f.kind in kinds and f.name not in UNWATCHED]
+    inputs = [*contract.query, *contract.item]
+    return [f for f in inputs if f.kind in kinds and f.name not in UNWATCHED]
 
 
 def make_bins(

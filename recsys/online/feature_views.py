@@ -119,7 +119,11 @@ def definitions(contract: Contract, p: Params, folder: Path | None = None) -> li
             source=table_source(p, view, folder),
             schema=[key, *features],
         )
-    service = FeatureService(name=SERVICE, features=[views["user_profile"], views["user_history"]])
+    service = FeatureService(
+        name=SERVICE,
+        features=[views["user_profile"], views["user_history"]],
+        tags=dict(computed_on_request=", ".join(contract.names("interaction"))),
+    )
     return [*entities.values(), *views.values(), service]
 
 # %% ../../nbs/5_online/03_feature_views.ipynb #feature-views-12
