@@ -243,7 +243,7 @@ class Ranker(tf.keras.Model):
         self.item_bottom = self._bottom_mlp("item")
         self.first = {
             name: layers.Dense(config["top"][0], use_bias=False, name=f"first_{name}")
-            for name in ("query", "item", "interaction")
+            for name in ("query", "item", "joint")
         }
         self.direct = layers.Dense(1, use_bias=False, kernel_initializer="ones", name="direct")
         self.facts = layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="facts")
@@ -291,7 +291,7 @@ class Ranker(tf.keras.Model):
         "Return the top MLP's first layer: a sum over request, item and both together."
         r, c = shape
         width = self.config["top"][0]
-        hidden = tf.reshape(self.first["interaction"](flatten(facts)), [-1, c, width])
+        hidden = tf.reshape(self.first["joint"](flatten(facts)), [-1, c, width])
         of_items = self.first["item"](tf.concat([pair_dots(items), items[:, -1]], 1))
         hidden += tf.reshape(of_items, [r, c, width])
         of_query = self.first["query"](tf.concat([pair_dots(query), query[:, -1]], 1))
