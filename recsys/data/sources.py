@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_EXACT', 'EARLIEST', 'LATEST', 'UNITS', 'CHECK_NAMES', 'INTERACTION_COLUMNS', 'KEPT', 'TEXT_IDS', 'ROWS_A_PIECE',
            'FIRST_SALES', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'whole_numbers', 'as_seconds', 'as_ids',
-           'explain_failures', 'check_table', 'check_columns', 'check_interactions', 'Source', 'file_format',
-           'DecimalIds', 'open_tables', 'read_frame', 'parquet_source', 'name_products', 'first_prices',
+           'explain_failures', 'check_table', 'check_columns', 'reason_without', 'check_interactions', 'Source',
+           'file_format', 'DecimalIds', 'open_tables', 'read_frame', 'parquet_source', 'name_products', 'first_prices',
            'completejourney_source', 'make_shop', 'shop_source', 'count_items', 'choose_items', 'between', 'cut_at',
            'continue_tables', 'write_interactions', 'open_source', 'run_ingest']
 
@@ -79,11 +79,14 @@ def as_seconds(
     if pa.types.is_timestamp(column.type):
         whole_seconds = pc.floor_temporal(column, unit="second")
         return pc.cast(whole_seconds, pa.timestamp("s", column.type.tz)).cast(pa.int64())
+    if pa.types.is_floating(column.type):
+        column = whole_numbers(column, "timestamp", file)
     if not pa.types.is_integer(column.type):
         raise RecsysError(
             f"{file}: timestamp is {column.type}, expected integer seconds since 1970 UTC "
             "or a datetime"
         )
+    column = pc.if_else(pc.equal(column, 0), None, column)
     ends = pc.min_max(column).as_py()
     for value in (ends["min"], ends["max"]):
         if value is not None and not EARLIEST <= value < LATEST:
@@ -179,6 +182,11 @@ def check_columns(names: list, file: str) -> None:
         raise RecsysError(f"{file}: no column {', '.join(lacking)}; found {', '.join(names)}")
 
 
+def reason_without(name: str) -> str:
+    "Return the reason under which rows without a value are counted."
+    return "no timestamp, or 0" if name == "timestamp" else f"no {name}"
+
+
 def _filter_and_count(table: pa.Table, mask, reason: str, dropped: Counter) -> pa.Table:
     "Keep the rows of a mask and add the others to a reason's count."
     dropped[reason] += pc.sum(pc.invert(mask)).as_py() or 0
@@ -201,7 +209,9 @@ def check_interactions(
             columns[name] = as_ids(table[name], name, file)
     checked = pa.table(columns)
     for name in ("item_id", "timestamp"):
-        checked = _filter_and_count(checked, pc.is_valid(checked[name]), f"no {name}", dropped)
+        checked = _filter_and_count(
+            checked, pc.is_valid(checked[name]), reason_without(name), dropped
+        )
     if items is not None:
         is_known = pc.is_in(checked["item_id"], value_set=items)
         reason = "item_id has no row in the items, or too few interactions"
