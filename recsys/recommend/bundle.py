@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SERVING_PARAMETERS', 'UNLISTED_FILES', 'SHOWN_COLUMNS', 'listed_files', 'write_item_files', 'manifest_content',
-           'write_bundle', 'check_bundle', 'same_facts', 'SnapshotPart', 'CatalogueParts', 'cpu_session', 'run_session',
-           'FixedParts', 'Bundle', 'PinnedBundle', 'write_train_state', 'run_bundle']
+           'write_bundle', 'check_bundle', 'ranker_interactions', 'same_facts', 'SnapshotPart', 'CatalogueParts',
+           'cpu_session', 'run_session', 'FixedParts', 'Bundle', 'PinnedBundle', 'write_train_state', 'run_bundle']
 
 # %% ../../nbs/3_recommend/04_bundle.ipynb #bundle-02
 import hashlib
@@ -33,7 +33,7 @@ from recsys.core.runs import (
 from ..core.stages import served_files, stages_with
 from ..data.additions import additions_file, read_added
 from ..data.features import FIRST, as_bytes, columns_of, load_encoder, save_arrays
-from ..data.interaction import PAIR, Trends
+from ..data.interaction import Trends, interaction_names
 from ..models.neighbours import load_demand
 from .snapshot import BundleFiles, CatalogueSnapshot
 
@@ -94,8 +94,7 @@ def manifest_content(p: Params, folder: Path, records: dict) -> dict:
     described = ("span", "train", "positive_events", "split", "timezone", "trends")
     return dict(
         files={name: sha256_file(folder / name) for name in sorted(listed_files(folder))},
-        contract=read_json(folder / "encoder.json")["contract"],
-        pair=list(PAIR),
+        contract=load_encoder(folder).contract.to_json(),
         serving={name: p[name] for name in SERVING_PARAMETERS},
         data={name: meta[name] for name in described},
         parameters={
@@ -152,9 +151,25 @@ def check_bundle(folder: str | Path) -> dict:  # its manifest
     return manifest
 
 # %% ../../nbs/3_recommend/04_bundle.ipynb #bundle-15
+def ranker_interactions(manifest: dict, where: str) -> list:
+    """Return the interaction features that a bundle's ranker reads, in the order of its columns.
+
+    Raises `RecsysError` for features that this version doesn't compute. Bundles that were written
+    before these features were part of the contract list them under `pair`.
+    """
+    listed = [
+        feature["name"] for feature in manifest["contract"] if feature["side"] == "interaction"
+    ]
+    return interaction_names(listed or manifest.get("pair", []), where)
+
+
 def same_facts(manifest: dict) -> bool:
-    "Return whether a bundle's ranker reads the interaction features that this version computes."
-    return manifest.get("pair") == list(PAIR)
+    "Return whether this version computes all interaction features that a bundle's ranker reads."
+    try:
+        ranker_interactions(manifest, "manifest.json")
+    except RecsysError:
+        return False
+    return True
 
 
 class SnapshotPart:
@@ -233,6 +248,16 @@ class FixedParts:
         return columns_of(self.contract.item, "ints")["item_id"].start
 
     @cached_property
+    def interaction_input(self) -> str:
+        "Name of the ranker's input for interaction features; `pair` in bundles of before."
+        return "pair" if "pair" in self.manifest else "interaction_features"
+
+    @cached_property
+    def interactions(self) -> list:
+        "The interaction features of the contract, in the order of the ranker's columns."
+        return self.contract.side("interaction")
+
+    @cached_property
     def row_of_code(self) -> np.ndarray:
         "Item row of each encoded id, -1 where a code is not one single item, int64 [codes]."
         codes = self.snapshot.files.array("item_id")
@@ -282,12 +307,7 @@ class Bundle(FixedParts, CatalogueParts):
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest = check_bundle(folder)
-        if not same_facts(self.manifest):
-            raise RecsysError(
-                f"{folder}: its ranker was trained by another version of recsys, on other facts of "
-                f"a request and a candidate than {', '.join(PAIR)}; "
-                "run it again from the stage dlrm"
-            )
+        ranker_interactions(self.manifest, str(folder))
         self.encoder = load_encoder(folder)
         self.contract = self.encoder.contract
         self.serving = Params(self.manifest["serving"], source="manifest.json")

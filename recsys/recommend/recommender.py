@@ -16,7 +16,7 @@ from ..core.clock import Clock
 from ..core.params import Params, RecsysError
 from ..core.runs import resolve, run_dir
 from ..data.features import encode_context, pack
-from ..data.interaction import pair_features
+from ..data.interaction import interaction_features
 from ..models.neighbours import candidate_votes
 from .bundle import Bundle, run_session
 from .candidates import Candidates, CandidateSearch, past_rows
@@ -67,12 +67,13 @@ def candidate_features(
     rows: np.ndarray,  # item rows [B, C], -1 padded
     scores: np.ndarray,  # retrieval's [B, C]
     now: np.ndarray,  # seconds [B]
-) -> dict:  # i_ints, i_floats, pair, each [B, C, n]
+) -> dict:  # i_ints, i_floats, interaction_features, each [B, C, n]
     "Return the ranker's inputs that depend on the candidates."
     real_rows = np.maximum(rows, 0)
     features = bundle.columns.gather(real_rows)
     neighbour_votes = candidate_votes(bundle.neighbours, past_rows(bundle, q_ints), real_rows)
-    pair = pair_features(
+    interactions = interaction_features(
+        bundle.interactions,
         rows >= 0,
         scores,
         now,
@@ -82,7 +83,7 @@ def candidate_features(
         neighbour_votes,
         bundle.trends(now, real_rows),
     )
-    return features | dict(pair=pair)
+    return features | {bundle.interaction_input: interactions}
 
 # %% ../../nbs/3_recommend/08_recommender.ipynb #recommender-23
 def rank_candidates(
