@@ -166,7 +166,7 @@ class RunRecommender:
     ) -> Iterator["pyarrow.Table"]:
         "Yield the pages of many users, a table for each batch of users."
         moment = request.pop("timestamp", None)
-        request["timestamp"] = self.engine.clock() if moment is None else moment
+        request["timestamp"] = self.engine.clock.now() if moment is None else moment
         for start in range(0, len(user_ids), at_once):
             users = list(user_ids[start : start + at_once])
             batch = {name: [value] * len(users) for name, value in request.items()}
