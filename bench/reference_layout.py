@@ -127,11 +127,10 @@ class ContextPreprocessor(StepMember):
     merge, strict = False, True
 
     def answer(self, x: dict) -> dict:
-        asked, ids = request_of(x)
-        r = read_request(asked, self.recommender.bundle.serving, self.recommender.clock)
+        r = read_request(request_of(x), self.recommender.bundle.serving, self.recommender.clock)
         hour, weekday = local_time(r["timestamp"], self.recommender.bundle.encoder.timezone)
         return dict(
-            request=pack_context(r, np.zeros(len(ids), bool), ids),
+            request=pack_context(r, np.zeros(len(r["k"]), bool), r["request_id"]),
             hour=text_column(map(str, hour)),
             weekday=text_column(map(str, weekday)),
             device=text_column(r["device_type"]),

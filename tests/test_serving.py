@@ -181,11 +181,11 @@ ONE = ("INT32", [1, 1], [3])
         (dict(k=ONE, seed=("INT64", [1, 1], [-1])), "seed: expected"),
         (
             dict(k=ONE, user_id=("BYTES", [1, 1], ["u" * 2000])),
-            "user_id: expected at most 1000 bytes",
+            "user_id: expected a text of at most 256 characters",
         ),
         (
             dict(k=ONE, exclude=("BYTES", [1, 20_000], ["i"] * 20_000)),
-            "exclude: expected at most 10000 ids",
+            "exclude: expected a list of at most 1000 entries",
         ),
     ],
 )
