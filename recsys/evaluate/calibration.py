@@ -8,8 +8,9 @@ __all__ = ['to_probabilities', 'predicted_choices', 'ranker_quality', 'plot_cali
 # %% ../../nbs/4_evaluate/08_calibration.ipynb #calibration-02
 import numpy as np
 
+from ..core.ranking import roc_auc
 from ..data.prepared import Prepared
-from .metrics import calibration, calibration_error, log_loss, roc_auc
+from .metrics import calibration, calibration_error, log_loss
 from .systems import score_block, take_rows
 from ..recommend.bundle import Bundle
 from ..recommend.candidates import fill_candidates

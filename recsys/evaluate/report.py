@@ -23,7 +23,7 @@ from recsys.evaluate.ablations import (
 from .baselines import GRIDS, load_lists
 from .calibration import plot_calibration, predicted_choices, ranker_quality
 from .cases import is_masked, test_cases
-from .metrics import rank_of_relevant
+from .metrics import MAIN_METRIC, main_metrics, rank_of_relevant
 from .saved_ranks import hidden_words, save_ranks
 from recsys.evaluate.segments import (
     compare_systems,
@@ -54,7 +54,7 @@ def report_numbers(
     "Add the headline figures to the stage's record, and a note for each comparison."
     value = {(r["system"], r["metric"]): r["value"] for r in rows if r["segment"] == "all"}
     for system in sorted(systems):
-        for metric in ("ndcg@10", "recall@10"):
+        for metric in main_metrics():
             record.metrics[f"{system} {metric}"] = value[system, metric]
     if "oracle" in systems:
         share = value["full", "ndcg@10"] / max(value["oracle", "ndcg@10"], 1e-12)
@@ -78,7 +78,7 @@ def _shade(system: str) -> str:
 
 def plot_systems(
     rows: list,  # of metrics.json
-    metric: str = "ndcg@10",
+    metric: str = MAIN_METRIC,
 ):  # figure
     "Draw one metric of all systems with intervals."
     import matplotlib.pyplot as plt
@@ -108,7 +108,7 @@ _PLOTTED_SYSTEMS = ("full", "retrieval", "ease", "item_knn", "popularity", "orac
 
 def plot_segments(
     rows: list,  # of metrics.json
-    metric: str = "ndcg@10",
+    metric: str = MAIN_METRIC,
     systems: tuple = _PLOTTED_SYSTEMS,
 ):  # figure
     "Draw one metric of some systems by segment."
@@ -271,7 +271,7 @@ def run_evaluate(params: Params) -> list[dict]:  # rows of metrics.json
             rows = system_rows(lists, prep, positions, draws, seed)
             rows += share_rows(ranks, users, all_cuts, draws, seed)
             pairs = []
-            for metric in ("ndcg@10", "recall@10"):
+            for metric in main_metrics():
                 pairs += compare_systems(lists, prep, positions, draws, seed, metric=metric)
         fits = fitted_on(params, lists, baselines)
         write_json(record.dir / "metrics.json", rows)

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.params import RecsysError
 from ..data.features import load_arrays, save_arrays
 from ..data.prepared import Prepared
-from .metrics import case_metrics, metric_rows, per_user_mean
+from .metrics import case_metric, main_metrics, metric_rows, per_user_mean
 from .systems import load_item_ids, load_user_ids
 from ..recommend.bloom import hash_ids
 
@@ -139,9 +139,8 @@ def check_same(
 
 # %% ../../nbs/4_evaluate/09_saved_ranks.ipynb #saved-ranks-18
 def compared_metrics(saved: SavedRanks, system: str) -> dict:  # metric -> value of each case
-    "Return NDCG@10 and recall@10 of a system, for retrieval also the recall of all candidates."
-    metrics = case_metrics(saved.ranks[system])
-    values = {name: metrics[name] for name in ("ndcg@10", "recall@10")}
+    "Return the main metrics of a system, for retrieval also the recall of all candidates."
+    values = {name: case_metric(name, saved.ranks[system]) for name in main_metrics()}
     if system == "retrieval":
         values[f"recall@{saved.candidates}"] = np.isfinite(saved.ranks[system]) * 1.0
     return values
