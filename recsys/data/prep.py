@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.params import Params
+from ..core.ranking import rank_discount
 from ..core.runs import atomic_path, record_stage, stage_dir, write_json
 from .asof import event_bounds, mark_cases
 from recsys.data.features import (
@@ -130,7 +131,7 @@ def trend_gain(
     trends: Trends,
     items: np.ndarray,  # item row of each case
     times: np.ndarray,  # second of each case
-) -> float:  # sum of 1 / log2(2 + rank)
+) -> float:  # sum of discounts
     "Measure how well trends alone rank the chosen items in the whole catalogue."
     moments, gain = trends.moment(times), 0.0
     for start in range(0, len(items), TREND_BATCH):
@@ -138,7 +139,7 @@ def trend_gain(
         scores = trends.values[np.maximum(moments[batch], 0)]
         chosen = scores[np.arange(len(scores)), items[batch]]
         rank = (scores > chosen[:, None]).sum(1)
-        gain += (1 / np.log2(2.0 + rank)).sum()
+        gain += rank_discount(rank).sum()
     return gain
 
 

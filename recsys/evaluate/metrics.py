@@ -308,9 +308,10 @@ def metric_rows(
     if complete:
         means = user_means(np.stack([metrics[name] for name in complete], 1), users)
         low, high = np.quantile(bootstrap_means(means, draws, seed), [0.025, 0.975], axis=0)
+        value = means.mean(0)
         for i, name in enumerate(complete):
-            value = means[:, i].mean()
-            rows[name] = metric_row(system, segment, name, value, low[i], high[i], len(users))
+            ends = low[i], high[i]
+            rows[name] = metric_row(system, segment, name, value[i], *ends, len(users))
     for name in partial:
         counted = ~np.isnan(metrics[name])
         only = {name: metrics[name][counted]}

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..core.clock import DAY
 from ..core.params import Params
+from ..core.ranking import ndcg_of_rank
 from recsys.core.runs import (
     StageRecord,
     progress,
@@ -525,8 +526,9 @@ def retrieval_recall(
         ]
         for extra, right in zip(extras, is_right):
             found[extra] += int(right.any(1).sum())
-        discount = np.log2(np.arange(is_right[0].shape[1])[:10] + 2)
-        ndcg += (is_right[0][:, :10] / discount).sum()
+        is_found = is_right[0].any(1)
+        first = np.where(is_found, is_right[0].argmax(1), np.inf)  # an item may stand there twice
+        ndcg += ndcg_of_rank(first, 10).sum()
     return {extra: n / len(cases) for extra, n in found.items()}, ndcg / len(cases)
 
 # %% ../../nbs/2_models/05_neighbours.ipynb #neighbours-55
@@ -549,7 +551,7 @@ def vote_quality(
         own = votes[np.arange(len(votes)), item[start : start + 256]][:, None]
         ranks.append(np.where(own[:, 0] > 0, (votes > own).sum(1), np.inf))
     rank = np.concatenate(ranks)
-    gain = np.where(rank < 10, 1 / np.log2(rank + 2.0), 0)
+    gain = ndcg_of_rank(rank, 10)
     return float((rank < 100).mean()), float(gain.mean())
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..core.params import Params, RecsysError
+from ..core.ranking import ndcg_of_rank, rank_discount
 from ..core.runs import atomic_path, progress, record_stage
 from ..data.features import pack, save_arrays
 from ..data.prepared import load_prepared
@@ -183,10 +184,10 @@ def rank_metrics(
     candidates: int = 300,  # items that go on to the ranker
 ) -> dict:  # recall@10, ndcg@10, recall@candidates, ndcg
     "Return recall and NDCG of some ranks."
-    gain = 1 / np.log2(ranks + 2)
+    gain = rank_discount(ranks)
     return {
         "recall@10": float((ranks < 10).mean()),
-        "ndcg@10": float(np.where(ranks < 10, gain, 0).mean()),
+        "ndcg@10": float(ndcg_of_rank(ranks, 10).mean()),
         f"recall@{candidates}": float((ranks < candidates).mean()),
         "ndcg": float(gain.mean()),
     }
