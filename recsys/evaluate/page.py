@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAGE_LENGTH', 'pick_examples', 'where_lost', 'name_items', 'make_examples', 'format_number', 'Interval', 'Difference',
-           'interval_of', 'select_rows', 'interval_table', 'summarize', 'systems_section', 'load_evaluation',
-           'metrics_section', 'segments_sections', 'inputs_sections', 'Mark', 'Reliability', 'draw_reliability',
-           'calibration_section', 'ExampleCard', 'examples_sections', 'runs_section', 'run_names', 'compare_with',
-           'write_page']
+           'interval_of', 'select_rows', 'interval_table', 'shown_metrics', 'summarize', 'systems_section',
+           'load_evaluation', 'metrics_section', 'segments_sections', 'inputs_sections', 'Mark', 'Reliability',
+           'draw_reliability', 'calibration_section', 'ExampleCard', 'examples_sections', 'runs_section', 'run_names',
+           'compare_with', 'write_page']
 
 # %% ../../nbs/4_evaluate/11_page.ipynb #page-02
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from ..core.params import Params
 from ..core.runs import atomic_path, read_json, run_dir
 from ..data.prepared import Prepared, load_prepared, past_items
 from .ablations import NOT_RETRAINED
-from .metrics import MAIN_METRIC, METRICS
+from .metrics import MAIN_METRIC, METRICS, Metric
 from .saved_ranks import SavedRanks, compare_runs, load_ranks
 from .systems import load_user_ids, model_lists
 from ..recommend.bundle import Bundle
@@ -214,12 +214,28 @@ def interval_table(
     return Table(cells, [label, *more, name, "95 % interval", "", "cases"], title)
 
 # %% ../../nbs/4_evaluate/11_page.ipynb #page-25
+def shown_metrics(
+    rows: list[dict],  # of metrics.json
+    better: tuple,  # values of `Metric.higher_is_better`
+) -> dict[str, Metric]:  # name with the length of a page -> metric
+    "Return the metrics of the registry that a run has for the length of a page."
+    present = {row["metric"] for row in rows}
+    names = {f"{metric.name}@{PAGE_LENGTH}": metric for metric in METRICS.values()}
+    return {
+        name: metric
+        for name, metric in names.items()
+        if name in present and metric.higher_is_better in better
+    }
+
+
 def summarize(
     rows: list[dict],  # of metrics.json
     fits: dict,  # of fitted_on.json
-) -> list[dict]:  # {system, value, low, high, recall@10, mrr@10, coverage@10, fitted_on}
+) -> list[dict]:  # {system, value, low, high, recall@10, mrr@10, coverage@10, ..., fitted_on}
     "Return the headline figures of each system, best NDCG@10 first."
     overall = {(r["system"], r["metric"]): r for r in rows if r["segment"] == "all"}
+    names = [*shown_metrics(rows, (True, False)), f"coverage@{PAGE_LENGTH}"]
+    names.remove(MAIN_METRIC)  # it is the value, with its interval
     table = []
     for system in sorted(fits, key=lambda s: -overall[s, MAIN_METRIC]["value"]):
         ndcg = overall[system, MAIN_METRIC]
@@ -227,47 +243,45 @@ def summarize(
             {
                 "system": system,
                 **{key: ndcg[key] for key in ("value", "low", "high")},
-                **{m: overall[system, m]["value"] for m in ("recall@10", "mrr@10", "coverage@10")},
+                **{name: overall[system, name]["value"] for name in names},
                 "fitted_on": fits[system],
             }
         )
     return table
 
 
-def _accuracy_table(systems: list[dict]) -> Table:  # of `summarize`
-    "Return the table of systems with their NDCG@10 and its interval."
+def _accuracy_table(systems: list[dict], metrics: list[dict]) -> Table:
+    "Return the table of systems with their NDCG@10, its interval, and the other accuracy metrics."
     scale = (0, max(row["high"] for row in systems))
+    others = shown_metrics(metrics, (True, False))
+    others.pop(MAIN_METRIC)
     rows = [
         [
             row["system"],
             format_number(row["value"]),
             f"{format_number(row['low'])} to {format_number(row['high'])}",
             interval_of(row, "value", scale),
-            format_number(row["recall@10"]),
-            format_number(row["mrr@10"]),
+            *(format_number(row[name]) for name in others),
             row["fitted_on"],
         ]
         for row in systems
     ]
-    head = ["system", "NDCG@10", "95 % interval", "", "recall@10", "mrr@10", "fitted on"]
-    return Table(rows, head, text=(0, 6))
+    titles = [f"{metric.title}@{PAGE_LENGTH}" for metric in others.values()]
+    head = ["system", "NDCG@10", "95 % interval", "", *titles, "fitted on"]
+    return Table(rows, head, text=(0, len(head) - 1))
 
 
 def _shown_table(systems: list[dict], metrics: list[dict]) -> Table:
     "Return the table of what each system shows, chosen or not."
+    names = shown_metrics(metrics, (None,))
     overall = select_rows(metrics, segment="all")
     value = {(r["system"], r["metric"]): r["value"] for r in overall}
-    names = [
-        (f"{metric.name}@{k}", metric.title)
-        for metric in METRICS.values()
-        for k in metric.lengths
-        if metric.kind == "list" and any(name == f"{metric.name}@{k}" for _, name in value)
-    ]
     rows = [
-        [row["system"], *(format_number(value[row["system"], name]) for name, _ in names)]
+        [row["system"], *(format_number(value[row["system"], name]) for name in names)]
         for row in systems
     ]
-    return Table(rows, ["system", *(title for _, title in names)], "What is shown, chosen or not")
+    head = ["system", *(metric.title for metric in names.values())]
+    return Table(rows, head, "What is shown, chosen or not")
 
 
 def systems_section(
@@ -276,7 +290,7 @@ def systems_section(
     "Return the section on the quality of each system and what it shows."
     systems = summarize(found["metrics"], found["fitted_on"])
     return Section(
-        [_accuracy_table(systems), _shown_table(systems, found["metrics"])],
+        [_accuracy_table(systems, found["metrics"]), _shown_table(systems, found["metrics"])],
         "Systems",
         "Metrics are averaged per user, then over users; intervals are of a bootstrap over users. "
         "The system full is what a visitor sees, full_unfiltered the same without the seen "
