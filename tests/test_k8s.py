@@ -1082,10 +1082,10 @@ def test_feast_on_the_stack(stack):
     """
     import boto3
     from feast import FeatureStore, RepoConfig
-    from recsys.online.glue import shop_contract
 
     from recsys.core.params import load_params
     from recsys.online.feature_views import ENTITY, register_definitions, store_config
+    from recsys.online.glue import shop_contract
 
     p = load_params(
         ROOT / "params/cluster.yaml",
@@ -1110,10 +1110,9 @@ def test_feast_on_the_stack(stack):
 
 
 def test_committed_files_are_what_is_generated(tmp_path):
-    from recsys.online.glue import shop_contract, write_tables
-
     from recsys.core.params import load_params
     from recsys.core.stages import LISTS
+    from recsys.online.glue import shop_contract, write_tables
     from recsys.operate.kubeflow import compile_pipeline, params_file
 
     assert (K8S / "cloud/tables.json").read_text() == write_tables(

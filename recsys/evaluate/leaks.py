@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..core.params import Params
+from ..core.ranking import rank_discount
 from ..core.runs import record_stage, run_dir, write_json
 from ..data.asof import top_category
 from ..data.features import NULL
@@ -38,7 +39,7 @@ def gain_matrix(
     at = np.minimum(np.searchsorted(known, lists[:, :k]), len(known) - 1)
     case, place = np.nonzero(known[at] == lists[:, :k])
     gain = np.zeros((len(lists), len(known)))
-    gain[case, at[case, place]] = 1 / np.log2(place + 2)
+    gain[case, at[case, place]] = rank_discount(place)
     return gain[:, column]
 
 

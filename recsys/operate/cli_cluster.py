@@ -51,9 +51,8 @@ def stage_command(
     ),
 ):
     "Run one stage, as a task on a cluster does. The stages before it must have run."
-    from recsys.operate.tasks import push_stage, run_stage, run_task
-
     from recsys.core.stages import find_stage
+    from recsys.operate.tasks import push_stage, run_stage, run_task
 
     found = find_stage(name)
     if executor_input:
@@ -151,7 +150,6 @@ def tables_command(
 ):
     "Write the Glue tables of the feature contract. The file is a CloudFormation template."
     from recsys.online.glue import shop_contract, write_tables
-
     from recsys.recommend.bundle import Bundle
 
     contract = Bundle(run_dir(open_run(run, [])) / "bundle").contract if run else shop_contract()

@@ -23,7 +23,7 @@ from ..data.features import as_bytes
 from ..data.prep import encode_tables
 from ..data.prepared import Prepared, load_prepared, open_prepared
 from ..evaluate.cases import DEPTH, is_masked
-from ..evaluate.metrics import case_metrics, paired_bootstrap, per_user_mean, rank_of_relevant
+from ..evaluate.metrics import case_metric, paired_bootstrap, per_user_mean, rank_of_relevant
 from ..evaluate.segments import fine_segments, segments
 from ..evaluate.systems import model_lists, past_mask
 from ..recommend.bundle import Bundle
@@ -168,9 +168,9 @@ def gate_values(
         if bundle:
             data, rows = features_for(prepared, bundle, params, cases)
             pages = model_lists(bundle, data, rows, masked, k)["full"]
-            values[name] = _case_values(pages, data, rows, params.GATE_METRIC, k)
+            values[name] = _case_values(pages, data, rows, params.GATE_METRIC)
     pages = popular_lists(candidate, prepared, cases, masked, k)
-    values["popularity"] = _case_values(pages, prepared, cases, params.GATE_METRIC, k)
+    values["popularity"] = _case_values(pages, prepared, cases, params.GATE_METRIC)
     return values
 
 
@@ -178,12 +178,11 @@ def _case_values(
     pages: np.ndarray,  # item rows [B, k]
     prepared: Prepared,
     cases: np.ndarray,  # event rows [B]
-    metric: str,
-    k: int,
+    metric: str,  # GATE_METRIC
 ) -> np.ndarray:  # [B]
     "Return a metric of each page, with the item of the case as the only relevant one."
     relevant = np.asarray(prepared.events["item"][cases])
-    return case_metrics(rank_of_relevant(pages, relevant), (k,))[metric]
+    return case_metric(metric, rank_of_relevant(pages, relevant))
 
 # %% ../../nbs/7_operate/01_gate.ipynb #gate-19
 def compare_candidate(

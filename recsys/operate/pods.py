@@ -384,9 +384,8 @@ def wait_alive(home: Path, stop: threading.Event, health: HealthServer) -> bool:
 # %% ../../nbs/7_operate/07_pods.ipynb #pods-35
 def run_materialise_pod(home: Path) -> dict:  # rows written, by name
     "Bring the online store up to the data of the live run."
-    from recsys.operate.tasks import push_stage
-
     from recsys.online.feature_store import materialise
+    from recsys.operate.tasks import push_stage
 
     with push_stage("materialise"):
         live = read_live(home)
@@ -399,11 +398,10 @@ def run_materialise_pod(home: Path) -> dict:  # rows written, by name
 
 def run_monitor_pod(home: Path) -> dict:  # day, alarms
     "Judge the newest complete day of the request log and push its gauges."
-    from recsys.operate.tasks import push_registry, push_stage
-
     from recsys.online.day_log import log_days
     from recsys.online.popularity import log_folders
     from recsys.operate.monitor import gauges, run_monitor
+    from recsys.operate.tasks import push_registry, push_stage
 
     with push_stage("monitor"):
         if not read_live(home):

@@ -29,8 +29,8 @@ from recsys.core.pipeline import (
     is_done,
     mark_done,
     run_notebook,
-    write_report,
 )
+from ..core.run_report import write_report
 from ..core.runs import atomic_path, read_json, run_dir, write_json
 from ..core.stages import Stage
 
