@@ -735,7 +735,7 @@ def _decoded(array: np.ndarray, name: str) -> np.ndarray:
 def _has_several_users(fields: dict) -> bool:
     "Return whether a field of a request is a list with one entry for each user."
     exclude = fields.get("exclude")
-    if _is_list(exclude) and len(exclude) and _is_list(exclude[0]):
+    if exclude is not None and len(exclude) and _is_list(exclude[0]):
         return True
     return any(_is_list(value) for name, value in fields.items() if name != "exclude")
 

@@ -1,0 +1,182 @@
+"""The request schema at every door: the same fields, the same bounds, the same words."""
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from recsys.core.clock import Clock
+from recsys.core.params import PARAMS, Params, RecsysError
+from recsys.recommend.request import (
+    REQUEST_RULES,
+    FieldRule,
+    PageRequest,
+    field_help,
+    read_request,
+    request_table,
+)
+from recsys.serve.backends import Backends
+from recsys.serve.ensemble import request_of
+from recsys.serve.page_routes import PageRoutes
+from recsys.serve.repository import REQUEST
+from recsys.serve.server import request_tensors
+from recsys.serve.transport import Gateway, guarded_app
+
+SERVING = Params(
+    K=10,
+    TEMPERATURE=0.0,
+    DIVERSITY=0.0,
+    GATEWAY_HOST="127.0.0.1",
+    GATEWAY_TIMEOUT_MS=1000.0,
+    GATEWAY_IN_FLIGHT=32,
+)
+CLOCK = Clock.stopped(1_700_000_000)
+
+
+@pytest.fixture(scope="module")
+def app():
+    gateway = Gateway(Backends(SERVING, "", None, None), log=lambda line: None)
+    routes = PageRoutes(gateway)
+    app = guarded_app(gateway)
+    app.router.routes.append(routes.fast_route)
+    app.include_router(routes.router)
+    return app
+
+
+@pytest.fixture(scope="module")
+def client(app):
+    return TestClient(app, base_url="http://localhost")
+
+
+def in_process(name, value):
+    with pytest.raises(RecsysError) as refused:
+        read_request({name: [value]}, SERVING, CLOCK)
+    return str(refused.value)
+
+
+def through_triton(name, value):
+    "What a member says about the tensors that the client makes."
+    tensors = request_tensors(**dict(k=1) | {name: value})
+    encoded = {
+        key: np.array([[x.encode() for x in row] for row in array], object)
+        if array.dtype == object
+        else array
+        for key, array in tensors.items()
+    }
+    with pytest.raises(RecsysError) as refused:
+        read_request(request_of(encoded), SERVING, CLOCK)
+    return str(refused.value)
+
+
+def by_the_client(name, value):
+    with pytest.raises(RecsysError) as refused:
+        request_tensors(**{name: value})
+    return str(refused.value)
+
+
+WRONG = [
+    ("user_id", "u" * 257),
+    ("user_id", "a\0"),
+    ("device_type", "d" * 257),
+    ("request_id", "r" * 257),
+    ("timestamp", -1),
+    ("timestamp", 1_700_000_000_000),
+    ("k", 0),
+    ("k", 1001),
+    ("exclude", ["i"] * 1001),
+    ("exclude", ["i" * 257]),
+    ("temperature", -1),
+    ("temperature", 101),
+    ("diversity", 2),
+    ("seed", 2**53 + 1),
+]
+IDS = [f"{name}-{str(value)[:12]!r}" for name, value in WRONG]
+
+
+@pytest.mark.parametrize("name, value", WRONG, ids=IDS)
+def test_a_value_out_of_bounds_is_refused_in_the_same_words_at_every_door(client, name, value):
+    rule = REQUEST_RULES[name]
+    is_entry = name == "exclude" and len(value) == 1
+    expected = rule.entry.expected if is_entry else rule.expected
+    words = f"{name}{'.0' if is_entry else ''}: expected {expected}, found "
+    said = in_process(name, value)
+    assert said.startswith(words)
+    answer = client.post("/v1/recommendations", json={name: value})
+    assert (answer.status_code, answer.json()["error"]) == (422, said[:300])
+    if value != "a\0":
+        # NumPy drops the NUL at the end of a text
+        assert through_triton(name, value).split(", found")[0] == words.split(", found")[0]
+
+
+@pytest.mark.parametrize("value", ["3", 2.5, True], ids=str)
+def test_a_page_length_of_another_type_is_refused_in_the_same_words(client, value):
+    said = in_process("k", value)
+    assert said.startswith(f"k: expected {REQUEST_RULES['k'].expected}, found ")
+    assert client.post("/v1/recommendations", json=dict(k=value)).json()["error"] == said
+    assert by_the_client("k", value) == said
+
+
+def test_an_unknown_field_is_refused_by_name_at_every_door(client):
+    words = "K: no such field; there are user_id, device_type"
+    with pytest.raises(RecsysError, match=words):
+        read_request(dict(K=3), SERVING, CLOCK)
+    with pytest.raises(RecsysError, match=words):
+        request_tensors(K=3)
+    assert client.post("/v1/recommendations", json=dict(K=3)).json()["error"].startswith(words)
+
+
+def test_a_query_says_the_same_as_a_body(client):
+    for name, value in (
+        ("k", 1001),
+        ("temperature", 101),
+        ("diversity", 2),
+        ("user_id", "u" * 257),
+    ):
+        answer = client.get("/v1/explanations", params={"item_id": "i", name: value})
+        assert answer.json()["error"] == in_process(name, value)
+
+
+def test_bounds_are_accepted_at_every_door():
+    for rule in REQUEST_RULES.values():
+        if rule.kind == "text":
+            values = ["", "ä" * int(rule.high)]
+        elif rule.kind == "list":
+            values = [[], ["i" * 256] * int(rule.high)]
+        else:
+            values = [rule.low, rule.high]
+        for value in values:
+            read_request({rule.name: [value]}, SERVING, CLOCK)
+            PageRequest(**{rule.name: value})
+            tensors = request_tensors(**{rule.name: value})
+            assert rule.name in tensors or value in ("", [])
+
+
+def test_the_gateways_document_states_the_rules(app):
+    schemas = app.openapi()["components"]["schemas"]
+    body = schemas["PageBody"]["properties"]
+    assert {name: FieldRule.of(name, body[name]) for name in REQUEST_RULES} == REQUEST_RULES
+    query = app.openapi()["paths"]["/v1/explanations"]["get"]["parameters"]
+    shared = [field for field in query if field["name"] in REQUEST_RULES]
+    assert len(shared) == 7
+    for field in shared:
+        rule = FieldRule.of(field["name"], field["schema"])
+        assert rule.expected == REQUEST_RULES[field["name"]].expected
+
+
+def test_tritons_inputs_are_the_fields_of_a_request():
+    assert [tensor.name for tensor in REQUEST] == list(PageRequest.model_fields)
+
+
+def test_a_default_of_the_run_has_the_bounds_of_its_field():
+    with_default = [rule for rule in REQUEST_RULES.values() if rule.parameter]
+    assert [rule.parameter for rule in with_default] == ["K", "TEMPERATURE", "DIVERSITY"]
+    for rule in with_default:
+        param = PARAMS[rule.parameter]
+        assert (param.low, param.high) == (rule.low, rule.high)
+
+
+def test_help_and_table_state_the_bounds():
+    table = request_table()
+    for name, rule in REQUEST_RULES.items():
+        assert f"| `{name}` | {rule.expected} |" in table
+        if rule.kind in ("integer", "number"):
+            assert f"({rule.allowed})" in field_help(name)
