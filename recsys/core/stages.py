@@ -179,6 +179,13 @@ FULL = (
         resources=Resources(cpu="4", memory="16Gi"),
     ),
     Stage(
+        "model_card",
+        "4_evaluate/20_model_card",
+        "recsys.evaluate.model_card:run_model_card",
+        after=("ingest", "data_prep", "bundle", "evaluate"),
+        artefacts=(Artefact("model_card.md"), Artefact("model_card.json")),
+    ),
+    Stage(
         "feature_store",
         "5_online/04_feature_store",
         "recsys.online.feature_store:run_feature_store",
