@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAD', 'NULL', 'OOV', 'FIRST', 'RECENT', 'INTERACTION_SOURCES', 'INTERACTION_FEATURES', 'PARTS', 'NOT_FEATURES',
-           'QUARTER', 'Feature', 'Contract', 'columns_of', 'wide_names', 'pack', 'unpack', 'table_features',
-           'make_contract', 'as_bytes', 'look_up', 'scale', 'Encoder', 'utc_offset', 'local_time', 'encode_context',
-           'save_arrays', 'load_arrays', 'save_encoder', 'load_encoder']
+           'OPTIONAL_HISTORY', 'QUARTER', 'Feature', 'Contract', 'columns_of', 'wide_names', 'pack', 'unpack',
+           'table_features', 'make_contract', 'as_bytes', 'look_up', 'scale', 'Encoder', 'utc_offset', 'local_time',
+           'encode_context', 'save_arrays', 'load_arrays', 'save_encoder', 'load_encoder']
 
 # %% ../../nbs/1_data/00_features.ipynb #features-02
 import zipfile
@@ -216,6 +216,21 @@ def _context_features(device: bool) -> list:
     return [Feature("device_type", "context", "categorical", "device_type", "categorify"), *time]
 
 
+OPTIONAL_HISTORY: dict[str, Feature] = {}  # what the parameter HISTORY_FEATURES may ask for
+
+
+def _optional_history(wanted: str) -> list:  # names, separated by commas
+    "Return the optional features of a user's past that are asked for; refuse unknown ones."
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in OPTIONAL_HISTORY:
+            raise RecsysError(
+                f"HISTORY_FEATURES: {name!r} is no optional feature, expected some of "
+                f"{', '.join(OPTIONAL_HISTORY) or 'none: there are none yet'}"
+            )
+    return [OPTIONAL_HISTORY[name] for name in names]
+
+
 def _history_features(top_category: bool, length: int) -> list:
     "Return the features of a user's past: the top category where items have one, items, length."
     features = []
@@ -243,7 +258,7 @@ def make_contract(
     device: bool,  # the interactions have a device_type
     text: bool,  # items have a text to embed
     image: bool,  # items have a picture to embed
-    params,  # HISTORY, EMBEDDING_DIM, USER_ID
+    params,  # HISTORY, HISTORY_FEATURES, EMBEDDING_DIM, USER_ID
 ) -> tuple[Contract, list]:  # the contract without cardinalities, and the columns left out
     "List the features that these tables can give."
     from_users, users_left_out = table_features(users, "user")
@@ -255,6 +270,7 @@ def make_contract(
     features += _context_features(device)
     has_category = any(feature.name == "category_l1" for feature in from_items)
     features += _history_features(has_category, params.HISTORY)
+    features += _optional_history(params.HISTORY_FEATURES)
     features.append(Feature("item_id", "item", "categorical", "item_id", "categorify"))
     features += from_items
     for name, available in (("text", text), ("image", image)):

@@ -123,6 +123,12 @@ _CASES_PARAMS = (
         high=8760,
     ),
     dict(
+        name="HISTORY_FEATURES",
+        default="",
+        doc="optional features of a user's past, separated by commas; see OPTIONAL_HISTORY in "
+        "recsys.data.features",
+    ),
+    dict(
         name="TREND_DAYS",
         default=0.0,
         doc="half-life of an item's trend, days; 0: chosen on validation",

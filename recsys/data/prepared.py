@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir
-from .asof import history_at, history_length
+from .asof import NEVER, KnownPast, history_at, history_features
 from .features import NULL, PAD, Contract, Encoder, load_arrays, load_encoder
 from .interaction import Trends
 from .splits import SPLITS
@@ -92,16 +92,37 @@ class Prepared:
         no_history = draw < MASKS["user_and_history"]
         no_user = draw < MASKS["user_and_history"] + MASKS["user"]
         no_context = ~no_user & (draw < sum(MASKS.values()))
-        rows = np.where(no_history[:, None], -1, self.history_rows(pos))
+        past = self.known_past(pos, no_history)
         user = np.where(no_user, -1, self.events["user"][pos])
         inputs = {f.name: self.user_columns[f.name][user] for f in self.contract.side("user")}
         for feature in self.contract.side("context"):
             values = np.where(no_context, NULL, self.events[feature.name][pos])
             inputs[feature.name] = values.astype(np.int64)
+        return inputs | history_features(self.contract, past, self._encoded)
+
+    def known_past(
+        self,
+        pos: np.ndarray,  # event rows [B]
+        is_hidden: np.ndarray,  # whose history is hidden, bool [B]
+    ) -> KnownPast:
+        "Return what is known of each event's past."
+        top = np.full(len(pos), NULL)
         if self.contract["top_category"]:
-            values = np.where(no_history, NULL, self.events["top_category"][pos])
-            inputs["top_category"] = values.astype(np.int64)
-        return inputs | dict(hist_items=self._encoded[rows], hist_len=history_length(rows))
+            top = self.events["top_category"][pos]
+        return KnownPast(
+            rows=np.where(is_hidden[:, None], -1, self.history_rows(pos)),
+            top_category=np.where(is_hidden, NULL, top),
+            last_event=np.where(is_hidden, NEVER, self.last_events(pos)),
+            now=self.events["timestamp"][pos],
+        )
+
+    def last_events(self, pos: np.ndarray) -> np.ndarray:  # seconds [B], `NEVER` where none
+        "Return the second of the newest event that each event knows."
+        if "last_event" in self.events:  # as of other moments, see `leaks.at_moment`
+            return self.events["last_event"][pos]
+        first, cut = self.events["first"][pos], self.events["cut"][pos]
+        newest = self.events["timestamp"][np.maximum(cut.astype(np.int64) - 1, 0)]
+        return np.where(cut > first, newest, NEVER)
 
     def item_inputs(self, rows: np.ndarray) -> dict:  # feature -> array, rows' shape (+ [dim])
         "Return the item side's features of item rows of any shape."

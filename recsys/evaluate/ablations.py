@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.params import RecsysError
 from ..core.runs import read_json
+from ..data.asof import NEVER
 from ..data.features import NULL, Contract, columns_of, load_arrays
 from ..data.prepared import Prepared
 from recsys.evaluate.metrics import (
@@ -58,6 +59,7 @@ def hide_query(
         events |= {f.name: np.full(n, NULL) for f in prep.contract.side("context")}
     if what == "history":
         events["hist_cut"] = events["hist_first"]
+        events["last_event"] = np.full(n, NEVER)
         if prep.contract["top_category"]:
             events["top_category"] = np.full(n, NULL)
     hidden.events = events

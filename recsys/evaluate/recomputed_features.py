@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.params import Params
 from ..core.runs import resolve, run_dir
+from ..data.asof import NEVER, KnownPast, history_features
 from ..data.features import NULL, PAD, Contract, Feature, load_arrays
 from ..data.interaction import FADE
 from ..data.prepared import Prepared
@@ -70,7 +71,15 @@ def expected_query(
     values["hist_len"] = np.log1p(len(codes)) / np.log1p(length)
     if contract["top_category"]:
         values["top_category"] = _expected_top_category(raw, contract, past, now)
-    return values
+    others = Contract(f for f in contract.side("history") if f.name not in values)
+    known = KnownPast(
+        rows=np.array([values["hist_items"]]) - PAD - 1,
+        top_category=np.array([values.get("top_category", NULL)]),
+        last_event=np.array([past[-1][0] if past else NEVER]),
+        now=np.array([now]),
+    )
+    computed = history_features(others, known, np.zeros(0))
+    return values | {name: value[0] for name, value in computed.items()}
 
 # %% ../../nbs/4_evaluate/13_recomputed_features.ipynb #recomputed-features-12
 def sample_events(

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from ..core.params import RecsysError
 from ..core.runs import read_json
-from ..data.asof import history_length
+from ..data.asof import NEVER, KnownPast, history_features
 from ..data.features import NULL, OOV
 from .valkey import Breaker
 
@@ -153,13 +153,9 @@ class OnlineUsers:
         }
         columns["user_id"] = [user if k else "" for user, k in zip(users, known)]
         inputs = self.bundle.encoder.encode("user", columns, len(users))
-        rows = self._history_rows(read["hist_items"])
-        if self.bundle.contract["top_category"]:
-            moments = np.asarray(now).tolist()
-            schedules = zip(read["top_category"], read["top_category_until"], moments)
-            inputs["top_category"] = np.array([self._top(*x) for x in schedules], np.int64)
-        inputs |= dict(hist_items=self.bundle.encoded_ids[rows], hist_len=history_length(rows))
-        return dict(inputs=inputs, rows=rows, known=known)
+        past = self._known_past(read, now)
+        inputs |= history_features(self.bundle.contract, past, self.bundle.encoded_ids)
+        return dict(inputs=inputs, rows=past.rows, known=known)
 
     def seen_batch(
         self,
@@ -202,6 +198,18 @@ class OnlineUsers:
         for user in users:
             pipe.execute_command("HMGET", user_key(user, self.project), *self.fields)
         return pipe.execute()
+
+    def _known_past(self, read: dict, now: np.ndarray) -> KnownPast:
+        "Return what was read of the users' past, as of each request's moment."
+        past = KnownPast.nothing(len(read["hist_items"]), self.length, now)
+        past.rows = self._history_rows(read["hist_items"])
+        last = [NEVER if second is None else second for second in read["last_event"]]
+        past.last_event = np.array(last, np.int64)
+        if self.bundle.contract["top_category"]:
+            moments = np.asarray(now).tolist()
+            schedules = zip(read["top_category"], read["top_category_until"], moments)
+            past.top_category = np.array([self._top(*x) for x in schedules], np.int64)
+        return past
 
     def _history_rows(self, histories) -> np.ndarray:  # [B, L], -1 on the left
         "Return histories as item rows, the newest last."

@@ -9,7 +9,7 @@ __all__ = ['UserEvents', 'anonymous_state', 'seen_since', 'popular_rows', 'UserM
 import numpy as np
 
 from ..core.clock import DAY, day_of
-from ..data.asof import history_length, top_category
+from ..data.asof import KnownPast, history_features, top_category
 from ..data.features import FIRST, NULL, load_arrays
 from .bloom import SeenItems
 from .bundle import Bundle
@@ -55,14 +55,10 @@ class UserEvents:
 # %% ../../nbs/3_recommend/05_users.ipynb #users-11
 def anonymous_state(bundle: Bundle, n: int) -> dict:  # as `UserMemory.state`
     "Return the state of n users of whom nothing is known."
-    rows = np.full((n, bundle.contract["hist_items"].dim), -1)
+    past = KnownPast.nothing(n, bundle.contract["hist_items"].dim)
     inputs = bundle.encoder.encode("user", {}, n)
-    history = dict(
-        top_category=np.full(n, NULL),
-        hist_items=bundle.encoded_ids[rows],
-        hist_len=history_length(rows),
-    )
-    return dict(inputs=inputs | history, rows=rows, known=np.zeros(n, bool))
+    inputs |= history_features(bundle.contract, past, bundle.encoded_ids)
+    return dict(inputs=inputs, rows=past.rows, known=np.zeros(n, bool))
 
 # %% ../../nbs/3_recommend/05_users.ipynb #users-14
 def seen_since(now, days: int):  # seconds, one or an array -> seconds
@@ -119,26 +115,25 @@ class UserMemory:
         "Return the user's side of a batch."
         length, contract = self.prep.length, self.prep.contract
         hours = self.bundle.serving.TOP_CATEGORY_HOURS
-        rows = np.full((len(users), length), -1)
-        top = np.full(len(users), NULL)
+        past = KnownPast.nothing(len(users), length, now)
         known = np.array([self.events.row(user) for user in users])
         for i, user in enumerate(users):
             if not user:
                 continue
             seconds, items, is_case = self.events.before(user, int(now[i]))
-            past = items[is_case][-length:]
-            if len(past):
-                rows[i, -len(past) :] = past
-            top[i] = top_category(seconds, self.bundle.categories[items], int(now[i]), hours)
+            chosen = items[is_case][-length:]
+            if len(chosen):
+                past.rows[i, -len(chosen) :] = chosen
+            if len(seconds):
+                past.last_event[i] = seconds[-1]
+            categories = self.bundle.categories[items]
+            past.top_category[i] = top_category(seconds, categories, int(now[i]), hours)
         inputs = {
             feature.name: self.prep.user_columns[feature.name][known]
             for feature in contract.side("user")
         }
-        if contract["top_category"]:
-            inputs["top_category"] = top.astype(np.int64)
-        inputs["hist_items"] = self.bundle.encoded_ids[rows]
-        inputs["hist_len"] = history_length(rows)
-        return dict(inputs=inputs, rows=rows, known=known >= 0)
+        inputs |= history_features(contract, past, self.bundle.encoded_ids)
+        return dict(inputs=inputs, rows=past.rows, known=known >= 0)
 
     def seen(self, user: str, rows: np.ndarray, now: int) -> np.ndarray:  # bool [C]
         "Return which item rows the user saw on this date or in the SEEN_DAYS before, before now."
