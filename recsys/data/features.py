@@ -216,7 +216,9 @@ def _context_features(device: bool) -> list:
     return [Feature("device_type", "context", "categorical", "device_type", "categorify"), *time]
 
 
-OPTIONAL_HISTORY: dict[str, Feature] = {}  # what the parameter HISTORY_FEATURES may ask for
+OPTIONAL_HISTORY = {  # what the parameter HISTORY_FEATURES may ask for
+    "days_idle": Feature("days_idle", "history", "continuous", "timestamp", "log_share")
+}
 
 
 def _optional_history(wanted: str) -> list:  # names, separated by commas
@@ -226,7 +228,7 @@ def _optional_history(wanted: str) -> list:  # names, separated by commas
         if name not in OPTIONAL_HISTORY:
             raise RecsysError(
                 f"HISTORY_FEATURES: {name!r} is no optional feature, expected some of "
-                f"{', '.join(OPTIONAL_HISTORY) or 'none: there are none yet'}"
+                f"{', '.join(OPTIONAL_HISTORY)}"
             )
     return [OPTIONAL_HISTORY[name] for name in names]
 

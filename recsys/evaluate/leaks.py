@@ -17,7 +17,7 @@ import numpy as np
 from ..core.params import Params
 from ..core.ranking import rank_discount
 from ..core.runs import record_stage, run_dir, write_json
-from ..data.asof import top_category
+from ..data.asof import NEVER, top_category
 from ..data.features import NULL
 from ..data.prepared import Prepared, load_prepared
 from .cases import is_masked
@@ -208,6 +208,9 @@ def at_moment(
         cut, top = _cuts_and_categories(prep, events, (start, end), now, hours)
     cases_before = np.r_[0, np.cumsum(events["case"])]
     changes = {"hist_first": cases_before[start], "hist_cut": cases_before[cut]}
+    last = np.where(cut > start, events["timestamp"][np.maximum(cut - 1, 0)], NEVER)
+    events["last_event"] = prep.last_events(np.arange(len(events["user"])))
+    changes["last_event"] = last
     if prep.contract["top_category"]:
         changes["top_category"] = top
     if seconds is None:
