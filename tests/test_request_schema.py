@@ -180,3 +180,41 @@ def test_help_and_table_state_the_bounds():
         assert f"| `{name}` | {rule.expected} |" in table
         if rule.kind in ("integer", "number"):
             assert f"({rule.allowed})" in field_help(name)
+
+
+@pytest.mark.parametrize("command", ["recommend", "explain"])
+def test_the_command_lines_help_is_that_of_the_schema(command):
+    from typer.main import get_command
+
+    from recsys.operate.cli import app
+
+    options = {option.name: option for option in get_command(app).commands[command].params}
+    names = dict(user="user_id", device="device_type", k="k", exclude="exclude")
+    names |= dict(temperature="temperature", diversity="diversity")
+    names |= dict(seed="seed") if command == "recommend" else {}
+    for option, name in names.items():
+        assert options[option].help.removesuffix("; may stand several times") == field_help(name)
+        assert options[option].default in (None, "", [], ())
+
+
+def test_the_command_line_refuses_in_the_same_words(monkeypatch):
+    from typer.testing import CliRunner
+
+    import recsys.operate.cli_ask as cli_ask
+    import recsys.recommend.recommender as engine
+    from recsys.operate.cli import app
+
+    class Refusing:
+        def recommend(self, request):
+            return read_request(request, SERVING, CLOCK)
+
+    monkeypatch.setattr(engine, "load_run", lambda run: Refusing())
+    monkeypatch.setattr(cli_ask, "warn_of_old_bundle", lambda run: None)
+    for options, name, value in (
+        (["-k", "1001"], "k", 1001),
+        (["--temperature", "101"], "temperature", 101.0),
+        (["--user", "u" * 257], "user_id", "u" * 257),
+    ):
+        result = CliRunner().invoke(app, ["recommend", *options])
+        said = str(result.exception) if result.exception else result.output
+        assert in_process(name, value) in " ".join((said + result.output).split())

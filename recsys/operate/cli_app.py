@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TRAIN_GROUP', 'ASK_GROUP', 'JUDGE_GROUP', 'SERVE_GROUP', 'MAKE_LIVE_GROUP', 'CLUSTER_GROUP', 'PROJECT_GROUP',
            'COMMAND_GROUPS', 'OTHER_COMMANDS', 'app', 'RUN_OPTION', 'PARAMS_FILE_OPTION', 'SET_OVER_FILE_OPTION',
-           'USER_OPTION', 'DEVICE_OPTION', 'AT_OPTION', 'K_OPTION', 'EXCLUDE_OPTION', 'JSON_OPTION',
-           'VALKEY_SET_OPTION', 'command_group', 'GroupedCommands', 'examples', 'show_version', 'common_options',
-           'print_line', 'print_as_json', 'print_to_stderr', 'print_note', 'plain_console', 'table_with_columns',
-           'print_rows', 'show_path', 'output_to_stderr', 'without_display', 'set_option', 'parse_sets', 'parse_time',
-           'folder_of_run', 'open_run', 'warn_of_old_bundle']
+           'USER_OPTION', 'DEVICE_OPTION', 'AT_OPTION', 'K_OPTION', 'EXCLUDE_OPTION', 'TEMPERATURE_OPTION',
+           'DIVERSITY_OPTION', 'SEED_OPTION', 'JSON_OPTION', 'VALKEY_SET_OPTION', 'command_group', 'GroupedCommands',
+           'examples', 'show_version', 'common_options', 'print_line', 'print_as_json', 'print_to_stderr', 'print_note',
+           'plain_console', 'table_with_columns', 'print_rows', 'show_path', 'output_to_stderr', 'without_display',
+           'set_option', 'parse_sets', 'parse_time', 'folder_of_run', 'open_run', 'warn_of_old_bundle']
 
 # %% ../../nbs/7_operate/10_cli_app.ipynb #cli-app-02
 import contextlib
@@ -193,13 +193,27 @@ PARAMS_FILE_OPTION = typer.Option(..., help="parameters of the run, a YAML file"
 SET_OVER_FILE_OPTION = typer.Option(
     [], "--set", help="KEY=VALUE that wins over the file; may stand several times"
 )
-USER_OPTION = typer.Option("", help="user id; left out: an anonymous visitor")
-DEVICE_OPTION = typer.Option("", help="device type")
+USER_OPTION = typer.Option("", help="id of the user; left out: an anonymous visitor")
+DEVICE_OPTION = typer.Option("", help="device of the visitor; left out: unknown")
 AT_OPTION = typer.Option(
     "", help="moment of the request, seconds since 1970 or ISO 8601; left out: the run's clock"
 )
-K_OPTION = typer.Option(10, "-k", help="items on the page")
-EXCLUDE_OPTION = typer.Option([], help="item id that must not be shown; may stand several times")
+K_OPTION = typer.Option(None, "-k", help="items on the page (1 to 1000); left out: the run's K")
+EXCLUDE_OPTION = typer.Option(
+    [], help="ids of items that must not be shown; may stand several times"
+)
+TEMPERATURE_OPTION = typer.Option(
+    None,
+    help="0 orders items by score, above 0 they are sampled (0 to 100); "
+    "left out: the run's TEMPERATURE",
+)
+DIVERSITY_OPTION = typer.Option(
+    None, help="weight of dissimilarity (0 to 1); left out: the run's DIVERSITY"
+)
+SEED_OPTION = typer.Option(
+    None,
+    help="seed of the sampling (0 to 9007199254740992); left out: another page each time",
+)
 JSON_OPTION = typer.Option(False, "--json", help="print JSON instead of a table")
 
 

@@ -16,10 +16,13 @@ from recsys.operate.cli_app import (
     ASK_GROUP,
     AT_OPTION,
     DEVICE_OPTION,
+    DIVERSITY_OPTION,
     EXCLUDE_OPTION,
     JSON_OPTION,
     K_OPTION,
     RUN_OPTION,
+    SEED_OPTION,
+    TEMPERATURE_OPTION,
     USER_OPTION,
     app,
     examples,
@@ -100,11 +103,11 @@ def recommend_command(
     user: str = USER_OPTION,
     device: str = DEVICE_OPTION,
     at: str = AT_OPTION,
-    k: int = K_OPTION,
+    k: int | None = K_OPTION,
     exclude: list[str] = EXCLUDE_OPTION,
-    temperature: float = typer.Option(0.0, help="0 orders by score, above 0 samples"),
-    diversity: float = typer.Option(0.0, help="weight of dissimilarity, 0 to 1"),
-    seed: int = typer.Option(0, help="seed of the sampling"),
+    temperature: float | None = TEMPERATURE_OPTION,
+    diversity: float | None = DIVERSITY_OPTION,
+    seed: int | None = SEED_OPTION,
     users: Path | None = typer.Option(
         None, help="parquet or CSV file with a column user_id: recommend for all of them"
     ),
@@ -148,14 +151,10 @@ def explain_command(
     run: str = RUN_OPTION,
     device: str = DEVICE_OPTION,
     at: str = AT_OPTION,
-    k: int = K_OPTION,
+    k: int | None = K_OPTION,
     exclude: list[str] = EXCLUDE_OPTION,
-    temperature: float | None = typer.Option(
-        None, help="0 orders by score, above 0 samples; left out: the bundle's own"
-    ),
-    diversity: float | None = typer.Option(
-        None, help="weight of dissimilarity, 0 to 1; left out: the bundle's own"
-    ),
+    temperature: float | None = TEMPERATURE_OPTION,
+    diversity: float | None = DIVERSITY_OPTION,
     seed: int = typer.Option(0, help="seed of the first page drawn"),
     draws: int = typer.Option(200, min=1, help="pages drawn where the request samples"),
     as_json: bool = JSON_OPTION,
@@ -175,7 +174,8 @@ def explain_command(
         diversity=diversity,
         seed=seed,
     )
-    found = explain(recommender, request, item, k, draws)
+    places = recommender.bundle.serving.K if k is None else k
+    found = explain(recommender, request, item, places, draws)
     if as_json:
         print_as_json(found)
         return

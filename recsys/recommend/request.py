@@ -72,7 +72,7 @@ def from_parameter(name: str, description: str) -> Any:
 class PageRequest(StrictModel):
     "A request for a page of items."
 
-    user_id: Text = Field("", description="whose page it is; empty: an anonymous visitor")
+    user_id: Text = Field("", description="id of the user; empty: an anonymous visitor")
     device_type: Text = Field("", description="device of the visitor; empty: unknown")
     timestamp: Second | None = Field(
         None,
