@@ -113,6 +113,23 @@ def test_again_everything_is_skipped(done):
     assert stages(folder) == before
 
 
+def test_the_model_card_says_what_the_evaluation_found(done):
+    folder = done[0] / "model_card"
+    card = json.loads((folder / "model_card.json").read_text())
+    page = (folder / "model_card.md").read_text()
+    assert card["version"] == json.loads((done[0] / "bundle/manifest.json").read_text())["version"]
+    rows = json.loads((done[0] / "evaluate/metrics.json").read_text())
+    served = {(r["segment"], r["metric"]): r for r in rows if r["system"] == "full"}
+    for row in card["quality"]:
+        assert row["ndcg@10"] == served[row["segment"], "ndcg@10"]["value"]
+        assert f"| {row['segment']} | {row['cases']:,} |" in page
+    anonymous = served["anonymous", "ndcg@10"]["n"] if ("anonymous", "ndcg@10") in served else 0
+    for column in card["fairness"].values():
+        known = sum(group["cases"] for group in column["groups"])
+        assert known + anonymous == served["all", "ndcg@10"]["n"]
+    assert card["limits"] and all(limit in page for limit in card["limits"])
+
+
 def test_a_changed_parameter_runs_what_depends_on_it(done):
     from recsys.core.params import load_params
     from recsys.core.pipeline import is_done

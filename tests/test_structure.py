@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.core.keys import PROOF, imported, module_file, read_cells
+from recsys.core.keys import PROOF, code_hash, imported, module_file, read_cells
 from recsys.core.params import PARAMS
 from recsys.core.stages import FINETUNE, FULL
 
@@ -84,6 +84,20 @@ def test_a_room_declares_parameters_that_it_reads_and_imports_nothing_for_that(r
     code = "\n".join(path.read_text() for path in modules)
     names = [param.name for param in PARAMS.values() if param.room == room]
     assert names and [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+
+
+def test_an_entry_of_the_list_of_stages_is_no_part_of_another_stages_key():
+    """More memory for a stage, another artefact or one more stage must not run the others again."""
+    source = module_file("core.stages").read_text()
+    start = source.index("FULL = (") + len("FULL = (")
+    edited = {
+        "one more": source[:start] + 'Stage("first", "1_data/07_sources", "f"),' + source[start:],
+        "resources": source.replace('cpu="4"', 'cpu="16"'),
+        "artefact": source.replace('Artefact("baselines.json"), ', ""),
+    }
+    for what, text in edited.items():
+        assert text != source and code_hash(text) == code_hash(source), what
+    assert code_hash(source.replace("not stage.online", "stage.online")) != code_hash(source)
 
 
 @pytest.mark.parametrize("stage", [*FULL, FINETUNE], ids=lambda stage: stage.name)
