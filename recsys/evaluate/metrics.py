@@ -7,11 +7,13 @@ __all__ = ['REPORTED_LENGTHS', 'MAIN_METRIC', 'METRICS', 'rank_of_relevant', 'ra
            'precision', 'hit_rate', 'ndcg', 'mrr', 'average_precision', 'recall_of_rank', 'mrr_of_rank', 'exposure',
            'coverage', 'gini', 'mean_of_list', 'novelty', 'popularity_bias', 'intra_list_diversity', 'user_means',
            'per_user_mean', 'bootstrap_means', 'bootstrap', 'paired_bootstrap', 'metric_row', 'metric_rows', 'log_loss',
-           'calibration', 'calibration_error', 'ListCases', 'Metric', 'case_metrics', 'case_metric', 'main_metrics']
+           'calibration', 'calibration_error', 'ListCases', 'Metric', 'basket_rows', 'case_metrics', 'case_metric',
+           'main_metrics']
 
 # %% ../../nbs/4_evaluate/00_metrics.ipynb #metrics-02
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.stats import rankdata
@@ -371,6 +373,11 @@ class ListCases:
         "The user of each case."
         return np.asarray(self.events["user"][self.positions])
 
+    @cached_property
+    def baskets(self) -> tuple[np.ndarray, np.ndarray]:  # case number, item row; see `basket_rows`
+        "The items of each known user's basket, with the number of its first case."
+        return basket_rows(self)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -409,7 +416,47 @@ def _novelty(items: np.ndarray, cases: ListCases) -> float:
 def _popularity_bias(items: np.ndarray, cases: ListCases) -> float:
     return _mean_of_filled(popularity_bias, items, cases)
 
-# %% ../../nbs/4_evaluate/00_metrics.ipynb #metrics-82
+# %% ../../nbs/4_evaluate/00_metrics.ipynb #metrics-83
+_BASKET_COLUMNS = ("user", "timestamp", "split")
+
+
+def basket_rows(
+    cases: ListCases,
+) -> tuple[np.ndarray, np.ndarray]:  # case number, item row; each pair once
+    "Return the items of each known user's basket, with the number of the basket's first case."
+    of_cases = {name: np.asarray(cases.events[name][cases.positions]) for name in _BASKET_COLUMNS}
+    known = np.flatnonzero(of_cases["user"] >= 0)
+    if not len(known):
+        return known, known
+    is_choice = np.asarray(cases.events["case"]) & np.isin(
+        np.asarray(cases.events["split"]), np.unique(of_cases["split"])
+    )
+    choices = np.flatnonzero(is_choice & (np.asarray(cases.events["user"]) >= 0))
+    of_choices = {name: np.asarray(cases.events[name][choices]) for name in _BASKET_COLUMNS}
+    together = [
+        np.concatenate([of_cases[name][known], of_choices[name]]) for name in ("user", "timestamp")
+    ]
+    _, basket = np.unique(np.stack(together), axis=1, return_inverse=True)
+    basket = np.ravel(basket)
+    first_case = np.full(basket.max() + 1, -1)
+    first_case[basket[: len(known)][::-1]] = known[::-1]  # the first one is written last
+    case = first_case[basket[len(known) :]]
+    items = np.stack([case, np.asarray(cases.events["item"][choices])])
+    case, item = np.unique(items[:, case >= 0], axis=1)
+    return case, item
+
+
+def _basket_recall(items: np.ndarray, cases: ListCases) -> np.ndarray | None:
+    "Return the found share of each basket at its first case; None without baskets."
+    case, item = cases.baskets
+    size = np.bincount(case, minlength=len(items))
+    if size.max(initial=0) < 2:
+        return None
+    is_found = (items[case] == item[:, None]).any(1)
+    found = np.bincount(case, is_found, minlength=len(items))
+    return np.where(size > 0, found / np.maximum(size, 1), np.nan)
+
+# %% ../../nbs/4_evaluate/00_metrics.ipynb #metrics-88
 REPORTED_LENGTHS = (10, 20, 50)  # list lengths of metrics of kind rank
 MAIN_METRIC = "ndcg@10"  # systems are ordered and settings are chosen by it
 METRICS = {
@@ -441,6 +488,15 @@ METRICS = {
             function=mrr_of_rank,
             title="MRR",
             description="mean of 1 / place of the chosen item",
+            higher_is_better=True,
+            lengths=REPORTED_LENGTHS,
+        ),
+        Metric(
+            name="basket_recall",
+            kind="list",
+            function=_basket_recall,
+            title="basket recall",
+            description="share of the items bought together that are on the list, each basket once",
             higher_is_better=True,
             lengths=REPORTED_LENGTHS,
         ),
@@ -479,7 +535,7 @@ METRICS = {
     )
 }
 
-# %% ../../nbs/4_evaluate/00_metrics.ipynb #metrics-86
+# %% ../../nbs/4_evaluate/00_metrics.ipynb #metrics-92
 def case_metrics(
     ranks: np.ndarray,  # rank [B] of the one relevant item, inf if absent
     ks: tuple = (10,),  # list lengths
