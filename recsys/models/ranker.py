@@ -56,7 +56,7 @@ def _content_columns(contract: Contract) -> list:
 
 def ranker_config(
     contract: Contract,  # with cardinalities
-    p: Params,  # the DLRM parameters
+    params: Params,  # the DLRM parameters
 ) -> dict:  # plain JSON
     "Return the description of the network that a feature contract asks for."
     history = contract["hist_items"].dim
@@ -69,10 +69,10 @@ def ranker_config(
     embeddings = [feature.dim for feature in contract.item.kind("embedding")]
     with_table = contract.kind("categorical", "list")
     return dict(
-        dim=p.DLRM_DIM,
-        bottom=_widths(p.DLRM_BOTTOM),
-        top=_widths(p.DLRM_TOP),
-        dropout=p.DLRM_DROPOUT,
+        dim=params.DLRM_DIM,
+        bottom=_widths(params.DLRM_BOTTOM),
+        top=_widths(params.DLRM_TOP),
+        dropout=params.DLRM_DROPOUT,
         history=history,
         recent=min(history, RECENT),
         interaction=interactions,

@@ -51,35 +51,35 @@ def draw_value(
 
 def suggest(
     trial,  # optuna.Trial
-    p: Params,
+    params: Params,
     ranges: dict,  # parameter -> range
 ) -> Params:
     "Return a trial's parameters; raise `RecsysError` for one out of its declared bounds."
     drawn = {name: draw_value(trial, name, allowed) for name, allowed in ranges.items()}
-    return Params(dict(p) | drawn, source="tune")
+    return Params(dict(params) | drawn, source="tune")
 
 # %% ../../nbs/2_models/11_tune.ipynb #tune-11
-def judge_towers(p: Params) -> float:
+def judge_towers(params: Params) -> float:
     "Return the best epoch's NDCG of towers that are trained with these parameters."
     from recsys.data.prepared import load_prepared
     from recsys.models.towers import build_towers, content_by_id
     from recsys.models.two_tower import fit
 
-    prep = load_prepared(p)
-    model = build_towers(prep.contract, p, content_by_id(prep))
-    return max(row["ndcg"] for row in fit(model, prep, p))
+    prep = load_prepared(params)
+    model = build_towers(prep.contract, params, content_by_id(prep))
+    return max(row["ndcg"] for row in fit(model, prep, params))
 
 
-def judge_ranker(p: Params) -> float:
+def judge_ranker(params: Params) -> float:
     "Return NDCG@10 among candidates, blended, of a ranker that is trained with these parameters."
     from recsys.data.prepared import load_prepared
     from recsys.models.dlrm import fit_blend, fit_ranker
     from recsys.models.neighbours import held_out, load_table
 
-    prep = load_prepared(p)
-    table = load_table(held_out(stage_dir(p, "neighbours")))
-    model, _ = fit_ranker(prep, p, table=table)
-    return max(ndcg for _, ndcg in fit_blend(model, prep, p, table))
+    prep = load_prepared(params)
+    table = load_table(held_out(stage_dir(params, "neighbours")))
+    model, _ = fit_ranker(prep, params, table=table)
+    return max(ndcg for _, ndcg in fit_blend(model, prep, params, table))
 
 
 JUDGES = dict(two_tower=judge_towers, dlrm=judge_ranker)
@@ -98,22 +98,22 @@ def default_rate(stage: str, split: str) -> float:
 
 # %% ../../nbs/2_models/11_tune.ipynb #tune-14
 def starting_point(
-    p: Params,
+    params: Params,
     stage: str,  # two_tower or dlrm
     meta: Path,  # of the prepared data
 ) -> Params:
     "Return the parameters with the learning rate as a number, which a search can start from."
     rate = RATE_PARAMETERS[stage]
-    if p[rate]:
-        return p
-    return Params({**p, rate: default_rate(stage, read_json(meta)["split"])})
+    if params[rate]:
+        return params
+    return Params({**params, rate: default_rate(stage, read_json(meta)["split"])})
 
 
-def with_present_values(p: Params, ranges: dict) -> dict:
+def with_present_values(params: Params, ranges: dict) -> dict:
     "Return the ranges with the run's present values among their choices."
     return {
-        name: allowed + [p[name]]
-        if isinstance(allowed, list) and p[name] not in allowed
+        name: allowed + [params[name]]
+        if isinstance(allowed, list) and params[name] not in allowed
         else allowed
         for name, allowed in ranges.items()
     }
@@ -148,7 +148,7 @@ def open_study(folder: Path, stage: str, name: str, seed: int):  # optuna.Study
 
 
 def search_parameters(
-    p: Params,
+    params: Params,
     stage: str,  # two_tower or dlrm
     trials: int = 20,  # more, at most
     minutes: float = 30,  # no trial begins later
@@ -159,24 +159,24 @@ def search_parameters(
     "Search a stage's parameters; trials on the same data are remembered in <run>/tune/."
     if stage not in RANGES:
         raise RecsysError(f"tune: no ranges for stage {stage!r}; there are {', '.join(RANGES)}")
-    meta = stage_dir(p, "data_prep") / "meta.json"
+    meta = stage_dir(params, "data_prep") / "meta.json"
     if not meta.is_file():
         raise RecsysError(
             f"{meta}: no such file; run the stages up to {stage} first: recsys run --params FILE"
             f" --to {stage}"
         )
-    p = starting_point(p, stage, meta)
-    ranges = with_present_values(p, ranges or RANGES[stage])
+    params = starting_point(params, stage, meta)
+    ranges = with_present_values(params, ranges or RANGES[stage])
     judge = judge or JUDGES[stage]
-    name = study_name(p, meta, ranges)
-    study = open_study(run_dir(p) / "tune", stage, name, p.SEED)
+    name = study_name(params, meta, ranges)
+    study = open_study(run_dir(params) / "tune", stage, name, params.SEED)
     if not study.trials:
-        study.enqueue_trial({name: p[name] for name in ranges}, skip_if_exists=True)
+        study.enqueue_trial({name: params[name] for name in ranges}, skip_if_exists=True)
 
     def objective(trial) -> float:
         "Judge one trial and report it."
         started = time.perf_counter()
-        value = judge(suggest(trial, p, ranges))
+        value = judge(suggest(trial, params, ranges))
         say(trial_line(trial.number, value, time.perf_counter() - started, trial.params))
         return value
 
