@@ -426,29 +426,29 @@ def _note_missing_features(record, contract: Contract, left_out: list) -> None:
             record.note(f"no feature {name}: the source has no such column")
 
 
-def run_data_prep(p: Params) -> Prepared:
+def run_data_prep(params: Params) -> Prepared:
     "Turn the ingested tables into events, columns, workflows and the encoder."
-    with record_stage(p, "data_prep") as record:
-        source = stage_dir(p, "ingest")
+    with record_stage(params, "data_prep") as record:
+        source = stage_dir(params, "ingest")
         with record.timing("events"):
             tables = read_prep_tables(source, pd.read_parquet(source / "items.parquet"))
         events, types = tables.events, tables.types
-        positive = positive_types(types, p.POSITIVE_EVENTS)
+        positive = positive_types(types, params.POSITIVE_EVENTS)
         events["case"] = mark_cases(events, positive)
-        events["split"] = split_events(events, events["case"], p)
-        contract, left_out = contract_of(tables, p)
+        events["split"] = split_events(events, events["case"], params)
+        contract, left_out = contract_of(tables, params)
         _note_missing_features(record, contract, left_out)
         with record.timing("workflows"):
-            frames = training_frames(tables, contract, p.TIMEZONE)
-            encoder, _ = fit_features(contract, frames, p.TIMEZONE, record.dir / "workflows")
+            frames = training_frames(tables, contract, params.TIMEZONE)
+            encoder, _ = fit_features(contract, frames, params.TIMEZONE, record.dir / "workflows")
         save_encoder(encoder, record.dir)
         with record.timing("features"):
             names = [types[number] for number in positive] if types else []
-            save_prepared(record, tables, encoder, p, names)
+            save_prepared(record, tables, encoder, params, names)
         n_left_out = record.rows.get("left out, chosen before")
         if n_left_out:
             record.note(
                 f"{n_left_out:,} cases are left out, and histories are hidden: their users had "
-                f"chosen the item before (REPEATS: {p.REPEATS})"
+                f"chosen the item before (REPEATS: {params.REPEATS})"
             )
-    return load_prepared(p)
+    return load_prepared(params)

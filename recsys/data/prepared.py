@@ -77,50 +77,50 @@ class Prepared:
                 wanted = wanted & ~self.events["again"]
         return np.flatnonzero(wanted)
 
-    def history_rows(self, pos: np.ndarray) -> np.ndarray:  # [B, HISTORY], -1 padded
+    def history_rows(self, event_rows: np.ndarray) -> np.ndarray:  # [B, HISTORY], -1 padded
         "Return the history of each event row as item rows, newest last."
-        first, cut = self.events["hist_first"][pos], self.events["hist_cut"][pos]
+        first, cut = self.events["hist_first"][event_rows], self.events["hist_cut"][event_rows]
         return history_at(self.hist_items, first, cut, self.length)
 
     def query_inputs(
         self,
-        pos: np.ndarray,  # event rows [B]
+        event_rows: np.ndarray,  # event rows [B]
         rng: np.random.Generator | None = None,  # hides fields as in training; None: nothing
     ) -> dict:  # feature -> int64 or float32 [B], hist_items [B, HISTORY]
         "Return the query side's features as of each event."
-        draw = np.ones(len(pos)) if rng is None else rng.random(len(pos))
+        draw = np.ones(len(event_rows)) if rng is None else rng.random(len(event_rows))
         no_history = draw < MASKS["user_and_history"]
         no_user = draw < MASKS["user_and_history"] + MASKS["user"]
         no_context = ~no_user & (draw < sum(MASKS.values()))
-        past = self.known_past(pos, no_history)
-        user = np.where(no_user, -1, self.events["user"][pos])
+        past = self.known_past(event_rows, no_history)
+        user = np.where(no_user, -1, self.events["user"][event_rows])
         inputs = {f.name: self.user_columns[f.name][user] for f in self.contract.side("user")}
         for feature in self.contract.side("context"):
-            values = np.where(no_context, NULL, self.events[feature.name][pos])
+            values = np.where(no_context, NULL, self.events[feature.name][event_rows])
             inputs[feature.name] = values.astype(np.int64)
         return inputs | history_features(self.contract, past, self._encoded)
 
     def known_past(
         self,
-        pos: np.ndarray,  # event rows [B]
+        event_rows: np.ndarray,  # event rows [B]
         is_hidden: np.ndarray,  # whose history is hidden, bool [B]
     ) -> KnownPast:
         "Return what is known of each event's past."
-        top = np.full(len(pos), NULL)
+        top = np.full(len(event_rows), NULL)
         if self.contract["top_category"]:
-            top = self.events["top_category"][pos]
+            top = self.events["top_category"][event_rows]
         return KnownPast(
-            rows=np.where(is_hidden[:, None], -1, self.history_rows(pos)),
+            rows=np.where(is_hidden[:, None], -1, self.history_rows(event_rows)),
             top_category=np.where(is_hidden, NULL, top),
-            last_event=np.where(is_hidden, NEVER, self.last_events(pos)),
-            now=self.events["timestamp"][pos],
+            last_event=np.where(is_hidden, NEVER, self.last_events(event_rows)),
+            now=self.events["timestamp"][event_rows],
         )
 
-    def last_events(self, pos: np.ndarray) -> np.ndarray:  # seconds [B], `NEVER` where none
+    def last_events(self, event_rows: np.ndarray) -> np.ndarray:  # seconds [B], `NEVER` where none
         "Return the second of the newest event that each event knows."
         if "last_event" in self.events:  # as of other moments, see `leaks.at_moment`
-            return self.events["last_event"][pos]
-        first, cut = self.events["first"][pos], self.events["cut"][pos]
+            return self.events["last_event"][event_rows]
+        first, cut = self.events["first"][event_rows], self.events["cut"][event_rows]
         newest = self.events["timestamp"][np.maximum(cut.astype(np.int64) - 1, 0)]
         return np.where(cut > first, newest, NEVER)
 
@@ -128,23 +128,23 @@ class Prepared:
         "Return the item side's features of item rows of any shape."
         return {f.name: self.item_columns[f.name][rows] for f in self.contract.item}
 
-    def hidden(self, pos: np.ndarray) -> tuple:  # case numbers, item rows, as `past_items`
+    def hidden(self, event_rows: np.ndarray) -> tuple:  # case numbers, item rows, as `past_items`
         "Return the items hidden from each event: its past where nothing is chosen again."
         if self.repeats:
             return np.zeros(0, int), np.zeros(0, int)
-        return past_items(self, pos)
+        return past_items(self, event_rows)
 
 
 def past_items(
     prep: Prepared,
-    pos: np.ndarray,  # event rows [B]
+    event_rows: np.ndarray,  # event rows [B]
     since=None,  # only from these seconds on, [B]; None: everything
 ) -> tuple[np.ndarray, np.ndarray]:  # case numbers 0..B-1, item rows: a pair for each past event
     "List what each case's user did strictly before it."
-    first = prep.events["first"][pos].astype(np.int64)
-    cut = prep.events["cut"][pos].astype(np.int64)
+    first = prep.events["first"][event_rows].astype(np.int64)
+    cut = prep.events["cut"][event_rows].astype(np.int64)
     n_past = cut - first
-    case = np.repeat(np.arange(len(pos)), n_past)
+    case = np.repeat(np.arange(len(event_rows)), n_past)
     past = np.arange(n_past.sum()) + np.repeat(cut - np.cumsum(n_past), n_past)
     items = prep.events["item"][past]
     if since is None:
@@ -153,14 +153,14 @@ def past_items(
     return case[recent], items[recent]
 
 # %% ../../nbs/1_data/10_prepared.ipynb #prepared-13
-def load_prepared(p: Params) -> Prepared:
+def load_prepared(params: Params) -> Prepared:
     "Load what `run_data_prep` wrote, with the embeddings where their stage has run."
-    folder = run_dir(p) / "data_prep"
+    folder = run_dir(params) / "data_prep"
     if not (folder / "meta.json").is_file():
         raise RecsysError(
-            f"{folder}: no prepared data; run the stage data_prep of run {p.RUN} first"
+            f"{folder}: no prepared data; run the stage data_prep of run {params.RUN} first"
         )
-    return open_prepared(folder, run_dir(p) / "embeddings")
+    return open_prepared(folder, run_dir(params) / "embeddings")
 
 
 def open_prepared(
