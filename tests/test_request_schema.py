@@ -218,3 +218,25 @@ def test_the_command_line_refuses_in_the_same_words(monkeypatch):
         result = CliRunner().invoke(app, ["recommend", *options])
         said = str(result.exception) if result.exception else result.output
         assert in_process(name, value) in " ".join((said + result.output).split())
+
+
+def test_an_event_has_the_bounds_and_words_of_a_request():
+    from recsys.online.events import check_event
+    from recsys.recommend.request import request_rules
+    from recsys.serve.api import Event
+
+    good = dict(event_id="e", item_id="i", user_id="u", timestamp=1, event_type="view")
+    assert check_event(good, {"i"}) == good
+    rules = request_rules(Event)
+    for name, value in (
+        ("user_id", "u" * 257),
+        ("device_type", "a\0"),
+        ("event_id", ""),
+        ("event_type", "a|b"),
+        ("timestamp", -1),
+    ):
+        with pytest.raises(RecsysError) as refused:
+            check_event(good | {name: value}, {"i"})
+        assert str(refused.value) == str(rules[name].refusal(value))
+    for name in ("user_id", "device_type", "timestamp", "request_id"):
+        assert rules[name].expected == REQUEST_RULES[name].expected

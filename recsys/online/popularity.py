@@ -18,6 +18,7 @@ from ..core.runs import run_dir
 from .events import EVENT_FIELDS, IMPRESSION_FIELDS, as_text, check_event
 from .feature_views import log_folder
 from .seen import run_scripts
+from ..recommend.request import ID_RULE
 
 # %% ../../nbs/5_online/07_popularity.ipynb #popularity-06
 class Replaced(RuntimeError):
@@ -177,8 +178,8 @@ def outbox_owner(fields: dict) -> dict | None:  # user_id and event_id; None whe
     try:
         event = json.loads(fields[b"event"])
         return dict(
-            user_id=as_text("user_id", event["user_id"], 1),
-            event_id=as_text("event_id", event["event_id"], 1),
+            user_id=as_text("user_id", event["user_id"], ID_RULE),
+            event_id=as_text("event_id", event["event_id"], ID_RULE),
         )
     except (RecsysError, ValueError, TypeError, KeyError):
         return None

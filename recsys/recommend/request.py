@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_TEXT_LENGTH', 'MAX_EXCLUDED', 'MAX_BYTES_A_CHARACTER', 'WITHOUT_NUL', 'WITHOUT_BAR', 'Text', 'Id', 'FINITE',
-           'INTEGRAL', 'Second', 'PageLength', 'Temperature', 'Diversity', 'Seed', 'REQUEST_RULES', 'StrictModel',
-           'as_integer', 'bounds_of', 'from_parameter', 'PageRequest', 'plain_schema', 'counted', 'found_words',
-           'number_words', 'FieldRule', 'request_rules', 'check_known_fields', 'field_help', 'request_table',
-           'random_seeds', 'RequestDefaults', 'fill_missing', 'read_numbers', 'read_texts', 'read_lists',
-           'read_request']
+           'INTEGRAL', 'Second', 'PageLength', 'Temperature', 'Diversity', 'Seed', 'REQUEST_RULES', 'TEXT_RULE',
+           'ID_RULE', 'StrictModel', 'as_integer', 'bounds_of', 'from_parameter', 'PageRequest', 'plain_schema',
+           'counted', 'found_words', 'number_words', 'FieldRule', 'request_rules', 'check_known_fields', 'field_help',
+           'request_table', 'random_seeds', 'RequestDefaults', 'fill_missing', 'read_numbers', 'read_texts',
+           'read_lists', 'read_request']
 
 # %% ../../nbs/3_recommend/00_request.ipynb #request-02
 import math
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter
 
 from ..core.clock import Clock
 from ..core.params import PARAMS, Params, RecsysError
@@ -243,6 +243,8 @@ def request_rules(model: type[BaseModel]) -> dict[str, FieldRule]:
 
 
 REQUEST_RULES = request_rules(PageRequest)
+TEXT_RULE = FieldRule.of("text", TypeAdapter(Text).json_schema())
+ID_RULE = FieldRule.of("id", TypeAdapter(Id).json_schema())
 
 
 def check_known_fields(names: Iterable, model: type[BaseModel] = PageRequest) -> None:
