@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADER', 'MARK_BITMAP', 'BF_LEAST', 'BF_SHARE', 'MARK_NOTHING', 'PUSH_RECENT', 'ADD_SEEN', 'SEEN_STORES',
-           'BITMAP_LIMIT', 'Link', 'chain_links', 'in_bitmaps', 'lua_links', 'SeenFilter', 'BitmapFilter',
+           'BITMAP_LIMIT', 'Link', 'chain_links', 'in_bitmaps', 'lua_links', 'BucketFilter', 'BitmapFilter',
            'ModuleFilter', 'has_bf', 'recent_name', 'recent_entry', 'recent_items', 'run_scripts', 'SeenStore']
 
 # %% ../../nbs/5_online/01_seen.ipynb #seen-02
@@ -131,7 +131,7 @@ def lua_links(links: list) -> str:
     return f"local links = {{{', '.join(rows)}}}\n"
 
 # %% ../../nbs/5_online/01_seen.ipynb #seen-21
-class SeenFilter(Protocol):
+class BucketFilter(Protocol):
     "How the items of a bucket are kept on the server."
 
     kind: str  # bitmap or bf
@@ -358,7 +358,7 @@ class SeenStore:
         self._wanted = kind
 
     @functools.cached_property
-    def filter(self) -> SeenFilter:
+    def filter(self) -> BucketFilter:
         "How buckets are kept; where SEEN_STORE is auto the server may be asked, once."
         kind = self._wanted
         if kind == "auto":
