@@ -1278,6 +1278,7 @@ def test_images_have_what_is_imported(image, modules):
         "data.splits",
         "data.workflows",
         "data.sources",
+        "data.checks",
         "models.tune",
         "evaluate.report",
         "models.towers",

@@ -64,7 +64,7 @@ _TRAINING = Resources(cpu="4", memory="16Gi", gpu=1, hours=6)
 FULL = (
     Stage(
         "ingest",
-        "1_data/07_sources",
+        "1_data/08_sources",
         "recsys.data.sources:run_ingest",
         after_base=("ingest", "bundle"),
         artefacts=(
@@ -76,7 +76,7 @@ FULL = (
     ),
     Stage(
         "data_prep",
-        "1_data/11_prep",
+        "1_data/12_prep",
         "recsys.data.prep:run_data_prep",
         after=("ingest",),
         artefacts=(
