@@ -14,6 +14,7 @@ from recsys.data.features import NULL, columns_of, local_time
 from recsys.data.features import pack as side_by_side
 from recsys.data.interaction import interaction_features
 from recsys.models.neighbours import candidate_votes
+from recsys.models.sources import Retrieved
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.candidates import Candidates, CandidateSearch, past_rows
 from recsys.recommend.fallbacks import REQUEST_STEPS, FallbackLog, finite
@@ -252,8 +253,8 @@ class FaissRetrieval(StepMember):
         search = CandidateSearch(
             self.recommender.bundle, self.recommender.users, r, x["query"], x["q_ints"]
         )
-        scores, rows = search.retrieve(search.first_width(), FallbackLog(len(x["query"])))
-        return dict(rows=rows, row_scores=scores)
+        found = search.retrieve(search.first_width(), FallbackLog(len(x["query"])))
+        return dict(rows=found.rows, row_scores=found.scores)
 
 
 class FilterSeenItems(StepMember):
@@ -266,7 +267,7 @@ class FilterSeenItems(StepMember):
         search = CandidateSearch(
             self.recommender.bundle, self.recommender.users, r, x["query"], x["q_ints"]
         )
-        found = search.candidates((x["row_scores"], x["rows"]), why)
+        found = search.candidates(Retrieved(x["row_scores"], x["rows"], {}), why)
         return dict(
             candidates=found.rows,
             retrieved=found.scores,
@@ -418,7 +419,12 @@ class SoftmaxSampling(StepMember):
             self.recommender.bundle,
             r,
             known,
-            Candidates(x["candidates"], x["retrieved"], x["ranks"]),
+            Candidates(
+                x["candidates"],
+                x["retrieved"],
+                x["ranks"],
+                Retrieved(x["retrieved"], x["candidates"], {}),
+            ),
             finite(x["logits"].reshape(x["candidates"].shape)),
             why,
         )

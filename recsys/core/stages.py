@@ -135,8 +135,8 @@ FULL = (
     ),
     Stage(
         "neighbours",
-        "2_models/05_neighbours",
-        "recsys.models.neighbours:run_neighbours",
+        "2_models/07_sources",
+        "recsys.models.sources:run_neighbours",
         after=("data_prep", "embeddings", "two_tower"),
         artefacts=(
             Artefact("neighbours.npz", serves=True, optional=True),
@@ -147,7 +147,7 @@ FULL = (
     ),
     Stage(
         "dlrm",
-        "2_models/10_dlrm",
+        "2_models/11_dlrm",
         "recsys.models.dlrm:run_dlrm",
         after=("data_prep", "embeddings", "two_tower", "neighbours"),
         artefacts=(Artefact("dlrm.onnx", serves=True), Artefact("train_state")),

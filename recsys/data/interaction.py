@@ -100,7 +100,7 @@ class Trends:
         self.first = first
         self.step = step
         self.half_life = half_life
-        self._top: dict[tuple[int, int], np.ndarray] = {}  # (moment, k) -> item rows
+        self._top: dict[tuple[int, int], tuple] = {}  # (moment, k) -> trends, item rows
 
     def __call__(
         self,
@@ -121,14 +121,20 @@ class Trends:
 
     def top(self, now, k: int) -> np.ndarray:  # item rows [B, k], at most n_items columns
         "Return the items most in demand at each moment, ties by row."
-        moments = np.maximum(self.moment(now), 0).tolist()
-        return np.stack([self._top_at(moment, k) for moment in moments])
+        return self.top_values(now, k)[1]
 
-    def _top_at(self, moment: int, k: int) -> np.ndarray:
-        "Return the top items of a row; sorted once and remembered."
+    def top_values(self, now, k: int) -> tuple:  # trends float32, item rows [B, k]
+        "Return the items most in demand at each moment with their trends, ties by row."
+        found = [self._top_at(moment, k) for moment in self.moment(now).tolist()]
+        return np.stack([values for values, _ in found]), np.stack([rows for _, rows in found])
+
+    def _top_at(self, moment: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        "Return the trends and the top items of a moment; sorted once and remembered."
         if (moment, k) not in self._top:
-            rows = np.arange(self.values.shape[1])
-            self._top[moment, k] = np.lexsort((rows, -self.values[moment]))[:k]
+            values = self.values[max(moment, 0)]
+            rows = np.lexsort((np.arange(len(values)), -values))[:k]
+            own = values[rows] if moment >= 0 else np.zeros(len(rows), np.float32)
+            self._top[moment, k] = own, rows
         return self._top[moment, k]
 
     def to_json(self) -> dict:

@@ -63,14 +63,15 @@ def score_block(
         always = past_mask(prep, positions, None, prep.n_items)
     extra = int((seen | always).sum(1).max(initial=0))
     inputs = query_arrays(bundle, prep.query_inputs(positions))
-    scores, found = find_candidates(
+    retrieved = find_candidates(
         bundle,
         run_session(bundle.query_tower, inputs),
         inputs["q_ints"],
         now,
         min(len(bundle.ids), bundle.serving.CANDIDATES + extra),
     )
-    logits = score_candidates(bundle, inputs, found, scores, now)
+    found = retrieved.rows
+    logits = score_candidates(bundle, inputs, found, retrieved.scores, now)
     row = np.maximum(found, 0)
     return (
         found,

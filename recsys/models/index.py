@@ -108,7 +108,8 @@ def build_index(
     vectors = check_vectors(vectors, "item vectors")
     if not len(vectors):
         raise RecsysError("item vectors: found no rows, expected at least one item")
-    index = make_index(*vectors.shape, kind, seed)
+    n_items, dim = vectors.shape
+    index = make_index(n_items, dim, kind, seed)
     on_gpu = gpu and kind != "hnsw" and faiss.get_num_gpus() > 0
     if on_gpu:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)

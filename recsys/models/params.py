@@ -102,6 +102,11 @@ _INDEX_PARAMS = (
         choices=("auto", "flat", "ivf", "hnsw"),
     ),
     dict(
+        name="SOURCES",
+        default="two_tower,popularity,trending,neighbours",
+        doc="where candidates come from, names of sources separated by commas",
+    ),
+    dict(
         name="NEIGHBOURS",
         default=100,
         doc="nearest neighbours kept per item, for candidates and features beside the "

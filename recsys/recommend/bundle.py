@@ -34,12 +34,13 @@ from ..core.stages import served_files, stages_with
 from ..data.additions import additions_file, read_added
 from ..data.features import FIRST, as_bytes, columns_of, load_encoder, save_arrays
 from ..data.interaction import Trends, interaction_names
-from ..models.neighbours import load_demand
+from ..models.sources import load_demand, source_classes
 from .snapshot import BundleFiles, CatalogueSnapshot
 
 # %% ../../nbs/3_recommend/04_bundle.ipynb #bundle-07
 SERVING_PARAMETERS = (
     "CANDIDATES",
+    "SOURCES",
     "SEEN_DAYS",
     "SEEN_CAPACITY",
     "SEEN_ERROR",
@@ -236,11 +237,18 @@ class FixedParts:
     contract: Any
     snapshot: CatalogueSnapshot
     in_stock: Any
+    serving: Params
 
     @cached_property
     def history_columns(self) -> slice:
         "Columns of the history in `q_ints`, oldest event first."
         return columns_of(self.contract.query, "ints")["hist_items"]
+
+    @cached_property
+    def top_category_column(self) -> int:
+        "Column of the user's top category in `q_ints`, -1 where the contract has none."
+        columns = columns_of(self.contract.query, "ints").get("top_category")
+        return columns.start if columns else -1
 
     @cached_property
     def item_id_column(self) -> int:
@@ -286,6 +294,11 @@ class FixedParts:
     def share_in_stock(self) -> float:
         "Share of the catalogue that was in stock when it was first computed."
         return float(self.in_stock.mean())
+
+    @cached_property
+    def candidate_sources(self) -> list:
+        "Classes of the candidate sources that are switched on."
+        return source_classes(self.serving.SOURCES)
 
     @cached_property
     def query_tower(self):

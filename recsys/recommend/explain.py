@@ -219,8 +219,7 @@ def trace_request(recommender: Recommender, request: dict) -> RequestTrace:
         lambda: finite(run_session(bundle.query_tower, inputs)), "query_tower", "popularity"
     )
     search = CandidateSearch(bundle, users, request, query, inputs["q_ints"])
-    hits = search.retrieve(search.first_width(), fallbacks)
-    candidates = search.candidates(hits, fallbacks)
+    candidates = search.candidates(search.retrieve(search.first_width(), fallbacks), fallbacks)
     if not (candidates.rows >= 0).any():
         raise RecsysError("explain: no item may be shown for this request; exclude fewer")
     from_towers = not any(note["fallback"] == "popularity" for note in fallbacks[0])
@@ -248,9 +247,9 @@ def retrieved_part(
     "Return an item's place in retrieval's order of the whole catalogue."
     bundle, query = trace.search.bundle, trace.search.query
     n_items = len(bundle.ids)
-    hits = trace.search.retrieve(n_items, FallbackLog(1))
-    scores, rows = hits[0][0], hits[1][0]
-    place = {int(found): i for i, found in enumerate(rows) if found >= 0}
+    found = trace.search.retrieve(n_items, FallbackLog(1))
+    scores, rows = found.scores[0], found.rows[0]
+    place = {int(item): i for i, item in enumerate(rows) if item >= 0}
     cut = place.get(last, n_items - 1)
     if row in place:
         inner = float(scores[place[row]])
@@ -306,10 +305,12 @@ def chance_of_place(
     request, candidates = trace.search.request, trace.candidates
     is_sampled = request["temperature"][0] > 1e-6
     n = draws if is_sampled else 1
-    repeated = Candidates(
+    repeated = replace(
+        candidates,
         rows=np.repeat(candidates.rows, n, 0),
         scores=np.repeat(candidates.scores, n, 0),
         ranks=np.repeat(candidates.ranks, n, 0),
+        found=replace(candidates.found, lists={}),  # nobody asks here which source found an item
     )
     pages = make_pages(
         trace.search.bundle,

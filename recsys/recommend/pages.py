@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.params import RecsysError
 from ..core.runs import atomic_path
+from ..models.sources import sources_text
 from .recommender import Recommender, load_run, one_answer
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class RecommendedItem:
     price: float | None
     score: float  # by which the page is ordered
     propensity: float  # probability of this item at its place, given the places above
-    source: str  # what retrieved it, with its place there
+    source: str  # the candidate sources that found it, with its place in the list of each
+    sources: list  # the same as dictionaries: source, rank, score
 
 
 PAGE_TEMPLATE = """<table>
@@ -125,7 +127,7 @@ def page_table(
 
     request, place = np.nonzero(answer["rows"] >= 0)
     reasons = answer["reasons"]
-    sources = [f"{reason['source']} #{rank}" for reason in reasons for rank in reason["ranks"]]
+    sources = [sources_text(answer["sources"][i][at]) for i, at in zip(request, place)]
     fallbacks = [", ".join(note["fallback"] for note in reason["fallbacks"]) for reason in reasons]
     return pa.table(
         dict(

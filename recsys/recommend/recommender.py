@@ -18,6 +18,7 @@ from ..core.runs import resolve, run_dir
 from ..data.features import encode_context, pack
 from ..data.interaction import interaction_features
 from ..models.neighbours import candidate_votes
+from ..models.sources import item_sources, sources_text
 from .bundle import Bundle, run_session
 from .candidates import Candidates, CandidateSearch, past_rows
 from .fallbacks import REQUEST_STEPS, FallbackLog, StepTimer, finite
@@ -169,6 +170,7 @@ def make_pages(
     empty = order < 0
     shown = np.where(empty, -1, rows[each, order])
     places = np.where(empty, -1, candidates.ranks[each, order])
+    source_ranks, source_scores = candidates.found.found_by(shown)
     return dict(
         item_ids=np.where(empty, b"", bundle.ids[shown]),
         rows=shown,
@@ -176,6 +178,8 @@ def make_pages(
         propensities=propensity.astype(np.float32),
         candidate_scores=scores,
         bundle_version=bundle.version,
+        source_ranks=source_ranks,
+        source_scores=source_scores,
         reasons=page_reasons(request["user_id"], known, places, fallbacks),
     )
 
@@ -197,10 +201,13 @@ class Recommender:
     def recommend(self, request: dict) -> dict:  # fields of the table above
         "Answer a batch of requests; raise `RecsysError` that names a field that is wrong."
         answer = self.pages(request)
-        return answer | dict(item_ids=np.char.decode(answer["item_ids"], "utf-8"))
+        return answer | dict(
+            item_ids=np.char.decode(answer["item_ids"], "utf-8"),
+            sources=item_sources(answer["source_ranks"], answer["source_scores"]),
+        )
 
     def pages(self, request: dict) -> dict:  # as `recommend`, item_ids as bytes
-        "Answer a batch of requests; item ids are bytes."
+        "Answer a batch of requests; item ids are bytes, sources are arrays."
         self.bundle.grow()
         return self.pinned().answer_request(request)
 
@@ -217,9 +224,9 @@ class Recommender:
         q_ints = query_inputs["q_ints"]
         search = CandidateSearch(bundle, users, request, query, q_ints)
         with timer("retrieve"):
-            hits = search.retrieve(search.first_width(), fallbacks)
+            found = search.retrieve(search.first_width(), fallbacks)
         with timer("seen_filter"):
-            candidates = search.candidates(hits, fallbacks)
+            candidates = search.candidates(found, fallbacks)
         rows, now = candidates.rows, request["timestamp"]
         with timer("item_features"):
             item_inputs = candidate_features(bundle, q_ints, rows, candidates.scores, now)
@@ -266,7 +273,7 @@ def one_answer(
     import pyarrow as pa
 
     answer = recommender.recommend({name: [value] for name, value in request.items()})
-    bundle, reasons = recommender.bundle, answer["reasons"][0]
+    bundle, reasons, sources = recommender.bundle, answer["reasons"][0], answer["sources"][0]
     rows = answer["rows"][0]
     shown = bundle.shown.take(pa.array(rows[rows >= 0])).to_pylist()
     items = [
@@ -277,7 +284,8 @@ def one_answer(
             price=item.get("price"),
             score=float(answer["scores"][0][i]),
             propensity=float(answer["propensities"][0][i]),
-            source=f"{reasons['source']} #{reasons['ranks'][i]}",
+            source=sources_text(sources[i]),
+            sources=sources[i],
         )
         for i, item in enumerate(shown)
     ]

@@ -25,6 +25,7 @@ import numpy as np
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, record_stage, run_dir, stage_dir, write_json
 from ..data.additions import share_additions
+from ..models.sources import Retrieved
 from ..online.events import ImpressionLog, forget_events, impression_salt, open_recorder
 from ..online.online_store import OnlineUsers, forget_features
 from ..online.seen import SeenStore
@@ -305,8 +306,9 @@ class Retrieve(StepMember):
         request = unpack_context(inputs["request"])[0]
         fallbacks = FallbackLog(len(inputs["query"]))
         search = candidate_search(self.recommender, request, inputs)
-        scores, rows = search.retrieve(search.first_width(), fallbacks)
-        return dict(rows=rows, row_scores=scores) | add_note(inputs["request"], fallbacks, began)
+        found = search.retrieve(search.first_width(), fallbacks)
+        note = add_note(inputs["request"], fallbacks, began)
+        return dict(rows=found.rows, row_scores=found.scores) | note
 
 # %% ../../nbs/6_serve/03_ensemble.ipynb #ensemble-31
 ROW_COLUMN, RANK_COLUMN = 0, 1  # of the last axis of the tensor `candidates`
@@ -323,7 +325,8 @@ class SeenFilter(StepMember):
         request = unpack_context(inputs["request"])[0]
         fallbacks = FallbackLog(len(inputs["query"]))
         search = candidate_search(self.recommender, request, inputs)
-        found = search.candidates((inputs["row_scores"], inputs["rows"]), fallbacks)
+        retrieved = Retrieved(inputs["row_scores"], inputs["rows"], {})
+        found = search.candidates(retrieved, fallbacks)
         candidates = np.stack([found.rows, found.ranks], axis=-1)
         return dict(candidates=candidates, retrieved=found.scores) | add_note(
             inputs["request"], fallbacks, began
@@ -507,6 +510,7 @@ class Rerank(ResponseMember):
             rows=inputs["candidates"][:, :, ROW_COLUMN],
             scores=inputs["retrieved"],
             ranks=inputs["candidates"][:, :, RANK_COLUMN],
+            found=Retrieved(inputs["retrieved"], inputs["candidates"][:, :, ROW_COLUMN], {}),
         )
         logits = fallbacks.attempt(
             lambda: finite(inputs["logits"]), "dlrm", "the order of retrieval"
