@@ -89,6 +89,7 @@ def metric_figures(cases=100_000, items=2_465, draws=1000):
     """
     import resource
 
+    from recsys.core.ranking import roc_auc
     from recsys.evaluate import metrics as m
     from recsys.evaluate.cases import blocks
 
@@ -146,7 +147,7 @@ def metric_figures(cases=100_000, items=2_465, draws=1000):
         m.paired_bootstrap(each[name], each[name] * 0.9, users, draws)
     chance = np.concatenate(chance).ravel()
     label = rng.random(len(chance)) < chance
-    m.roc_auc(label, chance), m.log_loss(label, chance), m.calibration_error(label, chance)
+    roc_auc(label, chance), m.log_loss(label, chance), m.calibration_error(label, chance)
     (seconds, cpu), peak = (
         clock() - began - drawing,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

@@ -55,6 +55,7 @@ from recsys.core.keys import (
 from ..core.params import PARAMS, ROOMS, Param, Params, RecsysError
 from ..core.runs import atomic_path, find_root, read_json, run_dir, sha256_file
 from ..core.stages import FULL, LISTS, stage_rows, stages_of
+from ..evaluate.metrics import METRICS
 
 # %% ../../nbs/7_operate/06_docs.ipynb #docs-05
 def svg_box(
@@ -551,7 +552,8 @@ def params_page() -> str:  # Markdown
     )
 
 # %% ../../nbs/7_operate/06_docs.ipynb #docs-37
-MAIN_METRICS = ("recall@10", "ndcg@10", "mrr@10", "coverage@10")  # columns of the evaluation page
+_ACCURACY = [f"{m.name}@10" for m in METRICS.values() if m.higher_is_better]
+MAIN_METRICS = (*_ACCURACY, "coverage@10")  # columns of the evaluation page, where a run has them
 
 
 def missing_note(what: str, path: Path, command: str) -> str:
@@ -572,9 +574,10 @@ def interval_text(row: dict | None) -> str:
 
 def system_table(found: dict, systems: list, metrics: tuple) -> str:
     "Return the table of all systems over all cases."
-    rows = []
+    rows, present = [], {metric for _, _, metric in found}
+    shown = [metric for metric in metrics if metric in present]
     for system in systems:
-        values = {m: interval_text(found.get((system, "all", m))) for m in metrics}
+        values = {m: interval_text(found.get((system, "all", m))) for m in shown}
         cases = found.get((system, "all", "ndcg@10"), {}).get("n")
         rows.append(dict(system=system, **values, cases=cases))
     return markdown_table(rows)
