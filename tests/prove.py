@@ -313,15 +313,9 @@ def promotions_are_whole(n=100_000, moves=5):
     from tiny import tiny_run
 
     from recsys.core.runs import read_json
-    from recsys.operate.promote import (
-        after_promotion,
-        keep_bundle,
-        move,
-        point,
-        read_live,
-        roll_back,
-        served_live,
-    )
+    from recsys.operate.bundle_store import after_promotion, keep_bundle, read_live, set_live
+    from recsys.operate.live_server import served_live
+    from recsys.operate.promote import move, roll_back
 
     with tempfile.TemporaryDirectory() as d:
         home = two_runs(tiny_run(Path(d) / "outputs"))
@@ -336,7 +330,7 @@ def promotions_are_whole(n=100_000, moves=5):
             )
             for run in ("first", "second")
         ]
-        point(home, versions[0], [])
+        set_live(home, versions[0], [])
         with served_live(home, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0) as one:
             requests = requests_of(home / "first")
             with Traffic(

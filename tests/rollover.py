@@ -13,7 +13,8 @@ from recsys.core.pipeline import run_here
 from recsys.core.runs import read_json, sha256_file, write_json
 from recsys.core.stages import STAGES
 from recsys.data.features import load_arrays
-from recsys.operate.promote import bundle_path, live_folder
+from recsys.operate.bundle_store import bundle_path
+from recsys.operate.promote import live_folder
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.recommender import Recommender
 from recsys.serve.ensemble import online_users, run_params

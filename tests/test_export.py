@@ -54,7 +54,9 @@ SERVING = [
     "serve.shop_routes",
     "serve.gateway",
     "serve.window",
+    "operate.bundle_store",
     "operate.promote",
+    "operate.live_server",
 ]
 TRAINING = {"tensorflow", "merlin", "nvtabular", "feast", "pandas", "pyarrow"}
 

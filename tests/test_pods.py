@@ -23,7 +23,7 @@ from tiny import tiny_run
 from recsys.core.params import PARAMS
 from recsys.core.runs import read_json, write_json
 from recsys.online.valkey import EmbeddedValkey, connect, free_port
-from recsys.operate.promote import keep_bundle, point, read_live
+from recsys.operate.bundle_store import keep_bundle, read_live, set_live
 from recsys.serve.server import Client, session_processes
 
 pytestmark = [pytest.mark.xdist_group("pods"), pytest.mark.needs("kubectl")]
@@ -48,7 +48,7 @@ def home(tmp_path_factory):
             online=read_json(home / "tiny/triton/online.json"),
             metrics={},
         )
-    point(home, manifest["version"], [])
+    set_live(home, manifest["version"], [])
     return home
 
 
@@ -183,7 +183,7 @@ def test_containers_as_they_are_written(pod, home, valkey):
             first["bundle_version"] == read_live(home)["version"]
             and not first["reasons"]["fallbacks"]
         ), first
-        point(home, "second", [first["bundle_version"]])
+        set_live(home, "second", [first["bundle_version"]])
         assert until(
             lambda: client.recommend(user_id="u00001", k=5)["bundle_version"] == "second"
         ), (home / "follow.log").read_text()[-2000:]
@@ -228,7 +228,7 @@ def test_the_worker_as_it_is_written(pod, home):
     assert read and [m for m in read if m not in page] == [], page
     # another bundle: the worker begins anew with it
     live = read_live(home)
-    point(home, next(v for v in ("second", *live["earlier"]) if v != live["version"]), [])
+    set_live(home, next(v for v in ("second", *live["earlier"]) if v != live["version"]), [])
     assert until(lambda: (home / "worker.log").read_text().count("worker: bundle") == 2), (
         home / "worker.log"
     ).read_text()[-2000:]

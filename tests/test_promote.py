@@ -17,20 +17,22 @@ from tiny import ROOT, tiny_run
 
 from recsys.core.params import RecsysError
 from recsys.core.runs import read_json, sha256_file, write_json
-from recsys.operate.promote import (
+from recsys.operate.bundle_store import (
     after_promotion,
-    answered_by,
     bundle_path,
-    fill_online,
     keep_bundle,
-    move,
     read_live,
+    stored_versions,
+)
+from recsys.operate.live_server import served_live
+from recsys.operate.promote import (
+    answered_by,
+    fill_online,
+    move,
     roll_back,
     run_promote,
-    served_live,
     status,
     status_text,
-    stored,
 )
 from recsys.recommend.bundle import Bundle, check_bundle
 from recsys.recommend.new_items import add_items
@@ -168,7 +170,7 @@ def test_rollback_takes_seconds(home, server, asked):
 
 KILLED = """
 import os, signal, sys
-from recsys.operate.promote import after_promotion, read_live
+from recsys.operate.bundle_store import after_promotion, read_live
 from recsys.operate.promote import move
 home, version, at = sys.argv[1:]
 def kill_at(step):
@@ -324,7 +326,7 @@ def test_old_bundles_go(home, server):
             keep=2,
         )
     assert (
-        sorted(stored(home)) == ["day 1", "day 2"]
+        sorted(stored_versions(home)) == ["day 1", "day 2"]
         and read_live(home)["predecessor"] == "day 1"
         and answered_by(server.server) == "day 2"
     )
