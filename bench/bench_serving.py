@@ -22,7 +22,8 @@ from recsys.recommend.bundle import Bundle
 from recsys.recommend.fallbacks import REQUEST_STEPS
 from recsys.serve.ensemble import ensemble_from, online_parts, run_params, served
 from recsys.serve.repository import next_version, pinned_version
-from recsys.serve.server import Client, session_processes
+from recsys.serve.server import Client
+from recsys.serve.triton_process import session_processes
 
 QUIET = dict(request_id="canary")  # leaves no impression
 

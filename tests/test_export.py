@@ -42,6 +42,7 @@ SERVING = [
     "online.popularity",
     "online.worker",
     "serve.repository",
+    "serve.triton_process",
     "serve.server",
     "serve.member",
     "serve.ensemble",

@@ -27,7 +27,8 @@ from recsys.serve.api import (
     UserAnswer,
 )
 from recsys.serve.ensemble import run_params
-from recsys.serve.server import Client, session_processes
+from recsys.serve.server import Client
+from recsys.serve.triton_process import session_processes
 from recsys.serve.window import shop_window
 
 pytestmark = pytest.mark.xdist_group("gateway")  # one of everything for all

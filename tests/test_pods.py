@@ -24,7 +24,8 @@ from recsys.core.params import PARAMS
 from recsys.core.runs import read_json, write_json
 from recsys.online.valkey import EmbeddedValkey, connect, free_port
 from recsys.operate.bundle_store import keep_bundle, read_live, set_live
-from recsys.serve.server import Client, session_processes
+from recsys.serve.server import Client
+from recsys.serve.triton_process import session_processes
 
 pytestmark = [pytest.mark.xdist_group("pods"), pytest.mark.needs("kubectl")]
 PASSWORD = "p4ss"

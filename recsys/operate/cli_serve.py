@@ -72,7 +72,7 @@ def wait_for_end(
 # %% ../../nbs/7_operate/14_cli_serve.ipynb #cli-serve-08
 def live_home(sets: list) -> tuple:  # folder of the bundle store, parameters that were given
     "Return the bundle store that `--set` names, and the parameters that were given."
-    from recsys.operate.promote import store_home
+    from recsys.operate.bundle_store import store_home
 
     given = parse_sets(sets)
     return store_home(Params(dict(RUN="live") | given, source="--set")), given
@@ -213,12 +213,12 @@ def serve_live(sets: list) -> None:
     "Serve the live bundle and follow promotions until Ctrl-C."
     import os
 
-    from recsys.operate.promote import served_live
+    from recsys.operate.live_server import served_live
 
     home, given = live_home(sets)
     key = os.environ.get("RECSYS_ADMIN_KEY", "")
     with served_live(home, print_line, key, **given) as replica:
-        print_addresses(replica.server, show_path(run_dir(replica.p)))
+        print_addresses(replica.server, show_path(run_dir(replica.params)))
         wait_for_end((replica.server,), replica.follow)
 
 

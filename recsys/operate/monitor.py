@@ -30,7 +30,7 @@ from recsys.online.day_log import (
 )
 from ..online.feature_history import event_types
 from ..online.popularity import log_folders
-from .promote import bundle_path, read_live, store_home
+from .bundle_store import bundle_path, read_live, store_home
 from ..recommend.bundle import Bundle
 from ..recommend.fallbacks import REQUEST_STEPS
 from ..recommend.recommender import Recommender

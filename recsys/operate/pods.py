@@ -30,28 +30,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ..core.params import Params, RecsysError
 from ..online.valkey import connect, hide_password
+from .bundle_store import bundle_path, live_lock, read_live, store_home
 from recsys.operate.promote import (
     answered_by,
-    bundle_path,
     lay_out,
     live_folder,
-    live_lock,
     live_repository,
-    read_live,
     run_folder,
     settle,
-    store_home,
 )
 from ..recommend.bundle import Bundle
 from ..serve.ensemble import CANARY, clock_start, run_params
-from recsys.serve.server import (
-    Canary,
-    Client,
-    ModelControl,
-    ServerOptions,
-    backend_dir,
-    server_env,
-)
+from ..serve.server import Canary, Client, ModelControl
+from ..serve.triton_process import ServerOptions, backend_dir, server_env
 
 # %% ../../nbs/7_operate/07_pods.ipynb #pods-05
 def shared_store() -> Path:
