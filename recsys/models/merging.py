@@ -54,6 +54,10 @@ class RetrievalParts(Protocol):
     def categories(self) -> Any:
         "Encoded category of each item [n_items]."
 
+    @property
+    def columns(self) -> Any:
+        "Item features: its `columns` are i_floats [n_items, m] and first_event [n_items]."
+
 
 def inner_products(
     parts: RetrievalParts, query: RetrievalQuery, rows: np.ndarray
