@@ -163,13 +163,15 @@ def history_features(
     encoded_ids: np.ndarray,  # encoded id of each item row; the last one, of row -1, is padding
 ) -> dict:  # feature name -> int64 or float32 [B], hist_items [B, L]
     "Return the history features that a contract lists."
-    names = contract.names("history")
-    if unknown := [name for name in names if name not in HISTORY_FUNCTIONS]:
-        raise RecsysError(
-            f"the contract has the history feature {unknown[0]!r}, which no function computes; "
-            "add one to HISTORY_FUNCTIONS in recsys.data.asof"
-        )
-    return {name: HISTORY_FUNCTIONS[name](past, encoded_ids) for name in names}
+    features = {}
+    for name in contract.names("history"):
+        if name not in HISTORY_FUNCTIONS:
+            raise RecsysError(
+                f"the contract has the history feature {name!r}, which no function computes; "
+                "add one to HISTORY_FUNCTIONS in recsys.data.asof"
+            )
+        features[name] = HISTORY_FUNCTIONS[name](past, encoded_ids)
+    return features
 
 # %% ../../nbs/1_data/01_asof.ipynb #asof-22
 def _repeats_earlier_step(

@@ -201,15 +201,18 @@ class OnlineUsers:
 
     def _known_past(self, read: dict, now: np.ndarray) -> KnownPast:
         "Return what was read of the users' past, as of each request's moment."
-        past = KnownPast.nothing(len(read["hist_items"]), self.length, now)
-        past.rows = self._history_rows(read["hist_items"])
         last = [NEVER if second is None else second for second in read["last_event"]]
-        past.last_event = np.array(last, np.int64)
-        if self.bundle.contract["top_category"]:
+        top = [NULL] * len(last)
+        if "top_category" in read:
             moments = np.asarray(now).tolist()
             schedules = zip(read["top_category"], read["top_category_until"], moments)
-            past.top_category = np.array([self._top(*x) for x in schedules], np.int64)
-        return past
+            top = [self._top(*x) for x in schedules]
+        return KnownPast(
+            rows=self._history_rows(read["hist_items"]),
+            top_category=np.array(top, np.int64),
+            last_event=np.array(last, np.int64),
+            now=now,
+        )
 
     def _history_rows(self, histories) -> np.ndarray:  # [B, L], -1 on the left
         "Return histories as item rows, the newest last."
