@@ -35,10 +35,8 @@ CLOCK = Clock.stopped(1_700_000_000)
 @pytest.fixture(scope="module")
 def app():
     gateway = Gateway(Backends(SERVING, "", None, None), log=lambda line: None)
-    routes = PageRoutes(gateway)
     app = guarded_app(gateway)
-    app.router.routes.append(routes.fast_route)
-    app.include_router(routes.router)
+    app.include_router(PageRoutes(gateway).router)
     return app
 
 

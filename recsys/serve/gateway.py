@@ -147,10 +147,8 @@ def create_app(
 ) -> FastAPI:
     "Return the service: an ASGI application."
     app = guarded_app(gateway, title="Recommender gateway", version="1", lifespan=lifespan)
-    page_routes = PageRoutes(gateway)
     items = ItemRoutes(gateway)
-    app.router.routes.append(page_routes.fast_route)
-    app.include_router(page_routes.router)
+    app.include_router(PageRoutes(gateway).router)
     app.include_router(UserRoutes(gateway).router)
     app.include_router(items.router)
     app.include_router(items.keyed_router)

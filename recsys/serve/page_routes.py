@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from ..online.valkey import Unavailable
 from ..recommend.fallbacks import REQUEST_STEPS
@@ -23,11 +22,10 @@ from recsys.serve.api import (
     PageAnswer,
     PageBody,
     failure_responses,
-    read_model,
 )
 from .backends import Backends
 from .catalogue import Catalogue
-from .transport import Gateway, GuardedRoute, RequestRecord, guard, json_response
+from .transport import Gateway, GuardedRoute, RequestRecord, json_response
 
 # %% ../../nbs/6_serve/09_page_routes.ipynb #page-routes-07
 def plain_reason(
@@ -149,17 +147,6 @@ class PageRoutes:
             response_model=Options,
             responses=failure_responses(503),
         )
-        self.fast_route = Route("/v1/recommendations", self.answer_fast, methods=["POST"])
-
-    async def answer_fast(self, request: Request) -> Response:
-        "Answer `recommend` without FastAPI's machinery."
-        request.scope["record"].operation = "recommend"
-        return await guard(request, self.read_and_recommend)
-
-    async def read_and_recommend(self, request: Request) -> Response:
-        "Read the body and answer it."
-        body = read_model(PageBody, await request.body())
-        return await self.recommend(body, request)
 
     async def recommend(self, body: PageBody, request: Request) -> Response:
         "Ask Triton for a page within the time that is left; answer with popular items without it."

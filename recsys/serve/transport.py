@@ -10,7 +10,6 @@ __all__ = ['LOCAL_HOSTS', 'MAX_BODY_BYTES', 'MAX_BODY_SECONDS', 'MAX_DROPPED_BYT
            'on_invalid_fields', 'on_refusal', 'add_error_handlers', 'RequestRecord', 'GatewayMiddleware', 'guarded_app']
 
 # %% ../../nbs/6_serve/08_transport.ipynb #transport-02
-import asyncio
 import hashlib
 import hmac
 import json
@@ -22,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import anyio
 from fastapi import FastAPI, HTTPException, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -34,7 +34,7 @@ from starlette.routing import Match
 
 from ..core.params import Params, RecsysError
 from ..recommend.request import Id
-from .api import BrokenJson, validation_message
+from .api import validation_message
 from .backends import Backends
 
 # %% ../../nbs/6_serve/08_transport.ipynb #transport-05
@@ -153,8 +153,9 @@ class JsonRequest(Request):
             if kind != "application/json":
                 raise HTTPException(415, "content-type: expected application/json")
             try:
-                self.content = await asyncio.wait_for(self.read_limited(), MAX_BODY_SECONDS)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(MAX_BODY_SECONDS):  # cheaper than a task of its own
+                    self.content = await self.read_limited()
+            except TimeoutError:
                 message = f"the body did not arrive within {MAX_BODY_SECONDS} s"
                 raise HTTPException(408, message) from None
             if not self.content:
@@ -340,7 +341,7 @@ async def on_invalid_fields(request: Request, error: Exception) -> Response:
 
 async def on_refusal(request: Request, error: Exception) -> Response:
     "Answer a request that the package refuses."
-    return failure_response(400 if isinstance(error, BrokenJson) else 422, str(error))
+    return failure_response(422, str(error))
 
 
 def add_error_handlers(app: FastAPI) -> None:
