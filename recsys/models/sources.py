@@ -6,8 +6,9 @@
 __all__ = ['DEMAND_WEIGHTS', 'MIN_DEMAND_GAIN', 'SOURCE_CLASSES', 'CANDIDATE_SOURCES', 'ItemArrays', 'SourceFitting',
            'CandidateSource', 'SourceDefaults', 'TwoTowerSource', 'popular_rows', 'place_scores', 'PopularitySource',
            'TrendingSource', 'NeighbourSource', 'NewArrivalsSource', 'source_classes', 'Retrieved', 'item_sources',
-           'sources_text', 'Retriever', 'load_demand', 'load_settings', 'CaseParts', 'item_arrays', 'CaseRetriever',
-           'retrieval_recall', 'places_of', 'source_worth', 'choose_demand', 'fit_table', 'run_neighbours']
+           'sources_text', 'Retriever', 'load_demand', 'load_source_settings', 'CaseParts', 'item_arrays',
+           'CaseRetriever', 'retrieval_recall', 'places_of', 'source_worth', 'choose_demand', 'fit_table',
+           'run_neighbours']
 
 # %% ../../nbs/2_models/07_sources.ipynb #sources-02
 import shutil
@@ -374,10 +375,10 @@ class Retriever:
 # %% ../../nbs/2_models/07_sources.ipynb #sources-32
 def load_demand(folder) -> float:
     "Return the weight of an item's trend from a stage's or a bundle's folder; 0 where none is."
-    return float(load_settings(folder).get("demand", 0.0))
+    return float(load_source_settings(folder).get("demand", 0.0))
 
 
-def load_settings(folder) -> dict:
+def load_source_settings(folder) -> dict:
     "Return what the sources chose, from a stage's or a bundle's folder; empty where none is."
     file = Path(folder) / "retrieval.json"
     return read_json(file) if file.is_file() else {}
