@@ -229,7 +229,7 @@ def test_recommend_prints_what_it_says(done):
     assert (
         table.returncode == 0
         and "anonymous visitor" in table.stdout
-        and "two-tower #" in table.stdout
+        and "two_tower #" in table.stdout
     )
     user = pd.read_parquet(done[0] / "ingest/interactions.parquet").user_id.dropna().iloc[0]
 
