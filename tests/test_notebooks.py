@@ -76,7 +76,7 @@ def test_a_notebook_that_fails_is_told_from_one_that_runs(notebook_server, tmp_p
 @pytest.fixture
 def jupyter_server(tmp_path):
     "A Jupyter server with the settings of `make lab` on a copy of one notebook: its address."
-    notebook = ROOT / "nbs/3_recommend/02_rerank.ipynb"
+    notebook = ROOT / "nbs/3_recommend/03_rerank.ipynb"
     shutil.copy(notebook, tmp_path / "rerank.ipynb")
     port = free_port()
     command = [sys.executable, "-m", "jupyter_server", "--config", "nbs/jupyter_server_config.py"]

@@ -64,7 +64,7 @@ _TRAINING = Resources(cpu="4", memory="16Gi", gpu=1, hours=6)
 FULL = (
     Stage(
         "ingest",
-        "1_data/08_sources",
+        "1_data/09_sources",
         "recsys.data.sources:run_ingest",
         after_base=("ingest", "bundle"),
         artefacts=(
@@ -76,7 +76,7 @@ FULL = (
     ),
     Stage(
         "data_prep",
-        "1_data/12_prep",
+        "1_data/13_prep",
         "recsys.data.prep:run_data_prep",
         after=("ingest",),
         artefacts=(
@@ -95,7 +95,7 @@ FULL = (
     ),
     Stage(
         "embeddings",
-        "2_models/01_embeddings",
+        "2_models/02_embeddings",
         "recsys.models.embeddings:run_embeddings",
         after=("data_prep",),
         artefacts=(
@@ -111,7 +111,7 @@ FULL = (
     ),
     Stage(
         "two_tower",
-        "2_models/03_two_tower",
+        "2_models/04_two_tower",
         "recsys.models.two_tower:run_two_tower",
         after=("data_prep", "embeddings"),
         artefacts=(
@@ -127,7 +127,7 @@ FULL = (
     ),
     Stage(
         "index",
-        "2_models/04_index",
+        "2_models/05_index",
         "recsys.models.index:run_index",
         after=("two_tower",),
         artefacts=(Artefact("index.faiss", serves=True), Artefact("index.json", serves=True)),
@@ -135,7 +135,7 @@ FULL = (
     ),
     Stage(
         "neighbours",
-        "2_models/07_sources",
+        "2_models/08_sources",
         "recsys.models.sources:run_neighbours",
         after=("data_prep", "embeddings", "two_tower"),
         artefacts=(
@@ -147,7 +147,7 @@ FULL = (
     ),
     Stage(
         "dlrm",
-        "2_models/11_dlrm",
+        "2_models/12_dlrm",
         "recsys.models.dlrm:run_dlrm",
         after=("data_prep", "embeddings", "two_tower", "neighbours"),
         artefacts=(Artefact("dlrm.onnx", serves=True), Artefact("train_state")),
@@ -156,7 +156,7 @@ FULL = (
     ),
     Stage(
         "bundle",
-        "3_recommend/04_bundle",
+        "3_recommend/05_bundle",
         "recsys.recommend.bundle:run_bundle",
         after=("data_prep", "embeddings", "two_tower", "index", "neighbours", "dlrm"),
         artefacts=(Artefact("manifest.json"),),  # which lists the other files
@@ -165,14 +165,14 @@ FULL = (
     ),
     Stage(
         "baselines",
-        "4_evaluate/04_baselines",
+        "4_evaluate/05_baselines",
         "recsys.evaluate.baselines:run_baselines",
         after=("data_prep",),
         artefacts=(Artefact("baselines.json"), Artefact("cases.npy"), Artefact("lists")),
     ),
     Stage(
         "evaluate",
-        "4_evaluate/10_report",
+        "4_evaluate/11_report",
         "recsys.evaluate.report:run_evaluate",
         after=("ingest", "data_prep", "two_tower", "dlrm", "bundle", "baselines"),
         artefacts=(Artefact("metrics.json"), Artefact("calibration.json"), Artefact("ranks.npz")),
@@ -180,14 +180,14 @@ FULL = (
     ),
     Stage(
         "model_card",
-        "4_evaluate/20_model_card",
+        "4_evaluate/21_model_card",
         "recsys.evaluate.model_card:run_model_card",
         after=("ingest", "data_prep", "bundle", "evaluate"),
         artefacts=(Artefact("model_card.md"), Artefact("model_card.json")),
     ),
     Stage(
         "feature_store",
-        "5_online/04_feature_store",
+        "5_online/05_feature_store",
         "recsys.online.feature_store:run_feature_store",
         after=("ingest", "data_prep", "bundle"),
         artefacts=(Artefact("online.json"), Artefact("feature_store.yaml")),
@@ -196,7 +196,7 @@ FULL = (
     ),
     Stage(
         "triton",
-        "6_serve/03_ensemble",
+        "6_serve/05_ensemble",
         "recsys.serve.ensemble:run_triton",
         after=("bundle", "feature_store"),
         artefacts=(Artefact("online.json"), Artefact("repository")),
@@ -205,7 +205,7 @@ FULL = (
     ),
     Stage(
         "promote",
-        "7_operate/02_promote",
+        "7_operate/04_promote",
         "recsys.operate.promote:run_promote",
         after=("data_prep", "bundle", "triton"),
         online=True,
@@ -219,7 +219,7 @@ _REPLACED = tuple(stage.name for stage in FULL if stage.daily != "runs")
 
 FINETUNE = Stage(
     "finetune",
-    "7_operate/00_finetune",
+    "7_operate/01_finetune",
     "recsys.operate.finetune:run_finetune",
     after=("ingest",),
     after_base=_REPLACED,
