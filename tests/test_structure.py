@@ -26,13 +26,10 @@ def imports(module):
 
 
 def defined_names(module):
-    """Return the public names that a module defines at its top level; patched methods belong to
-    their class.
-    """
+    "Return the public names that a module defines at its top level."
     for node in ast.parse(module_file(module).read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            if not any(isinstance(d, ast.Name) and d.id == "patch" for d in node.decorator_list):
-                yield node.name
+            yield node.name
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:

@@ -7,17 +7,17 @@ __all__ = ['BOX_WIDTH', 'BOX_HEIGHT', 'ROW_STEP', 'TOP_MARGIN', 'DRAWN_STEPS', '
            'PROGRESS_LINE', 'VERBATIM', 'DIRECTIVE', 'PAGE_LIMIT', 'svg_box', 'svg_arrow', 'svg_drawing', 'parents_of',
            'layout_rows', 'places_above', 'place_width', 'place_positions', 'pipeline_drawing', 'request_drawing',
            'cell_text', 'is_number', 'table_line', 'markdown_table', 'notebooks', 'notebook_name', 'modules',
-           'public_parts', 'patched_class', 'is_public', 'comments_of', 'code_span', 'field_rows', 'arguments_of',
-           'parameter_rows', 'split_arguments', 'definition_text', 'api_entry', 'api_page', 'api_names', 'command_page',
-           'command_names', 'allowed_values', 'params_page', 'missing_note', 'interval_text', 'system_table',
-           'segment_table', 'evaluation_page', 'flatten_values', 'benchmark_page', 'record_values', 'run_page',
-           'own_code', 'used_modules', 'kept_file', 'error_line', 'TimeLeft', 'execute', 'run_notebook_copy',
-           'NotebookExecutor', 'expected_effort', 'collect', 'without_paths', 'tidy_output', 'keep_image', 'code_fence',
-           'html_output', 'output_text', 'LinkResolver', 'resolve_links', 'code_text', 'joined_streams',
-           'notebook_title', 'source_line', 'module_of', 'notebook_page', 'step_times', 'included_file',
-           'drawings_block', 'pipeline_figure', 'fill_comments', 'rooms', 'menu', 'site_config', 'write_site_file',
-           'copy_into', 'write_written_pages', 'write_notebook_pages', 'start_page', 'stage_pictures', 'write_pages',
-           'HtmlPage', 'SiteCheck', 'check_site', 'run_mkdocs', 'build_docs', 'docs_run']
+           'public_parts', 'is_public', 'comments_of', 'code_span', 'field_rows', 'arguments_of', 'parameter_rows',
+           'split_arguments', 'definition_text', 'api_entry', 'api_page', 'api_names', 'command_page', 'command_names',
+           'allowed_values', 'params_page', 'missing_note', 'interval_text', 'system_table', 'segment_table',
+           'evaluation_page', 'flatten_values', 'benchmark_page', 'record_values', 'run_page', 'own_code',
+           'used_modules', 'kept_file', 'error_line', 'TimeLeft', 'execute', 'run_notebook_copy', 'NotebookExecutor',
+           'expected_effort', 'collect', 'without_paths', 'tidy_output', 'keep_image', 'code_fence', 'html_output',
+           'output_text', 'LinkResolver', 'resolve_links', 'code_text', 'joined_streams', 'notebook_title',
+           'source_line', 'module_of', 'notebook_page', 'step_times', 'included_file', 'drawings_block',
+           'pipeline_figure', 'fill_comments', 'rooms', 'menu', 'site_config', 'write_site_file', 'copy_into',
+           'write_written_pages', 'write_notebook_pages', 'start_page', 'stage_pictures', 'write_pages', 'HtmlPage',
+           'SiteCheck', 'check_site', 'run_mkdocs', 'build_docs', 'docs_run']
 
 # %% ../../nbs/7_operate/08_docs.ipynb #docs-02
 import ast
@@ -40,6 +40,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -170,7 +171,7 @@ def place_positions(
             known = [positions[number - 1, other] for other in above] or [0]
             mean_above[place] = sum(known) / len(known)
         left = (max(widths) - widths[number]) / 2
-        for place in sorted(row, key=mean_above.get):
+        for place in sorted(row, key=mean_above.__getitem__):
             width = place_width(place, box, passage)
             positions[number, place] = left + width / 2
             left += width
@@ -319,24 +320,15 @@ def public_parts(
     source: str,
 ) -> list:  # (name shown, syntax node), in the order of the file
     "Return the public functions, classes and methods of a module's source."
-    found = []
+    found: list = []
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
-            found.append((patched_class(node) + node.name, node))
+            found.append((node.name, node))
         elif isinstance(node, ast.ClassDef):
             methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
             found.append((node.name, node))
             found += [(f"{node.name}.{method.name}", method) for method in methods]
     return [(name, node) for name, node in found if is_public(name)]
-
-
-def patched_class(node: ast.FunctionDef) -> str:
-    "Return `Class.` for a function that fastcore's `patch` adds to a class, else an empty text."
-    is_patch = any("patch" in ast.unparse(decorator) for decorator in node.decorator_list)
-    first = node.args.args[0] if node.args.args else None
-    if not is_patch or first is None or first.annotation is None:
-        return ""
-    return f"{ast.unparse(first.annotation)}."
 
 
 def is_public(name: str) -> bool:
@@ -363,7 +355,7 @@ def field_rows(node: ast.ClassDef, comments: dict) -> list:  # as `parameter_row
     "Return the annotated fields of a class with types, defaults and docments."
     return [
         dict(
-            parameter=f"`{field.target.id}`",
+            parameter=f"`{ast.unparse(field.target)}`",
             type=code_span(field.annotation),
             default=code_span(field.value),
             meaning=comments.get(field.lineno, ""),
@@ -495,7 +487,7 @@ def command_page(
     "Return a page with the help text of every command."
     import typer
 
-    group = typer.main.get_command(command_line)
+    group: Any = typer.main.get_command(command_line)  # of several commands
     parts = ["# Command line", "What `recsys COMMAND --help` prints, command by command."]
     for name, command in sorted(group.commands.items()):
         context = typer.Context(
@@ -510,7 +502,8 @@ def command_names(command_line) -> set:
     "Return the names of the commands of a Typer application."
     import typer
 
-    return set(typer.main.get_command(command_line).commands)
+    group: Any = typer.main.get_command(command_line)  # of several commands
+    return set(group.commands)
 
 
 def allowed_values(param: Param) -> str:
@@ -616,7 +609,7 @@ def evaluation_page(
     for row in rows:
         value = found.get((row["system"], "all", "ndcg@10"), {}).get("value")
         ndcg[row["system"]] = value or 0
-    systems = sorted(ndcg, key=ndcg.get, reverse=True)
+    systems = sorted(ndcg, key=ndcg.__getitem__, reverse=True)
     return (
         f"{head}## Systems\n\n{system_table(found, systems, metrics)}"
         f"\n## NDCG@10 by segment\n\n{segment_table(found, systems, segments)}"
@@ -679,7 +672,7 @@ def run_page(params: Params) -> str:  # Markdown
         return f"# Run {params.RUN}\n\n{note}"
     rows = []
     for stage, record in records.items():
-        row = dict(stage=f"[{stage.name}](nb/{stage.notebook}.md)")
+        row: dict = dict(stage=f"[{stage.name}](nb/{stage.notebook}.md)")
         row["seconds"] = float(record["timings"]["total"])
         row["memory, MiB"] = record["peak_memory_mib"]
         rows.append(row)

@@ -112,7 +112,7 @@ def unpack_context(
 ) -> tuple:  # fields of the request [B], known [B], request ids [B]
     "Return the request, the known flags and the request ids that `pack_context` wrote."
     rows = [json.loads(text.split(b"\n", 1)[0]) for text in context[:, 0]]
-    request = {name: [row[name] for row in rows] for name in CONTEXT_FIELDS}
+    request: dict = {name: [row[name] for row in rows] for name in CONTEXT_FIELDS}
     request |= {name: np.array(request[name]) for name in _ARRAY_FIELDS}
     return request, [row["known"] for row in rows], [row["request_id"] for row in rows]
 
