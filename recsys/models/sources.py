@@ -301,6 +301,7 @@ class Retrieved:
     def found_by(
         self,
         rows: np.ndarray,  # item rows [B, k], -1 padded
+        places: np.ndarray | None = None,  # theirs in the merged list, from 0, where known [B, k]
     ) -> tuple:  # ranks int32, from 1, 0: not found; own scores float32; both [B, k, sources]
         "Return each source's rank and score of items, in the order of `CANDIDATE_SOURCES`."
         names = tuple(CANDIDATE_SOURCES)
@@ -308,7 +309,10 @@ class Retrieved:
         scores = np.zeros(ranks.shape, np.float32)
         each = np.arange(len(rows))[:, None]
         for name, (own_scores, listed) in self.lists.items():
-            place = (listed[:, None] == rows[:, :, None]).argmax(2)  # 0 where nothing matches
+            if places is not None and len(self.lists) == 1:  # the merged list is the source's own
+                place = places
+            else:
+                place = (listed[:, None] == rows[:, :, None]).argmax(2)  # 0 where nothing matches
             is_found = (listed[each, place] == rows) & (rows >= 0)
             at = names.index(name)
             ranks[:, :, at] = np.where(is_found, place + 1, 0)

@@ -170,7 +170,7 @@ def make_pages(
     empty = order < 0
     shown = np.where(empty, -1, rows[each, order])
     places = np.where(empty, -1, candidates.ranks[each, order])
-    source_ranks, source_scores = candidates.found.found_by(shown)
+    source_ranks, source_scores = candidates.found.found_by(shown, places)
     return dict(
         item_ids=np.where(empty, b"", bundle.ids[shown]),
         rows=shown,
