@@ -672,11 +672,11 @@ def known_metrics():
         for j in ("stage", "pipeline")
         for m in ("failed", "last_success_timestamp_seconds", "duration_seconds")
     }
-    from recsys.operate.tasks import outcome
+    from recsys.operate.tasks import outcome_metrics
 
     assert (
         jobs
-        >= {k for j in ("stage", "pipeline") for k in outcome(j, True, 1.0)}
+        >= {k for j in ("stage", "pipeline") for k in outcome_metrics(j, True, 1.0)}
         >= {f"recsys_{j}_failed" for j in ("stage", "pipeline")}
     )
     streams = {f"recsys_worker_{m}" for m in ("unread", "unacknowledged")}

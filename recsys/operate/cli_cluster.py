@@ -228,6 +228,6 @@ def finish_command(
     outputs: str = typer.Option(PARAMS["OUTPUTS"].default, help="folder of the runs"),
 ):
     "End a pipeline's run: report and outcome. The last task of a pipeline calls this."
-    from recsys.operate.tasks import finish
+    from recsys.operate.tasks import report_pipeline_outcome
 
-    finish(name, json.loads(state), run, outputs)
+    report_pipeline_outcome(name, json.loads(state), run, outputs)
