@@ -283,35 +283,51 @@ def off_policy(
     seed: int = 42,  # of everything drawn
     level: float = 0.95,  # of the intervals
 ) -> list[dict]:  # rows of logged, ips, snips, dr
-    """Estimate the expected clicks on a page of another policy, with intervals over users.
+    """Return estimates of the expected clicks on a page of another policy, with intervals.
 
-    A row has `estimator`, `value`, `low`, `high`, `gain`, `gain_low`, `gain_high`, `ess`
-    (effective sample size), `heaviest` (largest share of one page), `requests` and `users`.
-    Raises `RecsysError` where the log can't answer.
+    With weights w[i, j] of place j of page i, clicks r, and clicks q that a model expects:
+
+    - `logged`: mean over i of sum over j of r, the value of the log's own policy
+    - `ips`: mean over i of sum over j of w r (Horvitz and Thompson, 1952)
+    - `snips`: sum over j of (sum over i of w r / sum over i of w) (Swaminathan and Joachims, 2015)
+    - `dr`: mean over i of (q on the target's pages + sum over j of w (r - q)) (Dudík et al., 2011)
+
+    `weights` says what a click may depend on: `page`, all items shown; `prefix`, its item and
+    those above (McInerney et al., 2020); `place`, its item and place (Li et al., 2018).
+
+    A row has `estimator`, `value`, its interval `low` and `high`, `gain` (`value` minus that of
+    `logged`, in clicks a page) with `gain_low` and `gain_high`, `ess` (effective sample size in
+    pages), `heaviest` (largest share of the weight on one page), `requests` and `users`.
+    Intervals are a bootstrap over users.
+
+    Warns where `ess` is below 100, one page has more than 5 % of the weight, or weights are
+    clipped. Raises `RecsysError` in the three cases in which the log can't answer: it is
+    unusable (`check_log`, such as pages drawn at temperature 0), the target shows what the log's
+    policy could not (`check_support`), or all requests are of one user.
     """
     check_log(log)
     check_support(log, target, seed)
-    found, k = page_weights(log, target, weights, clip), log["page"].shape[1]
+    ratios, k = page_weights(log, target, weights, clip), log["page"].shape[1]
     if not number_users(log["user"]).any():
         raise RecsysError(
             "offpolicy: all requests are of one user, expected several for an interval"
         )
-    size, top = effective_size(found), heaviest(found)
+    size, top = effective_size(ratios), heaviest(ratios)
     if size < _MIN_EFFECTIVE_SIZE or top > _MAX_PAGE_SHARE:
         warnings.warn(_too_uneven(size, top, weights), stacklevel=2)
-    sums = _user_sums(log, found, *guess_clicks(log, target, seed=seed))
+    sums = _user_sums(log, ratios, *guess_clicks(log, target, seed=seed))
     value = _estimates(sums.mean(0), k)
     drawn = _estimates(bootstrap_means(sums, resamples, seed), k)
     quantiles = [(1 - level) / 2, (1 + level) / 2]
     columns = dict(zip(("value", "low", "high"), (value, *np.quantile(drawn, quantiles, axis=0))))
     gains = (value - value[0], *np.quantile(drawn - drawn[:, :1], quantiles, axis=0))
     columns |= dict(zip(("gain", "gain_low", "gain_high"), gains))
-    known = dict(ess=size, heaviest=top, requests=len(found), users=len(sums))
+    known = dict(ess=size, heaviest=top, requests=len(ratios), users=len(sums))
     rows: list[dict] = [
         {"estimator": name, **{column: float(x[i]) for column, x in columns.items()}, **known}
         for i, name in enumerate(ESTIMATORS)
     ]
-    rows[0] |= dict(ess=float(len(found)), heaviest=1 / len(found))  # the log is what it is
+    rows[0] |= dict(ess=float(len(found)), heaviest=1 / len(ratios))  # the log is what it is
     return rows
 
 

@@ -161,10 +161,17 @@ def decays(
 
 
 def history_weights(
-    recency,  # log weights [heads, L]
-    hist_items,  # encoded item ids [B, L], 0 pads
+    recency,  # log weights, learned by the ranker, float32 [heads, L]
+    hist_items,  # encoded item ids, int64 [B, L], oldest first, newest last, 0 pads
 ):  # float32 [B, heads, L]; each row sums to 1, or to 0 for an empty history
-    "Return the weight of each item of a history, by head."
+    """Return the weight of each item of a history in each head's mean.
+
+    A head is one weighted mean of the history with its own weights by position: the first starts
+    with a short memory, the last with a long one (`decays`). The weight of item l is
+    exp(recency[head, l]) divided by the sum over the items that are no padding.
+    `Ranker.query_vectors` averages the items' embeddings with the weights of both heads, and
+    their content with those of the last head.
+    """
     weight = tf.exp(recency)[None] * tf.cast(hist_items > PAD, tf.float32)[:, None]
     return weight / (tf.reduce_sum(weight, -1, keepdims=True) + 1e-6)
 

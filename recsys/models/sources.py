@@ -69,7 +69,7 @@ class CandidateSource(Protocol):
     "One way to find candidates."
 
     name: ClassVar[str]  # as in SOURCES and in a response
-    is_base: ClassVar[bool]  # it starts a list
+    is_base: ClassVar[bool]  # its list is the one that the others are merged into; see Retriever
     places: int  # reserved for it at the end of the first C
 
     def __init__(self, parts: RetrievalParts):
@@ -87,8 +87,12 @@ class CandidateSource(Protocol):
         self,
         query: RetrievalQuery,
         n: int,  # items wanted
-    ) -> tuple[np.ndarray, np.ndarray]:  # own scores, item rows [B, n], -1 padded
-        "Return the source's items of each query, best first."
+    ) -> tuple[np.ndarray, np.ndarray]:  # own scores float32, item rows integer; both [B, n]
+        """Return the source's items of each query, best first.
+
+        A row has fewer columns where the catalogue has fewer than `n` items. -1 pads item rows.
+        A score orders the items of its own source and is not comparable with that of another.
+        """
 
     def merge(
         self,
@@ -124,12 +128,23 @@ class SourceDefaults:
 
 # %% ../../nbs/2_models/08_sources.ipynb #sources-12
 class TwoTowerSource(SourceDefaults):
-    "Items whose vectors have the largest inner product with the query vector."
+    """Items whose vectors have the largest inner product with the query vector.
+
+    As a base source it starts the list that the others add to. `Retriever` takes the first base
+    source of SOURCES in the order of `CANDIDATE_SOURCES`, and at least one must be listed.
+    """
 
     name: ClassVar[str] = "two_tower"
     is_base: ClassVar[bool] = True
 
     def candidates(self, query: RetrievalQuery, n: int) -> tuple:
+        """Return inner products (float32) and item rows (integer), both [B, n], best first.
+
+        A served request has no `query.all_scores` and searches the index; hidden items are
+        removed later, when the request is filtered. `CaseRetriever.query` sets `all_scores` for
+        training cases, with -inf for items that a case hides. `offered_rows` replaces the rows
+        of those by -1, which the search of the index never has to do.
+        """
         if query.all_scores is None:
             return search(self.parts.index, query.vectors, n)
         scores, rows = top_k(query.all_scores, n)
@@ -163,6 +178,7 @@ class PopularitySource(SourceDefaults):
     is_base: ClassVar[bool] = True
 
     def candidates(self, query: RetrievalQuery, n: int) -> tuple:
+        "Return scores that only keep the order (float32) and item rows, both [B, n]."
         rows = popular_rows(self.parts, query.category, n)
         return place_scores(*rows.shape), rows
 
@@ -190,6 +206,7 @@ class TrendingSource(SourceDefaults):
             fitting.settings["demand"] = choose_demand(fitting)
 
     def candidates(self, query: RetrievalQuery, n: int) -> tuple:
+        "Return the demand at the time of each query and item rows, both [B, n], highest first."
         return self.parts.trends.top_values(query.now, n)
 
     def merge(self, found: tuple, own: tuple, query: RetrievalQuery, head: int) -> tuple:
@@ -221,6 +238,7 @@ class NeighbourSource(SourceDefaults):
             fit_table(fitting)
 
     def candidates(self, query: RetrievalQuery, n: int) -> tuple:
+        "Return votes (float32) and item rows, both [B, n]; -1 pads where few items have votes."
         votes = history_votes(self.table, query.history)
         scores = np.zeros((len(votes), n), np.float32)
         rows = np.full((len(votes), n), -1)
@@ -239,6 +257,10 @@ class NewArrivalsSource(SourceDefaults):
     places = 15
 
     def candidates(self, query: RetrievalQuery, n: int) -> tuple:
+        """Return scores (float32) and rows of new items, both [B, n]; -1 pads the rows.
+
+        A score is the cosine to the history's mean content, or the demand without a history.
+        """
         columns = self.parts.columns.columns
         age = query.now[:, None] - columns["first_event"]
         is_new = (age > 0) & (age <= self.days * DAY)

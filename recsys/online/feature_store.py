@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILLED', 'raw_table', 'offline_tables', 'write_log', 'write_offline_tables', 'online_client', 'push_rows',
-           'push_table', 'historical', 'publish_tables', 'materialise_until', 'check_recent', 'fill_features',
+           'push_table', 'historical_features', 'publish_tables', 'materialise_until', 'check_recent', 'fill_features',
            'materialise', 'run_feature_store']
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-02
@@ -192,30 +192,40 @@ def push_table(
     return sum(push_rows(store, view, table.slice(a, chunk).to_pandas()) for a in starts)
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-21
-def historical(
+def historical_features(
     store,  # feast.FeatureStore
     entities,  # pandas frame with user_id and event_timestamp (UTC); other columns are kept
-    service: str = SERVICE,
-):  # the same rows in the same order with the service's features
-    "Join features as of strictly before each row's moment."
+    service: str = SERVICE,  # name of the feature service
+):  # pandas frame: the same rows, order and index, and a column for each feature of the service
+    """Return the rows with the features as they were before each row's timestamp.
+
+    Feast joins the newest feature row that is not later than the timestamp. "Before" is ensured
+    when `feature_history` writes the rows: each is dated to the second after its last event.
+    Features are missing values for users without such a row. Raises `RecsysError` where
+    user_id or event_timestamp is missing, or the timestamps have no time zone.
+    """
+    import pandas as pd
+
     keys = ["user_id", "event_timestamp"]
     if missing := [key for key in keys if key not in entities]:
         raise RecsysError(
-            f"historical: the frame has no column {missing[0]}, "
+            f"historical_features: the frame has no column {missing[0]}, "
             "expected user_id and event_timestamp"
         )
     dtype = entities["event_timestamp"].dtype
     if getattr(dtype, "tz", None) is None:
         raise RecsysError(
-            f"historical: event_timestamp is {dtype}, expected timestamps in UTC; "
+            f"historical_features: event_timestamp is {dtype}, expected timestamps in UTC; "
             "use pandas.to_datetime(seconds, unit='s', utc=True)"
         )
-    if not len(entities):
-        return entities
+    lookups = entities[keys].drop_duplicates(ignore_index=True)
+    if not len(entities):  # Feast needs a row; that of an unknown user gives the columns
+        lookups = pd.DataFrame(dict(user_id=[""], event_timestamp=pd.to_datetime([0], utc=True)))
     found = store.get_historical_features(
-        entity_df=entities[keys].drop_duplicates(ignore_index=True),
-        features=store.get_feature_service(service),
+        entity_df=lookups, features=store.get_feature_service(service)
     ).to_df()
+    if not len(entities):
+        return entities.assign(**found.drop(columns=keys).iloc[:0])
     found["event_timestamp"] = found["event_timestamp"].dt.tz_convert("UTC").astype(dtype)
     joined = entities.merge(found, how="left", on=keys, validate="many_to_one")
     return joined.set_axis(entities.index)

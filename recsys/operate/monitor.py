@@ -413,9 +413,16 @@ def day_summary(
     params: Params,
     folders: dict,  # kind of log -> folder
     day: str,  # YYYY-MM-DD
-    monitored: MonitoredBundle,
-) -> dict:  # as `measure_day` returns it
-    "Return a day's sums from its JSON file, or measure it where that is missing or out of date."
+    monitored: MonitoredBundle,  # the bundle, its reference and the run's data
+) -> dict:  # the keys of `measure_day`, and limits: [MONITOR_LATENCY_MS, MONITOR_DAYS]
+    """Return the counts and percentiles of a day's logged pages and events.
+
+    `write_day` stores them as `measured` in the run's `monitor/<day>.json` after a day is judged.
+    They are read from there while they are up to date: the same log files, bundle and limits.
+    Otherwise `measure_day` counts the logs again. MONITOR_LATENCY_MS decides which pages are
+    counted as slow. MONITOR_DAYS decides from which training days the reference is made, and a
+    day's inputs are counted in the bins of the reference.
+    """
     limits = [params.MONITOR_LATENCY_MS, params.MONITOR_DAYS]
     path = run_dir(params) / "monitor" / f"{day}.json"
     if path.is_file():
@@ -425,7 +432,7 @@ def day_summary(
         if same_log and old["reference"] == version and old["limits"] == limits:
             return old
     measured = measure_day(folders, day, monitored, params) | dict(limits=limits)
-    # in the order of the file, so that both ways give the same page
+    # Round-trip through JSON so that fresh and cached summaries are identical.
     return json.loads(json.dumps(measured, sort_keys=True))
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'shared_store', 'wait_live', 'live_params', 'triton_command', 'clock_environment', 'run_triton_pod',
-           'PointerFollower', 'run_follow_pod', 'no_metrics', 'HealthServer', 'HealthHandler', 'worker_metrics',
-           'VersionWatch', 'run_worker_pod', 'wait_alive', 'run_materialise_pod', 'run_monitor_pod', 'end_when_moved',
-           'print_error_line', 'run_gateway_pod', 'run_pod', 'stop_at_signal']
+           'PointerFollower', 'run_follow_pod', 'no_metrics', 'HealthServer', 'HealthHandler', 'MeasuredWorker',
+           'worker_metrics', 'VersionWatch', 'run_worker_pod', 'wait_alive', 'run_materialise_pod', 'run_monitor_pod',
+           'end_when_moved', 'print_error_line', 'run_gateway_pod', 'run_pod', 'stop_at_signal']
 
 # %% ../../nbs/7_operate/09_pods.ipynb #pods-02
 import gc
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from filelock import Timeout
 from prometheus_client import CollectorRegistry, generate_latest
@@ -283,13 +283,27 @@ class HealthHandler(BaseHTTPRequestHandler):
         "Write no line for each request."
 
 # %% ../../nbs/7_operate/09_pods.ipynb #pods-26
-def worker_metrics(worker: Any) -> list:  # of prometheus_client metrics
-    "Return how far a worker is behind and what it has done."
+class MeasuredWorker(Protocol):
+    "What `worker_metrics` reads of a `recsys.online.worker.Worker`."
+
+    @property
+    def stats(self) -> dict:
+        "Counters since the start by name, and lag_ms: age of the last batch when it was done."
+
+    def lag(self) -> dict:
+        "Return unread and unacknowledged entries by stream; raise where Valkey is away."
+
+
+def worker_metrics(worker: MeasuredWorker) -> list[Metric]:
+    """Return Prometheus metrics of the stream worker: backlog, age of the last batch, counters.
+
+    The backlog is given by stream. Without Valkey the backlog is missing, and the other metrics are returned all the same.
+    """
     try:
         behind = worker.lag()
     except Exception:  # Valkey is away; the other figures still count
         behind = {}
-    metrics: list = []
+    metrics: list[Metric] = []
     for name in ("unread", "unacknowledged"):
         gauge = GaugeMetricFamily(
             f"recsys_worker_{name}", f"entries of a stream that are {name}", labels=["stream"]

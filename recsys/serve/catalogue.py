@@ -63,7 +63,7 @@ def _initials(item: dict) -> str:
 
 
 def draw_placeholder(
-    item: dict,  # fields of `api.Shown`
+    item: dict,  # fields of `api.ShownItem`
 ) -> bytes:  # SVG
     "Return a drawing of an item: hue by category, pattern by subcategory, and its initials."
     hue = _hash32(item["category"]) % 360
@@ -151,7 +151,7 @@ class Catalogue:
             self.__dict__.pop("order", None)
             self.__dict__.pop("by_category", None)
 
-    def show(self, item_id: str) -> dict:  # fields of `api.Shown`
+    def show(self, item_id: str) -> dict:  # fields of `api.ShownItem`
         "Return what people read of an item; of one that this catalogue lacks yet, its id only."
         row = self.row_of.get(item_id, len(self.ids))
         is_known = row < len(self.ids)
