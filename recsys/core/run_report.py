@@ -26,7 +26,7 @@ def stage_section(
     record: dict,  # content of stage.json
     folder: Path,  # of the stage
 ) -> Section:
-    "Return what a stage's record says, with its pictures."
+    "Return the report section of a stage: cost, notes, figures, metrics."
     seconds, memory = record["timings"]["total"], record["peak_memory_mib"]
     cost = f"{seconds:,.1f} s, {memory:,} MiB."
     pictures = [

@@ -304,18 +304,35 @@ def _batch_size(path: Path) -> int:
 
 # %% ../../nbs/2_models/01_encoders.ipynb #encoders-43
 class SentenceModel:
-    "A sentence encoder: tokenizer, ONNX network, pooling and scaling to unit length."
+    """A sentence encoder: tokenizer, ONNX network, pooling and scaling to unit length.
+
+    The network takes some of `input_ids`, `attention_mask` and `token_type_ids`, int64
+    [n, tokens]. The texts of a call become one array, so the tokenizer must pad them to the same
+    length; `load_tokenizer` raises `RecsysError` where its vocabulary has no padding token. The
+    first output of `OUTPUTS` that the network has is used: a sentence embedding [n, dim] as it
+    is, token vectors [n, tokens, dim] after `pool`. Raises `RecsysError` where it has none.
+    """
 
     OUTPUTS = ("sentence_embedding", "last_hidden_state", "token_embeddings")  # by preference
 
-    def __init__(self, files: dict, max_tokens: int, threads: int):
+    def __init__(
+        self,
+        files: dict,  # of `text_files`: model and tokenizer (Path), pooling ('mean' or 'cls')
+        max_tokens: int,  # longer texts are cut
+        threads: int,  # of ONNX Runtime
+    ):
         self.session = onnx_session(files["model"], threads)
         self.tokenizer = load_tokenizer(files["tokenizer"], max_tokens)
         self.pooling = files["pooling"]
         self.inputs = [i.name for i in self.session.get_inputs()]
         given = [o.name for o in self.session.get_outputs()]
         known = [name for name in self.OUTPUTS if name in given]
-        self.output = known[0] if known else given[0]
+        if not known:
+            raise RecsysError(
+                f"{files['model']}: found outputs {', '.join(given)}; "
+                f"expected one of {', '.join(self.OUTPUTS)}"
+            )
+        self.output = known[0]
 
     def __call__(
         self,
@@ -443,7 +460,12 @@ def descriptor(
 
 
 def descriptor_encoder() -> ContentEncoder:
-    "Return the encoder of the descriptor; its version takes the place of file hashes."
+    """Return the encoder of the descriptor; its version takes the place of file hashes.
+
+    The descriptor is a vector of 208 numbers computed from the pixels of an image without a
+    trained network: 20 colours in each of 4 cells and 8 orientations of edges in each of 16.
+    It is the default image encoder because it needs no weights; see `descriptor`.
+    """
     digest, _ = fingerprint(
         name="colour and gradient descriptor", size=_DESCRIPTOR_SIZE, dim=_DESCRIPTOR_DIM, version=1
     )

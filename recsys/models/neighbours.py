@@ -182,21 +182,28 @@ TABLE_PREFIXES = "", "next_"  # of a table's keys: neighbours, followers
 
 def neighbour_part(
     prep,  # recsys.data.prepared.Prepared
-    cases: np.ndarray,  # events that may be learned from
+    cases: np.ndarray,  # rows (no mask) of the events that may be learned from, int64
     top: int,  # neighbours of an item
-    period: float = 0.0,  # see `interactions_matrix`
-    shrink: float = 10.0,  # see `neighbours`
-) -> dict:  # near int32, sim float32 [n_items, at most 1 + top]; counts [n_items], period, shrink
-    "Return the neighbour half of a table, each item its own first neighbour."
+    period: float = 0.0,  # days that belong together; 0: a user's whole history
+    shrink: float = 10.0,  # added to the denominator of a cosine, see `neighbours`
+) -> dict:  # near int32, sim float32 [n_items, at most 1 + top]; counts float32 [n_items]
+    """Return the neighbour half of an item-to-item table, whose other half is `follower_part`.
+
+    Row i of `near` holds the rows of the items that were chosen by the same users as item i, and
+    row i of `sim` their similarities; zeros pad. `counts` is the number of groups of a user and
+    a period that contain an item. `period` and `shrink` are stored as given. Each item is its own
+    first neighbour with similarity 1: an item that was chosen before may be chosen again, so it
+    gets a vote, which `history_votes` removes where the data have no repeats.
+    """
     users, items, times = (
         np.asarray(prep.events[name][cases]) for name in ("user", "item", "timestamp")
     )
     matrix = interactions_matrix(users, items, times, prep.n_items, period)
-    near, sim = side_by_side(neighbours(matrix, top, shrink))
+    neighbour_items, similarities = side_by_side(neighbours(matrix, top, shrink))
     itself = np.arange(prep.n_items, dtype=np.int32)
     return dict(
-        near=np.c_[itself, near],
-        sim=np.c_[np.full(prep.n_items, SELF_SIMILARITY, np.float32), sim],
+        near=np.c_[itself, neighbour_items],
+        sim=np.c_[np.full(prep.n_items, SELF_SIMILARITY, np.float32), similarities],
         counts=np.asarray(matrix.sum(0)).ravel().astype(np.float32),
         period=np.float64(period),
         shrink=np.float64(shrink),

@@ -399,9 +399,12 @@ def softmax_loss(
     return tf.reduce_mean(top + tf.math.log(total) - own)
 
 # %% ../../nbs/2_models/03_towers.ipynb #towers-52
-def lazy_adam(rate: float):  # mm.LazyAdam
-    "Return an Adam optimiser that moves only the table rows that a batch used."
-    return mm.LazyAdam(rate)
+def lazy_adam(learning_rate: float):  # mm.LazyAdam
+    """Return an Adam optimiser that updates only the embedding rows that a batch used.
+
+    Plain Adam also moves the rows of items that are absent, by the momentum of earlier batches.
+    """
+    return mm.LazyAdam(learning_rate)
 
 
 def make_training_step(

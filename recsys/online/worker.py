@@ -23,7 +23,13 @@ from .feature_history import history_rules, raw_categories
 from .feature_store import materialise_until
 from .feature_views import open_store
 from .live_features import HistoryWriter
-from .popularity import Replaced, done_key, entry_order, log_folders, write_rows
+from recsys.online.popularity import (
+    WorkerReplacedError,
+    done_key,
+    entry_order,
+    log_folders,
+    write_rows,
+)
 from .valkey import connect, valkey_for
 from ..recommend.bundle import Bundle
 
@@ -88,7 +94,7 @@ class Worker:
             try:
                 self.step()
                 failures = 0
-            except Replaced:
+            except WorkerReplacedError:
                 raise
             except Exception as error:
                 failures += 1
@@ -196,12 +202,15 @@ class Worker:
         return is_old or len(segment.ids) >= self.log_entries
 
     def flush(self, stream: str) -> None:
-        "Write a segment's files, then acknowledge its entries; raise `Replaced` in another epoch."
+        """Write a segment's files, then acknowledge its entries.
+
+        Raises `WorkerReplacedError` where another worker has taken over.
+        """
         segment = self.segments[stream]
         if not segment.ids:
             return
         if int(self.client.get("{pop}:worker") or 0) != self.work.epoch:
-            raise Replaced("another worker has taken over")
+            raise WorkerReplacedError("another worker has taken over")
         first, last = (f(segment.ids, key=entry_order).decode() for f in (min, max))
         for kind, rows in segment.rows.items():
             self.stats["files"] += write_rows(self.folders[kind], kind, f"{first}-{last}", rows)

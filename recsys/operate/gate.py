@@ -223,12 +223,18 @@ def gate_segments(
 
 # %% ../../nbs/7_operate/02_gate.ipynb #gate-22
 def gate_rules(
-    values: dict,  # of `gate_values`
-    cuts: dict,  # segment -> bool [B], of `gate_segments`
-    users: np.ndarray,  # of the cases, [B]
-    params: Params,
-) -> list:  # of dicts: the comparison, rule, passed, reason
-    "Return the outcome of each rule: above popularity, a gain on the whole, no segment falls."
+    values: dict,  # candidate, popularity and maybe live -> metric of each case, float [B]
+    segment_masks: dict,  # name of a segment -> its cases, bool [B]; of `gate_segments`
+    users: np.ndarray,  # user rows of the cases, int [B]
+    params: Params,  # those that begin with GATE_, BOOTSTRAP, SEED
+) -> list:  # of dicts: the keys of `compare_candidate`, and rule, passed, reason
+    """Return the outcome of each rule: above popularity, a gain on the whole, no segment falls.
+
+    Without a live bundle there is only the rule on popularity, and none where GATE_POPULARITY is
+    off. GATE_MIN_GAIN and GATE_MAX_DROP are shares of the live bundle's own mean: with a minimum
+    gain of 0.02 the candidate must be at least 2 % better. A segment with fewer than
+    GATE_MIN_CASES cases passes; its dict has only rule, segment, cases, passed and reason.
+    """
     rows = []
     everyone = np.ones(len(users), bool)
     if params.GATE_POPULARITY:
@@ -241,7 +247,7 @@ def gate_rules(
     least = params.GATE_MIN_GAIN * row["value"]
     is_gain = row["difference"] >= least
     rows.append(_judged("gain", row, is_gain, f"{least:+.4f} or more", params))
-    for segment, mask in cuts.items():
+    for segment, mask in segment_masks.items():
         rows.append(_judge_segment(values, segment, mask, users, params))
     return rows
 
@@ -280,7 +286,7 @@ def decide(
     prepared = load_prepared(params)
     cases = gate_cases(prepared, params)
     users, timestamps = (np.asarray(prepared.events[name][cases]) for name in ("user", "timestamp"))
-    cuts = gate_segments(prepared, cases, params)
+    segment_masks = gate_segments(prepared, cases, params)
     first, last = int(timestamps.min()), int(timestamps.max())
     reasons, notes, rules = [], [], []
     overlap = f"was trained on the cases that it is judged by, which are {_iso(first)} to "
@@ -292,7 +298,7 @@ def decide(
         notes.append(f"the live bundle {overlap}{_iso(last)}")
     try:
         rules = gate_rules(
-            gate_values(params, prepared, cases, candidate, live), cuts, users, params
+            gate_values(params, prepared, cases, candidate, live), segment_masks, users, params
         )
     except RecsysError as error:
         reasons.append(str(error))

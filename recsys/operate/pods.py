@@ -297,7 +297,8 @@ class MeasuredWorker(Protocol):
 def worker_metrics(worker: MeasuredWorker) -> list[Metric]:
     """Return Prometheus metrics of the stream worker: backlog, age of the last batch, counters.
 
-    The backlog is given by stream. Without Valkey the backlog is missing, and the other metrics are returned all the same.
+    The backlog is the number of unread and of unacknowledged entries, with the stream as label.
+    Without Valkey it is missing, and the other metrics are returned all the same.
     """
     try:
         behind = worker.lag()

@@ -8,7 +8,7 @@ __all__ = ['NEIGHBOUR_ARRAYS', 'ITEM_PARTS', 'UnknownItem', 'utf8', 'check_colum
            'read_encoded_ids', 'append_encoded_ids', 'read_in_stock', 'append_in_stock', 'read_categories',
            'append_categories', 'read_popularity', 'append_popularity', 'read_by_popularity', 'append_by_popularity',
            'read_vectors', 'append_vectors', 'read_index', 'append_index', 'read_item_columns', 'append_item_columns',
-           'read_neighbours', 'append_neighbours', 'read_shown', 'append_shown', 'ItemPart', 'CatalogueSnapshot']
+           'read_neighbours', 'append_neighbours', 'read_shown', 'append_display_rows', 'ItemPart', 'CatalogueSnapshot']
 
 # %% ../../nbs/3_recommend/04_snapshot.ipynb #snapshot-02
 import threading
@@ -330,7 +330,10 @@ def read_shown(files: BundleFiles):
     return pq.read_table(files.folder / "items.parquet")
 
 
-def append_shown(table, rows: list):
+def append_display_rows(
+    table,  # pyarrow.Table of `read_shown`, a row an item
+    rows: list[dict],  # added items, oldest first; `shown` holds the columns that people read
+):  # pyarrow.Table with the same schema
     "Return the arrow table with added items; a column that an item lacks is null."
     import pyarrow as pa
 
@@ -359,7 +362,7 @@ ITEM_PARTS = dict(
     index=ItemPart(read_index, append_index),
     columns=ItemPart(read_item_columns, append_item_columns),
     neighbours=ItemPart(read_neighbours, append_neighbours),
-    shown=ItemPart(read_shown, append_shown),
+    shown=ItemPart(read_shown, append_display_rows),
 )
 
 

@@ -211,6 +211,10 @@ class PageRoutes:
 
 
 def triton_fields(body: PageBody) -> dict:
-    "Return the fields of a body that are sent to Triton: those that were given."
+    """Return the fields of a body that are sent to Triton: those that were given.
+
+    `timeout_ms` is left out: it is how long the gateway waits for Triton, and no input of the
+    ensemble. Empty lists are left out like missing fields.
+    """
     fields = body.model_dump(exclude={"timeout_ms"}, exclude_none=True)
     return {name: value for name, value in fields.items() if value != []}

@@ -391,7 +391,7 @@ def write_version(
     if folder.is_dir():
         if not _is_written(member, folder):
             raise RecsysError(
-                f"{folder}: {member.file_name} is another one than {member.source}; "
+                f"{folder}: {member.file_name} differs from {member.source}; "
                 "a version never changes, choose a new number"
             )
         return
@@ -423,7 +423,7 @@ def write_bundle_version(
             copy = folder / file.name
             if not copy.is_file() or not filecmp.cmp(file, copy, shallow=False):
                 raise RecsysError(
-                    f"{folder}: {file.name} is another one than in {bundle}; "
+                    f"{folder}: {file.name} differs from that in {bundle}; "
                     "a version never changes, choose a new number"
                 )
         return
@@ -464,10 +464,14 @@ def write_repository(
     version: int,  # 1 or more; one that is there already is pinned again: a rollback
     # folder whose files become bundles/<version>; None: the members need none, or it is there
     bundle: str | Path | None = None,
-    keep: bool = True,  # the version that was pinned until now stays loaded
-    switch: bool = True,  # pin the version; False: write its members only
+    keep: bool = True,  # the version that was pinned until now stays loaded beside the new one
+    switch: bool = True,  # move the ensemble to the version; False: write its members only
 ) -> Path:  # the repository
-    "Write a version of an ensemble; a server moves to it when it loads the ensemble next."
+    """Write a version of an ensemble; a server moves to it when it loads the ensemble next.
+
+    Raises `RecsysError` for different files under an existing version, different tensors beside a
+    loaded version, and a version below 1.
+    """
     folder = Path(folder)
     if version < 1:
         raise RecsysError(f"version is {version}, expected 1 or more")
