@@ -41,20 +41,20 @@ def page_weights(
         )
     page = log["page"]
     if weights == "place":
-        found = place_chances(target, page) / place_chances(policy_on(log), page)
+        ratios = place_chances(target, page) / place_chances(policy_on(log), page)
     else:
         logged = np.where(page < 0, 1, log["propensities"])
-        found = np.cumprod(page_chances(target, page) / logged, 1)
+        ratios = np.cumprod(page_chances(target, page) / logged, 1)
     if weights == "page":
-        found = np.repeat(found[:, -1:], found.shape[1], 1)
+        ratios = np.repeat(ratios[:, -1:], ratios.shape[1], 1)
     if not clip:
-        return found
+        return ratios
     warnings.warn(
-        f"offpolicy: {(found > clip).mean():.1%} of the weights are clipped to {clip:g}; "
+        f"offpolicy: {(ratios > clip).mean():.1%} of the weights are clipped to {clip:g}; "
         "intervals leave out the bias of that",
         stacklevel=2,
     )
-    return np.minimum(found, clip)
+    return np.minimum(ratios, clip)
 
 # %% ../../nbs/4_evaluate/18_offpolicy.ipynb #offpolicy-11
 _MIN_EFFECTIVE_SIZE = 100  # pages that a log should be worth, at least
@@ -327,7 +327,7 @@ def off_policy(
         {"estimator": name, **{column: float(x[i]) for column, x in columns.items()}, **known}
         for i, name in enumerate(ESTIMATORS)
     ]
-    rows[0] |= dict(ess=float(len(found)), heaviest=1 / len(ratios))  # the log is what it is
+    rows[0] |= dict(ess=float(len(ratios)), heaviest=1 / len(ratios))  # the log is what it is
     return rows
 
 
