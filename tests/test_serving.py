@@ -2,6 +2,7 @@
 times.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -546,31 +547,40 @@ def test_fused_refuses_and_goes_on(fused):
         int(counted["user_features"]) >= 20 and int(counted["seen_filter"]) >= 20
     )  # of both processes together
     assert until(lambda: fallbacks(client) == {}, 5) is True
-    stubs = [
-        pid
-        for pid in session_processes(server.pid)
-        if pid != server.pid and "page" in Path(f"/proc/{pid}/cmdline").read_text()
-    ]
+    stubs = stubs_of(server, "page")
     assert len(stubs) == 2  # one a core
     for pid in stubs:
         os.kill(pid, signal.SIGKILL)
-    assert until(lambda: canary.revived["page"], 30), canary.log.read_text()
+    assert until(lambda: canary.revived["page"], 60), canary_log(canary)
     assert len(client.recommend(k=3)["item_ids"]) == 3
+
+
+def stubs_of(server, member):
+    """Return the process ids of a member's stubs.
+
+    Versions that a promotion replaced may still be ending, so there can be more than one.
+    """
+    found = []
+    for pid in session_processes(server.pid):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if f"/{member}/" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+    return found
+
+
+def canary_log(canary):
+    "Return what the canary noted, for the message of a failed assertion."
+    return canary.log.read_text() if canary.log.is_file() else "every probe was answered"
 
 
 def test_a_dead_member_is_brought_back(stack):
     server, _, canary, client = stack
-    stubs = {
-        n: pid
-        for pid in session_processes(server.pid)
-        if pid != server.pid
-        for n in ("retrieve", "item_features", "rerank")
-        if n in Path(f"/proc/{pid}/cmdline").read_text()
-    }
-    assert set(stubs) == {"retrieve", "item_features", "rerank"}
     before = canary.revived["retrieve"]
-    os.kill(stubs["retrieve"], signal.SIGKILL)
-    assert until(lambda: canary.revived["retrieve"] > before, 30), canary.log.read_text()
+    stubs = stubs_of(server, "retrieve")
+    assert stubs
+    for pid in stubs:
+        os.kill(pid, signal.SIGKILL)
+    assert until(lambda: canary.revived["retrieve"] > before, 60), canary_log(canary)
     assert len(client.recommend(k=3)["item_ids"]) == 3
 
 
