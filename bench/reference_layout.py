@@ -13,10 +13,9 @@ from recsys.data.asof import history_length
 from recsys.data.features import NULL, columns_of, local_time
 from recsys.data.features import pack as side_by_side
 from recsys.data.interaction import interaction_features
-from recsys.models.neighbours import candidate_votes
 from recsys.models.sources import Retrieved
 from recsys.recommend.bundle import Bundle
-from recsys.recommend.candidates import Candidates, CandidateSearch, past_rows
+from recsys.recommend.candidates import Candidates, CandidateSearch, ServedQuery
 from recsys.recommend.fallbacks import REQUEST_STEPS, FallbackLog, finite
 from recsys.recommend.recommender import make_pages, query_arrays
 from recsys.recommend.request import read_request
@@ -396,7 +395,7 @@ class UnrollFeatures(StepMember):
                 launch,
                 x["q_ints"][:, b.history_columns],
                 x["i_item_id"],
-                candidate_votes(b.neighbours, past_rows(b, x["q_ints"]), np.maximum(rows, 0)),
+                ServedQuery(b, None, x["q_ints"], now).neighbour_votes(np.maximum(rows, 0)),
                 b.trends(now, np.maximum(rows, 0)),
             )
         }

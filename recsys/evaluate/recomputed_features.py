@@ -29,6 +29,7 @@ from recsys.evaluate.raw_tables import (
 )
 from .systems import load_item_ids, load_user_ids
 from ..recommend.bundle import Bundle
+from ..recommend.candidates import ServedQuery
 from ..recommend.recommender import candidate_features, query_arrays
 
 # %% ../../nbs/4_evaluate/14_recomputed_features.ipynb #recomputed-features-08
@@ -393,13 +394,10 @@ def check_interaction_features(
     positions = sample_events(prep, n, params.SEED)
     keys = event_keys(prep, positions, raw.event_types)
     rows = _sample_candidates(prep, positions, len(bundle.ids), params.SEED)
-    found = candidate_features(
-        bundle,
-        query_arrays(bundle, prep.query_inputs(positions))["q_ints"],
-        rows,
-        np.zeros(rows.shape, np.float32),
-        np.asarray(prep.events["timestamp"][positions]),
-    )[bundle.interaction_input]
+    q_ints = query_arrays(bundle, prep.query_inputs(positions))["q_ints"]
+    query = ServedQuery(bundle, None, q_ints, np.asarray(prep.events["timestamp"][positions]))
+    no_scores = np.zeros(rows.shape, np.float32)
+    found = candidate_features(query, rows, no_scores)[bundle.interaction_input]
     pasts, expected_interactions = raw_pasts(raw, keys), ExpectedInteractions(raw, prep, bundle)
     items = expected_interactions.ids[rows]
     expected = [

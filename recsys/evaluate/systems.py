@@ -18,7 +18,7 @@ from ..data.features import load_arrays
 from ..data.prepared import Prepared, past_items
 from .cases import DEPTH
 from ..recommend.bundle import Bundle, run_session
-from ..recommend.candidates import fill_candidates, find_candidates
+from ..recommend.candidates import ServedQuery, fill_candidates, find_candidates
 from ..recommend.recommender import query_arrays, score_candidates
 from ..recommend.users import seen_since
 
@@ -63,15 +63,11 @@ def score_block(
         always = past_mask(prep, positions, None, prep.n_items)
     extra = int((seen | always).sum(1).max(initial=0))
     inputs = query_arrays(bundle, prep.query_inputs(positions))
-    retrieved = find_candidates(
-        bundle,
-        run_session(bundle.query_tower, inputs),
-        inputs["q_ints"],
-        now,
-        min(len(bundle.ids), bundle.serving.CANDIDATES + extra),
-    )
+    query = ServedQuery(bundle, run_session(bundle.query_tower, inputs), inputs["q_ints"], now)
+    width = min(len(bundle.ids), bundle.serving.CANDIDATES + extra)
+    retrieved = find_candidates(query, width)
     found = retrieved.rows
-    logits = score_candidates(bundle, inputs, found, retrieved.scores, now)
+    logits = score_candidates(query, inputs, found, retrieved.scores)
     row = np.maximum(found, 0)
     return (
         found,

@@ -25,6 +25,7 @@ from ..core.runs import StageRecord, read_json, record_stage, stage_dir, write_j
 from ..data.features import FIRST, NULL, pack
 from .index import search, top_k
 from recsys.models.merging import (
+    CaseQuery,
     RetrievalParts,
     RetrievalQuery,
     add_in_demand,
@@ -478,7 +479,7 @@ class CaseRetriever:
         vectors = self.tower.run(None, pack(prep.contract.query, inputs, "q_"))[0]
         all_scores = vectors @ self.parts.vectors.T
         all_scores[prep.hidden(event_rows)] = -np.inf
-        return RetrievalQuery(
+        return CaseQuery(
             vectors=vectors,
             history=prep.history_rows(event_rows),
             now=np.asarray(prep.events["timestamp"][event_rows]),

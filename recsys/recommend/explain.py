@@ -20,7 +20,7 @@ import numpy as np
 from ..core.params import RecsysError
 from ..data.features import columns_of, encode_context
 from .bundle import cpu_session, run_session
-from .candidates import Candidates, CandidateSearch
+from .candidates import Candidates, CandidateSearch, ServedQuery
 from .fallbacks import FallbackLog, finite
 from recsys.recommend.recommender import (
     Recommender,
@@ -225,8 +225,7 @@ def trace_request(recommender: Recommender, request: dict) -> RequestTrace:
     from_towers = not any(note["fallback"] == "popularity" for note in fallbacks[0])
     if not from_towers:
         search = replace(search, query=None)
-    now = request["timestamp"]
-    logits = score_candidates(bundle, inputs, candidates.rows, candidates.scores, now)
+    logits = score_candidates(search.asked, inputs, candidates.rows, candidates.scores)
     return RequestTrace(search, inputs, candidates, finite(logits), fallbacks, from_towers)
 
 # %% ../../nbs/3_recommend/11_explain.ipynb #explain-31
@@ -340,13 +339,8 @@ def ranked_part(
     at_k = order[min(int(request["k"][0]), len(order)) - 1]
     found = np.flatnonzero(rows == row)
     own_score = scores[found[0]] if len(found) else score
-    two = candidate_features(
-        bundle,
-        trace.query_inputs["q_ints"],
-        np.array([[row, rows[at_k]]]),
-        np.array([[own_score, scores[at_k]]]),
-        request["timestamp"],
-    )
+    two_scores = np.array([[own_score, scores[at_k]]])
+    two = candidate_features(trace.search.asked, np.array([[row, rows[at_k]]]), two_scores)
     if len(found):
         logit = float(logits[found[0]])
     else:

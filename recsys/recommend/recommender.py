@@ -17,10 +17,9 @@ from ..core.params import Params, RecsysError
 from ..core.runs import resolve, run_dir
 from ..data.features import encode_context, pack
 from ..data.interaction import interaction_features
-from ..models.neighbours import candidate_votes
 from ..models.sources import item_sources, sources_text
 from .bundle import Bundle, run_session
-from .candidates import Candidates, CandidateSearch, past_rows
+from .candidates import Candidates, CandidateSearch, ServedQuery
 from .fallbacks import REQUEST_STEPS, FallbackLog, StepTimer, finite
 from .request import read_request
 from .rerank import rerank
@@ -63,26 +62,23 @@ def encode_query(
 
 # %% ../../nbs/3_recommend/09_recommender.ipynb #recommender-20
 def candidate_features(
-    bundle: Bundle,
-    q_ints: np.ndarray,  # of `query_arrays`
+    query: ServedQuery,
     rows: np.ndarray,  # item rows [B, C], -1 padded
     scores: np.ndarray,  # retrieval's [B, C]
-    now: np.ndarray,  # seconds [B]
 ) -> dict:  # i_ints, i_floats, interaction_features, each [B, C, n]
     "Return the ranker's inputs that depend on the candidates."
-    real_rows = np.maximum(rows, 0)
+    bundle, real_rows = query.bundle, np.maximum(rows, 0)
     features = bundle.columns.gather(real_rows)
-    neighbour_votes = candidate_votes(bundle.neighbours, past_rows(bundle, q_ints), real_rows)
     interactions = interaction_features(
         bundle.interactions,
         rows >= 0,
         scores,
-        now,
+        query.now,
         features.pop("first_event"),
-        q_ints[:, bundle.history_columns],
+        query.q_ints[:, bundle.history_columns],
         features["i_ints"][:, :, bundle.item_id_column],
-        neighbour_votes,
-        bundle.trends(now, real_rows),
+        query.neighbour_votes(real_rows),
+        bundle.trends(query.now, real_rows),
     )
     return features | {bundle.interaction_input: interactions}
 
@@ -101,15 +97,14 @@ def rank_candidates(
 
 
 def score_candidates(
-    bundle: Bundle,
-    query: dict,  # of `query_arrays`
+    query: ServedQuery,
+    query_inputs: dict,  # of `query_arrays`
     rows: np.ndarray,  # item rows [B, C], -1 padded
     scores: np.ndarray,  # retrieval's [B, C]
-    now: np.ndarray,  # seconds [B]
 ) -> np.ndarray:  # logits [B, C], float32; padding is very small
     "Return the ranker's logits for candidates."
-    item_inputs = candidate_features(bundle, query["q_ints"], rows, scores, now)
-    return run_session(bundle.ranker, query | item_inputs)
+    item_inputs = candidate_features(query, rows, scores)
+    return run_session(query.bundle.ranker, query_inputs | item_inputs)
 
 # %% ../../nbs/3_recommend/09_recommender.ipynb #recommender-26
 def kind_of_user(user: str, known: bool) -> str:
@@ -227,9 +222,9 @@ class Recommender:
             found = search.retrieve(search.first_width(), fallbacks)
         with timer("seen_filter"):
             candidates = search.candidates(found, fallbacks)
-        rows, now = candidates.rows, request["timestamp"]
+        rows = candidates.rows
         with timer("item_features"):
-            item_inputs = candidate_features(bundle, q_ints, rows, candidates.scores, now)
+            item_inputs = candidate_features(search.asked, rows, candidates.scores)
         with timer("dlrm"):
             logits = rank_candidates(bundle, query_inputs | item_inputs, fallbacks)
         with timer("rerank"):

@@ -38,7 +38,7 @@ from recsys.online.valkey import (
     valkey_for,
 )
 from ..recommend.bundle import Bundle, check_bundle
-from ..recommend.candidates import Candidates, CandidateSearch
+from ..recommend.candidates import Candidates, CandidateSearch, ServedQuery
 from ..recommend.fallbacks import REQUEST_STEPS, FallbackLog, finite
 from recsys.recommend.recommender import (
     Recommender,
@@ -342,13 +342,10 @@ class ItemFeatures(StepMember):
         "Return the features of the candidates, and those of request and candidate together."
         began = time.monotonic()
         request = unpack_context(inputs["request"])[0]
-        features = candidate_features(
-            self.recommender.bundle,
-            inputs["q_ints"],
-            inputs["candidates"][:, :, ROW_COLUMN],
-            inputs["retrieved"],
-            request["timestamp"],
-        )
+        bundle, now = self.recommender.bundle, request["timestamp"]
+        query = ServedQuery(bundle, None, inputs["q_ints"], now)
+        rows = inputs["candidates"][:, :, ROW_COLUMN]
+        features = candidate_features(query, rows, inputs["retrieved"])
         no_fallbacks = FallbackLog(len(request["k"]))
         return features | add_note(inputs["request"], no_fallbacks, began)
 
