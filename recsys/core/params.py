@@ -12,6 +12,7 @@ import importlib
 import re
 import warnings
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ def check_value(
     param = PARAMS[name]
     if param.type is float and type(value) is int:
         value = float(value)
+    if param.type is str and isinstance(value, date):  # YAML reads 2026-06-30 as a date
+        value = str(value)
     if type(value) is bool and "true" in param.choices:
         value = str(value).lower()
     if type(value) is not param.type:

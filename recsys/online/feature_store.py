@@ -49,6 +49,7 @@ from recsys.online.feature_views import (
 )
 from .seen import SeenStore
 from .valkey import connect, valkey_for
+from ..recommend.bloom import LINKS
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-09
 def raw_table(
@@ -348,6 +349,7 @@ def materialise(
             )
         with timing("seen items"):
             done["seen"] = seen_filled.result()
+            done["seen dropped"] = seen.dropped
     with timing("popularity"):
         past = events["timestamp"] < until
         scores = popularity_scores(
@@ -368,10 +370,17 @@ def run_feature_store(p: Params) -> dict:  # what was written
     "Fill the feature store of a run, on the server that `valkey_for` finds."
     with record_stage(p, "feature_store") as record, valkey_for(p) as url:
         done = materialise(p, url, timing=record.timing)
-        record.rows |= {k: v for k, v in done.items() if k not in ("older", "popularity")}
+        unrecorded = ("older", "popularity", "seen dropped")
+        record.rows |= {k: v for k, v in done.items() if k not in unrecorded}
         record.metrics["ms per 1,000 users"] = round(
             1e6 * sum(record.timings.values()) / max(1, done["users"])
         )
+        if done["seen dropped"]:
+            record.note(
+                f"{done['seen dropped']:,} events no longer fitted into the seen filter of their "
+                f"user and day, which takes {2**LINKS - 1} times SEEN_CAPACITY; of these users "
+                f"the newest {p.RECENT_EVENTS} events (RECENT_EVENTS) are hidden"
+            )
         if done["older"]:
             record.note(
                 f"{done['older']:,} users have newer features online than these data; "

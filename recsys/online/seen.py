@@ -325,10 +325,13 @@ def run_scripts(
 
 # %% ../../nbs/5_online/02_seen.ipynb #seen-37
 ADD_SEEN = """
+local dropped = 0
 for i = 2, #ARGV, 4 do
-  mark_seen(KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2])
+  local mark = mark_seen(KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2])
+  if mark == -1 then dropped = dropped + 1 end
   if ARGV[i + 3] ~= '' then push_recent(KEYS[1], ARGV[i + 3], tonumber(ARGV[1])) end
 end
+return dropped
 """
 
 # %% ../../nbs/5_online/02_seen.ipynb #seen-40
@@ -355,6 +358,7 @@ class SeenStore:
         self.capacity = capacity
         self.error = bucket_error(error, days)  # of one bucket
         self.recent = recent
+        self.dropped = 0  # events of this process that no longer fitted into their bucket
         self._wanted = kind
 
     @functools.cached_property
@@ -463,7 +467,8 @@ class SeenStore:
         self.filter.add_marks(pipe, [event[:3] for events in by_user.values() for event in events])
         pipe.execute()
         calls = [self._add_call(user, events) for user, events in by_user.items()]
-        run_scripts(self.client, self.filter.lua + PUSH_RECENT + ADD_SEEN, calls)
+        answers = run_scripts(self.client, self.filter.lua + PUSH_RECENT + ADD_SEEN, calls)
+        self.dropped += sum(answers)
 
     def _add_call(self, user: str, events: list) -> tuple:
         "Return keys and arguments of `ADD_SEEN` for a user's events (bucket, ttl, token, entry)."

@@ -110,7 +110,7 @@ class BloomFilter:
         return new
 
 # %% ../../nbs/3_recommend/02_bloom.ipynb #bloom-25
-LINKS = 4  # filters in a chain at most: capacity grows to 1 + 2 + 4 + 8 = 15 times
+LINKS = 6  # filters in a chain at most: capacity grows to 1 + 2 + ... + 32 = 63 times
 
 
 class ChainedFilter:
@@ -223,6 +223,11 @@ class SeenItems:
             found |= chain.contains(hashes, first)
         exact = [item for day, item in self.recent.get(user, ()) if day in days]
         return found | np.isin(hashes, np.array(exact, np.uint64)) if exact else found
+
+    @property
+    def dropped(self) -> int:
+        "Number of items that no longer fitted into the filters of the days that are kept."
+        return sum(chain.dropped for users in self.buckets.values() for chain in users.values())
 
     def add(
         self,

@@ -101,6 +101,7 @@ class UserRoutes:
         results = await self.backends.ask_valkey(lambda: recorder.record_events(events))
         for result in results:
             self.gateway.metrics.events.labels(result).inc()
+        self.gateway.metrics.seen_dropped.set(recorder.seen.dropped)
         request.scope["record"].note["events"] = len(events)
         answers = zip(events, results)
         return dict(results=[dict(event_id=e["event_id"], result=result) for e, result in answers])

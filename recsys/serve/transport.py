@@ -84,6 +84,11 @@ class GatewayMetrics:
         self.events = Counter(
             "recsys_gateway_events", "events recorded", ["result"], registry=self.registry
         )
+        self.seen_dropped = Gauge(
+            "recsys_gateway_seen_dropped",
+            "events since the start whose item is not hidden: the user's filter of the day is full",
+            registry=self.registry,
+        )
         gauge = Gauge("recsys_gateway_in_flight", "requests at work", registry=self.registry)
         gauge.set_function(in_flight)
 
