@@ -2,6 +2,7 @@
 codes.
 """
 
+import html
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.xdist_group("run")  # one worker, so that the run is made once
 SMALL = (
     "SHOP_USERS: 400\nSHOP_EVENTS: 12000\nSHOP_ITEMS: 300\nTT_EPOCHS: 3\nDLRM_EPOCHS: 1\n"
-    "BOOTSTRAP: 50\nABLATION_CASES: 300\n"
+    "BOOTSTRAP: 50\nABLATION_CASES: 300\nSEEN_DAYS: 3\n"
 )
 
 
@@ -66,6 +67,23 @@ def test_a_run_leaves_its_record(done):
     page = (folder / "report.html").read_text()
     assert page.count("<figure>") >= 5 and "report.html" in out
     assert str(ROOT) not in page
+
+
+def test_a_run_ends_with_its_result_and_the_report_begins_with_it(done):
+    folder, _, out = done
+    rows = json.loads((folder / "evaluate/metrics.json").read_text())
+    full = {r["metric"]: r["value"] for r in rows if (r["system"], r["segment"]) == ("full", "all")}
+    assert f"NDCG@10: full path {full['ndcg@10']:.4f}, best baseline" in out
+    assert f"recall@10: full path {full['recall@10']:.4f}, best baseline" in out
+    assert "95 % interval" in out and "SEEN_DAYS is 3" in out and "What fell away" in out
+    example = json.loads((folder / "evaluate/example.json").read_text())
+    run = f"--run {folder}"
+    assert f"recsys recommend {run} --user {example['user_id']}" in out
+    assert f"--item {example['item_id']}" in out
+    page = html.unescape((folder / "report.html").read_text())
+    first_screen = page[: page.index('id="ingest"')]
+    summary = out[out.index("Result on") : out.index(f"run {folder.name}:")]
+    assert all(line.strip() in first_screen for line in summary.splitlines())
 
 
 def test_metrics_are_rows_of_the_contract(done):

@@ -227,6 +227,7 @@ class StageRecord:
         self.metrics: dict = {}
         self.timings: dict = {}  # name -> seconds
         self.notes: list = []
+        self.fell_away: list = []  # those of the notes that tell what is missing, and why
         self.figures: list = []
 
     @contextlib.contextmanager
@@ -239,10 +240,16 @@ class StageRecord:
             seconds = self.timings.get(name, 0) + time.perf_counter() - started
             self.timings[name] = round(seconds, 3)
 
-    def note(self, text: str) -> None:
-        "Print a sentence and keep it in the record, for instance about a feature that falls away."
+    def note(
+        self,
+        text: str,
+        falls_away: bool = False,  # a stage or a feature is missing, for the reason in the text
+    ) -> None:
+        "Print a sentence and keep it in the record."
         print(text)
         self.notes.append(text)
+        if falls_away:
+            self.fell_away.append(text)
 
     def figure(self, fig, name: str, caption: str) -> None:
         "Save a matplotlib figure in the stage's folder; the report shows it with its caption."
@@ -279,6 +286,7 @@ def save_record(rec: StageRecord, seconds: float) -> Path:
         rows=rec.rows,
         metrics=rec.metrics,
         notes=rec.notes,
+        fell_away=rec.fell_away,
         figures=rec.figures,
         timings={**rec.timings, "total": round(seconds, 3)},
         peak_memory_mib=round(peak_kib / 1024),

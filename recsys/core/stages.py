@@ -175,7 +175,13 @@ FULL = (
         "4_evaluate/11_report",
         "recsys.evaluate.report:run_evaluate",
         after=("ingest", "data_prep", "two_tower", "dlrm", "bundle", "baselines"),
-        artefacts=(Artefact("metrics.json"), Artefact("calibration.json"), Artefact("ranks.npz")),
+        artefacts=(
+            Artefact("metrics.json"),
+            Artefact("comparisons.json"),
+            Artefact("example.json"),
+            Artefact("calibration.json"),
+            Artefact("ranks.npz"),
+        ),
         resources=Resources(cpu="4", memory="16Gi"),
     ),
     Stage(

@@ -420,10 +420,13 @@ def contract_of(tables: PrepTables, params: Params) -> tuple[Contract, list]:
 def _note_missing_features(record, contract: Contract, left_out: list) -> None:
     "Report which columns are no features and which features this source can't give."
     for name in left_out:
-        record.note(f"column {name} is no feature: constant, or different in nearly every row")
+        record.note(
+            f"column {name} is no feature: constant, or different in nearly every row",
+            falls_away=True,
+        )
     for name in ("device_type", "top_category", "text", "image"):
         if contract[name] is None:
-            record.note(f"no feature {name}: the source has no such column")
+            record.note(f"no feature {name}: the source has no such column", falls_away=True)
 
 
 def run_data_prep(params: Params) -> Prepared:

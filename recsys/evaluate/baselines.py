@@ -280,7 +280,7 @@ def report_baselines(
     for name, row in rows.items():
         record.note(f"{describe_baseline(name, row)}; {record.timings[name]:.1f} s")
     for name, why in left_out.items():
-        record.note(f"{name} is left out: {why}")
+        record.note(f"{name} is left out: {why}", falls_away=True)
     events = prep.events
     known = int((events["case"] & (events["split"] < 2) & (events["user"] >= 0)).sum())
     if known > FIT_EVENTS and {"als", "bpr"} & set(rows):

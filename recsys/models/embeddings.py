@@ -446,7 +446,8 @@ def _note_side(record, side: str, items, rows: EncodedRows, kept: int) -> None:
     )
     if not rows.present.any():
         record.note(
-            f"{side}: no item has any; its vectors are zeros and has_{side} is false everywhere"
+            f"{side}: no item has any; its vectors are zeros and has_{side} is false everywhere",
+            falls_away=True,
         )
     elif kept < dim:
         record.note(f"{side}: the data have {kept} components, the other {dim - kept} are zeros")

@@ -234,7 +234,7 @@ class NeighbourSource(SourceDefaults):
         "Tune a table and the number of its places, and write it where it helps."
         reason = why_no_table(fitting.prep, fitting.params, fitting.cases)
         if reason:
-            fitting.record.note(f"no table of neighbours: {reason}")
+            fitting.record.note(f"no table of neighbours: {reason}", falls_away=True)
         else:
             fit_table(fitting)
 
@@ -595,7 +595,8 @@ def fit_table(fitting: SourceFitting) -> None:
     record.note(
         f"no table of neighbours: it adds too little to the recall of candidates"
         f" ({recalls[related]:.3f} beside {recalls[0]:.3f}), and its votes' NDCG@10 is"
-        f" {votes_ndcg:.3f} beside the towers' {towers_ndcg:.3f}"
+        f" {votes_ndcg:.3f} beside the towers' {towers_ndcg:.3f}",
+        falls_away=True,
     )
 
 # %% ../../nbs/2_models/08_sources.ipynb #sources-45

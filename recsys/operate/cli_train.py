@@ -95,6 +95,7 @@ def run_command(
 ):
     "Run the stages' notebooks in order. Unchanged stages are skipped."
     from recsys.core.pipeline import run_pipeline
+    from recsys.core.run_summary import summarize_run, summary_text
 
     chosen = load_params(params, tuple(sets))
     if variant:
@@ -102,6 +103,8 @@ def run_command(
     progress = RunProgress()
     with progress.bar:
         seconds = run_pipeline(chosen, start, end, force, progress.show, progress)
+    if "evaluate" in seconds:
+        print_line(f"\n{summary_text(summarize_run(chosen))}\n")
     report = show_path(run_dir(chosen) / "report.html")
     print_line(f"run {chosen.RUN}: {sum(seconds.values()):.0f} s; report: {report}")
 
