@@ -38,6 +38,13 @@ _SOURCE_PARAMS = (
         high=1000000,
     ),
     dict(
+        name="MAX_USER_EVENTS",
+        default=0,
+        doc="users with more interactions are left out with all of them, such as robots; 0: nobody",
+        low=0,
+        high=1000000000,
+    ),
+    dict(
         name="TIMEZONE",
         default="UTC",
         doc="time zone of the features hour and weekday, an IANA name",

@@ -6,12 +6,12 @@
 __all__ = ['TEXT_IDS', 'ROWS_A_PIECE', 'FIRST_SALES', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'Source', 'file_format', 'DecimalIds',
            'open_tables', 'read_frame', 'parquet_source', 'name_products', 'first_prices', 'completejourney_source',
            'make_shop', 'shop_source', 'count_items', 'choose_items', 'between', 'cut_at', 'continue_tables',
-           'write_interactions', 'open_source', 'run_ingest']
+           'write_interactions', 'open_source', 'leave_out_users', 'run_ingest']
 
 # %% ../../nbs/1_data/09_sources.ipynb #sources-02
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +46,7 @@ from recsys.data.checks import (
     check_interactions,
     check_table,
 )
+from .limits import count_users, limit_notes, users_above, without_users
 
 # %% ../../nbs/1_data/09_sources.ipynb #sources-08
 @dataclass
@@ -56,6 +57,7 @@ class Source:
     users: pd.DataFrame
     pieces: Callable[[], Iterator]  # returns an iterator over arrow tables
     name: str  # file or source, for messages
+    left_out: dict = field(default_factory=dict)  # reason -> interactions that pieces don't have
 
 # %% ../../nbs/1_data/09_sources.ipynb #sources-11
 TEXT_IDS = ("user_id", "item_id", "event_type", "device_type")  # read as text from CSV
@@ -398,12 +400,21 @@ def open_source(params: Params) -> tuple[Source, pd.DataFrame]:
     source = SOURCES[params.SOURCE](params)
     if params.UNTIL:
         source = cut_at(source, params.UNTIL)
+    if params.MAX_USER_EVENTS:
+        source = leave_out_users(source, params.MAX_USER_EVENTS)
     if params.BASE_RUN:
         source = continue_tables(source, base_folder(params) / "ingest")
         assert source.items is not None
         return source, source.items
     at_least = params.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(params.SOURCE, 0)
     return source, choose_items(source, at_least)
+
+
+def leave_out_users(source: Source, at_most: int) -> Source:
+    "Leave out users with more interactions than MAX_USER_EVENTS."
+    above, n_rows = users_above(count_users(source.pieces, source.name), at_most)
+    pieces = without_users(source.pieces, above, source.name)
+    return replace(source, pieces=pieces, left_out={"of users above MAX_USER_EVENTS": n_rows})
 
 
 def _note_dropped(record, name: str, dropped: Counter, total: int) -> None:
@@ -418,18 +429,21 @@ def run_ingest(params: Params) -> dict:  # row counts and what was dropped
     "Read the source, check it and write interactions, items and users as parquet."
     with record_stage(params, "ingest") as record:
         source, items = open_source(params)
-        dropped: Counter = Counter()
+        dropped: Counter = Counter(source.left_out)
         with record.timing("interactions"):
             file = record.dir / "interactions.parquet"
             n_rows = write_interactions(source, items, file, dropped)
         n_dropped = sum(n for reason, n in dropped.items() if not reason.startswith(KEPT))
         total = n_rows + n_dropped
         _note_dropped(record, source.name, dropped, total)
-        if n_rows * 2 < total and not params.MIN_ITEM_EVENTS:
+        wanted = total - sum(source.left_out.values())
+        if n_rows * 2 < wanted and not params.MIN_ITEM_EVENTS:
             raise RecsysError(
                 f"{source.name}: only {n_rows:,} of {total:,} interactions are usable: "
                 f"{dict(dropped)}"
             )
+        for note in limit_notes(file, source.pieces, source.name):
+            record.note(note)
         for name, frame in (("items", items), ("users", source.users)):
             with atomic_path(record.dir / f"{name}.parquet") as temporary:
                 frame.to_parquet(temporary, index=False)

@@ -16,6 +16,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from ..core.params import Params, RecsysError
+from .checks import date_text
+from .limits import time_bulk
 
 # %% ../../nbs/1_data/10_splits.ipynb #splits-05
 FUNNEL = ("view", "purchase")  # cases by default, in the order in which a shopper passes them
@@ -160,8 +162,12 @@ def split_edges(
     valid: float,  # VALID: below 1 a share of the span, else days
     test: float,  # TEST: below 1 a share of the span, else days
 ) -> tuple[int, int]:  # first second of validation and of test
-    "Return the borders between train, validation and test."
-    first, last = int(timestamps.min()), int(timestamps.max())
+    """Return the borders between train, validation and test.
+
+    Shares are of the span of the events without the few that lie far before all others.
+    """
+    bulk = time_bulk(timestamps)
+    first, last = bulk.first, int(timestamps.max())
     test_from = last - _span_seconds(test, first, last) + 1
     return test_from - _span_seconds(valid, first, last), test_from
 
@@ -185,6 +191,14 @@ def leave_one_out(
     return np.where(follows, split[held_out], split)
 
 # %% ../../nbs/1_data/10_splits.ipynb #splits-23
+def _span_text(timestamps: np.ndarray) -> str:
+    "Describe where events lie in time: all of them, and the middle nine tenths."
+    first, low, high, last = (
+        date_text(int(second)) for second in np.quantile(timestamps, [0, 0.05, 0.95, 1])
+    )
+    return f"from {first} to {last} UTC (nine in ten from {low} to {high})"
+
+
 def split_events(
     events: dict,  # user, timestamp; sorted by user and time
     is_case: np.ndarray,  # bool [n]
@@ -201,7 +215,8 @@ def split_events(
         switched_off = name == "validation" and params.VALID == 0
         if not (is_case & (split == number)).any() and not switched_off:
             raise RecsysError(
-                f"the {name} split is empty: {len(is_case):,} interactions, SPLIT {params.SPLIT}, "
+                f"the {name} split is empty: {len(is_case):,} interactions "
+                f"{_span_text(events['timestamp'])}, SPLIT {params.SPLIT}, "
                 f"VALID {params.VALID}, TEST {params.TEST}; change {key}"
             )
     return split

@@ -437,7 +437,7 @@ def draw_reliability(
     quality: dict,  # of calibration.json
 ) -> Reliability | None:  # None where nothing was chosen
     "Return a drawing of predicted probability against the share that was chosen."
-    predicted, observed, _ = np.array(quality["table"]).T
+    predicted, observed, _ = np.reshape(quality["table"], (-1, 3)).T
     predicted, observed = predicted[observed > 0], observed[observed > 0]
     if not len(predicted):
         return None

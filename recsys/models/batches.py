@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..core.params import Params, RecsysError
+from ..core.params import Params
 from ..data.features import PAD, pack
 from ..data.interaction import interaction_features
 from ..data.prepared import Prepared
@@ -26,11 +26,6 @@ def sampling_distribution(
 ) -> np.ndarray:  # probability of each item, sums to 1
     "Return the chance of each item to be drawn: popularity mixed with an even chance for all."
     counts = np.asarray(counts, np.float64)
-    if len(counts) < 2:
-        raise RecsysError(
-            f"the catalogue has {len(counts)} items; the ranker needs at least 2"
-            " to draw negatives from"
-        )
     weights = counts if counts.any() else np.ones(len(counts))
     by_popularity = weights / weights.sum()
     return uniform / len(counts) + (1 - uniform) * by_popularity
@@ -42,7 +37,12 @@ def sample_negatives(
     n: int,  # negatives a positive
     rng: np.random.Generator,
 ) -> np.ndarray:  # item rows [B, n]
-    "Return random negatives that differ from their positive."
+    """Return random negatives that differ from their positive.
+
+    A catalogue of one item has none: that item is its own negative, and nothing is learned.
+    """
+    if len(q) == 1:
+        return np.zeros((len(positive), n), np.int64)
     cumulative = np.cumsum(q) / np.sum(q)
     drawn = np.searchsorted(cumulative, rng.random((len(positive), n)), side="right")
     while (same := drawn == positive[:, None]).any():
