@@ -64,7 +64,7 @@ _TRAINING = Resources(cpu="4", memory="16Gi", gpu=1, hours=6)
 FULL = (
     Stage(
         "ingest",
-        "1_data/09_sources",
+        "1_data/10_sources",
         "recsys.data.sources:run_ingest",
         after_base=("ingest", "bundle"),
         artefacts=(
@@ -76,7 +76,7 @@ FULL = (
     ),
     Stage(
         "data_prep",
-        "1_data/13_prep",
+        "1_data/14_prep",
         "recsys.data.prep:run_data_prep",
         after=("ingest",),
         artefacts=(
