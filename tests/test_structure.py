@@ -146,3 +146,24 @@ def test_cells_are_proofs_or_part_of_the_run(path):
         if not (is_import or is_setup or is_run):
             wrong.append(source[:60])
     assert wrong == [], f"tag these cells `{PROOF}`"
+
+
+def fallback_codes(tree):
+    "Return the codes that a module's code falls back with; each is written where it is used."
+    code_at = dict(attempt=1, note=0, fallback_note=0)  # function -> place of its argument `code`
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func).split(".")  # fallbacks.attempt, fallback_note
+        if called[-1] in code_at and ("fallbacks" in called or len(called) == 1):
+            yield ast.literal_eval(node.args[code_at[called[-1]]])
+
+
+def test_every_fallback_is_in_the_table_and_every_entry_is_used():
+    from recsys.recommend.fallbacks import FALLBACKS
+
+    used = set()
+    for module in MODULES:
+        if module != "recommend.fallbacks":
+            used |= set(fallback_codes(ast.parse(module_file(module).read_text())))
+    assert used == set(FALLBACKS)

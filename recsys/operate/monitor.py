@@ -32,7 +32,7 @@ from ..online.feature_history import event_types
 from ..online.popularity import log_folders
 from .bundle_store import bundle_path, read_live, store_home
 from ..recommend.bundle import Bundle
-from ..recommend.fallbacks import REQUEST_STEPS
+from ..recommend.fallbacks import REQUEST_STEPS, fallback_note
 from ..recommend.recommender import Recommender
 from ..recommend.users import UserMemory
 

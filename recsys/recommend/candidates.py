@@ -147,7 +147,7 @@ class CandidateSearch:
     def retrieve(self, width: int, fallbacks: FallbackLog) -> Retrieved:
         "Return what the sources find, or popular items without a vector or an index."
         if self.query is not None:
-            found = fallbacks.attempt(lambda: self._find(width), "retrieve", "popularity")
+            found = fallbacks.attempt(lambda: self._find(width), "retrieval_failed")
             if found is not None:
                 return found
         rows = self._popular(width, fallbacks)
@@ -161,9 +161,7 @@ class CandidateSearch:
     def _popular(self, width: int, fallbacks: FallbackLog) -> np.ndarray:  # item rows [B, width]
         "Return popular items, those of each user's top category first."
         bundle, top = self.bundle, self.asked.category
-        rows = fallbacks.attempt(
-            lambda: self._popular_with_users(top, width), "popularity", "the bundle's popularity"
-        )
+        rows = fallbacks.attempt(lambda: self._popular_with_users(top, width), "popularity_failed")
         if rows is None:
             return popular_rows(bundle, top, width)
         return np.where(rows < len(bundle.ids), rows, -1)  # the store may know newer items
@@ -186,8 +184,7 @@ class CandidateSearch:
         real_rows = np.maximum(rows, 0)
         seen = fallbacks.attempt(
             lambda: self.users.seen_batch(request["user_id"], real_rows, request["timestamp"]),
-            "seen_filter",
-            "nothing hidden",
+            "seen_filter_failed",
         )
         return never, np.zeros_like(never) if seen is None else seen & ~never
 
@@ -207,7 +204,7 @@ class CandidateSearch:
         short = show_again(seen, n_left, self.request["k"])
         if len(short):
             reason = "too few items that may be shown were left"
-            fallbacks.note("seen_filter", "seen items shown again", reason, short)
+            fallbacks.note("seen_items_shown", reason, short)
         places = first_places(~(never | seen), widths)
         each, is_padding = np.arange(len(places))[:, None], places < 0
         return Candidates(

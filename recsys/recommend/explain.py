@@ -21,7 +21,7 @@ from ..core.params import RecsysError
 from ..data.features import columns_of, encode_context
 from .bundle import cpu_session, run_session
 from .candidates import Candidates, CandidateSearch, ServedQuery
-from .fallbacks import FallbackLog, finite
+from .fallbacks import FallbackLog, finite, starts_popular
 from recsys.recommend.recommender import (
     Recommender,
     candidate_features,
@@ -216,13 +216,13 @@ def trace_request(recommender: Recommender, request: dict) -> RequestTrace:
     bundle, users, fallbacks = recommender.bundle, recommender.users, FallbackLog(1)
     inputs = query_arrays(bundle, request_features(bundle, users, request, fallbacks)[0])
     query = fallbacks.attempt(
-        lambda: finite(run_session(bundle.query_tower, inputs)), "query_tower", "popularity"
+        lambda: finite(run_session(bundle.query_tower, inputs)), "query_tower_failed"
     )
     search = CandidateSearch(bundle, users, request, query, inputs["q_ints"])
     candidates = search.candidates(search.retrieve(search.first_width(), fallbacks), fallbacks)
     if not (candidates.rows >= 0).any():
         raise RecsysError("explain: no item may be shown for this request; exclude fewer")
-    from_towers = not any(note["fallback"] == "popularity" for note in fallbacks[0])
+    from_towers = not starts_popular(fallbacks[0])
     if not from_towers:
         search = replace(search, query=None)
     logits = score_candidates(search.asked, inputs, candidates.rows, candidates.scores)

@@ -20,7 +20,7 @@ from ..data.interaction import interaction_features
 from ..models.sources import item_sources, sources_text
 from .bundle import Bundle, run_session
 from .candidates import Candidates, CandidateSearch, ServedQuery
-from .fallbacks import REQUEST_STEPS, FallbackLog, StepTimer, finite
+from .fallbacks import REQUEST_STEPS, FallbackLog, StepTimer, finite, starts_popular
 from .request import read_request
 from .rerank import rerank
 from .users import UserMemory, anonymous_state
@@ -34,7 +34,7 @@ def request_features(
 ) -> tuple:  # query features {name: [B]}, known [B]
     "Return the features of users and moments; anonymous ones where users can't be read."
     ids, moments = request["user_id"], request["timestamp"]
-    state = fallbacks.attempt(lambda: users.state(ids, moments), "user_features", "anonymous")
+    state = fallbacks.attempt(lambda: users.state(ids, moments), "user_features_failed")
     if state is None:
         state = anonymous_state(bundle, len(ids))
     features = {
@@ -57,7 +57,7 @@ def encode_query(
 ) -> np.ndarray | None:  # float32 [B, d]
     "Return query vectors, None where the query tower fails."
     return fallbacks.attempt(
-        lambda: run_session(bundle.query_tower, query_inputs), "query_tower", "popularity"
+        lambda: run_session(bundle.query_tower, query_inputs), "query_tower_failed"
     )
 
 # %% ../../nbs/3_recommend/09_recommender.ipynb #recommender-20
@@ -90,9 +90,7 @@ def rank_candidates(
 ) -> np.ndarray | None:  # logits [B, C]
     "Return the ranker's logits, None where it fails."
     return fallbacks.attempt(
-        lambda: finite(run_session(bundle.ranker, ranker_inputs)),
-        "dlrm",
-        "the order of retrieval",
+        lambda: finite(run_session(bundle.ranker, ranker_inputs)), "ranker_failed"
     )
 
 
@@ -123,11 +121,10 @@ def page_reasons(
     "Return for each request the kind of user, the source, retrieval ranks from 1, fallbacks."
     reasons = []
     for user, is_known, places, notes in zip(users, known, ranks.tolist(), fallbacks):
-        popular = any(note["fallback"] == "popularity" for note in notes)
         reasons.append(
             dict(
                 user=kind_of_user(user, is_known),
-                source="popularity" if popular else "two-tower",
+                source="popularity" if starts_popular(notes) else "two-tower",
                 ranks=[place + 1 for place in places if place >= 0],
                 fallbacks=notes,
             )

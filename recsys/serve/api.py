@@ -66,6 +66,7 @@ class Placed(ShownItem):
 class Fallback(StrictModel):
     "A step that something else answered, and why."
 
+    code: str = Field("", description="entry of the table of fallbacks; empty in old bundles")
     stage: str
     fallback: str
     reason: str

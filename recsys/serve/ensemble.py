@@ -39,7 +39,7 @@ from recsys.online.valkey import (
 )
 from ..recommend.bundle import Bundle, check_bundle
 from ..recommend.candidates import Candidates, CandidateSearch, ServedQuery
-from ..recommend.fallbacks import REQUEST_STEPS, FallbackLog, finite
+from ..recommend.fallbacks import REQUEST_STEPS, FallbackLog, fallback_note, finite
 from recsys.recommend.recommender import (
     Recommender,
     candidate_features,
@@ -509,9 +509,7 @@ class Rerank(ResponseMember):
             ranks=inputs["candidates"][:, :, RANK_COLUMN],
             found=Retrieved(inputs["retrieved"], inputs["candidates"][:, :, ROW_COLUMN], {}),
         )
-        logits = fallbacks.attempt(
-            lambda: finite(inputs["logits"]), "dlrm", "the order of retrieval"
-        )
+        logits = fallbacks.attempt(lambda: finite(inputs["logits"]), "ranker_failed")
         bundle = self.recommender.bundle
         page = make_pages(bundle, request, known, candidates, logits, fallbacks)
         own_times = np.tile([began, time.monotonic()], (len(fallbacks), 1, 1))

@@ -13,7 +13,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
 from ..online.valkey import Unavailable
-from ..recommend.fallbacks import REQUEST_STEPS
+from ..recommend.fallbacks import REQUEST_STEPS, fallback_note
 from recsys.serve.api import (
     BODY_STATUSES,
     ExplainQuery,
@@ -111,7 +111,7 @@ def popular_page(
         source="popularity",
         bundle_version=catalogue.bundle.version,
         items=items,
-        fallbacks=[dict(stage="triton", fallback="popularity", reason=reason[:200])],
+        fallbacks=[fallback_note("triton_failed", reason)],
         stage_ms={},
     )
 
