@@ -14,6 +14,7 @@ from recsys.data.features import NULL, columns_of, local_time
 from recsys.data.features import pack as side_by_side
 from recsys.data.interaction import interaction_features
 from recsys.models.sources import Retrieved
+from recsys.online.feature_views import KNOWN
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.candidates import Candidates, CandidateSearch, ServedQuery
 from recsys.recommend.fallbacks import REQUEST_STEPS, FallbackLog, finite
@@ -188,7 +189,7 @@ class NvtUserTransform(Nvt):
         raw = {
             f.name: np.array(
                 [
-                    nan(u.get(f.source)) if f.kind == "continuous" else (u.get(f.source) or "")
+                    nan(u.get(f.name)) if f.kind == "continuous" else (u.get(f.name) or "")
                     for u in users
                 ],
                 object,
@@ -209,7 +210,7 @@ class NvtUserTransform(Nvt):
             out["top_category"] = np.array(
                 [top_at(b, u, int(t)) for u, t in zip(users, r["timestamp"])]
             )
-        known = np.array([u.get("known_id") is not None for u in users])
+        known = np.array([u.get(KNOWN) is not None for u in users])
         out |= dict(hist_items=b.encoded_ids[rows], hist_len=history_length(rows))
         return out | dict(request=pack_context(r, known, ids))
 

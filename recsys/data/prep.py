@@ -24,6 +24,7 @@ from recsys.data.features import (
     Contract,
     Encoder,
     as_bytes,
+    as_text,
     encode_context,
     local_time,
     make_contract,
@@ -224,6 +225,21 @@ def _training_contexts(tables: PrepTables, timezone: str) -> pd.DataFrame:
     )
 
 
+def _feature_columns(
+    frame: pd.DataFrame,  # with a side's raw columns
+    features: list,  # of that side
+) -> pd.DataFrame:  # a column a feature, under the feature's name
+    "Return raw columns under their internal names; numbers that are categories become text."
+    columns = {}
+    for feature in features:
+        column = frame[feature.name if feature.side == "context" else feature.source]
+        if feature.kind == "categorical" and column.dtype.kind in "fiu":
+            texts = [as_text(value) or None for value in column]
+            column = pd.Series(texts, frame.index, dtype=object)
+        columns[feature.name] = column
+    return pd.DataFrame(columns, index=frame.index)
+
+
 def training_frames(
     tables: PrepTables,  # events with `split`
     contract: Contract,
@@ -239,9 +255,9 @@ def training_frames(
         context=_training_contexts(tables, timezone),
         item=items.iloc[item_rows].reset_index(drop=True),
     )
-    columns = contract.kind("categorical", "continuous")
+    features = contract.kind("categorical", "continuous")
     return {
-        side: frame[[feature.name for feature in columns if feature.side == side]]
+        side: _feature_columns(frame, [f for f in features if f.side == side])
         for side, frame in frames.items()
     }
 
@@ -427,6 +443,9 @@ def _note_missing_features(record, contract: Contract, left_out: list) -> None:
     for name in ("device_type", "top_category", "text", "image"):
         if contract[name] is None:
             record.note(f"no feature {name}: the source has no such column", falls_away=True)
+    for feature in contract.side("user", "item"):
+        if feature.name != feature.source:
+            record.note(f"column {feature.source!r} of {feature.side}s: {feature.name} in files")
 
 
 def run_data_prep(params: Params) -> Prepared:

@@ -55,17 +55,11 @@ def expected_query(
     "Return the query features of one moment, from what lies strictly before it."
     past, length = [event for event in past if event[0] < now], raw.params.HISTORY
     local = datetime.fromtimestamp(now, ZoneInfo(raw.params.TIMEZONE))
-    source = dict(raw.users.loc[user]) if user in raw.users.index else {}
-    source |= {
-        "user_id": user,
-        "hour": local.hour,
-        "weekday": local.weekday(),
-        "device_type": device,
-    }
-    values = {
-        f.name: raw.encode(f, source.get(f.source if f.side == "user" else f.name))
-        for f in contract.side("user", "context")
-    }
+    profile = dict(raw.users.loc[user]) if user in raw.users.index else {}
+    profile["user_id"] = user
+    context = {"hour": local.hour, "weekday": local.weekday(), "device_type": device}
+    values = {f.name: raw.encode(f, profile.get(f.source)) for f in contract.side("user")}
+    values |= {f.name: raw.encode(f, context[f.name]) for f in contract.side("context")}
     codes = [raw.encode(contract["item_id"], item) for _, item, is_case in past if is_case]
     codes = codes[-length:]
     values["hist_items"] = [PAD] * (length - len(codes)) + codes
@@ -246,7 +240,9 @@ def check_features(
             for i, (key, row) in enumerate(zip(keys, expected))
             if row and name in row
         ]
-        rows.append(_compare_feature(raw, prep.contract[name], name, compared))
+        feature = prep.contract[name]
+        label = feature.label if feature else name
+        rows.append(_compare_feature(raw, feature, label, compared))
     return rows
 
 # %% ../../nbs/4_evaluate/14_recomputed_features.ipynb #recomputed-features-20

@@ -57,7 +57,7 @@ def _check_statistics(raw: RawRun, feature: Feature, column: pd.Series) -> dict:
     detail = ""
     if wrong:
         detail = f"expected {np.round(expected, 4).tolist()}, found {np.round(found, 4).tolist()}"
-    return check_result("learned", f"fill, mean, std of {feature.name}", 3, wrong, detail)
+    return check_result("learned", f"fill, mean, std of {feature.label}", 3, wrong, detail)
 
 
 def _check_vocabulary(raw: RawRun, feature: Feature, column: pd.Series) -> dict:
@@ -71,7 +71,7 @@ def _check_vocabulary(raw: RawRun, feature: Feature, column: pd.Series) -> dict:
         f"training events have {value}, which isn't known" for value in sorted(expected - found)[:1]
     ]
     n, wrong = len(expected | found), len(expected ^ found)
-    return check_result("learned", f"vocabulary of {feature.name}", n, wrong, "; ".join(details))
+    return check_result("learned", f"vocabulary of {feature.label}", n, wrong, "; ".join(details))
 
 
 def check_learned(prep: Prepared, raw: RawRun) -> list[dict]:  # rows of the result

@@ -24,7 +24,7 @@ from recsys.core.runs import (
     stage_dir,
     write_json,
 )
-from ..data.features import Contract, as_bytes, load_arrays
+from ..data.features import Contract, as_bytes, as_numbers, load_arrays
 from recsys.online.feature_history import (
     event_types,
     fill_popularity,
@@ -39,11 +39,12 @@ from recsys.online.feature_history import (
 )
 from recsys.online.feature_views import (
     ENTITY,
+    KNOWN,
     SERVICE,
     glue_table,
     online_layout,
     open_store,
-    raw_columns,
+    raw_features,
     register_definitions,
     write_store_config,
 )
@@ -58,19 +59,20 @@ def raw_table(
     contract: Contract,
     side: str,  # user or item
 ):  # pyarrow.Table of the side's view
-    "Return the raw columns of users or items as a table, one row an id."
+    "Return the raw values of users or items under the features' names, one row an id."
     import pyarrow as pa
 
     frame = frame.set_index(f"{side}_id").reindex(ids)
     columns = {f"{side}_id": pa.array(ids, pa.string())}
-    for name, kind in raw_columns(contract, side).items():
-        values = frame[name].to_numpy()
-        if kind == "Float64":
-            columns[name] = pa.array(values.astype(float), from_pandas=True)
+    for feature in raw_features(contract, side):
+        values = frame[feature.source].to_numpy()
+        if feature.kind == "continuous":
+            numbers = as_numbers(values, feature.source)
+            columns[feature.name] = pa.array(numbers, from_pandas=True)
         else:
             texts = [x.decode() or None for x in as_bytes(values).tolist()]
-            columns[name] = pa.array(texts, pa.string())
-    columns["known_id"] = np.ones(len(ids), np.int64)
+            columns[feature.name] = pa.array(texts, pa.string())
+    columns[KNOWN] = np.ones(len(ids), np.int64)
     columns["event_timestamp"] = utc_timestamps(np.zeros(len(ids)))
     return pa.table(columns)
 

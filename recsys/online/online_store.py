@@ -120,9 +120,9 @@ class OnlineUsers:
         self.fields = [bytes.fromhex(f["field"]) for f in settings["fields"]]
         values, codes = bundle.encoder.vocab.get("category_l1", ([], []))
         self.category = {b"": NULL, b"?": OOV} | dict(zip(map(bytes, values), map(int, codes)))
-        self.kinds = {
-            f.source: f.kind for f in bundle.contract.side("user") if f.source != "user_id"
-        }
+        self.known = settings.get("known", "known_id")  # the name in stores filled before
+        users_features = [f for f in bundle.contract.side("user") if f.source != "user_id"]
+        self.features = [f for f in users_features if f.name in self.names]
         self.length = bundle.contract["hist_items"].dim
 
     def read(
@@ -145,12 +145,8 @@ class OnlineUsers:
     ) -> dict:  # inputs: user and history features [B]; rows: history as item rows [B, L]; known
         "Return the user's side of a batch of requests."
         read = self.read(users)
-        known = np.array([v is not None for v in read["known_id"]], bool)
-        columns: dict = {
-            name: self._column(read[name], kind)
-            for name, kind in self.kinds.items()
-            if name in read
-        }
+        known = np.array([v is not None for v in read[self.known]], bool)
+        columns: dict = {f.source: self._column(read[f.name], f.kind) for f in self.features}
         columns["user_id"] = [user if k else "" for user, k in zip(users, known)]
         inputs = self.bundle.encoder.encode("user", columns, len(users))
         past = self._known_past(read, now)
