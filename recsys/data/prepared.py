@@ -124,6 +124,15 @@ class Prepared:
         newest = self.events["timestamp"][np.maximum(cut.astype(np.int64) - 1, 0)]
         return np.where(cut > first, newest, NEVER)
 
+    @cached_property
+    def first_meetings(self) -> np.ndarray:  # event rows, ascending
+        "Event rows at which a user has an event with an item for the first time."
+        user, item = self.events["user"], self.events["item"]
+        order = np.lexsort((item, user))  # events of a user with an item stay in their order
+        user, item = user[order], item[order]
+        is_new = np.r_[True, (user[1:] != user[:-1]) | (item[1:] != item[:-1])][: len(order)]
+        return np.sort(order[is_new])
+
     def item_inputs(self, rows: np.ndarray) -> dict:  # feature -> array, rows' shape (+ [dim])
         "Return the item side's features of item rows of any shape."
         return {f.name: self.item_columns[f.name][rows] for f in self.contract.item}
@@ -139,18 +148,40 @@ def past_items(
     prep: Prepared,
     event_rows: np.ndarray,  # event rows [B]
     since=None,  # only from these seconds on, [B]; None: everything
-) -> tuple[np.ndarray, np.ndarray]:  # case numbers 0..B-1, item rows: a pair for each past event
-    "List what each case's user did strictly before it."
+) -> tuple[np.ndarray, np.ndarray]:  # case numbers 0..B-1, item rows
+    """List the items that each case's user had an event with, strictly before it.
+
+    Without `since` each item of a case is listed once, so a case has at most as many pairs as
+    there are items, however long its past is. With `since` there is a pair for each event.
+    """
     first = prep.events["first"][event_rows].astype(np.int64)
     cut = prep.events["cut"][event_rows].astype(np.int64)
-    n_past = cut - first
-    case = np.repeat(np.arange(len(event_rows)), n_past)
-    past = np.arange(n_past.sum()) + np.repeat(cut - np.cumsum(n_past), n_past)
-    items = prep.events["item"][past]
     if since is None:
-        return case, items
-    recent = prep.events["timestamp"][past] >= np.asarray(since)[case]
-    return case[recent], items[recent]
+        rows = prep.first_meetings
+        start, end = np.searchsorted(rows, first), np.searchsorted(rows, cut)
+    else:
+        start, end = _start_of_window(prep.events["timestamp"], first, cut, since), cut
+    n_past = end - start
+    case = np.repeat(np.arange(len(event_rows)), n_past)
+    past = np.arange(n_past.sum()) + np.repeat(end - np.cumsum(n_past), n_past)
+    return case, prep.events["item"][past if since is not None else rows[past]]
+
+
+def _start_of_window(
+    timestamps: np.ndarray,  # seconds of all events, ascending within each user
+    first: np.ndarray,  # begin of the visible past of each case [B]
+    cut: np.ndarray,  # its end [B]
+    since,  # seconds [B]
+) -> np.ndarray:  # event rows [B]
+    "Return the first event of each past that is not before a second, by bisection."
+    low, high = first.copy(), cut.copy()
+    since = np.broadcast_to(since, len(first))
+    while (is_open := low < high).any():
+        middle = (low + high) // 2
+        is_early = is_open & (timestamps[np.minimum(middle, len(timestamps) - 1)] < since)
+        low = np.where(is_early, middle + 1, low)
+        high = np.where(is_open & ~is_early, middle, high)
+    return low
 
 # %% ../../nbs/1_data/13_prepared.ipynb #prepared-13
 def load_prepared(params: Params) -> Prepared:
