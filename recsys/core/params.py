@@ -41,6 +41,8 @@ class Param:
     low: float | None = None  # smallest allowed value
     high: float | None = None  # largest allowed value
     choices: tuple = ()  # the only allowed values, where they are few
+    words: tuple = ()  # texts that are allowed beside numbers
+    file_default: object = None  # default of a params file, where it is another one
     room: str = "core"  # the room that uses it
 
     @property
@@ -131,10 +133,14 @@ def check_value(
         value = str(value)
     if type(value) is bool and "true" in param.choices:
         value = str(value).lower()
+    if param.words and isinstance(value, str):
+        if value in param.words:
+            return value
+        value = int(value) if value.isdigit() else value
     if type(value) is not param.type:
         raise RecsysError(
             f"{source}: {name} is {value!r} ({type(value).__name__}),"
-            f" expected {param.type.__name__}: {param.doc}"
+            f" expected {' or '.join((param.type.__name__, *param.words))}: {param.doc}"
         )
     if param.choices and value not in param.choices:
         choices = ", ".join(param.choices)
@@ -232,7 +238,13 @@ def load_params(
             raise RecsysError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecsysError(f"{path}: expected KEY: VALUE lines, found a {type(values).__name__}")
-    named = {"RUN": path.stem, **{str(key): value for key, value in values.items()}}
+    in_files = {
+        param.name: param.file_default
+        for param in PARAMS.values()
+        if param.file_default is not None
+    }
+    given = {str(key): value for key, value in values.items()}
+    named = {"RUN": path.stem, **in_files, **given}
     params = Params(named, source=str(path))
     for name, value in map(parse_set, sets):
         params[name] = check_value(name, value, f"--set {name}")

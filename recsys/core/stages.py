@@ -147,10 +147,14 @@ FULL = (
     ),
     Stage(
         "dlrm",
-        "2_models/12_dlrm",
+        "2_models/13_dlrm",
         "recsys.models.dlrm:run_dlrm",
         after=("data_prep", "embeddings", "two_tower", "neighbours"),
-        artefacts=(Artefact("dlrm.onnx", serves=True), Artefact("train_state")),
+        artefacts=(
+            Artefact("dlrm.onnx", serves=True),
+            Artefact("seen_days.json", optional=True),
+            Artefact("train_state"),
+        ),
         daily="renewed",
         resources=_TRAINING,
     ),

@@ -24,8 +24,8 @@ from .ablations import NOT_RETRAINED
 from .metrics import MAIN_METRIC, METRICS, Metric
 from .saved_ranks import SavedRanks, compare_runs, load_ranks
 from .systems import load_user_ids, model_lists
+from ..models.seen_days import seen_since
 from ..recommend.bundle import Bundle
-from ..recommend.users import seen_since
 
 # %% ../../nbs/4_evaluate/12_page.ipynb #page-07
 PAGE_LENGTH = 10  # items of a page

@@ -17,10 +17,10 @@ from ..core.runs import progress, read_json, stage_dir
 from ..data.features import load_arrays
 from ..data.prepared import Prepared, past_items
 from .cases import DEPTH
+from ..models.seen_days import seen_since
 from ..recommend.bundle import Bundle, run_session
 from ..recommend.candidates import ServedQuery, fill_candidates, find_candidates
 from ..recommend.recommender import query_arrays, score_candidates
-from ..recommend.users import seen_since
 
 # %% ../../nbs/4_evaluate/06_systems.ipynb #systems-07
 def take_rows(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT_LEARNING_RATES', 'time_order', 'RecentlySeen', 'place_seen', 'train_batches', 'prefetch', 'positive_ranks',
            'rank_metrics', 'Scorer', 'validation_cases', 'validate', 'popularity_metrics', 'check_start', 'train_epoch',
-           'learning_rate', 'best_epoch', 'fit', 'export_query', 'export_towers', 'learning_curve', 'refit_towers',
-           'run_two_tower']
+           'learning_rate', 'best_epoch', 'fit', 'hidden_days', 'export_query', 'export_towers', 'learning_curve',
+           'refit_towers', 'run_two_tower']
 
 # %% ../../nbs/2_models/04_two_tower.ipynb #two-tower-02
 import contextlib
@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from ..core.params import Params, RecsysError
+from ..core.params import PARAMS, Params, RecsysError
 from ..core.ranking import ndcg_of_rank, rank_discount
 from ..core.runs import atomic_path, progress, record_stage
 from ..data.features import pack, save_arrays
@@ -366,7 +366,7 @@ def fit(
         )
     sampler = _candidate_sampler(prep, params, train)
     scorer = Scorer(model)
-    seen = RecentlySeen(prep, params.SEEN_DAYS if prep.repeats else np.inf)
+    seen = RecentlySeen(prep, hidden_days(params) if prep.repeats else np.inf)
     rng = np.random.default_rng(params.SEED)
     step = make_training_step(
         model,
@@ -391,6 +391,14 @@ def fit(
             break
     best.restore()
     return curve
+
+
+def hidden_days(params: Params) -> int:
+    """Return the number of days for which training takes seen items as hidden.
+
+    With SEEN_DAYS `auto` it is the built-in number: the choice follows after training.
+    """
+    return PARAMS["SEEN_DAYS"].default if params.SEEN_DAYS == "auto" else params.SEEN_DAYS
 
 
 def _candidate_sampler(prep, params: Params, train: np.ndarray) -> CandidateSampler:

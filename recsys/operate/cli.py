@@ -33,7 +33,7 @@ def allowed_text(param: Param) -> str:
         return " | ".join(param.choices)
     if param.low is None or param.high is None:
         return ""
-    return f"{param.low:.10g} to {param.high:.10g}"
+    return " | ".join((f"{param.low:.10g} to {param.high:.10g}", *param.words))
 
 
 def param_text(param: Param) -> str:

@@ -75,6 +75,7 @@ def inherit(p: Params) -> Params:
         REFIT="false",
         TREND_DAYS=read_json(base / "data_prep" / "meta.json")["trends"]["half_life"],
         REPEATS="false" if has_repeats_marked else "true",
+        SEEN_DAYS=read_json(base / "bundle" / "manifest.json")["serving"]["SEEN_DAYS"],
     )
     return Params(inherited, source=f"{base}: stage.json")
 

@@ -26,9 +26,9 @@ from ..evaluate.cases import DEPTH, is_masked
 from ..evaluate.metrics import case_metric, paired_bootstrap, per_user_mean, rank_of_relevant
 from ..evaluate.segments import fine_segments, segments
 from ..evaluate.systems import model_lists, past_mask
+from ..models.seen_days import seen_since
 from ..recommend.bundle import Bundle
 from ..recommend.candidates import fill_candidates
-from ..recommend.users import seen_since
 
 # %% ../../nbs/7_operate/02_gate.ipynb #gate-07
 def gate_cases(

@@ -49,9 +49,12 @@ _SEEN_PARAMS = (
     dict(
         name="SEEN_DAYS",
         default=3,
-        doc="days for which a seen item stays hidden; 0: the filter is off",
+        doc="days for which a seen item stays hidden; 0: the filter is off; auto, the default of "
+        "a params file: 3 or 0, as validation chooses",
         low=0,
         high=365,
+        words=("auto",),
+        file_default="auto",
     ),
     dict(
         name="SEEN_CAPACITY",
