@@ -29,6 +29,7 @@ def whole_numbers(
     column,  # arrow column of floats; NaN is missing
     name: str,  # of the column, for messages
     file: str,  # for messages
+    first_row: int = 0,  # number of the first row in the file, for messages
 ):  # arrow column int64
     "Return a column of floats as integers; raises `RecsysError` for one that isn't whole or exact."
     column = pc.if_else(pc.is_nan(column), None, column)
@@ -36,15 +37,15 @@ def whole_numbers(
     row = pc.index(is_whole, False).as_py()
     if row >= 0:
         raise RecsysError(
-            f"{file}: {name} is {column.type}, and {column[row].as_py()} (row {row}) is no whole "
-            f"number below 2**53; write {name} as text or as integers"
+            f"{file}: {name} is {column.type}, and {column[row].as_py()} (row {first_row + row}) "
+            f"is no whole number below 2**53; write {name} as text or as integers"
         )
     return pc.cast(column, pa.int64())
 
 # %% ../../nbs/1_data/08_checks.ipynb #checks-08
 EARLIEST, LATEST = 631152000, 4102444800  # 1990 and 2100, seconds since 1970 UTC
 UNITS = (("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9))
-WHOLE_NUMBER = r"^-?\d+(\.0*)?$"
+WHOLE_NUMBER = r"^-?\d{1,18}(\.0*)?$"
 ISO_TIME = r"^\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)? ?(Z|UTC|[+-]\d{2}:?\d{2})?$"
 
 
@@ -77,6 +78,7 @@ def _refuse_time(value: str, row: int, file: str) -> RecsysError:
 def _text_seconds(
     column,  # arrow array of text
     file: str,  # for messages
+    first_row: int,  # number of the first row in the file, for messages
 ):  # arrow array int64
     "Return times written as text, all of them as numbers or all as ISO 8601, as seconds."
     column = pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, column)
@@ -85,12 +87,12 @@ def _text_seconds(
         if pc.any(matches).as_py():
             row = pc.index(matches, False).as_py()
             if row >= 0:
-                raise _refuse_time(column[row].as_py(), row, file)
+                raise _refuse_time(column[row].as_py(), first_row + row, file)
             break
     else:
         if column.null_count < len(column):
             row = pc.index(pc.is_valid(column), True).as_py()
-            raise _refuse_time(column[row].as_py(), row, file)
+            raise _refuse_time(column[row].as_py(), first_row + row, file)
     if pattern == WHOLE_NUMBER:
         return pc.cast(pc.replace_substring_regex(column, r"\.0*$", ""), pa.int64())
     distinct = column.dictionary_encode()
@@ -99,13 +101,14 @@ def _text_seconds(
     taken = seconds.cast(pa.int64()).take(distinct.indices)
     row = pc.index(pc.and_(pc.is_valid(column), pc.is_null(taken)), True).as_py()
     if row >= 0:
-        raise _refuse_time(column[row].as_py(), row, file)  # such as February 30
+        raise _refuse_time(column[row].as_py(), first_row + row, file)  # such as February 30
     return taken
 
 
 def _any_seconds(
     column,  # arrow array
     file: str,  # for messages
+    first_row: int,  # number of the first row in the file, for messages
 ):  # arrow array int64, not checked for its unit
     "Return times of any accepted type as whole seconds."
     kind = column.type
@@ -117,9 +120,9 @@ def _any_seconds(
     if pa.types.is_date(kind):
         return column.cast(pa.timestamp("s")).cast(pa.int64())
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _text_seconds(column, file)
+        return _text_seconds(column, file, first_row)
     if pa.types.is_floating(kind):
-        return whole_numbers(column, "timestamp", file)
+        return whole_numbers(column, "timestamp", file, first_row)
     if not (pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise RecsysError(
             f"{file}: timestamp is {kind}, expected integer seconds since 1970 UTC or a datetime"
@@ -130,6 +133,7 @@ def _any_seconds(
 def as_seconds(
     column,  # arrow column
     file: str,  # for messages
+    first_row: int = 0,  # number of the first row in the file, for messages
 ):  # arrow column int64
     "Return times as integer seconds; raises `RecsysError` for any other unit or type."
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -137,13 +141,14 @@ def as_seconds(
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    column = _any_seconds(column, file)
+    column = _any_seconds(column, file, first_row)
     column = pc.if_else(pc.equal(column, 0), None, column)
     ends = pc.min_max(column).as_py()
     for value in (ends["min"], ends["max"]):
         if value is not None and not EARLIEST <= value < LATEST:
+            row = first_row + pc.index(column, value).as_py()
             raise RecsysError(
-                f"{file}: timestamp {value} (row {pc.index(column, value).as_py()}), as seconds "
+                f"{file}: timestamp {value} (row {row}), as seconds "
                 f"since 1970 the date {date_text(value)}, is not between 1990 and 2100; "
                 f"it looks like {_likely_unit(value)}: convert it first"
             )
