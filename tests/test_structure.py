@@ -167,3 +167,14 @@ def test_every_fallback_is_in_the_table_and_every_entry_is_used():
         if module != "recommend.fallbacks":
             used |= set(fallback_codes(ast.parse(module_file(module).read_text())))
     assert used == set(FALLBACKS)
+
+
+def test_only_the_clock_reads_the_wall_clock():
+    wall = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today"}
+    found = [
+        f"{module}: {ast.unparse(node)}"
+        for module in MODULES
+        for node in ast.walk(ast.parse(module_file(module).read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in wall and module != "core.clock"
+    ]
+    assert found == [], "ask recsys.core.clock.Clock"

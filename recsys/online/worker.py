@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from ..core.clock import Clock
 from ..core.params import Params
 from ..core.runs import stage_dir
 from .batch_work import BatchWork
@@ -59,8 +60,10 @@ class Worker:
         log_seconds: float = 5,  # entries wait that long for their parquet file
         log_entries: int = 5000,  # ... or until there are so many
         grace: float = SENDER_GRACE,
+        clock: Clock | None = None,  # whose wall time tells how old a batch is
     ):
         self.work = work
+        self.clock = clock or Clock()
         self.client = work.client
         self.stats = work.stats
         self.folders = folders
@@ -191,7 +194,7 @@ class Worker:
             segment.rows.setdefault(kind, []).extend(more)
         segment.ids += [entry for entry, _ in entries]
         self.stats["batches"] += 1
-        self.stats["lag_ms"] = round(time.time() * 1e3 - entry_order(entries[-1][0])[0])
+        self.stats["lag_ms"] = round(self.clock.wall() * 1e3 - entry_order(entries[-1][0])[0])
 
     def is_due(self, stream: str) -> bool:
         "Return whether a segment is old or long enough for its file."

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ..core.clock import Clock
 from ..core.params import PARAMS, Params, RecsysError
 from ..core.runs import atomic_path, read_json, run_dir, write_json
 from ..data.additions import share_additions
@@ -137,7 +138,7 @@ def set_live(
     earlier = [old for old in earlier if old in versions]
     pointer = dict(
         version=version,
-        since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        since=datetime.fromtimestamp(Clock().now(), timezone.utc).isoformat(),
         run=record["run"],
         online_run=read_live(home).get("online_run") or record["run"],
         metrics=record["metrics"],

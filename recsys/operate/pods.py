@@ -28,6 +28,7 @@ from filelock import Timeout
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from ..core.clock import Clock, start_variable
 from ..core.params import Params, RecsysError
 from ..online.valkey import connect, hide_password
 from .bundle_store import bundle_path, live_lock, read_live, store_home
@@ -40,7 +41,7 @@ from recsys.operate.promote import (
     settle,
 )
 from ..recommend.bundle import Bundle
-from ..serve.ensemble import CANARY, clock_start, run_params
+from ..serve.ensemble import CANARY, run_params
 from ..serve.server import Canary, Client, ModelControl
 from ..serve.triton_process import ServerOptions, backend_dir, server_env
 
@@ -120,7 +121,7 @@ def clock_environment(url: str) -> dict:  # environment variables; empty without
     if not url:
         return {}
     try:
-        return dict(RECSYS_CLOCK=str(clock_start(connect(url, 2000))))
+        return start_variable(connect(url, 2000))
     except (RedisError, OSError) as error:
         print(f"Valkey {hide_password(url)}: {error}; the clock begins now", flush=True)
         return {}
@@ -405,7 +406,7 @@ def run_materialise_pod(home: Path) -> dict:  # rows written, by name
 def run_monitor_pod(home: Path) -> dict:  # day, alarms
     "Judge the newest complete day of the request log and push its gauges."
     from recsys.online.day_log import log_days
-    from recsys.online.popularity import log_folders
+    from recsys.online.popularity import day_name, log_folders
     from recsys.operate.monitor import gauges, run_monitor
     from recsys.operate.tasks import push_registry, push_stage
 
@@ -414,7 +415,7 @@ def run_monitor_pod(home: Path) -> dict:  # day, alarms
             raise RecsysError(f"{home}: nothing is live yet")
         params = live_params(home, "online_run")
         impressions = log_folders(params)["impressions"]
-        today = time.strftime("%Y-%m-%d", time.gmtime())
+        today = day_name(Clock().now())
         complete_days = [day for day in log_days(impressions) if day < today]
         if not complete_days:
             raise RecsysError(f"{impressions}: no whole day of impressions yet")

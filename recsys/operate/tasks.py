@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ..core.clock import Clock
 from ..core.keys import stage_key
 from ..core.params import PARAMS, Params
 from recsys.core.pipeline import (
@@ -203,7 +204,7 @@ def outcome_metrics(
     "Return the metrics of something that has ended."
     metrics: dict[str, float] = {f"recsys_{job}_failed": int(not succeeded)}
     if succeeded:
-        metrics[f"recsys_{job}_last_success_timestamp_seconds"] = time.time()
+        metrics[f"recsys_{job}_last_success_timestamp_seconds"] = Clock().wall()
     if seconds is not None:
         metrics[f"recsys_{job}_duration_seconds"] = seconds
     return metrics

@@ -7,12 +7,12 @@ __all__ = ['UNKNOWN_ID', 'encode_new_items', 'check_new', 'plain_rows', 'add_ite
            'recall_unknown']
 
 # %% ../../nbs/3_recommend/10_new_items.ipynb #new-items-02
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..core.clock import Clock
 from ..core.params import RecsysError
 from ..data.additions import additions_file, append_added, to_text
 from ..data.features import NULL, OOV, pack
@@ -105,7 +105,7 @@ def add_items(
             floats=to_text(encoded["i_floats"][i]),
             vector=to_text(vectors[i]),
             category=int(encoded["category"][i]),
-            added=int(time.time()),
+            added=Clock().now(),
         )
         for i, row in enumerate(plain_rows(items))
     ]

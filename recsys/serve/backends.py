@@ -16,6 +16,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from ..core.clock import clock_start
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir, stage_dir
 from ..data.features import load_arrays
@@ -24,7 +25,7 @@ from ..online.valkey import connect
 from ..recommend.bundle import Bundle
 from ..recommend.recommender import Recommender
 from .catalogue import Catalogue
-from .ensemble import NoUsers, clock_start, online_users
+from .ensemble import NoUsers, online_users
 from .member import bundle_folder
 from .repository import pinned_version
 from .server import running_server

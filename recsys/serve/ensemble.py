@@ -9,8 +9,8 @@ __all__ = ['CONTEXT_FIELDS', 'NOTED_STEPS', 'ROW_COLUMN', 'RANK_COLUMN', 'CANARY
            'StepMember', 'UserFeatures', 'candidate_search', 'Retrieve', 'SeenFilter', 'ItemFeatures', 'log_pages',
            'fallback_counts', 'MemberCounters', 'ResponseMember', 'Rerank', 'Page', 'onnx_tensors', 'ranker_warmup',
            'ensemble_members', 'wire_steps', 'layout_of', 'ensemble_from', 'bundle_versions', 'version_of',
-           'place_models', 'export_bundle', 'run_triton', 'fill_store', 'run_params', 'clock_start', 'online_parts',
-           'forget_user', 'online_env', 'started', 'worker_process', 'served']
+           'place_models', 'export_bundle', 'run_triton', 'fill_store', 'run_params', 'online_parts', 'forget_user',
+           'online_env', 'started', 'worker_process', 'served']
 
 # %% ../../nbs/6_serve/05_ensemble.ipynb #ensemble-02
 import contextlib
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.clock import clock_start, given_start, start_variable
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, record_stage, run_dir, stage_dir, write_json
 from ..data.additions import share_additions
@@ -254,9 +255,7 @@ class StepMember(PythonMember):
     def setup(self):
         bundle = Bundle(self.bundle)
         users = served_users(bundle, self.model_folder.parent.parent)
-        began = os.environ.get("RECSYS_CLOCK")
-        clock = bundle.clock(float(began) if began else None)
-        self.use(Recommender(bundle, users, clock))
+        self.use(Recommender(bundle, users, bundle.clock(given_start())))
 
     def use(self, recommender: Recommender):  # itself
         "Set the recommender whose step this member runs, and load what the step needs."
@@ -759,12 +758,6 @@ def run_params(folder: str | Path, **over) -> Params:
     return Params(given | place | over, source=str(folder))
 
 
-def clock_start(client) -> float:  # wall clock, seconds
-    "Return when the replay clock of this Valkey began; the first call sets it."
-    client.set("{recsys}:clock", time.time(), nx=True)
-    return float(client.get("{recsys}:clock"))
-
-
 def online_parts(
     p: Params,
     url: str,  # of Valkey
@@ -791,11 +784,8 @@ def online_env(
     url: str,  # of Valkey
 ) -> dict:
     "Return the environment variables that tell members and worker where the online side is."
-    return dict(
-        RECSYS_VALKEY_URL=url,
-        RECSYS_RUN=str(run_dir(p)),
-        RECSYS_CLOCK=str(clock_start(connect(url, 5000))),
-    )
+    start = start_variable(connect(url, 5000))
+    return dict(RECSYS_VALKEY_URL=url, RECSYS_RUN=str(run_dir(p))) | start
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from ..core.clock import Clock
 from ..core.params import Params, RecsysError
 from ..recommend.request import Id
 from .api import validation_message
@@ -436,7 +437,7 @@ class GatewayMiddleware:
             metrics.refused.labels(record.status).inc()
         if record.operation not in UNLOGGED:
             line = dict(
-                time=round(time.time(), 3),
+                time=round(Clock().wall(), 3),
                 id=record.id,
                 operation=record.operation,
                 status=record.status,

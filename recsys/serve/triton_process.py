@@ -12,13 +12,13 @@ import os
 import subprocess
 import sys
 import sysconfig
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..core.clock import Clock
 from ..core.params import RecsysError
 from ..core.runs import atomic_path
 from ..online.valkey import check_port, free_port, package_file
@@ -245,4 +245,4 @@ def sweep_memory(
 def _is_left_behind(file: Path) -> bool:
     "Return whether the process that a file is named after is gone, and the file older than 60 s."
     owner = int(file.name.split("_")[1])
-    return not Path(f"/proc/{owner}").exists() and time.time() - file.stat().st_mtime > 60
+    return not Path(f"/proc/{owner}").exists() and Clock().wall() - file.stat().st_mtime > 60
