@@ -10,7 +10,6 @@ __all__ = ['PROOF', 'DECLARATIONS', 'PACKAGES', 'PATHS', 'read_cells', 'cell_tag
 # %% ../../nbs/0_core/04_keys.ipynb #keys-02
 import ast
 import contextlib
-import glob
 import hashlib
 import json
 from functools import cache
@@ -22,8 +21,8 @@ from recsys.core.runs import (
     base_folder,
     file_states,
     find_root,
+    list_files,
     read_json,
-    resolve,
     run_dir,
     sha256_file,
 )
@@ -199,12 +198,7 @@ def named_files(pattern: str) -> dict:  # path -> sha256, or state in an object 
     "Hash the files that a path, folder, glob or URI names."
     if "://" in pattern:
         return file_states(pattern)
-    hashes: dict = {}
-    for name in sorted(glob.glob(str(resolve(pattern)), recursive=True)):
-        path = Path(name)
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        hashes |= {str(file): sha256_file(file) for file in files if file.is_file()}
-    return hashes
+    return {file: sha256_file(file) for file in list_files(pattern)[1]}
 
 
 def input_files(stage: Stage, params: Params) -> dict:  # name -> sha256
