@@ -21,11 +21,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -429,9 +428,11 @@ class TableFiles:
         root = self.pattern if "://" in self.pattern else str(resolve(self.pattern))
         root = re.sub(r"^.*://", "", root)
         named_alone = len(found) == 1 and root == found[0]
+        if re.search(r"[*?]", root):
+            root = re.split(r"[*?]", root)[0].rpartition("/")[0]
         files, empty, other = [], [], []
         for path in found:
-            if not named_alone and is_hidden(path, re.split(r"[*?]", root)[0]):
+            if not named_alone and is_hidden(path, root):
                 continue
             if not self.system.get_file_info(path).size:
                 empty.append(path)

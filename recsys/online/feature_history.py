@@ -89,15 +89,14 @@ def event_types(p: Params) -> np.ndarray:  # names by number, '' last
     "Return the names of a run's event types, numbered as the prepared events number them."
     import pyarrow.parquet as pq
 
-    from recsys.data.splits import FUNNEL
+    from recsys.data.splits import in_funnel_order
 
     file = run_dir(p) / "ingest" / "interactions.parquet"
     found = set()
     if "event_type" in pq.read_schema(file).names:
         column = pq.read_table(file, columns=["event_type"])["event_type"]
         found = set(column.unique().to_pylist()) - {None}
-    in_funnel = [name for name in FUNNEL if name in found]
-    return np.array(in_funnel + sorted(found - set(FUNNEL)) + [""], object)
+    return np.array([*in_funnel_order(found), ""], object)
 
 # %% ../../nbs/5_online/03_feature_history.ipynb #feature-history-20
 def log_rows(
