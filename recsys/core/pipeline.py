@@ -9,7 +9,6 @@ __all__ = ['KERNEL_ENVIRONMENT', 'is_done', 'same_file', 'check_artefacts', 'mar
 
 # %% ../../nbs/0_core/09_pipeline.ipynb #pipeline-02
 import contextlib
-import glob
 import importlib
 import os
 import shutil
@@ -25,8 +24,8 @@ from .run_report import write_report
 from recsys.core.runs import (
     base_folder,
     find_root,
+    matching_paths,
     read_json,
-    resolve,
     run_dir,
     run_lock,
     sha256_file,
@@ -207,20 +206,22 @@ def run_notebook(
 # %% ../../nbs/0_core/09_pipeline.ipynb #pipeline-19
 def check_paths(params: Params) -> None:
     "Raise `RecsysError` naming the parameter where an input file of a run does not exist."
-    by_source = dict(parquet=("INTERACTIONS", "ITEMS", "USERS"), shop=("CATALOG",))
+    own_tables = ("INTERACTIONS", "ITEMS", "USERS")
+    by_source = dict(tables=own_tables, parquet=own_tables, shop=("CATALOG",))
     for key in by_source.get(params.SOURCE, ()):
         pattern = params[key]
         on_this_machine = pattern and "://" not in pattern
-        if on_this_machine and not glob.glob(str(resolve(pattern)), recursive=True):
+        if on_this_machine and not matching_paths(pattern):
             raise RecsysError(
                 f"{key} is {pattern!r}: no such file; give it in the params file"
                 f" or with --set {key}=FILE"
             )
     if params.BASE_RUN:
         base_folder(params)
-    if params.SOURCE == "parquet" and not params.INTERACTIONS:
+    if params.SOURCE in ("tables", "parquet") and not params.INTERACTIONS:
         raise RecsysError(
-            "INTERACTIONS is empty: SOURCE parquet needs the path or glob of the interactions"
+            f"INTERACTIONS is empty: SOURCE {params.SOURCE} needs the path, folder or glob of the "
+            "interactions"
         )
 
 # %% ../../nbs/0_core/09_pipeline.ipynb #pipeline-22

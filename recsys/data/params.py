@@ -12,18 +12,22 @@ _SOURCE_PARAMS = (
         default="shop",
         doc="where interactions come from: the simulated shop, a year of a grocer, or "
         "tables of your own",
-        choices=("shop", "completejourney", "parquet"),
+        choices=("shop", "completejourney", "tables", "parquet"),
     ),
-    dict(name="INTERACTIONS", default="", doc="SOURCE parquet: path or glob of the interactions"),
+    dict(
+        name="INTERACTIONS",
+        default="",
+        doc="SOURCE tables: path, folder or glob of the interactions: parquet, CSV or JSON lines",
+    ),
     dict(
         name="ITEMS",
         default="",
-        doc="SOURCE parquet: path or glob of the items; empty: made from the interactions",
+        doc="SOURCE tables: path, folder or glob of the items; empty: made from the interactions",
     ),
     dict(
         name="USERS",
         default="",
-        doc="SOURCE parquet: path or glob of the users; empty: no features of users",
+        doc="SOURCE tables: path, folder or glob of the users; empty: no features of users",
     ),
     dict(
         name="CATALOG",
@@ -56,6 +60,47 @@ _SOURCE_PARAMS = (
     ),
 )
 
+# %% ../../nbs/1_data/00_params.ipynb #params-reading
+_READING_PARAMS = (
+    dict(
+        name="COLUMNS",
+        default="",
+        form="mapping",
+        doc="SOURCE tables: the column that holds each name, {user_id: customer, item_id: sku}; "
+        "numbers count the columns of a file without a header; by table: {items: {item_id: sku}}",
+    ),
+    dict(
+        name="IGNORE",
+        default="",
+        form="list",
+        doc="SOURCE tables: columns that are left out, [margin, notes]",
+    ),
+    dict(
+        name="RATING",
+        default="",
+        form="mapping",
+        doc="SOURCE tables: the column of ratings and from which rating on an interaction is a "
+        "choice, {column: stars, at_least: 4}",
+    ),
+    dict(
+        name="TIME_FORMAT",
+        default="",
+        doc="SOURCE tables: unit of numeric timestamps (s, ms, us, ns) or format of texts such as "
+        "%d/%m/%Y %H:%M; empty: seconds, or ISO 8601",
+    ),
+    dict(
+        name="DELIMITER",
+        default="",
+        doc="SOURCE tables: what separates the values of a CSV file; empty: found in its header",
+    ),
+    dict(
+        name="ENCODING",
+        default="",
+        doc="SOURCE tables: encoding of CSV and JSON files, for example latin-1; empty: UTF-8, or "
+        "UTF-16 with its mark",
+    ),
+)
+
 # %% ../../nbs/1_data/00_params.ipynb #params-07
 _SHOP_PARAMS = (
     dict(name="SHOP_USERS", default=2000, doc="number of simulated users", low=10, high=10000000),
@@ -83,8 +128,8 @@ _CASES_PARAMS = (
     dict(
         name="POSITIVE_EVENTS",
         default="",
-        doc="event types that count as a case, separated by commas; empty: view if there is "
-        "one, else purchase, else all",
+        doc="event types that count as a case, separated by commas; empty: those that mean a "
+        "view or a purchase (FUNNEL in recsys.data.splits), else all",
     ),
     dict(
         name="SPLIT",
@@ -150,4 +195,4 @@ _CASES_PARAMS = (
 )
 
 # %% ../../nbs/1_data/00_params.ipynb #params-13
-DATA_PARAMS = (*_SOURCE_PARAMS, *_SHOP_PARAMS, *_CASES_PARAMS)
+DATA_PARAMS = (*_SOURCE_PARAMS, *_READING_PARAMS, *_SHOP_PARAMS, *_CASES_PARAMS)
