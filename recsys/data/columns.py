@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'NUMBER', 'TRUE_WORDS', 'FALSE_WORDS', 'PER_SECOND', 'TABLES', 'KEYS', 'TEXT_NAMES', 'SAVED_INDEX',
            'NEEDED', 'RATING_NAMES', 'READ_AS', 'LIKED', 'RATED', 'USES', 'ROW_NUMBER_NAMES', 'Where', 'is_text',
-           'trimmed', 'numbers_of_text', 'read_numbers', 'read_truth', 'as_plain_text', 'DecimalIds', 'read_ids',
-           'read_seconds', 'ReadingRules', 'role_of', 'ColumnUse', 'choose_columns', 'settle', 'TableReader',
+           'trimmed', 'numbers_of_text', 'number_column', 'truth_column', 'as_plain_text', 'DecimalIds', 'id_column',
+           'time_column', 'ReadingRules', 'role_of', 'ColumnUse', 'choose_columns', 'settled_column', 'TableReader',
            'counts_rows']
 
 # %% ../../nbs/1_data/12_columns.ipynb #columns-02
@@ -85,7 +85,7 @@ def numbers_of_text(column, where: Where):
         return pc.replace_substring_regex(text, r"^\+", "").cast(pa.float64())
 
 
-def read_numbers(column, where: Where):
+def number_column(column, where: Where):
     "Return a column as integers or floats; raises `RecsysError` for what is no number."
     type_ = column.type
     if is_text(column):
@@ -101,7 +101,7 @@ TRUE_WORDS = ("true", "yes", "y", "t", "1", "1.0")
 FALSE_WORDS = ("false", "no", "n", "f", "0", "0.0")
 
 
-def read_truth(column, where: Where):
+def truth_column(column, where: Where):
     "Return a column of words, or of counts, as booleans; raises `RecsysError` for other words."
     if pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
         return column.cast(pa.bool_())
@@ -115,7 +115,7 @@ def read_truth(column, where: Where):
         answer = pc.or_(is_true, pc.greater(counts, 0))
         answer = pc.if_else(pc.is_valid(words), answer, None)
     else:
-        numbers = read_numbers(column, where)
+        numbers = number_column(column, where)
         numbers = pc.if_else(pc.equal(numbers, numbers), numbers, None)  # NaN is missing
         is_known = pc.fill_null(pc.greater_equal(numbers, 0), True)
         answer = pc.greater(numbers, 0)
@@ -178,7 +178,7 @@ class DecimalIds:
         return pc.replace_substring_regex(column, r"\.0$", "")
 
 
-def read_ids(column, where: Where, decimal_ids: DecimalIds):
+def id_column(column, where: Where, decimal_ids: DecimalIds):
     "Return ids as text; raises `RecsysError` for fractions, times and truths."
     if is_text(column):
         text = column.cast(pa.string())
@@ -202,7 +202,7 @@ def _times_in_format(column, where: Where, time_format: str):
     return times
 
 
-def read_seconds(
+def time_column(
     column,
     where: Where,
     time_format: str = "",  # TIME_FORMAT
@@ -214,7 +214,7 @@ def read_seconds(
         return as_seconds(column, where.file)
     if time_format not in PER_SECOND:
         return as_seconds(_times_in_format(column, where, time_format), where.file)
-    numbers = read_numbers(column, where)
+    numbers = number_column(column, where)
     if pa.types.is_integer(numbers.type):
         whole = pc.divide(numbers, PER_SECOND[time_format])
     else:
@@ -404,14 +404,14 @@ def _as_numbers(chunks: list):
         elif not _all_are([chunk], pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal):
             return None
         try:
-            numbers.append(read_numbers(chunk, Where("", "")))
+            numbers.append(number_column(chunk, Where("", "")))
         except RecsysError:
             return None
     whole = all(pa.types.is_integer(chunk.type) for chunk in numbers)
     return [chunk.cast(pa.int64() if whole else pa.float64(), safe=False) for chunk in numbers]
 
 
-def settle(
+def settled_column(
     chunks: list,  # arrow columns, one a piece
     has_types: bool,  # False: some are texts of files that know no types
 ) -> tuple[Any, str]:  # one arrow column, what it is read as
@@ -422,7 +422,7 @@ def settle(
         return _joined([chunk.cast(pa.bool_()) for chunk in chunks]), "yes or no"
     if _all_are(chunks, pa.types.is_temporal):
         years = [pc.min_max(pc.year(c)).as_py() for c in chunks if pa.types.is_timestamp(c.type)]
-        fits_pandas = all(1700 < (y["min"] or 2000) and (y["max"] or 2000) < 2262 for y in years)
+        fits_pandas = all((y["min"] or 2000) > 1700 and (y["max"] or 2000) < 2262 for y in years)
         if fits_pandas and _all_are(chunks, pa.types.is_timestamp, pa.types.is_date):
             moments = [chunk.cast(pa.timestamp("us"), safe=False) for chunk in chunks]
             return _joined(moments), "time"
@@ -507,13 +507,13 @@ class TableReader:
     def _read(self, column, use: ColumnUse, where: Where, decimal_ids: DecimalIds):
         "Return a piece of a column as its role wants it; a column without a role as it is."
         if use.role == "id":
-            return read_ids(column, where, decimal_ids)
+            return id_column(column, where, decimal_ids)
         if use.role == "time":
-            return read_seconds(column, where, self.rules.time_format)
+            return time_column(column, where, self.rules.time_format)
         if use.role == "number":
-            return read_numbers(column, where)
+            return number_column(column, where)
         if use.role == "truth":
-            return read_truth(column, where)
+            return truth_column(column, where)
         if use.role == "text":
             return as_plain_text(column)
         return column
@@ -561,7 +561,9 @@ class TableReader:
             if not chunks[use.name]:
                 columns[use.name] = pa.nulls(0, pa.string())
                 continue
-            column, read_as = settle(chunks[use.name], has_types or use.role in ("id", "text"))
+            column, read_as = settled_column(
+                chunks[use.name], has_types or use.role in ("id", "text")
+            )
             use.read_as = READ_AS.get(use.role) or read_as
             if use.role == "other" and counts_rows(use.name, column):
                 use.leave_out("counts the rows: a saved row number")
