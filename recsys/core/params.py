@@ -9,6 +9,7 @@ __all__ = ['ROOMS', 'CORE_PARAMS', 'PARAMS', 'RecsysError', 'Param', 'room_param
 # %% ../../nbs/0_core/00_params.ipynb #params-02
 import difflib
 import importlib
+import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Param:
     words: tuple = ()  # texts that are allowed beside numbers
     file_default: object = None  # default of a params file, where it is another one
     room: str = "core"  # the room that uses it
+    form: str = ""  # mapping or list: a text that holds YAML of this form
 
     @property
     def type(self) -> type:
@@ -137,6 +139,8 @@ def check_value(
         if value in param.words:
             return value
         value = int(value) if value.isdigit() else value
+    if param.form and type(value) in (dict, list):
+        value = json.dumps(value, ensure_ascii=False)
     if type(value) is not param.type:
         raise RecsysError(
             f"{source}: {name} is {value!r} ({type(value).__name__}),"
@@ -146,6 +150,8 @@ def check_value(
         choices = ", ".join(param.choices)
         raise RecsysError(f"{source}: {name} is {value!r}, expected one of {choices}")
     checked: Any = value
+    if param.form and value:
+        checked = value = _structured(value, param, source)
     if param.type in (int, float) and not _within(checked, param.low, param.high):
         raise RecsysError(
             f"{source}: {name} is {value}, expected {param.low} to {param.high}: {param.doc}"
@@ -156,6 +162,22 @@ def check_value(
             " underscore"
         )
     return value
+
+
+def _structured(text: str, param: Param, source: str) -> str:
+    "Return a text that holds a YAML mapping or list as JSON; refuse any other form."
+    expected = dict(mapping=dict, list=list)[param.form]
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        content = None
+    if param.form == "list" and type(content) is str:
+        content = [word.strip() for word in content.split(",")]
+    if type(content) is not expected:
+        raise RecsysError(
+            f"{source}: {param.name} is {text!r}, expected a YAML {param.form}: {param.doc}"
+        )
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _within(value: float, low: float | None, high: float | None) -> bool:

@@ -64,19 +64,20 @@ _TRAINING = Resources(cpu="4", memory="16Gi", gpu=1, hours=6)
 FULL = (
     Stage(
         "ingest",
-        "1_data/10_sources",
+        "1_data/13_sources",
         "recsys.data.sources:run_ingest",
         after_base=("ingest", "bundle"),
         artefacts=(
             Artefact("interactions.parquet"),
             Artefact("items.parquet"),
             Artefact("users.parquet"),
+            Artefact("columns.json"),
         ),
         resources=Resources(cached=False),
     ),
     Stage(
         "data_prep",
-        "1_data/14_prep",
+        "1_data/16_prep",
         "recsys.data.prep:run_data_prep",
         after=("ingest",),
         artefacts=(
