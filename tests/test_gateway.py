@@ -360,6 +360,7 @@ def test_metrics_and_log(stack):
     assert (
         'recsys_gateway_seconds_count{operation="recommend",status="200"}' in page
         and 'recsys_gateway_refused_total{status="413"}' in page
+        and "recsys_gateway_seen_dropped 0.0" in page
     )
     log = Path(process.log).read_text()
     lines = [json.loads(x) for x in log.splitlines() if x.startswith("{")]

@@ -10,12 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.core.params import RecsysError, default_params, load_params
-from recsys.core.runs import run_dir
+from recsys.core.runs import find_root, run_dir
+from recsys.data.limits import LEAST_JUDGED
 from recsys.data.prepared import Prepared, past_items
 from recsys.data.sources import run_ingest
 from recsys.data.splits import split_edges
+from recsys.evaluate.baselines import LARGEST_EASE
 from recsys.evaluate.calibration import ranker_quality
 from recsys.models.batches import sample_negatives, sampling_distribution
+from recsys.models.index import PLAIN_SEARCH_ITEMS
+from recsys.models.neighbours import LARGEST_CATALOGUE
 from recsys.recommend.bloom import LINKS, SeenItems, hash_ids
 
 START = 1780272000  # 1 June 2026
@@ -176,3 +180,17 @@ def test_the_seen_filter_counts_what_it_loses_and_keeps_the_newest():
     assert seen[:most].all() and seen[-50:].all()
     assert abs(store.dropped - most) < 0.05 * most
     assert store.seen("u", hash_ids(f"other {i}" for i in range(5000)), START + 1).mean() < 0.015
+
+
+def test_the_table_of_limits_has_the_numbers_of_the_code():
+    [notebook] = (find_root() / "nbs" / "1_data").glob("*_limits.ipynb")
+    rows = [line for line in notebook.read_text().splitlines() if '"| ' in line]
+    for name, value in (
+        ("LARGEST_CATALOGUE", LARGEST_CATALOGUE),
+        ("PLAIN_SEARCH_ITEMS", PLAIN_SEARCH_ITEMS),
+        ("LARGEST_EASE", LARGEST_EASE),
+        ("time_bulk", LEAST_JUDGED),
+        ("recsys.recommend.bloom", 2**LINKS - 1),
+    ):
+        [row] = [row for row in rows if f"`{name}`" in row]
+        assert f" {value:,} " in row, row

@@ -256,7 +256,9 @@ def load_params(
     with path.open() as file:
         try:
             values = yaml.load(file, _FlatLoader) or {}
-        except yaml.YAMLError as error:
+        except RecsysError:
+            raise
+        except (yaml.YAMLError, ValueError) as error:  # such as June 31
             raise RecsysError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecsysError(f"{path}: expected KEY: VALUE lines, found a {type(values).__name__}")
