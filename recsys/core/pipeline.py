@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .kernels import can_fork_kernels, warm_kernels
 from .keys import PROOF, notebook_parameters, stage_key
 from .params import PARAMS, Params, RecsysError
 from .run_report import write_report
@@ -169,6 +170,7 @@ def run_notebook(
     stage: Stage,
     params: Params,
     show: Callable[[str], None] = ignore_line,  # takes the newest line of the notebook's output
+    kernel_manager: type | None = None,  # starts the kernel; None: Jupyter's own
 ) -> Path:  # the executed notebook
     "Execute a stage's notebook with papermill; raise `StageError` where a cell fails."
     import papermill
@@ -178,19 +180,22 @@ def run_notebook(
     target.parent.mkdir(parents=True, exist_ok=True)
     (run_dir(params) / stage.name / "stage.json").unlink(missing_ok=True)
     lines = LastLine(show)
-    skipped = {} if params.PROOFS else {"skip_cells_with_tag": PROOF}
+    options: dict = {} if params.PROOFS else {"skip_cells_with_tag": PROOF}
+    if kernel_manager is not None:
+        options["kernel_manager_class"] = kernel_manager
     try:
         papermill.execute_notebook(
             str(source),
             str(target),
             {name: params[name] for name in notebook_parameters(stage.notebook)},
             kernel_name="python3",
+            start_timeout=300,  # seconds; a busy machine imports TensorFlow in 60
             cwd=str(source.parent),
             progress_bar=False,
             stdout_file=lines,
             stderr_file=lines,
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            **skipped,
+            **options,
         )
     except papermill.PapermillExecutionError as error:
         raise StageError(
@@ -264,7 +269,7 @@ def run_pipeline(
         os.environ.setdefault(name, value)
     stages = select_stages(start, end, stages_of(params))
     seconds = {}
-    with only_runner(params):
+    with only_runner(params), _kernels_for(stages) as kernel_manager:
         for number, stage in enumerate(stages, 1):
             label = f"[{number}/{len(stages)}] {stage.name:<12}"
             if not force and is_done(stage, params):
@@ -273,12 +278,25 @@ def run_pipeline(
                 continue
             started = time.perf_counter()
             key = stage_key(stage, params)
-            run_notebook(stage, params, _stage_bar(bar, stage, number, len(stages)))
+            show_output = _stage_bar(bar, stage, number, len(stages))
+            run_notebook(stage, params, show_output, kernel_manager)
             mark_done(stage, params, key, params.PROOFS)
             seconds[stage.name] = time.perf_counter() - started
             show(f"{label} {seconds[stage.name]:7.1f} s")
         write_report(params)
     return seconds
+
+
+@contextlib.contextmanager
+def _kernels_for(
+    stages: tuple | list,
+):  # yields a class of kernel managers, or None for Jupyter's own
+    "Keep a kernel server for a run of several stages where the system can fork kernels."
+    if len(stages) < 2 or not can_fork_kernels():
+        yield None
+        return
+    with warm_kernels() as kernel_manager:
+        yield kernel_manager
 
 
 def _stage_bar(bar: Callable | None, stage: Stage, number: int, total: int) -> Callable:
