@@ -33,7 +33,7 @@ from recsys.core.runs import (
     run_dir,
     write_json,
 )
-from .additions import additions_file, read_added
+from .additions import additions_file, join_added, read_added
 from recsys.data.checks import (
     EARLIEST,
     KEPT,
@@ -300,16 +300,6 @@ def cut_at(source: Source, date: str) -> Source:
     return between(source, EARLIEST, int(midnight.timestamp()))
 
 # %% ../../nbs/1_data/13_sources.ipynb #sources-32
-def _with_additions(items: pd.DataFrame, bundle: Path) -> pd.DataFrame:
-    "Append the items that joined a bundle's catalogue after it was built."
-    added = [row["raw"] for row in read_added(additions_file(bundle))[0]]
-    if not added:
-        return items
-    new = pd.DataFrame(added).reindex(columns=items.columns)
-    both = pd.concat([items, new], ignore_index=True)
-    return both.astype(items.dtypes.to_dict(), errors="ignore")
-
-
 def _select_columns(piece: pa.Table, names: list) -> pa.Table:
     "Return a piece with the given columns; those that it lacks are empty."
     empty = pa.nulls(len(piece), pa.string())
@@ -321,7 +311,8 @@ def continue_tables(
     base: Path,  # folder of the base run's stage ingest
 ) -> Source:
     "Put the newer interactions of a source behind those of another run."
-    items = _with_additions(pd.read_parquet(base / "items.parquet"), base.parent / "bundle")
+    added = read_added(additions_file(base.parent / "bundle"))[0]
+    items = join_added(pd.read_parquet(base / "items.parquet"), added)
     known_users = pd.read_parquet(base / "users.parquet")
     users = pd.concat([known_users, source.users]).drop_duplicates("user_id", keep="last")
     old = pads.dataset(base / "interactions.parquet", format="parquet")

@@ -200,7 +200,7 @@ AT_OPTION = typer.Option(
 )
 K_OPTION = typer.Option(None, "-k", help="items on the page (1 to 1000); left out: the run's K")
 EXCLUDE_OPTION = typer.Option(
-    [], help="ids of items that must not be shown; may stand several times"
+    [], help="ids of items that must not be shown, separated by commas; may stand several times"
 )
 TEMPERATURE_OPTION = typer.Option(
     None,

@@ -22,6 +22,7 @@ from recsys.operate.cli_app import (
     examples,
     open_run,
     print_line,
+    print_to_stderr,
     show_path,
 )
 
@@ -144,16 +145,16 @@ def tune_command(
 # %% ../../nbs/7_operate/13_cli_train.ipynb #cli-train-14
 def items_to_add(table: Path, bundle: "Bundle"):  # pandas.DataFrame
     "Return new items from a table, or from the additions of an earlier bundle."
-    if table.suffix == ".jsonl":
+    if table.name.endswith(".added.jsonl"):
         import pandas as pd
 
         from recsys.data.additions import read_added
 
         added = read_added(table.resolve())[0]
         return pd.DataFrame([row["raw"] for row in added if row["item_id"] not in bundle])
-    from recsys.data.sources import read_frame
+    from recsys.recommend.new_items import read_new_items
 
-    return read_frame(str(table.resolve()), "TABLE")
+    return read_new_items(table.resolve())
 
 
 @app.command(
@@ -165,15 +166,24 @@ def add_items_command(
     table: Path = typer.Argument(
         ...,
         help="parquet or CSV file of new items: item_id and the catalogue's columns; "
-        "or the additions (.jsonl) of an earlier bundle",
+        "or the additions (.added.jsonl) of an earlier bundle",
     ),
     run: str = RUN_OPTION,
 ):
     "Add new items to a bundle. Servers take them in with the next request."
     from recsys.recommend.bundle import Bundle
-    from recsys.recommend.new_items import add_items
+    from recsys.recommend.new_items import add_valid_items
 
     folder = run_dir(open_run(run, []))
     bundle = Bundle(folder / "bundle")
-    n = add_items(bundle, items_to_add(table, bundle), folder / "embeddings", str(table))
-    print_line(f"{n} item(s) added to run {folder.name} so far; they are retrieved from now on")
+    items, source = items_to_add(table, bundle), table.resolve()
+    images = source if source.is_dir() else source.parent
+    done = add_valid_items(bundle, items, folder / "embeddings", str(table), images)
+    for sentence in done.refused:
+        print_to_stderr(f"refused: {sentence}")
+    print_line(
+        f"{done.added} item(s) of {len(items)} added, {done.total} to run {folder.name} so far; "
+        "they are retrieved from now on"
+    )
+    if done.refused:
+        raise typer.Exit(2)

@@ -442,18 +442,19 @@ def carry_added(
     version: str,  # that is live
     candidate: Bundle,
     embeddings: Path,  # folder of the stage, of the candidate's run
-) -> int:  # items that were carried over
+) -> tuple[int, list]:  # items that were carried over, a sentence for each that is refused
     "Place items that were added to the live bundle, and that the candidate lacks, beside it."
     added = read_added(additions_file(bundle_path(home, version)))[0]
     missing = [row["raw"] for row in added if row["raw"]["item_id"] not in candidate]
     if not missing:
-        return 0
+        return 0, []
     import pandas as pd
 
-    from recsys.recommend.new_items import add_items
+    from recsys.recommend.new_items import add_valid_items
 
-    add_items(candidate, pd.DataFrame(missing), embeddings, f"items added to bundle {version}")
-    return len(missing)
+    file = f"items added to bundle {version}"
+    done = add_valid_items(candidate, pd.DataFrame(missing), embeddings, file)
+    return done.added, done.refused
 
 # %% ../../nbs/7_operate/04_promote.ipynb #promote-44
 class PromotionRefused(RecsysError):
@@ -565,7 +566,10 @@ def _keep_candidate(
         )
     if not live:
         return
-    n_added = carry_added(home, live["version"], candidate, stage_dir(params, "embeddings"))
+    embeddings = stage_dir(params, "embeddings")
+    n_added, refused = carry_added(home, live["version"], candidate, embeddings)
+    for sentence in refused:
+        record.note(f"not carried over: {sentence}")
     if n_added:
         record.note(
             f"{n_added} item(s) that were added to {live['version']} are placed beside "

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['NEIGHBOUR_ARRAYS', 'ITEM_PARTS', 'UnknownItem', 'utf8', 'check_column', 'ItemColumns', 'BundleFiles', 'item_names',
            'added_vectors', 'read_ids', 'append_ids', 'read_names', 'append_names', 'read_hashes', 'append_hashes',
-           'read_encoded_ids', 'append_encoded_ids', 'read_in_stock', 'append_in_stock', 'read_categories',
-           'append_categories', 'read_popularity', 'append_popularity', 'read_by_popularity', 'append_by_popularity',
-           'read_vectors', 'append_vectors', 'read_index', 'append_index', 'read_item_columns', 'append_item_columns',
-           'read_neighbours', 'append_neighbours', 'read_shown', 'append_display_rows', 'ItemPart', 'CatalogueSnapshot']
+           'read_encoded_ids', 'append_encoded_ids', 'read_in_stock', 'is_sellable', 'append_in_stock',
+           'read_categories', 'append_categories', 'read_popularity', 'append_popularity', 'read_by_popularity',
+           'append_by_popularity', 'read_vectors', 'append_vectors', 'read_index', 'append_index', 'read_item_columns',
+           'append_item_columns', 'read_neighbours', 'append_neighbours', 'read_shown', 'shown_values',
+           'append_display_rows', 'ItemPart', 'CatalogueSnapshot']
 
 # %% ../../nbs/3_recommend/04_snapshot.ipynb #snapshot-02
 import threading
@@ -22,7 +23,7 @@ import numpy as np
 
 from ..core.params import RecsysError
 from ..data.additions import to_array
-from ..data.features import OOV, PAD, as_bytes, load_arrays, pack
+from ..data.features import OOV, PAD, as_bytes, as_text, load_arrays, pack
 from ..data.interaction import UNSEEN
 from ..models.index import load_index, plain_index
 from ..models.neighbours import SELF_SIMILARITY, load_table
@@ -217,9 +218,14 @@ def read_in_stock(files: BundleFiles) -> np.ndarray:
     return files.array("in_stock")
 
 
+def is_sellable(row: dict) -> bool:  # of `read_added`
+    "Tell whether an added item can be sold; an item of which nothing is known can be."
+    return not any(row.get(part, {}).get("in_stock") is False for part in ("shown", "raw"))
+
+
 def append_in_stock(in_stock: np.ndarray, rows: list) -> np.ndarray:
-    "Return the stock with the added items in stock."
-    return np.append(in_stock, np.ones(len(rows), bool))
+    "Return the stock with that of added items."
+    return np.append(in_stock, np.array([is_sellable(row) for row in rows], bool))
 
 
 def read_categories(files: BundleFiles) -> np.ndarray:
@@ -324,10 +330,21 @@ def append_neighbours(table: dict | None, rows: list) -> dict | None:
 
 
 def read_shown(files: BundleFiles):
-    "Return the columns that people read, an arrow table."
+    "Return the columns that people read, an arrow table of texts, float prices and the stock."
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(files.folder / "items.parquet")
+    table = pq.read_table(files.folder / "items.parquet")
+    other_types = dict(price=pa.float64(), in_stock=pa.bool_())
+    types = [other_types.get(name, pa.string()) for name in table.column_names]
+    return table.cast(pa.schema(list(zip(table.column_names, types))))
+
+
+def shown_values(row: dict) -> dict:  # of `read_added`
+    "Return what people read of an added item: texts as text, the price as a float."
+    values = {name: as_text(value) or None for name, value in row["shown"].items()}
+    price = row["shown"].get("price")
+    return values | dict(price=None if price is None else float(price), in_stock=is_sellable(row))
 
 
 def append_display_rows(
@@ -337,7 +354,8 @@ def append_display_rows(
     "Return the arrow table with added items; a column that an item lacks is null."
     import pyarrow as pa
 
-    shown = [{name: row["shown"].get(name) for name in table.schema.names} for row in rows]
+    all_values = map(shown_values, rows)
+    shown = [{name: values.get(name) for name in table.schema.names} for values in all_values]
     return pa.concat_tables([table, pa.Table.from_pylist(shown, schema=table.schema)])
 
 # %% ../../nbs/3_recommend/04_snapshot.ipynb #snapshot-35

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..recommend.bundle import Bundle
+from ..recommend.snapshot import shown_values
 
 # %% ../../nbs/6_serve/07_catalogue.ipynb #catalogue-07
 IMAGE_TYPES = {
@@ -140,9 +141,9 @@ class Catalogue:
         "Take in items that were added to the bundle since the last call."
         new = self.bundle.added[self.n_added : self.bundle.grow()]
         self.n_added += len(new)
-        for shown in (record["shown"] for record in new):
+        for shown in map(shown_values, new):
             self.ids.append(shown["item_id"])
-            self.in_stock.append(True)
+            self.in_stock.append(shown["in_stock"])
             self.titles.append(shown.get("title"))
             self.categories.append(shown.get("category_l1"))
             self.subcategories.append(shown.get("category_l2"))
