@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..core.params import Params
 from ..core.runs import atomic_path, read_json, record_stage, stage_dir, write_json
+from ..core.stages import data_stages
 from ..data.features import load_arrays
 from .saved_ranks import SavedRanks, compared_metrics, load_ranks
 
@@ -27,13 +28,15 @@ def day_text(seconds: int) -> str:
 
 def data_facts(
     manifest: dict,  # of the bundle
-    records: dict,  # stage -> its stage.json
+    records: dict,  # of `data_stages`: stage -> its stage.json
 ) -> dict:
     "Return what a bundle was trained and judged on: days, events that count, counts."
     data = manifest["data"]
     first, last = data["span"]
     _, trained_until = data["train"]
-    counts = {**records["ingest"]["rows"], **records["data_prep"]["rows"]}
+    counts: dict = {}
+    for record in records.values():
+        counts |= record["rows"]
     return dict(
         first_day=day_text(first),
         last_day=day_text(last),
@@ -211,10 +214,7 @@ def card_limits(card: dict) -> list[str]:
 def make_card(params: Params) -> dict:
     "Return the model card of a run's bundle."
     manifest = read_json(stage_dir(params, "bundle") / "manifest.json")
-    records = {
-        stage: read_json(stage_dir(params, stage) / "stage.json")
-        for stage in ("ingest", "data_prep")
-    }
+    records = {stage: read_json(stage_dir(params, stage) / "stage.json") for stage in data_stages()}
     folder = stage_dir(params, "evaluate")
     rows = read_json(folder / "metrics.json")
     saved = load_ranks(folder)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.params import Params
 from ..core.runs import read_json, run_dir
+from ..core.stages import stages_with
 from ..data.features import local_time
 from ..data.prepared import Prepared
 from .cases import DEPTH
@@ -44,7 +45,7 @@ def fitted_on(
     "Return which data each system was fitted on."
     tower, ranker = (
         read_json(run_dir(params) / stage / "stage.json")["metrics"].get("fitted on", _STOPPED)
-        for stage in ("two_tower", "dlrm")
+        for stage in stages_with("train_state")
     )
     both = tower if tower == ranker else f"{tower} (retrieval), {ranker} (ranker)"
     known = {
