@@ -7,8 +7,8 @@ __all__ = ['REPORTED_LENGTHS', 'MAIN_METRIC', 'METRICS', 'rank_of_relevant', 'ra
            'precision', 'hit_rate', 'ndcg', 'mrr', 'average_precision', 'recall_of_rank', 'mrr_of_rank', 'exposure',
            'coverage', 'gini', 'mean_of_list', 'novelty', 'popularity_bias', 'intra_list_diversity', 'user_means',
            'per_user_mean', 'bootstrap_means', 'bootstrap', 'paired_bootstrap', 'metric_row', 'metric_rows', 'log_loss',
-           'calibration', 'calibration_error', 'ListCases', 'Metric', 'basket_rows', 'case_metrics', 'case_metric',
-           'main_metrics']
+           'calibration', 'calibration_error', 'ListCases', 'Metric', 'basket_rows', 'case_metrics', 'rank_metric',
+           'case_metric', 'main_metrics']
 
 # %% ../../nbs/4_evaluate/01_metrics.ipynb #metrics-02
 from collections.abc import Callable, Mapping
@@ -392,6 +392,15 @@ class Metric:
     lengths: tuple[int, ...] = (10,)  # list lengths that are reported
     is_main: bool = False  # also shown in fine segments and in comparisons of runs
 
+    @property
+    def sign(self) -> int:
+        "1 where higher is better, -1 where lower is better, 0 where neither is."
+        return 0 if self.higher_is_better is None else 2 * self.higher_is_better - 1
+
+    def harm(self, change: float) -> float:
+        "Return by how much a change is for the worse; where neither is better, how large it is."
+        return -self.sign * change if self.sign else abs(change)
+
 
 def _coverage(items: np.ndarray, cases: ListCases) -> float:
     return coverage(items, len(cases.counts))
@@ -546,16 +555,24 @@ def case_metrics(
     return {f"{metric.name}@{k}": metric.function(ranks, k) for k in ks for metric in of_ranks}
 
 
+def rank_metric(
+    name: str,  # with the length of the list, such as ndcg@10
+) -> tuple[Metric, int]:  # its entry, the length
+    "Return a metric of kind `rank`; raises `RecsysError` for an unknown name."
+    values, _, length = name.partition("@")
+    if values not in METRICS or METRICS[values].kind != "rank" or not length.isdecimal():
+        known = ", ".join(m.name for m in METRICS.values() if m.kind == "rank")
+        raise RecsysError(f"metric {name!r}: expected one of {known}, with @ and a list length")
+    return METRICS[values], int(length)
+
+
 def case_metric(
     name: str,  # with the length of the list, such as ndcg@10
     ranks: np.ndarray,  # rank [B] of the one relevant item, inf if absent
 ) -> np.ndarray:  # [B]
     "Return one metric of kind `rank` of every case; raises `RecsysError` for an unknown name."
-    values, _, length = name.partition("@")
-    if values not in METRICS or METRICS[values].kind != "rank" or not length.isdecimal():
-        known = ", ".join(m.name for m in METRICS.values() if m.kind == "rank")
-        raise RecsysError(f"metric {name!r}: expected one of {known}, with @ and a list length")
-    return METRICS[values].function(np.asarray(ranks, float), int(length))
+    metric, length = rank_metric(name)
+    return metric.function(np.asarray(ranks, float), length)
 
 
 def main_metrics(k: int = 10) -> list[str]:  # such as ndcg@10, the first one decides

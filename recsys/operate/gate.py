@@ -23,7 +23,13 @@ from ..data.features import as_bytes
 from ..data.prep import encode_tables
 from ..data.prepared import Prepared, load_prepared, open_prepared
 from ..evaluate.cases import DEPTH, is_masked
-from ..evaluate.metrics import case_metric, paired_bootstrap, per_user_mean, rank_of_relevant
+from recsys.evaluate.metrics import (
+    case_metric,
+    paired_bootstrap,
+    per_user_mean,
+    rank_metric,
+    rank_of_relevant,
+)
 from ..evaluate.segments import fine_segments, segments
 from ..evaluate.systems import model_lists, past_mask
 from ..models.seen_days import seen_since
@@ -161,7 +167,7 @@ def gate_values(
     live: Bundle | None = None,
 ) -> dict:  # candidate, live, popularity -> metric of each case [B]
     "Return the metric of each system's pages on the gate's cases."
-    k = int(params.GATE_METRIC.partition("@")[2])
+    _, k = rank_metric(params.GATE_METRIC)
     masked = is_masked(prepared, params.MASK_HISTORY)
     values = {}
     for name, bundle in (("candidate", candidate), ("live", live)):
@@ -193,9 +199,12 @@ def compare_candidate(
     users: np.ndarray,  # of the cases, [B]
     params: Params,  # BOOTSTRAP, SEED
 ) -> dict:  # means, difference, its interval
-    "Return by how much the candidate exceeds another system on a segment."
+    "Return by how much the candidate is better than another system on a segment."
     own, others, user = values["candidate"][mask], values[other][mask], users[mask]
-    difference, low, high = paired_bootstrap(own, others, user, params.BOOTSTRAP, params.SEED)
+    sign = rank_metric(params.GATE_METRIC)[0].sign
+    difference, low, high = paired_bootstrap(
+        sign * own, sign * others, user, params.BOOTSTRAP, params.SEED
+    )
     return dict(
         other=other,
         segment=segment,
@@ -347,8 +356,10 @@ def gate_text(
     for title, lines in (("Against it", decision["reasons"]), ("Notes", decision["notes"])):
         if lines:
             parts.append(f"\n## {title}\n" + "".join(f"- {line}\n" for line in lines))
+    metric, length = rank_metric(decision["metric"])
     parts.append(
-        f"\n## Rules on {decision['metric']}\n"
+        f"\n## Rules on {metric.title}@{length}\n"
+        f"{metric.title}: {metric.description}.\n\n"
         "| passed | rule | segment | cases | difference | 95 % interval |\n"
         "|---|---|---|---|---|---|\n"
     )
@@ -388,11 +399,12 @@ def plot_gate(
     axes.axvline(0, color="0.7", lw=1)
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
-    metric, rules = decision["metric"], decision["rules"]
+    (metric, length), rules = rank_metric(decision["metric"]), decision["rules"]
     outcome = "passes" if decision["passed"] else "is refused"
     n_passed = sum(rule["passed"] for rule in rules)
     axes.set(
-        xlabel=f"difference of {metric}, 95 % interval over users; hollow: a rule is broken",
+        xlabel=f"difference of {metric.title}@{length}, 95 % interval over users; hollow: a rule"
+        " is broken",
         title=f"{decision['candidate']} {outcome}: {n_passed} of {len(rules)} rules hold",
     )
     return figure

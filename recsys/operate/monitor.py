@@ -19,6 +19,7 @@ from ..core.pages import Note, Picture, Section, Table, data_url, render_page
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, read_json, run_dir, write_json
 from ..evaluate.drift import click_change, drift, holm, level_change, shares
+from ..evaluate.metrics import METRICS
 from recsys.online.day_log import (
     MonitoredBundle,
     bins_of,
@@ -127,12 +128,14 @@ def volume_check(name: str, today: dict, earlier: list) -> dict:
 
 def coverage_check(today: dict, earlier: list, comparable: bool, limit: float) -> dict:
     "Check the share of the catalogue that was shown; only with a similar number of pages."
-    found = level_change(np.array([day["coverage"] for day in earlier]), today["coverage"])
-    beyond = comparable and abs(found["ratio"] - 1) >= limit
-    says = f"{today['coverage']:.1%} of the catalogue shown"
+    metric = METRICS["coverage"]
+    value = today[metric.name]
+    found = level_change(np.array([day[metric.name] for day in earlier]), value)
+    beyond = comparable and metric.harm(found["ratio"] - 1) >= limit
+    says = f"{value:.1%}: {metric.description}"
     if not comparable:
         says += ", not comparable: another number of pages"
-    return make_check("coverage", found["ratio"], limit, beyond, found["p"], says)
+    return make_check(metric.name, found["ratio"], limit, beyond, found["p"], says)
 
 
 def click_check(
@@ -167,7 +170,7 @@ def day_checks(
     params: Params,  # MONITOR_LEAST, MONITOR_CHANGE
 ) -> list:
     "Check volume, coverage, calibration and clicks against earlier days of the log."
-    page_checks = ("coverage", "calibration", "click-through")
+    page_checks = (METRICS["coverage"].name, "calibration", "click-through")
     enough = [day for day in earlier if day["pages"] >= params.MONITOR_LEAST]
     limit = params.MONITOR_CHANGE
     if len(enough) < 3:
@@ -393,8 +396,10 @@ def gauges(today: dict, verdict: dict):  # prometheus_client.CollectorRegistry
     gauge("alarms", "alarms of the last day").set(len(verdict["alarms"]))
     seconds = np.datetime64(today["day"], "s").astype(int)
     gauge("day_seconds", "the day in question, seconds since 1970").set(seconds)
-    for name in ("pages", "events", "coverage", "short"):
+    for name in ("pages", "events", "short"):
         gauge(name, f"{name} of the last day").set(today[name])
+    coverage = METRICS["coverage"]
+    gauge(coverage.name, f"{coverage.description}, on the last day").set(today[coverage.name])
     clicks = gauge("click_through_ratio", "clicks by shown items", "place")
     for place, (shown, clicked) in enumerate(zip(today["shown"], today["clicks"]), 1):
         clicks.labels(place).set(sum(clicked) / max(1, sum(shown)))
