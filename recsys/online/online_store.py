@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from ..core.params import RecsysError
 from ..core.runs import read_json
-from ..data.asof import NEVER, KnownPast, history_features
+from ..data.asof import NEVER, KnownPast, history_features, newest_items
 from ..data.features import NULL, OOV
 from .valkey import Breaker
 
@@ -212,13 +212,11 @@ class OnlineUsers:
 
     def _history_rows(self, histories) -> np.ndarray:  # [B, L], -1 on the left
         "Return histories as item rows, the newest last."
-        row_of, rows = self.bundle.row_of, np.full((len(histories), self.length), -1)
-        for i, items in enumerate(histories):
+        row_of, pasts = self.bundle.row_of, []
+        for items in histories:
             names = map(bytes.decode, items or ())
-            past = [row_of[name] for name in names if name in row_of][-self.length :]
-            if past:
-                rows[i, -len(past) :] = past
-        return rows
+            pasts.append([row_of[name] for name in names if name in row_of])
+        return newest_items(pasts, self.length)
 
     @staticmethod
     def _column(values, kind: str) -> np.ndarray:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, record_stage, stage_dir, write_json
+from ..core.stages import data_stages
 from ..data.additions import additions_file, read_added
 from ..online.valkey import answers, connect, hide_password, running_valkey
 from recsys.operate.bundle_store import (
@@ -355,9 +356,9 @@ def fill_online(
 
 
 def data_key(params: Params) -> str:
-    "Return a hash of a run's data: of what its stages ingest and data_prep have written."
+    "Return a hash of a run's data: of all files that its stages of data have written."
     hashes: dict = {}
-    for stage in ("ingest", "data_prep"):
+    for stage in data_stages():
         outputs = read_json(stage_dir(params, stage) / "stage.json")["outputs"]
         hashes |= {f"{stage}/{file}": facts["sha256"] for file, facts in outputs.items()}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]

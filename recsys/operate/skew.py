@@ -148,7 +148,7 @@ def run_skew(
     from recsys.core.stages import FINETUNE, FULL, STAGES
 
     first, *rest = plan_days(p, days)
-    rows, full = [], [s for s in FULL if s.name in ("ingest", *FINETUNE.makes)]
+    rows, full = [], [s for s in FULL if s.name in (*FINETUNE.after, *FINETUNE.makes)]
     for s in full:
         run_here(s, first)
     for day, (tuned, rebuilt) in enumerate(rest, 1):

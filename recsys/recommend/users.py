@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..data.asof import KnownPast, history_features, top_category
+from ..data.asof import KnownPast, history_features, newest_items, top_category
 from ..data.features import NULL, load_arrays
 from ..models.seen_days import seen_since
 from ..models.sources import popular_rows
@@ -101,17 +101,17 @@ class UserMemory:
         hours = self.bundle.serving.TOP_CATEGORY_HOURS
         past = KnownPast.nothing(len(users), length, now)
         known = np.array([self.events.row(user) for user in users])
+        chosen: list = [[] for _ in users]  # item rows of each user's cases
         for i, user in enumerate(users):
             if not user:
                 continue
             seconds, items, is_case = self.events.before(user, int(now[i]))
-            chosen = items[is_case][-length:]
-            if len(chosen):
-                past.rows[i, -len(chosen) :] = chosen
+            chosen[i] = items[is_case]
             if len(seconds):
                 past.last_event[i] = seconds[-1]
             categories = self.bundle.categories[items]
             past.top_category[i] = top_category(seconds, categories, int(now[i]), hours)
+        past.rows = newest_items(chosen, length)
         inputs = {
             feature.name: self.prep.user_columns[feature.name][known]
             for feature in contract.side("user")
