@@ -219,7 +219,9 @@ def test_a_name_that_appears_twice_is_never_chosen(ingest):
 
 def test_a_file_in_another_encoding_is_named_with_its_line(ingest):
     events().to_csv(ingest.folder / "e.csv", index=False)
-    items(title=["Tee", "Café", "x"]).to_csv(ingest.folder / "i.csv", encoding="cp1252", index=False)
+    items(title=["Tee", "Café", "x"]).to_csv(
+        ingest.folder / "i.csv", encoding="cp1252", index=False
+    )
     with pytest.raises(RecsysError, match=r"i.csv: line 3 is not in utf-8: .*ENCODING: latin-1"):
         ingest("e.csv", "i.csv")
     assert ingest("e.csv", "i.csv", ENCODING="latin-1").items.title[1] == "Café"

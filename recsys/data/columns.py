@@ -332,7 +332,7 @@ def _named_columns(names: list, table: str, rules: ReadingRules) -> list:  # of 
 
 def _why_left_out(use: ColumnUse, files: TableFiles, rules: ReadingRules) -> str:
     "Return why a column is left out; empty where it is used."
-    if rules.ignore & {use.column, use.name}:
+    if use.name in rules.ignore:
         return "IGNORE lists it"
     if re.match(SAVED_INDEX, use.column) and use.column == use.name:
         return "a saved row number"
@@ -360,7 +360,8 @@ def choose_columns(files: TableFiles, table: str, rules: ReadingRules) -> list: 
         if not use.reason:
             use.reason = _why_left_out(use, files, rules)
         was_wanted = use.reason.startswith(("IGNORE", "COLUMNS"))
-        if use.reason and not was_wanted and use.name in (*KEYS[table], *NEEDED):
+        is_needed = use.name in KEYS[table] or (use.name in NEEDED and use.role != "other")
+        if use.reason and not was_wanted and is_needed:
             raise RecsysError(f"{files.pattern}: column {use.column}: {use.reason}")
     for file in files.files:
         _check_keys(file, table, [use for use in uses if not use.reason])
