@@ -325,7 +325,8 @@ def continue_tables(
         for piece in newer.pieces():
             yield _select_columns(piece, old.schema.names)
 
-    return Source(items, users.sort_values("user_id", ignore_index=True), pieces, source.name)
+    users = users.sort_values("user_id", ignore_index=True)
+    return replace(source, items=items, users=users, pieces=pieces)
 
 # %% ../../nbs/1_data/13_sources.ipynb #sources-columns
 SHOWN = dict(
