@@ -233,8 +233,9 @@ OF_ITEMS = frozenset({"category_l1", "price"})  # columns with a meaning that us
 
 def internal_name(column: str, side: str) -> str:
     "Return a name that is safe everywhere, made from a column's name; the same for the same name."
-    ascii_letters = unicodedata.normalize("NFKD", column).encode("ascii", "ignore").decode()
-    readable = re.sub(r"[^a-z0-9]+", "_", ascii_letters.lower()).strip("_")[:32]
+    decomposed = unicodedata.normalize("NFKD", column.casefold())  # Größe is grosse
+    ascii_letters = decomposed.encode("ascii", "ignore").decode()
+    readable = re.sub(r"[^a-z0-9]+", "_", ascii_letters).strip("_")[:32]
     digest = hashlib.sha256(column.encode()).hexdigest()[:8]
     return NAMESPACE + "_".join(part for part in (side, readable.strip("_"), digest) if part)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RARE', 'TENTHS', 'UNWATCHED', 'LOGGED_PAGE_COLUMNS', 'PAGE_PLACES', 'watched', 'make_bins', 'count_bins',
            'state_inputs', 'event_inputs', 'whole_days', 'input_labels', 'training_inputs', 'bins_of', 'watched_inputs',
-           'user_ids', 'ask_pages', 'reference_days', 'counted_input', 'make_reference', 'load_reference', 'log_days',
-           'log_files', 'read_part', 'lists_of', 'read_pages', 'read_inputs', 'count_places', 'measure_fallbacks',
-           'MonitoredBundle', 'measure_day']
+           'column_labels', 'input_label', 'input_of_label', 'user_ids', 'ask_pages', 'reference_days', 'counted_input',
+           'make_reference', 'load_reference', 'log_days', 'log_files', 'read_part', 'lists_of', 'read_pages',
+           'read_inputs', 'count_places', 'measure_fallbacks', 'MonitoredBundle', 'measure_day']
 
 # %% ../../nbs/5_online/12_day_log.ipynb #day-log-02
 import json
@@ -181,6 +181,24 @@ def watched_inputs(reference: dict) -> list:
     suffix = "/counts"
     return sorted(name.removesuffix(suffix) for name in reference if name.endswith(suffix))
 
+
+def column_labels(contract) -> dict:  # input -> text
+    "Return how people call the inputs whose column has another name than the feature."
+    renamed = [feature for feature in watched(contract) if feature.label != feature.name]
+    return {feature.name: f"{feature.label} of {feature.side}s" for feature in renamed}
+
+
+def input_label(reference: dict, name: str) -> str:
+    "Return how people call an input of a reference."
+    found = reference.get(f"{name}/label")
+    return name if found is None else found.item().decode()
+
+
+def input_of_label(reference: dict, label: str) -> str:
+    "Return the input of a reference that people call so."
+    inputs = {input_label(reference, name): name for name in watched_inputs(reference)}
+    return inputs.get(label, label)
+
 # %% ../../nbs/5_online/12_day_log.ipynb #day-log-18
 def user_ids(prep) -> np.ndarray:
     "Return the ids of a run's users, in the order of their rows."
@@ -274,6 +292,8 @@ def make_reference(
     for name, (when, values) in inputs.items():
         label = labels.get(name)
         reference |= counted_input(name, when, values, label, days, bundle.encoder)
+    for name, text in column_labels(bundle.contract).items():
+        reference[f"{name}/label"] = np.array(text.encode())
     reference["days"] = days
     real_scores = scores[scores > -1e6]  # places without an item have a huge negative score
     reference["page_score/edges"] = np.unique(np.quantile(real_scores, TENTHS))

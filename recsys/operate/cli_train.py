@@ -182,7 +182,7 @@ def add_items_command(
     for sentence in done.refused:
         print_to_stderr(f"refused: {sentence}")
     print_line(
-        f"{done.added} item(s) of {len(items)} added, {done.total} to run {folder.name} so far; "
+        f"{done.added} item(s) added to run {folder.name}, {done.total} so far; "
         "they are retrieved from now on"
     )
     if done.refused:

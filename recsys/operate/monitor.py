@@ -23,6 +23,8 @@ from ..evaluate.metrics import METRICS
 from recsys.online.day_log import (
     MonitoredBundle,
     bins_of,
+    input_label,
+    input_of_label,
     load_reference,
     log_days,
     log_files,
@@ -89,7 +91,7 @@ def drift_check(
     most = int(np.argmax(np.abs((a - b) * np.log(a / b))))
     moved = bin_name(reference, name, most)
     says = f"{moved}: {b[most]:.1%} in training, {a[most]:.1%} today"
-    label = "scores" if name == "score" else f"input {name}"
+    label = "scores" if name == "score" else f"input {input_label(reference, name)}"
     return make_check(label, extra, limit, extra >= limit, found["p"], says)
 
 
@@ -106,7 +108,7 @@ def drift_checks(
             checks.append(drift_check(reference, name, counts, params.MONITOR_PSI))
             continue
         says = f"{counts.sum():,} values, {TOO_FEW}"
-        label = f"input {name}"
+        label = f"input {input_label(reference, name)}"
         if name == "score":
             label = "scores"
             says += f"; the reference is of bundle {today['reference']}"
@@ -255,7 +257,7 @@ def _plot_drift(axes, checks: list) -> str:  # name of the input that moved most
 
 def _plot_bins(axes, name: str, today: dict, reference: dict) -> None:
     "Draw the shares of an input's bins, in training and today."
-    key = name.replace("scores", "score")
+    key = "score" if name == "scores" else input_of_label(reference, name)
     now = 100 * shares(today["inputs"][key])
     then = 100 * shares(reference[f"{key}/counts"].sum(0))
     at = np.arange(len(now))
