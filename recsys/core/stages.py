@@ -154,8 +154,8 @@ FULL = (
     ),
     Stage(
         "neighbours",
-        "2_models/08_sources",
-        "recsys.models.sources:run_neighbours",
+        "2_models/09_case_retrieval",
+        "recsys.models.case_retrieval:run_neighbours",
         after=("data_prep", "embeddings", "two_tower"),
         artefacts=(
             Artefact("neighbours.npz", serves=True, optional=True),
@@ -166,7 +166,7 @@ FULL = (
     ),
     Stage(
         "dlrm",
-        "2_models/13_dlrm",
+        "2_models/14_dlrm",
         "recsys.models.dlrm:run_dlrm",
         after=("data_prep", "embeddings", "two_tower", "neighbours"),
         artefacts=(

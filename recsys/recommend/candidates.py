@@ -15,13 +15,7 @@ import numpy as np
 
 from ..data.features import NULL
 from ..models.neighbours import candidate_votes
-from recsys.models.sources import (
-    PopularitySource,
-    Retrieved,
-    Retriever,
-    place_scores,
-    popular_rows,
-)
+from ..models.sources import PopularitySource, Retrieved, Retriever, place_scores, popular_rows
 from .bundle import Bundle
 from .fallbacks import FallbackLog, finite
 
