@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KERNEL_ENVIRONMENT', 'is_done', 'same_file', 'check_artefacts', 'mark_done', 'newer_stages', 'bundle_warning',
            'run_here', 'ensure', 'LastLine', 'StageError', 'ignore_line', 'run_notebook', 'check_paths', 'only_runner',
-           'run_pipeline', 'start_variant']
+           'shown_notes', 'run_pipeline', 'start_variant']
 
 # %% ../../nbs/0_core/10_pipeline.ipynb #pipeline-02
 import contextlib
@@ -255,6 +255,13 @@ def only_runner(params: Params):
         yield
 
 
+def shown_notes(stage: Stage, params: Params) -> list:  # sentences
+    "Return what a finished stage says about the tables; empty for stages after the tables."
+    if not stage.shows_notes:
+        return []
+    return read_json(run_dir(params) / stage.name / "stage.json")["notes"]
+
+
 def run_pipeline(
     params: Params,
     start: str = "",  # first stage; empty: the first of the list
@@ -283,6 +290,8 @@ def run_pipeline(
             mark_done(stage, params, key, params.PROOFS)
             seconds[stage.name] = time.perf_counter() - started
             show(f"{label} {seconds[stage.name]:7.1f} s")
+            for note in shown_notes(stage, params):
+                show(f"      {note}")
         write_report(params)
     return seconds
 

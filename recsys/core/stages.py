@@ -62,6 +62,7 @@ class Stage:
     daily: Literal["runs", "copied", "renewed"] = "runs"  # in a daily run: see below
     bundles: bool = False  # it collects the artefacts that serve into a bundle
     online: bool = False  # it starts servers or writes to online stores
+    shows_notes: bool = False  # its notes are about the tables, and `recsys run` prints them
     resources: Resources = Resources()
 
     @property
@@ -77,6 +78,7 @@ FULL = (
         "ingest",
         "1_data/13_sources",
         "recsys.data.sources:run_ingest",
+        shows_notes=True,
         after_base=("ingest", "bundle"),
         artefacts=(
             Artefact("interactions.parquet"),
@@ -91,6 +93,7 @@ FULL = (
         "data_prep",
         "1_data/16_prep",
         "recsys.data.prep:run_data_prep",
+        shows_notes=True,
         after=("ingest",),
         artefacts=(
             Artefact("encoder.json", serves=True),
