@@ -433,6 +433,7 @@ class SoftmaxSampling(StepMember):
             scores=a["scores"],
             propensities=a["propensities"],
             reasons=json_column(a["reasons"]),
+            sources=json_column([{}] * len(a["reasons"])),  # this layout doesn't hand the lists on
         )
 
 
@@ -512,6 +513,7 @@ def reference_wires(
     request, found = text("request"), [ints("candidates"), floats("retrieved"), ints("ranks")]
     i = [Tensor(f"i_{n}", t.dtype, t.dims) for n, t in item.items()]
     page = [ints("page"), floats("scores"), floats("propensities"), text("reasons")]
+    page.append(text("sources"))
     return dict(
         context_preprocessor=(
             batched(REQUEST),

@@ -76,6 +76,25 @@ def same(a, b, where):
     return len(wrong)
 
 
+def same_sources(a, b, where):
+    "Each item that is on both pages was found by the same sources, at the same ranks."
+    found, others = (
+        {
+            item: sorted((source["source"], source["rank"], source["score"]) for source in sources)
+            for item, sources in zip(np.asarray(page["item_ids"]).tolist(), page["sources"])
+            if item
+        }
+        for page in (a, b)
+    )
+    assert found and any(found.values()), f"{where}: no sources"
+    for item in found.keys() & others.keys():
+        own, theirs = found[item], others[item]
+        ranks = [[source[:2] for source in sources] for sources in (own, theirs)]
+        scores = [[source[2] for source in sources] for sources in (own, theirs)]
+        assert ranks[0] == ranks[1], f"{where}: {item}: {own} {theirs}"
+        assert np.allclose(*scores, rtol=1e-4, atol=1e-5), f"{where}: {item}: {own} {theirs}"
+
+
 def patient(ask):
     """Ask again where a busy machine let Valkey's time-out pass: that is a fallback with its
     reason, and no difference.
@@ -100,14 +119,17 @@ def compare(p, url, client, n, seed=0, progress=lambda x: x):
         return {
             f: v[0]
             for f, v in r.recommend({f: v if f == "k" else [v] for f, v in q.items()}).items()
-            if f in ("item_ids", "scores", "propensities", "reasons")
+            if f in ("item_ids", "scores", "propensities", "reasons", "sources")
         }
 
     for q in progress(asked):
         a, t = one(rec, q), patient(lambda: client.recommend(**q, request_id="canary"))
         ties += same(a, t, f"Triton, {q}")
         assert a["reasons"] == t["reasons"], f"{q}: {a['reasons']} {t['reasons']}"
-        ties += same(a, patient(lambda: one(online, q)), f"in process with Valkey, {q}")
+        same_sources(a, t, f"Triton, {q}")
+        with_valkey = patient(lambda: one(online, q))
+        ties += same(a, with_valkey, f"in process with Valkey, {q}")
+        same_sources(a, with_valkey, f"in process with Valkey, {q}")
     for k in sorted(
         {q["k"] for q in asked}
     ):  # batches: requests of one page size together, as they come
@@ -126,6 +148,9 @@ def compare(p, url, client, n, seed=0, progress=lambda x: x):
             )
             for j, q in enumerate(part):
                 a = one(rec, q)
+                for name, pages in (("Triton's batch", together), ("batch", batch)):
+                    page = {f: pages[f][j] for f in ("item_ids", "sources")}
+                    same_sources(a, page, f"{name}, {q}")
                 ties += same(
                     a,
                     {f: together[f][j] for f in ("item_ids", "scores", "propensities")},

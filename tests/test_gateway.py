@@ -119,6 +119,8 @@ def test_a_page_is_tritons_with_what_people_read(p, stack):
         assert [x["propensity"] for x in page["items"]] == pytest.approx(
             direct["propensities"].tolist(), rel=1e-3
         ) and [x["rank"] for x in page["items"]] == direct["reasons"]["ranks"]
+        assert [x["sources"] for x in page["items"]] == direct["sources"]
+        assert all(x["sources"] for x in page["items"])
         assert (
             all(
                 x["title"] and x["price"] > 0 and x["category"] and x["reason"]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sameness import compare
+from sameness import compare, same_sources
 from tiny import ROOT, tiny_run
 
 from recsys.core.params import RecsysError
@@ -110,10 +110,11 @@ def check_meeting(p, server, client, member):
     )  # some did meet, else this proves nothing
     for q, a, b in zip(asked, alone, met):
         assert (
-            len(b["item_ids"]) == q["k"]
+            len(b["item_ids"]) == len(b["sources"]) == q["k"]
             and a["item_ids"].tolist() == b["item_ids"].tolist()
             and np.allclose(a["propensities"], b["propensities"], rtol=1e-3)
         ), q
+        same_sources(a, b, q)
         assert (b["stage_ms"] >= 0).all()
 
     def read():
@@ -195,7 +196,7 @@ def test_bad_input_is_refused_and_the_server_goes_on(stack, inputs, words):
     status, answer = infer(stack[0], **inputs)
     assert 400 <= status < 500, (status, answer)
     assert words in answer["error"] and "Traceback" not in answer["error"], answer
-    assert len(infer(stack[0], k=ONE)[1]["outputs"]) == 6
+    assert len(infer(stack[0], k=ONE)[1]["outputs"]) == 7
 
 
 @pytest.mark.parametrize(

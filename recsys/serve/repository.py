@@ -68,6 +68,7 @@ RESPONSE = (
     Tensor("propensities", "FP32", (-1,)),
     Tensor("bundle_version", "STRING"),
     Tensor("reasons", "STRING"),
+    Tensor("sources", "STRING"),
     Tensor("stage_ms", "FP32", (-1,)),
 )  # what it gives
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..core.params import PARAMS, RecsysError
 from ..core.runs import read_json
+from ..models.sources import unpack_sources
 from ..online.valkey import OwnedProcess
 from ..recommend.request import REQUEST_RULES
 from .member import decode
@@ -487,13 +488,17 @@ class Client:
         The fields are those of `PageRequest`, each one value or a list of B; `exclude` is a list
         of ids, or B such lists. The arrays `item_ids`, `scores` and `propensities` have shape
         [B, k], `stage_ms` has one column for each step. `bundle_version` has B texts and
-        `reasons` B dictionaries. If no field is a list, the answer is that of one user, without
-        the axis B.
+        `reasons` B dictionaries; `sources` has for each user k lists of dictionaries (source,
+        rank, score). If no field is a list, the answer is that of one user, without the axis B.
         """
         fields = dict(k=DEFAULT_PAGE_LENGTH) | request
         answer = self.infer(request_tensors(**fields))
         answer["bundle_version"] = answer["bundle_version"][:, 0]
         answer["reasons"] = [json.loads(text) for text in answer["reasons"][:, 0]]
+        width = answer["item_ids"].shape[1]
+        if "sources" in answer:  # a repository that an earlier version exported gives none
+            packed = [json.loads(text) for text in answer["sources"][:, 0]]
+            answer["sources"] = [unpack_sources(page, width) for page in packed]
         if _has_several_users(fields):
             return answer
         return {name: values[0] for name, values in answer.items()}
