@@ -52,6 +52,8 @@ REQUIRED_FIELD = "k"  # the one input that must be there: Triton needs one to kn
 def request_tensor(rule: FieldRule) -> Tensor:
     "Return the input tensor of a field of a request."
     is_optional = rule.name != REQUIRED_FIELD
+    if rule.is_json:
+        return Tensor(rule.name, "STRING", optional=is_optional)
     if rule.kind == "list":
         return Tensor(rule.name, "STRING", (-1,), is_optional)
     if rule.kind == "integer":

@@ -331,17 +331,13 @@ DEFAULT_PAGE_LENGTH = PARAMS["K"].default  # where a request names none
 
 def request_tensors(
     **fields,  # each one value, or a list of B values
-) -> dict:  # name -> array [B, 1]; exclude [B, E]
-    "Return the ensemble's input tensors for the fields of a request."
+) -> dict:  # name -> array [B, 1]; of a list of ids [B, E]
+    "Return the ensemble's input tensors for the fields of a request; empty lists are left out."
     given = {name: value for name, value in fields.items() if value is not None}
     for name in sorted(given):
         if name not in _REQUEST_TENSORS:
             raise RecsysError(f"{name}: no such field; there are {', '.join(_REQUEST_TENSORS)}")
-    exclude = list(given.pop("exclude", []))
-    is_nested = bool(exclude) and _is_list(exclude[0])  # one list for each user
-    sizes = {name: len(value) for name, value in given.items() if _is_list(value)}
-    if is_nested:
-        sizes["exclude"] = len(exclude)
+    sizes = {name: len(value) for name, value in given.items() if _is_of_several(name, value)}
     n_users = max(sizes.values(), default=1)
     for name, size in sizes.items():
         if size != n_users:
@@ -349,18 +345,33 @@ def request_tensors(
     arrays = {}
     for name, value in given.items():
         values = list(value) if name in sizes else [value] * n_users
-        arrays[name] = _column(_REQUEST_TENSORS[name], values, n_users)
-    lists = [list(ids) for ids in exclude] if is_nested else [exclude] * n_users
-    width = max(map(len, lists), default=0)
-    if width:
-        padded = [id_ for ids in lists for id_ in [*ids, *[""] * (width - len(ids))]]
-        arrays["exclude"] = _column(_REQUEST_TENSORS["exclude"], padded, n_users)
+        if REQUEST_RULES[name].kind == "list":
+            values = _list_texts(name, values)
+        if values:
+            arrays[name] = _column(_REQUEST_TENSORS[name], values, n_users)
     return arrays
 
 
 def _is_list(value) -> bool:
-    "Return whether a field has one value for each user."
+    "Return whether a value is a sequence."
     return isinstance(value, (list, tuple, np.ndarray))
+
+
+def _is_of_several(name: str, value) -> bool:
+    "Return whether a field has one value for each user; of a list field, a list of lists."
+    if _is_list(value) and REQUEST_RULES[name].kind == "list":
+        return len(value) > 0 and _is_list(value[0])
+    return _is_list(value)
+
+
+def _list_texts(name: str, lists: list) -> list:  # as many for each user; empty: nothing is sent
+    "Return the texts of a list field of B users: ids padded with '', or one JSON text for each."
+    width = max(map(len, lists))
+    if not width:
+        return []
+    if REQUEST_RULES[name].is_json:
+        return [json.dumps(list(entries)) if len(entries) else "" for entries in lists]
+    return [text for ids in lists for text in [*ids, *[""] * (width - len(ids))]]
 
 
 def _column(
@@ -513,10 +524,7 @@ def _decoded(array: np.ndarray, name: str) -> np.ndarray:
 
 def _has_several_users(fields: dict) -> bool:
     "Return whether a field of a request is a list with one entry for each user."
-    exclude = fields.get("exclude")
-    if exclude is not None and len(exclude) and _is_list(exclude[0]):
-        return True
-    return any(_is_list(value) for name, value in fields.items() if name != "exclude")
+    return any(_is_of_several(name, value) for name, value in fields.items())
 
 # %% ../../nbs/6_serve/04_server.ipynb #server-49
 def dead_member(

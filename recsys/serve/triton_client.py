@@ -7,12 +7,14 @@ __all__ = ['STRUCT_LETTERS', 'CHANNEL_OPTIONS', 'pack_tensor', 'write_infer_requ
            'read_infer_response', 'TritonPages']
 
 # %% ../../nbs/6_serve/08_triton_client.ipynb #triton-client-02
+import json
 import struct
 from functools import cached_property
 from typing import Any
 
 from ..core.params import RecsysError
 from ..online.valkey import Breaker, Unavailable
+from ..recommend.request import REQUEST_RULES
 from .repository import REQUEST
 
 # %% ../../nbs/6_serve/08_triton_client.ipynb #triton-client-05
@@ -39,6 +41,8 @@ def write_infer_request(
             continue
         is_list = tensor.dims != (1,)
         values = fields[tensor.name] if is_list else [fields[tensor.name]]
+        if REQUEST_RULES[tensor.name].is_json:
+            values = [json.dumps(fields[tensor.name])]
         message.inputs.add(
             name=tensor.name,
             datatype=tensor.dtype.replace("STRING", "BYTES"),
