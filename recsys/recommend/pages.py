@@ -47,6 +47,9 @@ PAGE_TEMPLATE = """<table>
 {%- for note in page.fallbacks %}
 <p>fallback of step {{ note.stage }}: {{ note.fallback }} ({{ note.reason }})</p>
 {%- endfor %}
+{%- for note in page.notes %}
+<p>{{ note }}</p>
+{%- endfor %}
 """
 PAGE_HEADINGS = ("", "item", "title", "category", "price", "score", "came from")
 
@@ -70,6 +73,11 @@ class RecommendedPage:
     def fallbacks(self) -> list:  # dictionaries: step, fallback, reason
         "Return the steps that failed and what took their place; empty in the normal case."
         return self.reasons["fallbacks"]
+
+    @property
+    def notes(self) -> list:  # sentences
+        "Return what the request asked for in vain, and why; empty in the normal case."
+        return self.reasons.get("notes", [])
 
     def rows(self) -> list:  # of lists of texts, in the order of PAGE_HEADINGS
         "Return the items as the rows of a table."
@@ -97,7 +105,7 @@ class RecommendedPage:
         rows = [list(PAGE_HEADINGS), *self.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(PAGE_HEADINGS))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        notes = [f"fallback: {note}" for note in self.fallbacks]
+        notes = [f"fallback: {note}" for note in self.fallbacks] + self.notes
         return "\n".join([self.title, *lines, *notes])
 
     def _repr_html_(self) -> str:
