@@ -28,6 +28,7 @@ async function call(method, path, body) {
 }
 
 // ---- the visitor and the request
+const fieldControls = document.querySelectorAll("[data-field]");  // numbers of a request: a new one needs no code here
 const visitor = () => ($("user").value === "new" ? state.fresh : $("user").value);
 function moment() {  // seconds by the run's clock; an hour means the next time that it strikes
   const now = Math.floor(Date.now() / 1000 + state.drift) + 1, hour = $("hour").value;
@@ -37,7 +38,10 @@ function moment() {  // seconds by the run's clock; an hour means the next time 
 }
 function request() {
   const drawn = document.querySelector("[name=order]:checked").value === "sample";
-  return { user_id: visitor(), device_type: $("device").value, timestamp: moment(), k: +$("k").value, temperature: drawn ? +$("temperature").value : 0, diversity: +$("diversity").value, seed: state.seed };
+  const fields = { user_id: visitor(), device_type: $("device").value, timestamp: moment(), seed: state.seed };
+  for (const control of fieldControls) fields[control.dataset.field] = +control.value;
+  if (!drawn) fields.temperature = 0;
+  return fields;
 }
 async function ask() {
   const mine = ++state.asked, began = performance.now();
@@ -57,7 +61,7 @@ function showPage(page) {
   if (gone.has("triton")) warn("The recommender does not answer: these are popular items. " + page.fallbacks[0].reason);
   else if (gone.has("user_features") || gone.has("seen_filter")) warn("Valkey does not answer: history and seen items are not known now, so this page is the one of an anonymous visitor.");
   else warn(page.fallbacks.map((f) => `${f.stage}: ${f.fallback} (${f.reason})`).join("; "));
-  $("page-note").textContent = `${page.items.length} items for ${who}, ` + (page.source === "popularity" ? "by popularity" : "found by the two-tower, ranked by the DLRM") + `, answered in ${page.gateway_ms.toFixed(1)} ms`;
+  $("page-note").textContent = `${page.items.length} items for ${who}, ` + (page.source === "popularity" ? "by popularity" : "found by the two-tower, ranked by the DLRM") + `, answered in ${page.gateway_ms.toFixed(1)} ms` + page.notes.map((note) => `. ${note}`).join("");
   $("cards").replaceChildren(...page.items.map((x) => card(x, true)));
   $("bundle").textContent = page.bundle_version;
   showTime(page);
@@ -144,7 +148,7 @@ async function explain(item, button) {
   $("why-body").replaceChildren(el("p", {}, "Asking…"));
   $("why").showModal();
   const r = request(), query = new URLSearchParams({ item_id: item.item_id });
-  for (const n of ["user_id", "device_type", "timestamp", "k", "temperature", "diversity", "seed"]) if (r[n] !== "") query.set(n, r[n]);
+  for (const [n, v] of Object.entries(r)) if (v !== "" && v.length !== 0) query.set(n, typeof v === "object" ? JSON.stringify(v) : v);
   try { showWhy(await call("GET", "/v1/explanations?" + query), r.k, item); } catch (e) { $("why-body").replaceChildren(el("p", {}, e.message)); }
   $("why").addEventListener("close", () => button.focus(), { once: true });
 }
@@ -213,7 +217,7 @@ async function loadUsers() {
   $("user").replaceChildren(el("option", { value: "" }, "anonymous"), el("option", { value: "new" }, "new: " + state.fresh), ...users.map((u) => el("option", { value: u }, u)));
   $("user").value = chosen;
 }
-function shown(id) { $(id + "-shown").textContent = id === "k" ? $(id).value : (+$(id).value).toFixed(1); }
+function shown(control) { $(control.id + "-shown").textContent = (+control.value).toFixed((control.step.split(".")[1] || "").length); }
 function fieldOf(document, owner, name) {  // a field of a model, or of the query of an operation
   const model = document.components.schemas[owner];
   if (model) return model.properties[name];
@@ -248,7 +252,7 @@ async function start() {
   setInterval(watch, 2000);
 }
 for (const id of ["user", "device", "hour"]) $(id).addEventListener("change", () => { $("changed").hidden = true; refresh(); });
-for (const id of ["k", "temperature", "diversity"]) { $(id).addEventListener("input", () => shown(id)); $(id).addEventListener("change", ask); shown(id); }
+for (const control of document.querySelectorAll("#tune input[type=range]")) { control.addEventListener("input", () => shown(control)); control.addEventListener("change", ask); shown(control); }
 for (const r of document.getElementsByName("order")) r.addEventListener("change", () => { $("temperature").disabled = r.value !== "sample"; ask(); });
 $("ask").addEventListener("submit", (e) => { e.preventDefault(); state.seed += 1; refresh(); });
 $("reset").addEventListener("click", forget);
