@@ -6,7 +6,8 @@
 __all__ = ['DEMAND_WEIGHTS', 'MIN_DEMAND_GAIN', 'SOURCE_CLASSES', 'CANDIDATE_SOURCES', 'ItemArrays', 'SourceFitting',
            'CandidateSource', 'SourceDefaults', 'TwoTowerSource', 'popular_rows', 'place_scores', 'PopularitySource',
            'TrendingSource', 'NeighbourSource', 'NewArrivalsSource', 'source_classes', 'Retrieved', 'item_sources',
-           'sources_text', 'Retriever', 'choose_demand', 'fit_table', 'load_demand', 'load_source_settings']
+           'pack_sources', 'unpack_sources', 'sources_text', 'Retriever', 'choose_demand', 'fit_table', 'load_demand',
+           'load_source_settings']
 
 # %% ../../nbs/2_models/08_sources.ipynb #sources-02
 from collections.abc import Callable
@@ -348,6 +349,29 @@ def item_sources(
     for i, place, at in np.argwhere(ranks > 0).tolist():
         rank, score = int(ranks[i, place, at]), float(scores[i, place, at])
         found[i][place].append(dict(source=names[at], rank=rank, score=score))
+    return found
+
+
+def pack_sources(
+    ranks: np.ndarray,  # of one page, of `Retrieved.found_by` [k, sources]
+    scores: np.ndarray,  # [k, sources]
+) -> dict:  # source -> [k ranks, k scores]; rank 0: not found
+    "Return the sources of a page as one pair of lists for each source, the form that is sent."
+    names = tuple(CANDIDATE_SOURCES)
+    found = np.flatnonzero(ranks.any(0)).tolist()
+    return {names[at]: [ranks[:, at].tolist(), scores[:, at].tolist()] for at in found}
+
+
+def unpack_sources(
+    packed: dict,  # of `pack_sources`
+    k: int,  # places of the page
+) -> list:  # [k] of lists of dicts: source, rank, score
+    "Return for each place the sources that found its item, as `item_sources` does."
+    found: list = [[] for _ in range(k)]
+    for name, (ranks, scores) in packed.items():
+        for place, (rank, score) in enumerate(zip(ranks, scores)):
+            if rank:
+                found[place].append(dict(source=name, rank=rank, score=score))
     return found
 
 

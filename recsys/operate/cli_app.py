@@ -6,10 +6,11 @@
 __all__ = ['TRAIN_GROUP', 'ASK_GROUP', 'JUDGE_GROUP', 'SERVE_GROUP', 'MAKE_LIVE_GROUP', 'CLUSTER_GROUP', 'PROJECT_GROUP',
            'COMMAND_GROUPS', 'OTHER_COMMANDS', 'app', 'RUN_OPTION', 'PARAMS_FILE_OPTION', 'SET_OVER_FILE_OPTION',
            'USER_OPTION', 'DEVICE_OPTION', 'AT_OPTION', 'K_OPTION', 'EXCLUDE_OPTION', 'TEMPERATURE_OPTION',
-           'DIVERSITY_OPTION', 'SEED_OPTION', 'JSON_OPTION', 'VALKEY_SET_OPTION', 'command_group', 'GroupedCommands',
-           'examples', 'show_version', 'common_options', 'print_line', 'print_as_json', 'print_to_stderr', 'print_note',
-           'plain_console', 'table_with_columns', 'print_rows', 'show_path', 'output_to_stderr', 'without_display',
-           'set_option', 'parse_sets', 'parse_time', 'folder_of_run', 'open_run', 'warn_of_old_bundle']
+           'DIVERSITY_OPTION', 'SEED_OPTION', 'FIELD_OPTION', 'JSON_OPTION', 'VALKEY_SET_OPTION', 'command_group',
+           'GroupedCommands', 'examples', 'show_version', 'common_options', 'print_line', 'print_as_json',
+           'print_to_stderr', 'print_note', 'plain_console', 'table_with_columns', 'print_rows', 'show_path',
+           'output_to_stderr', 'without_display', 'set_option', 'parse_sets', 'parse_time', 'folder_of_run', 'open_run',
+           'warn_of_old_bundle']
 
 # %% ../../nbs/7_operate/17_cli_app.ipynb #cli-app-02
 import contextlib
@@ -213,6 +214,11 @@ DIVERSITY_OPTION = typer.Option(
 SEED_OPTION = typer.Option(
     None,
     help="seed of the sampling (0 to 9007199254740992); left out: another page each time",
+)
+FIELD_OPTION = typer.Option(
+    [],
+    "--field",
+    help="NAME=VALUE of any field of a request, the value as JSON; may stand several times",
 )
 JSON_OPTION = typer.Option(False, "--json", help="print JSON instead of a table")
 

@@ -18,6 +18,7 @@ from ..models.neighbours import candidate_votes
 from ..models.sources import PopularitySource, Retrieved, Retriever, place_scores, popular_rows
 from .bundle import Bundle
 from .fallbacks import FallbackLog, finite
+from .rerank import items_to_rank
 
 # %% ../../nbs/3_recommend/08_candidates.ipynb #candidates-08
 def request_categories(bundle: Bundle, q_ints: np.ndarray) -> np.ndarray:  # int64 [B]
@@ -107,7 +108,7 @@ class Candidates:
 
     rows: np.ndarray  # item rows [B, C]
     scores: np.ndarray  # retrieval's scores [B, C], -inf padded
-    ranks: np.ndarray  # places in retrieval's order, from 0 [B, C]
+    ranks: np.ndarray  # places in retrieval's order, from 0 [B, C]; -1 where it has none
     found: Retrieved  # what they were chosen from, with each source's own list
 
 
@@ -201,9 +202,48 @@ class CandidateSearch:
             fallbacks.note("seen_items_shown", reason, short)
         places = first_places(~(never | seen), widths)
         each, is_padding = np.arange(len(places))[:, None], places < 0
-        return Candidates(
+        chosen = Candidates(
             rows=np.where(is_padding, -1, found.rows[each, places]),
             scores=np.where(is_padding, -np.inf, found.scores[each, places]),
             ranks=places,
             found=found,
         )
+        named = items_to_rank(self.request)
+        return self.with_items(chosen, named) if any(named) else chosen
+
+    def with_items(
+        self,
+        chosen: Candidates,
+        named: list,  # of B lists of item ids
+    ) -> Candidates:
+        "Return candidates with more items behind them, where they exist and may be shown."
+        n_items, row_of, added = len(self.bundle.ids), self.bundle.row_of, []
+        for items, rows in zip(named, chosen.rows.tolist()):
+            wanted = dict.fromkeys(row_of.get(item, -1) for item in items)
+            added.append([row for row in wanted if 0 <= row < n_items and row not in rows])
+        if not any(added):
+            return chosen
+        new_rows = np.full((len(added), max(map(len, added))), -1)
+        for i, own in enumerate(added):
+            new_rows[i, : len(own)] = own
+        never, seen = self.hide(new_rows, FallbackLog(len(added)))
+        new_rows = np.where(never | seen, -1, new_rows)
+        new_scores, new_ranks = self._retrieval_of(new_rows, chosen.found)
+        return Candidates(
+            rows=np.concatenate([chosen.rows, new_rows], 1),
+            scores=np.concatenate([chosen.scores, new_scores], 1),
+            ranks=np.concatenate([chosen.ranks, new_ranks], 1),
+            found=chosen.found,
+        )
+
+    def _retrieval_of(self, rows: np.ndarray, found: Retrieved) -> tuple:  # scores, ranks [B, M]
+        "Return retrieval's score and place of items; outside its list the score is the towers'."
+        is_same = (found.rows[:, None] == rows[:, :, None]) & (rows >= 0)[:, :, None]
+        is_listed, place = is_same.any(2), is_same.argmax(2)
+        own = np.full(rows.shape, place_scores(1, 1).min() - 1, np.float32)
+        if self.query is not None and np.isfinite(self.query).all():
+            own = np.einsum("bd,bmd->bm", self.query, self.bundle.vectors[rows])
+        each = np.arange(len(rows))[:, None]
+        scores = np.where(is_listed, found.scores[each, place], own)
+        scores = np.where(rows < 0, -np.inf, scores).astype(found.scores.dtype)
+        return scores, np.where(is_listed, place, -1)

@@ -30,7 +30,7 @@ from recsys.recommend.recommender import (
     request_features,
     score_candidates,
 )
-from .request import read_request
+from .request import REQUEST_RULES, read_request
 from .users import anonymous_state
 
 # %% ../../nbs/3_recommend/11_explain.ipynb #explain-06
@@ -183,10 +183,12 @@ SEQUENCES = (list, tuple, np.ndarray)
 
 
 def is_listed(name: str, value) -> bool:
-    "Return whether a field is a list of one value already; `exclude` is a list of lists then."
+    "Return whether a field is a list of one value already; a list field is a list of lists then."
     if not isinstance(value, SEQUENCES):
         return False
-    return name != "exclude" or any(isinstance(x, SEQUENCES) for x in value)
+    rule = REQUEST_RULES.get(name)
+    is_list = rule is not None and rule.kind == "list"
+    return not is_list or any(isinstance(x, SEQUENCES) for x in value)
 
 
 def one_request(
@@ -384,7 +386,8 @@ def explain(
     checked = read_request(one_request(request, k=k), bundle.serving, recommender.clock)
     trace = trace_request(recommender, checked)
     rows = trace.candidates.rows
-    retrieved = retrieved_part(trace, row, int(rows[rows >= 0][-1]))
+    last = int(trace.candidates.ranks[0].argmax())  # named items stand behind it
+    retrieved = retrieved_part(trace, row, int(rows[0, last]))
     inner = retrieved.pop("inner")
     is_candidate = row in rows[0]
     hidden = None if is_candidate else hidden_by(trace.search, row, trace.fallbacks)

@@ -22,7 +22,7 @@ from .bundle import Bundle, run_session
 from .candidates import Candidates, CandidateSearch, ServedQuery
 from .fallbacks import REQUEST_STEPS, FallbackLog, StepTimer, finite, starts_popular
 from .request import read_request
-from .rerank import rerank
+from .rerank import order_pages
 from .users import UserMemory, anonymous_state
 
 # %% ../../nbs/3_recommend/09_recommender.ipynb #recommender-12
@@ -115,20 +115,26 @@ def kind_of_user(user: str, known: bool) -> str:
 def page_reasons(
     users: list,  # ids [B]
     known,  # bool [B]
-    ranks: np.ndarray,  # retrieval places of the shown items [B, k], -1 padded
+    ranks: np.ndarray,  # retrieval's places from 1 [B, k], 0: it has none, -1: no item
     fallbacks: FallbackLog,
+    notes: list,  # of `PageOrder`
 ) -> list:  # of dicts, one a request
-    "Return for each request the kind of user, the source, retrieval ranks from 1, fallbacks."
+    """Return for each request the kind of user, the source, retrieval ranks from 1, fallbacks.
+
+    The key `notes` is there only where the request asked for something in vain."""
     reasons = []
-    for user, is_known, places, notes in zip(users, known, ranks.tolist(), fallbacks):
+    for user, is_known, places, failed in zip(users, known, ranks.tolist(), fallbacks):
         reasons.append(
             dict(
                 user=kind_of_user(user, is_known),
-                source="popularity" if starts_popular(notes) else "two-tower",
-                ranks=[place + 1 for place in places if place >= 0],
-                fallbacks=notes,
+                source="popularity" if starts_popular(failed) else "two-tower",
+                ranks=[place for place in places if place >= 0],
+                fallbacks=failed,
             )
         )
+    for reason, own_notes in zip(reasons, notes):
+        if own_notes:
+            reason["notes"] = own_notes
     return reasons
 
 
@@ -141,38 +147,25 @@ def make_pages(
     fallbacks: FallbackLog,
 ) -> dict:  # the response, without candidates and times
     "Return pages, ordered or sampled from the ranked candidates."
-    rows, k = candidates.rows, request["k"]
-    scores = candidates.scores if logits is None else logits
-    is_candidate = rows >= 0
-    order, propensity = rerank(
-        np.where(is_candidate, scores, -1e9),
-        rows,
-        mask=is_candidate,
-        k=int(k.max()),
-        temperature=request["temperature"],
-        seed=request["seed"],
-        diversity=request["diversity"],
-        categories=bundle.categories[rows],
-        max_per_category=bundle.serving.MAX_PER_CATEGORY,
-    )
-    if (k != k[0]).any():
-        beyond = np.arange(order.shape[1]) >= k[:, None]
-        order, propensity = np.where(beyond, -1, order), np.where(beyond, 0, propensity)
+    rows = candidates.rows
+    page = order_pages(bundle, request, rows, candidates.scores if logits is None else logits)
+    order = page.positions
     each = np.arange(len(rows))[:, None]
     empty = order < 0
     shown = np.where(empty, -1, rows[each, order])
     places = np.where(empty, -1, candidates.ranks[each, order])
+    ranks = np.where(empty, -1, places + 1)
     source_ranks, source_scores = candidates.found.found_by(shown, places)
     return dict(
         item_ids=np.where(empty, b"", bundle.ids[shown]),
         rows=shown,
-        scores=np.where(empty, 0, scores[each, order]).astype(np.float32),
-        propensities=propensity.astype(np.float32),
-        candidate_scores=scores,
+        scores=np.where(empty, 0, page.scores[each, order]).astype(np.float32),
+        propensities=page.propensities,
+        candidate_scores=page.scores,
         bundle_version=bundle.version,
         source_ranks=source_ranks,
         source_scores=source_scores,
-        reasons=page_reasons(request["user_id"], known, places, fallbacks),
+        reasons=page_reasons(request["user_id"], known, ranks, fallbacks, page.notes),
     )
 
 # %% ../../nbs/3_recommend/09_recommender.ipynb #recommender-29

@@ -8,9 +8,10 @@ __all__ = ['MAX_EXCLUDED', 'MAX_BYTES_A_CHARACTER', 'WITHOUT_NUL', 'WITHOUT_BAR'
            'as_integer', 'bounds_of', 'from_parameter', 'PageRequest', 'plain_schema', 'counted', 'found_words',
            'number_words', 'FieldRule', 'request_rules', 'check_known_fields', 'field_help', 'request_table',
            'random_seeds', 'RequestDefaults', 'fill_missing', 'read_numbers', 'read_texts', 'read_lists',
-           'read_request']
+           'read_json_text', 'read_request']
 
 # %% ../../nbs/3_recommend/01_request.ipynb #request-02
+import json
 import math
 import os
 import re
@@ -148,11 +149,20 @@ class FieldRule:
     parameter: str = ""  # of the run, which gives the default
     description: str = ""
     entry: "FieldRule | None" = None  # rule of each entry of a list
+    fields: "tuple[FieldRule, ...]" = ()  # of an object
+    shapes: tuple = ()  # of an object: names of fields, of which exactly one group must be there
 
     @classmethod
-    def of(cls, name: str, schema: dict) -> "FieldRule":
+    def of(
+        cls,
+        name: str,
+        schema: dict,  # of the field
+        definitions: dict | None = None,  # name of a model -> its JSON schema
+    ) -> "FieldRule":
         "Return the rule that a JSON schema of a field states."
         plain = plain_schema(schema)
+        if "$ref" in plain and definitions:
+            plain = definitions[plain["$ref"].rpartition("/")[2]]
         kind = _KINDS.get(plain.get("type", ""), "other")
         names = dict(text=("minLength", "maxLength"), list=("minItems", "maxItems"))
         low, high = names.get(kind, ("minimum", "maximum"))
@@ -165,8 +175,23 @@ class FieldRule:
             plain.get("pattern", ""),
             schema.get("x-parameter", ""),
             schema.get("description", ""),
-            cls.of(name, plain["items"]) if "items" in plain else None,
+            cls.of(name, plain["items"], definitions) if "items" in plain else None,
+            tuple(
+                cls.of(own_name, own_schema, definitions)
+                for own_name, own_schema in plain.get("properties", {}).items()
+            ),
+            tuple(tuple(choice["required"]) for choice in plain.get("oneOf", [])),
         )
+
+    @property
+    def is_json(self) -> bool:
+        "Whether the field is a list of objects: JSON text where a door knows only plain values."
+        return self.kind == "list" and self.entry is not None and self.entry.kind == "object"
+
+    @property
+    def is_plain(self) -> bool:
+        "Whether the field holds a text, a number or a list."
+        return self.kind not in ("object", "other")
 
     @property
     def dtype(self) -> type:
@@ -191,9 +216,11 @@ class FieldRule:
             words = _PATTERN_WORDS.get(self.pattern, "")
             return f"a text of {self.allowed} characters{words}"
         if self.kind == "list":
-            if self.entry is None or self.entry.kind in ("object", "other"):
+            if self.entry is None or not (self.entry.shapes or self.entry.is_plain):
                 return f"a list of {self.allowed} entries"
             return f"a list of {self.allowed} entries, each {self.entry.expected}"
+        if self.shapes:
+            return f"an object with {', or '.join(' and '.join(names) for names in self.shapes)}"
         if self.kind in ("object", "other"):
             return "an object" if self.kind == "object" else "another kind of value"
         word = "from" if math.isfinite(self.low) and math.isfinite(self.high) else "of"
@@ -218,10 +245,39 @@ class FieldRule:
             if not (is_list and self.low <= len(value) <= self.high):
                 return False
             return self.entry is None or all(map(self.entry.holds, value))
+        if self.kind == "object":
+            return self.find_refusal(value) is None
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if not (is_number and self.low <= value <= self.high):
             return False
         return self.kind == "number" or value == int(value)
+
+    def find_refusal(self, value: Any, where: str = "") -> RecsysError | None:
+        "Return the error that refuses the first wrong part of a value, None where all is right."
+        where = where or self.name
+        if self.kind == "list" and self.entry is not None:
+            if isinstance(value, (list, tuple)) and self.low <= len(value) <= self.high:
+                found = (self.entry.find_refusal(x, f"{where}.{i}") for i, x in enumerate(value))
+                return next((refusal for refusal in found if refusal), None)
+            return self.refusal(value, where)
+        if self.kind == "object":
+            return self._object_refusal(value, where)
+        return None if self.holds(value) else self.refusal(value, where)
+
+    def _object_refusal(self, value: Any, where: str) -> RecsysError | None:
+        "Return the error that refuses an object: a field, an unknown name, or the combination."
+        if not isinstance(value, dict):
+            return self.refusal(value, where)
+        for rule in self.fields:
+            if rule.name in value and not rule.holds(value[rule.name]):
+                return rule.find_refusal(value[rule.name], f"{where}.{rule.name}")
+        known = [rule.name for rule in self.fields]
+        for name in value:
+            if name not in known:
+                words = f"no such field; there are {', '.join(known)}"
+                return RecsysError(f"{where}.{name!s:.40}: {words}")
+        n_shapes = sum(value.keys() >= set(names) for names in self.shapes)
+        return self.refusal(value, where) if self.shapes and n_shapes != 1 else None
 
     def holds_text(self, text: str) -> bool:
         "Return whether the length and the characters of a text are allowed."
@@ -238,8 +294,12 @@ class FieldRule:
 # %% ../../nbs/3_recommend/01_request.ipynb #request-13
 def request_rules(model: type[BaseModel]) -> dict[str, FieldRule]:
     "Return the rule of each field of a model by the field's name."
-    properties = model.model_json_schema()["properties"]
-    return {name: FieldRule.of(name, schema) for name, schema in properties.items()}
+    document = model.model_json_schema()
+    definitions = document.get("$defs", {})
+    return {
+        name: FieldRule.of(name, schema, definitions)
+        for name, schema in document["properties"].items()
+    }
 
 
 REQUEST_RULES = request_rules(PageRequest)
@@ -341,16 +401,7 @@ def read_texts(rule: FieldRule, value: Any, n_requests: int) -> list:  # of B te
     raise RecsysError(f"{rule.name}: expected {n_requests} value(s), found {len(texts)}")
 
 
-def _list_refusal(rule: FieldRule, entries: Any) -> RecsysError:
-    "Return the error that refuses a list, or its first wrong entry."
-    is_list = isinstance(entries, (list, tuple)) and len(entries) <= rule.high
-    if not is_list or rule.entry is None:
-        return rule.refusal(entries)
-    wrong = next(i for i, entry in enumerate(entries) if not rule.entry.holds(entry))
-    return rule.entry.refusal(entries[wrong], f"{rule.name}.{wrong}")
-
-
-def read_lists(rule: FieldRule, value: Any, n_requests: int) -> list:  # of B lists of texts
+def read_lists(rule: FieldRule, value: Any, n_requests: int) -> list:  # of B lists
     "Return a list field of a batch, an empty list for None; raise `RecsysError` naming it."
     if value is None:
         return [[]] * n_requests
@@ -359,8 +410,20 @@ def read_lists(rule: FieldRule, value: Any, n_requests: int) -> list:  # of B li
     lists = [[] if entries is None else entries for entries in value]
     for entries in lists:
         if len(entries) and not rule.holds(entries):
-            raise _list_refusal(rule, entries)
+            raise rule.find_refusal(entries) or rule.refusal(entries)
     return lists
+
+
+def read_json_text(rule: FieldRule, text: str) -> list:
+    "Return the list of objects that a JSON text holds; raise `RecsysError` in the rule's words."
+    try:
+        value = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        raise rule.refusal(text) from None
+    refusal = rule.find_refusal(value)
+    if refusal:
+        raise refusal
+    return value
 
 # %% ../../nbs/3_recommend/01_request.ipynb #request-22
 def read_request(

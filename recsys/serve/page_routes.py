@@ -12,8 +12,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
+from ..models.sources import PopularitySource, unpack_sources
 from ..online.valkey import Unavailable
 from ..recommend.fallbacks import REQUEST_STEPS, fallback_note
+from ..recommend.request import REQUEST_RULES, read_json_text
 from recsys.serve.api import (
     BODY_STATUSES,
     ExplainQuery,
@@ -56,14 +58,18 @@ def placed_items(
 ) -> list:  # of `api.Placed`
     "Return the items of a page with title, price, picture and the reason for their place."
     user, items = reported_user(reasons), []
+    # a repository that an earlier version exported gives no sources
+    packed = json.loads(answer.get("sources", ["{}"])[0])
+    sources = unpack_sources(packed, len(answer["item_ids"]))
     places = zip(answer["item_ids"], answer["scores"], answer["propensities"])
     for i, (item, score, propensity) in enumerate(places):
         if not item:
             break  # fewer items than the request asked for
-        rank = reasons["ranks"][i] if i < len(reasons["ranks"]) else None
+        # rank 0: the request names the item, retrieval did not find it
+        rank = reasons["ranks"][i] or None if i < len(reasons["ranks"]) else None
         place = dict(score=score, propensity=propensity, rank=rank)
         reason = plain_reason(user, reasons["source"], rank)
-        items.append(catalogue.show(item) | place | dict(reason=reason))
+        items.append(catalogue.show(item) | place | dict(reason=reason, sources=sources[i]))
     return items
 
 
@@ -87,6 +93,7 @@ def page_of_answer(
         bundle_version=version,
         items=items,
         fallbacks=reasons["fallbacks"],
+        notes=reasons.get("notes", []),
         stage_ms=dict(zip(REQUEST_STEPS, answer["stage_ms"])),
     )
 
@@ -99,19 +106,20 @@ def popular_page(
 ) -> dict:  # fields of `api.PageAnswer` without request_id and gateway_ms
     "Return popular items of the bundle, without what was excluded or is out of stock."
     catalogue = backends.catalogue
-    place = dict(propensity=None, rank=None, reason=plain_reason("", "popularity", None))
-    items = [
-        catalogue.show(catalogue.ids[row])
-        | dict(score=float(catalogue.bundle.popularity[row]))
-        | place
-        for row in catalogue.popular(k, body.exclude)
-    ]
+    shown = dict(propensity=None, rank=None, reason=plain_reason("", "popularity", None))
+    items = []
+    for rank, row in enumerate(catalogue.popular(k, body.exclude), 1):
+        score = float(catalogue.bundle.popularity[row])
+        source = dict(source=PopularitySource.name, rank=rank, score=score)
+        place = dict(score=score, sources=[source])
+        items.append(catalogue.show(catalogue.ids[row]) | place | shown)
     return dict(
         user="unknown" if body.user_id else "anonymous",
         source="popularity",
         bundle_version=catalogue.bundle.version,
         items=items,
         fallbacks=[fallback_note("triton_failed", reason)],
+        notes=[],
         stage_ms={},
     )
 
@@ -184,6 +192,9 @@ class PageRoutes:
             raise HTTPException(404, "item_id: no such item")
         k = query.k or recommender.bundle.serving.K
         fields = query.model_dump(exclude={"item_id", "k", "draws"}, exclude_none=True)
+        for name, text in fields.items():
+            if REQUEST_RULES[name].is_json:
+                fields[name] = read_json_text(REQUEST_RULES[name], text)
         found = await self.backends.explainer.run(
             lambda: explain(recommender, fields, query.item_id, k=k, draws=query.draws)
         )
