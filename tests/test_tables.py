@@ -266,3 +266,41 @@ def test_which_event_types_are_choices_is_said(ingest):
     assert "choices are view, Transaction" in ingest("e.csv").notes
     with pytest.raises(RecsysError, match="names buy; the interactions have view, Transaction"):
         ingest("e.csv", POSITIVE_EVENTS="buy")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("e.csv", b"user_id,item_id,timestamp\n", "no interactions with an item_id"),
+        ("e.csv", events().to_csv(index=False).encode("utf-16-le"), "ENCODING: utf-16-le"),
+        ("e.csv.gz", gzip.compress(b"user_id,item_id\n" * 99)[:-9], "e.csv.gz: can't be read"),
+        ("e.xlsx", b"PK" + bytes(99), "e.xlsx is a workbook"),
+        ("e.jsonl", b"1\n2\n", "e.jsonl: expected JSON objects"),
+        (
+            "e.jsonl",
+            b'{"user_id": 1, "item_id": 1, "timestamp": 1}\n{"user_id": {"id": 1}}',
+            "column user_id: its values are lists or records",
+        ),
+        (
+            "e.csv",
+            b"user_id,item_id,timestamp\n" + b"a,b,1780272000\n" * 3 + b"a,b,soon\n",
+            r"timestamp 'soon' \(row 3\)",
+        ),
+    ],
+)
+def test_what_is_no_table_ends_with_a_sentence(ingest, name, content, message):
+    (ingest.folder / name).write_bytes(content)
+    with pytest.raises(RecsysError, match=message):
+        ingest(name)
+
+
+def test_types_that_no_feature_can_have_are_left_out_by_name(ingest):
+    events().to_csv(ingest.folder / "e.csv", index=False)
+    far = pa.array([253402300799] * 3, pa.timestamp("s"))  # the year 9999
+    more = dict(raw=pa.array([b"\xff", b"a", None]), far=far, none=pa.nulls(3))
+    big = pa.array([2**63 + 1, 1, 2], pa.uint64())
+    table = pa.table(dict(item_id=["i0", "i1", "i2"], big=big, **more))
+    pq.write_table(table, ingest.folder / "i.parquet")
+    found = ingest("e.csv", "i.parquet")
+    assert "raw" not in found.items and "raw (bytes are no feature)" in found.notes
+    assert found.columns["items", "none"]["reason"] == "empty"

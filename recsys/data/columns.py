@@ -10,6 +10,7 @@ __all__ = ['MISSING_WORDS', 'NUMBER', 'TRUE_WORDS', 'FALSE_WORDS', 'PER_SECOND',
            'counts_rows']
 
 # %% ../../nbs/1_data/12_columns.ipynb #columns-02
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -44,6 +45,19 @@ class Where(NamedTuple):
             f"{self.file}: {self.column} is {value!r} (row {self.first_row + row}), "
             f"expected {expected}"
         )
+
+    @contextlib.contextmanager
+    def rows_of_file(self):
+        "Count the rows that an error of `recsys.data.checks` names from the file's beginning."
+        try:
+            yield
+        except RecsysError as error:
+            message = re.sub(r"(?<=\(row )\d+(?=\))", self._shifted, str(error), count=1)
+            raise RecsysError(message) from None
+
+    def _shifted(self, match: re.Match) -> str:
+        "Return a row of the piece as a row of the file."
+        return str(int(match[0]) + self.first_row)
 
 
 def is_text(column) -> bool:
@@ -90,6 +104,8 @@ def number_column(column, where: Where):
     type_ = column.type
     if is_text(column):
         return numbers_of_text(column, where)
+    if pa.types.is_uint64(type_) and (pc.max(column).as_py() or 0) >= 2**63:
+        return column.cast(pa.float64(), safe=False)
     if pa.types.is_integer(type_) or pa.types.is_null(type_):
         return column.cast(pa.int64())
     if pa.types.is_floating(type_) or pa.types.is_decimal(type_):
@@ -182,11 +198,11 @@ def id_column(column, where: Where, decimal_ids: DecimalIds):
     "Return ids as text; raises `RecsysError` for fractions, times and truths."
     if is_text(column):
         text = column.cast(pa.string())
-        text = pc.if_else(pc.equal(text, ""), None, text)
-        return decimal_ids(text, where.column)
+        column = decimal_ids(pc.if_else(pc.equal(text, ""), None, text), where.column)
     if pa.types.is_decimal(column.type):
         column = _without_decimals(column)
-    return as_ids(column, where.column, where.file)
+    with where.rows_of_file():
+        return as_ids(column, where.column, where.file)
 
 # %% ../../nbs/1_data/12_columns.ipynb #columns-15
 PER_SECOND = dict(s=1, ms=1_000, us=1_000_000, ns=1_000_000_000)  # units that TIME_FORMAT names
@@ -211,7 +227,8 @@ def time_column(
     if pa.types.is_temporal(column.type) or not time_format:
         if pa.types.is_decimal(column.type):
             column = column.cast(pa.float64())
-        return as_seconds(column, where.file)
+        with where.rows_of_file():
+            return as_seconds(column, where.file)
     if time_format not in PER_SECOND:
         return as_seconds(_times_in_format(column, where, time_format), where.file)
     numbers = number_column(column, where)
@@ -219,7 +236,8 @@ def time_column(
         whole = pc.divide(numbers, PER_SECOND[time_format])
     else:
         whole = pc.floor(pc.divide(numbers, PER_SECOND[time_format]))
-    return as_seconds(whole, where.file)
+    with where.rows_of_file():
+        return as_seconds(whole, where.file)
 
 # %% ../../nbs/1_data/12_columns.ipynb #columns-18
 TABLES = ("interactions", "items", "users")
@@ -506,6 +524,17 @@ class TableReader:
         return notes
 
     def _read(self, column, use: ColumnUse, where: Where, decimal_ids: DecimalIds):
+        "Return a piece of a column as its role wants it; raises `RecsysError` with its place."
+        try:
+            return self._by_role(column, use, where, decimal_ids)
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise RecsysError(
+                f"{where.file}: {where.column} ({column.type}) can't be read as "
+                f"{READ_AS.get(use.role, 'text')}: {reason}; write it as text in UTF-8 or IGNORE it"
+            ) from None
+
+    def _by_role(self, column, use: ColumnUse, where: Where, decimal_ids: DecimalIds):
         "Return a piece of a column as its role wants it; a column without a role as it is."
         if use.role == "id":
             return id_column(column, where, decimal_ids)
@@ -562,10 +591,18 @@ class TableReader:
             if not chunks[use.name]:
                 columns[use.name] = pa.nulls(0, pa.string())
                 continue
-            column, read_as = settled_column(
-                chunks[use.name], has_types or use.role in ("id", "text")
-            )
+            by_type = has_types or use.role in ("id", "text")
+            try:
+                column, read_as = settled_column(chunks[use.name], by_type)
+            except pa.ArrowException:
+                use.leave_out(f"values of the type {chunks[use.name][0].type} are no feature")
+                self.used.remove(use)
+                continue
             use.read_as = READ_AS.get(use.role) or read_as
+            if use.role == "other" and read_as == "bytes":
+                use.leave_out("bytes are no feature")
+                self.used.remove(use)
+                continue
             if use.role == "other" and counts_rows(use.name, column):
                 use.leave_out("counts the rows: a saved row number")
                 self.used.remove(use)

@@ -246,6 +246,11 @@ class CsvTable(TableFile):
         with self.system.open_input_stream(self.path) as stream:
             start = stream.read(LINE_TO_LOOK_AT)
         self.encoding = self.options.encoding or marked_encoding(start) or "utf-8"
+        if self.encoding == "utf-8" and b"\0" in start:
+            raise RecsysError(
+                f"{self.path}: holds NUL bytes, as UTF-16 without its mark does; name the "
+                "encoding, for example ENCODING: utf-16-le"
+            )
         try:
             decoder = codecs.getincrementaldecoder(self.encoding)()
             text = decoder.decode(start)
@@ -342,10 +347,22 @@ class JsonTable(TableFile):
         if not isinstance(structure, dict):
             raise RecsysError(f"{self.path}: expected JSON objects, an object a line")
         self.stored = list(structure)
+        nested = {name for name, kind in structure.items() if isinstance(kind, (dict, list))}
+        nested |= self._sometimes_nested([name for name, k in structure.items() if k == "JSON"])
         self.types = {
-            name: pa.list_(pa.string()) if isinstance(kind, (dict, list)) else pa.string()
-            for name, kind in structure.items()
+            name: pa.list_(pa.string()) if name in nested else pa.string() for name in structure
         }
+
+    def _sometimes_nested(self, names: list) -> set:
+        "Return which columns of mixed values hold a list or an object in some row."
+        if not names:
+            return set()
+        kinds = "json_type(json, ?) IN ('OBJECT', 'ARRAY')"
+        columns = ", ".join([f"coalesce(bool_or({kinds}), false)"] * len(names))
+        paths = ["$." + json.dumps(name, ensure_ascii=False) for name in names]
+        with self._connection() as (connection, source):
+            found = connection.execute(f"SELECT {columns} FROM {source}", paths).fetchone()
+        return {name for name, is_nested in zip(names, found) if is_nested}
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator:
@@ -361,6 +378,8 @@ class JsonTable(TableFile):
                     yield connection, source
             except duckdb.Error as error:
                 message = str(error).splitlines()[0].replace(path, self.path)
+                if "UTF-8" in message:
+                    message += "; name the encoding of the file, for example ENCODING: latin-1"
                 raise RecsysError(f"{self.path}: can't be read: {message}") from None
 
     def _local_file(self, folder: Path) -> str:

@@ -262,6 +262,8 @@ def choose_items(
         return source.items
     counts = count_items(source)
     kept = {item for item, n in counts.items() if n >= at_least}
+    if not counts:
+        raise RecsysError(f"{source.name}: no interactions with an item_id")
     if not kept:
         raise RecsysError(
             f"MIN_ITEM_EVENTS is {at_least}: no item of {source.name} has so many; "
