@@ -205,9 +205,9 @@ def test_containers_as_they_are_written(pod, home, valkey):
 
     # told to end, it ends by itself within the grace that it has
     follow.terminate()
-    assert follow.wait(20) == 0
+    assert follow.wait(90) == 0
     triton.terminate()
-    assert triton.wait(40) == 0, (home / "triton.log").read_text()[-2000:]
+    assert triton.wait(90) == 0, (home / "triton.log").read_text()[-2000:]
 
 
 def test_the_worker_as_it_is_written(pod, home):
@@ -234,7 +234,7 @@ def test_the_worker_as_it_is_written(pod, home):
         home / "worker.log"
     ).read_text()[-2000:]
     worker.terminate()
-    assert worker.wait(30) == 0
+    assert worker.wait(90) == 0
     assert re.search(r'"impressions": [1-9]', (home / "worker.log").read_text()), (
         home / "worker.log"
     ).read_text()[-2000:]

@@ -100,13 +100,10 @@ def test_second_run_is_silent_and_a_changed_lock_is_installed(project):
     assert setup(project).returncode == 0
     assert os.path.realpath(project / ".venv/bin/python") == PYTHON
     log = (project / "uv.log").read_text()
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        again = setup(project)
-        seconds.append(time.perf_counter() - began)
-        assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    assert min(seconds) < 0.2  # 0.03 s on a quiet machine
+    add_python(project / "bin/python3.11", "/bin/false")  # not looked for again
+    again = setup(project)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    add_python(project / "bin/python3.11")
     assert (project / "uv.log").read_text() == log
     assert "-r requirements-py311.lock -r requirements-nodeps.txt" in log
     (project / "requirements-py311.lock").write_text("# changed\n")
