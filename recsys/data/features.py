@@ -6,9 +6,9 @@
 __all__ = ['PAD', 'NULL', 'OOV', 'FIRST', 'RECENT', 'INTERACTION_SOURCES', 'INTERACTION_FEATURES', 'PARTS', 'NAMESPACE',
            'LONGEST_NAME', 'RESERVED_NAMES', 'OF_ITEMS', 'NOT_FEATURES', 'OPTIONAL_HISTORY', 'MAX_TEXT_LENGTH',
            'QUARTER', 'Feature', 'Contract', 'columns_of', 'wide_names', 'pack', 'unpack', 'internal_name',
-           'internal_names', 'is_category_name', 'table_features', 'make_contract', 'as_text', 'as_bytes', 'look_up',
-           'scale', 'as_numbers', 'Encoder', 'utc_offset', 'local_time', 'encode_context', 'save_arrays', 'load_arrays',
-           'save_encoder', 'load_encoder']
+           'internal_names', 'is_category_name', 'table_features', 'make_contract', 'category_text', 'as_bytes',
+           'look_up', 'scale', 'as_numbers', 'Encoder', 'utc_offset', 'local_time', 'encode_context', 'save_arrays',
+           'load_arrays', 'save_encoder', 'load_encoder']
 
 # %% ../../nbs/1_data/01_features.ipynb #features-02
 import hashlib
@@ -400,7 +400,7 @@ def make_contract(
 MAX_TEXT_LENGTH = 256  # characters of an id, a category of events or another text of a request
 
 
-def as_text(value) -> str:
+def category_text(value) -> str:
     "Return an id or category as text: 501.0 is 501, a missing value is ''."
     if value is None or value != value:  # NaN differs from itself
         return ""
@@ -414,7 +414,7 @@ def as_bytes(values) -> np.ndarray:
     values = np.asarray(values)
     if values.dtype.kind == "S":
         return values
-    text = str if values.dtype.kind == "U" else as_text
+    text = str if values.dtype.kind == "U" else category_text
     flat = [text(value).encode() for value in values.ravel().tolist()]
     return np.array(flat, dtype=np.bytes_ if flat else "S1").reshape(values.shape)
 

@@ -24,7 +24,7 @@ from recsys.data.features import (
     Contract,
     Encoder,
     as_bytes,
-    as_text,
+    category_text,
     encode_context,
     local_time,
     make_contract,
@@ -234,7 +234,7 @@ def _feature_columns(
     for feature in features:
         column = frame[feature.name if feature.side == "context" else feature.source]
         if feature.kind == "categorical" and column.dtype.kind in "fiu":
-            texts = [as_text(value) or None for value in column]
+            texts = [category_text(value) or None for value in column]
             column = pd.Series(texts, frame.index, dtype=object)
         columns[feature.name] = column
     return pd.DataFrame(columns, index=frame.index)

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..core.params import RecsysError
 from ..data.additions import to_array
-from ..data.features import OOV, PAD, as_bytes, as_text, load_arrays, pack
+from ..data.features import OOV, PAD, as_bytes, category_text, load_arrays, pack
 from ..data.interaction import UNSEEN
 from ..models.index import load_index, plain_index
 from ..models.neighbours import SELF_SIMILARITY, load_table
@@ -342,7 +342,7 @@ def read_shown(files: BundleFiles):
 
 def shown_values(row: dict) -> dict:  # of `read_added`
     "Return what people read of an added item: texts as text, the price as a float."
-    values = {name: as_text(value) or None for name, value in row["shown"].items()}
+    values = {name: category_text(value) or None for name, value in row["shown"].items()}
     price = row["shown"].get("price")
     return values | dict(price=None if price is None else float(price), in_stock=is_sellable(row))
 
