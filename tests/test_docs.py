@@ -75,6 +75,7 @@ def write_results(outputs):
     cell["outputs"] = [
         dict(output_type="stream", name="stdout", text=["a printed result\n"]),
         dict(output_type="display_data", data=data, metadata={}),
+        dict(output_type="display_data", data={"text/markdown": DIAGRAM}, metadata={}),
     ]
     file = run / f"notebooks/{EXECUTED}.ipynb"
     file.parent.mkdir(parents=True)
@@ -106,6 +107,7 @@ def write_results(outputs):
     )
 
 
+DIAGRAM = "```mermaid\nflowchart LR\n  shown --> drawn\n```"
 PICTURE = "".join(  # one pixel, PNG
     [
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4",
@@ -163,6 +165,8 @@ def test_results_stand_where_they_were_made_and_nowhere_else(site):
     assert "Executed by run tiny" in shown and "a printed result" in shown
     (picture,) = re.findall(r'src="(figures/[^"]+\.png)"', shown)
     assert (site / "nb/0_core" / picture).is_file() and "&lt;Figure" not in shown
+    diagrams = re.findall(r'<pre class="mermaid">(.*?)</pre>', shown, flags=re.S)
+    assert any("shown --&gt; drawn" in diagram for diagram in diagrams)
     other = read(site, f"nb/{FULL[0].notebook}.html")
     assert "Without results: not executed for this site." in other and 'src="figures/' not in other
 
