@@ -54,7 +54,22 @@ def requests(rec, n, seed=0):
             temperature=float(np.float32(rng.choice([0, 0, 0.5, 2]))),
             diversity=float(np.float32(rng.choice([0, 0, 0, 0.3]))),
             seed=int(rng.integers(2**53)),
+            max_per_category=int(rng.choice([0, 0, 2])),
+            rules=random_rules(rng, rec, items),
         )
+
+
+def random_rules(rng, rec, items):
+    "Three of four requests have no rules, the others some of each kind, also in vain."
+    if rng.random() < 0.75:
+        return []
+    categories = [*rec.bundle.category_names.values(), "no such category"]
+    return [
+        dict(item_id=str(rng.choice([*items, "no such item"])), place=int(rng.integers(1, 8))),
+        dict(category=str(rng.choice(categories)), factor=float(rng.choice([0.1, 5]))),
+        dict(category=str(rng.choice(categories)), place=int(rng.integers(1, 8))),
+        dict(item_id=str(rng.choice(items)), factor=3.0),
+    ]
 
 
 def same(a, b, where):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,35 @@ def test_a_page_is_tritons_with_what_people_read(p, stack):
             and headers["content-type"] == "image/png"
             and picture.startswith(b"\x89PNG")
         )
+
+
+def test_rules_reach_the_page_through_the_gateway(stack):
+    gateway, server, _ = stack
+    plain = gateway.page(timestamp=NOW, user_id="u0001", k=5)
+    wanted, excluded = (plain["items"][place]["item_id"] for place in (4, 1))
+    category = plain["items"][0]["category"]
+    rules = [
+        dict(item_id=wanted, place=1),
+        dict(item_id=excluded, place=2),
+        dict(category=category, factor=0.01),
+        dict(item_id="no such item", factor=2),
+    ]
+    fields = dict(user_id="u0001", k=5, rules=rules, exclude=[excluded], max_per_category=2)
+    page = gateway.page(timestamp=NOW, **fields)
+    with Client(server.grpc, timeout=10) as client:
+        direct = client.recommend(timestamp=NOW, **fields)
+    shown = [item["item_id"] for item in page["items"]]
+    assert shown == direct["item_ids"].tolist()
+    assert shown[0] == wanted and excluded not in shown
+    assert page["notes"] == direct["reasons"]["notes"]
+    assert len(page["notes"]) == 2
+    assert any("no item 'no such item'" in note for note in page["notes"])
+    assert any("excluded by the request" in note for note in page["notes"])
+    PageAnswer.model_validate(page)
+    query = f"item_id={wanted}&user_id=u0001&k=5&timestamp={NOW}"
+    query += "&rules=" + urllib.parse.quote(json.dumps(rules))
+    status, said, _, _ = gateway("GET", f"/v1/explanations?{query}")
+    assert status == 200 and said["reranked"]["probability"] == 1, said
 
 
 def test_an_event_changes_the_next_page_and_is_forgotten_again(http_):

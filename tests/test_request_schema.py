@@ -25,6 +25,7 @@ SERVING = Params(
     K=10,
     TEMPERATURE=0.0,
     DIVERSITY=0.0,
+    MAX_PER_CATEGORY=0,
     GATEWAY_HOST="127.0.0.1",
     GATEWAY_TIMEOUT_MS=1000.0,
     GATEWAY_IN_FLIGHT=32,
@@ -86,6 +87,8 @@ WRONG = [
     ("temperature", 101),
     ("diversity", 2),
     ("seed", 2**53 + 1),
+    ("max_per_category", -1),
+    ("max_per_category", 1001),
 ]
 IDS = [f"{name}-{str(value)[:12]!r}" for name, value in WRONG]
 
@@ -103,6 +106,63 @@ def test_a_value_out_of_bounds_is_refused_in_the_same_words_at_every_door(client
     if value != "a\0":
         # NumPy drops the NUL at the end of a text
         assert through_triton(name, value).split(", found")[0] == words.split(", found")[0]
+
+
+SHAPES = (
+    "an object with item_id and factor, or item_id and place, or category and factor, "
+    "or category and place"
+)
+WRONG_RULES = [
+    ([dict(item_id="a", factor=2)] * 101, "rules: expected a list of at most 100 entries"),
+    ([3], f"rules.0: expected {SHAPES}, found 3"),
+    ([{}], f"rules.0: expected {SHAPES}, found an object"),
+    ([dict(item_id="a")], f"rules.0: expected {SHAPES}, found an object"),
+    ([dict(item_id="a", factor=2, place=1)], f"rules.0: expected {SHAPES}, found an object"),
+    ([dict(item_id="a", category="c", place=1)], f"rules.0: expected {SHAPES}, found an object"),
+    (
+        [dict(item_id="a", place=1), dict(item_id="x" * 257, place=1)],
+        "rules.1.item_id: expected a text of 1 to 256 characters without NUL, "
+        "found a text of 257 characters",
+    ),
+    ([dict(category="", factor=2)], "rules.0.category: expected a text of 1 to 256 characters"),
+    ([dict(category="c", factor=0)], "rules.0.factor: expected a number from 0.01 to 100, found 0"),
+    ([dict(category="c", factor=101)], "rules.0.factor: expected a number from 0.01 to 100"),
+    ([dict(category="c", factor="2")], "found a text of 1 character"),
+    (
+        [dict(item_id="a", place=0)],
+        "rules.0.place: expected a whole number from 1 to 1000, found 0",
+    ),
+    ([dict(item_id="a", place=1001)], "rules.0.place: expected a whole number from 1 to 1000"),
+    ([dict(item_id=None, place=1)], "rules.0.item_id: expected a text of 1 to 256 characters"),
+    ([dict(item_id="a", weight=1)], "rules.0.weight: no such field; there are item_id, category"),
+]
+
+
+@pytest.mark.parametrize("rules, words", WRONG_RULES, ids=[words[:40] for _, words in WRONG_RULES])
+def test_a_wrong_rule_is_refused_in_the_same_words_at_every_door(client, rules, words):
+    said = in_process("rules", rules)
+    assert words in said
+    assert through_triton("rules", rules) == said
+    answer = client.post("/v1/recommendations", json=dict(rules=rules))
+    assert (answer.status_code, answer.json()["error"]) == (422, said[:300])
+
+
+def test_a_text_that_is_no_json_is_no_list_of_rules():
+    tensors = dict(k=np.array([[1]], np.int32), rules=np.array([[b"[{"]], object))
+    with pytest.raises(RecsysError, match="rules: expected a list of at most 100 entries"):
+        request_of(tensors)
+
+
+def test_rules_reach_every_door_as_they_were_given():
+    rules = [dict(item_id="ä", factor=0.01), dict(category="c", place=3.0)]
+    encoded = np.array([[request_tensors(rules=rules)["rules"][0, 0].encode()]], object)
+    tensors = dict(k=np.array([[1]], np.int32), rules=encoded)
+    assert request_of(tensors)["rules"] == [rules]
+    assert read_request(dict(rules=[rules]), SERVING, CLOCK)["rules"] == [rules]
+    body = PageRequest(rules=rules).model_dump(exclude_none=True)
+    assert body["rules"] == rules
+    several = request_tensors(user_id=["a", "b"], rules=[rules, []])["rules"]
+    assert several.shape == (2, 1) and several[1, 0] == ""
 
 
 @pytest.mark.parametrize("value", ["3", 2.5, True], ids=str)
@@ -172,7 +232,12 @@ def test_tritons_inputs_are_the_fields_of_a_request():
 
 def test_a_default_of_the_run_has_the_bounds_of_its_field():
     with_default = [rule for rule in REQUEST_RULES.values() if rule.parameter]
-    assert [rule.parameter for rule in with_default] == ["K", "TEMPERATURE", "DIVERSITY"]
+    assert [rule.parameter for rule in with_default] == [
+        "K",
+        "TEMPERATURE",
+        "DIVERSITY",
+        "MAX_PER_CATEGORY",
+    ]
     for rule in with_default:
         param = PARAMS[rule.parameter]
         assert (param.low, param.high) == (rule.low, rule.high)

@@ -150,6 +150,19 @@ def test_each_control_asks_for_another_page(visit):
     before = ids(page)
     sent, _ = asked(page, lambda: page.locator("#diversity").fill("1"))
     assert sent["diversity"] == 1 and ids(page) != before
+    asked(page, lambda: page.locator("#diversity").fill("0"))
+    sent, capped = asked(page, lambda: page.locator("#max_per_category").fill("1"))
+    categories = [item["category"] for item in capped["items"]]
+    assert sent["max_per_category"] == 1 and len(set(categories)) == len(categories)
+    asked(page, lambda: page.locator("#max_per_category").fill("0"))
+    sent, _ = asked(page, lambda: page.select_option("#rule-category", categories[-1]))
+    assert sent["rules"] == [dict(category=categories[-1], factor=5)]
+    sent, _ = asked(page, lambda: page.select_option("#rule-effect", "pin"))
+    assert sent["rules"] == [dict(category=categories[-1], place=1)]
+    sent, pinned = asked(page, lambda: page.locator("#rule-place").press("ArrowRight"))
+    assert sent["rules"][0]["place"] == 2 and pinned["items"][1]["category"] == categories[-1]
+    sent, _ = asked(page, lambda: page.select_option("#rule-category", ""))
+    assert sent["rules"] == []
     asked(page, lambda: page.select_option("#user", ""))
     assert "anonymous" in page.inner_text("#page-note") and page.is_disabled("#reset")
     assert (

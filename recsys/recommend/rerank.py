@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SMALLEST_TEMPERATURE', 'RECOMPUTED_SETTINGS', 'mix64', 'gumbel_noise', 'plackett_luce', 'similarity_to_chosen',
-           'first_best', 'softmax_at', 'under_rules', 'check_scores', 'per_request', 'greedy_order', 'sampled_order',
-           'score_range', 'pad_page', 'RequestNoise', 'rerank', 'PageOrder', 'items_to_rank', 'logged_settings',
-           'order_pages']
+           'first_best', 'softmax_at', 'under_rules', 'is_pinned_item', 'full_categories', 'check_scores',
+           'per_request', 'greedy_order', 'sampled_order', 'score_range', 'pad_page', 'RequestNoise', 'rerank',
+           'RuleReader', 'PageOrder', 'items_to_rank', 'logged_settings', 'order_pages', 'apply_rules']
 
 # %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-02
 from dataclasses import dataclass
@@ -87,16 +87,27 @@ def under_rules(
     cap: np.ndarray,  # most items of one category, [B], 0: no limit
     categories,  # [B, C], or None
     vectors,  # [B, C, d], or None
+    pinned=None,  # position of the item that must stand at a place [B, k], -1: any; or None
 ) -> tuple[np.ndarray, np.ndarray]:  # positions [B, k], -1 padded; probability of each
     "Fill pages place by place under a cap per category and a penalty for similar items."
     each = np.arange(len(rows))
     shown = np.zeros(rows.shape, bool)
+    n_places = min(k, rows.shape[1])
+    if pinned is not None:
+        n_places, shown = k, is_pinned_item(pinned, rows.shape[1])
+        full = full_categories(shown, cap, categories) if cap.any() else False
+        logits = np.where(shown | full, -np.inf, logits)
     similarity: float | np.ndarray = 0.0  # largest to any item on the page
     positions, probabilities = [], []
-    for place in range(min(k, rows.shape[1])):
+    for place in range(n_places):
         chosen = first_best(logits + noise(place), rows)
-        positions.append(np.where(np.isneginf(logits[each, chosen]), -1, chosen))
-        probabilities.append(softmax_at(logits, chosen))
+        is_empty, probability = np.isneginf(logits[each, chosen]), softmax_at(logits, chosen)
+        if pinned is not None:
+            is_pinned = pinned[:, place] >= 0
+            chosen = np.where(is_pinned, pinned[:, place], chosen)
+            is_empty, probability = is_empty & ~is_pinned, np.where(is_pinned, 1, probability)
+        positions.append(np.where(is_empty, -1, chosen))
+        probabilities.append(probability)
         shown[each, chosen] = True
         excluded = shown.copy()
         if cap.any():
@@ -108,7 +119,26 @@ def under_rules(
             logits = logits - penalty[:, None] * (largest - similarity)
             similarity = largest
         logits = np.where(excluded, -np.inf, logits)
-    return np.stack(positions, 1), np.stack(probabilities, 1)
+    page, probability = np.stack(positions, 1), np.stack(probabilities, 1)
+    if pinned is not None:  # what is pinned behind the last item follows that item
+        filled_first = np.argsort(page < 0, axis=1, kind="stable")
+        page = np.take_along_axis(page, filled_first, 1)
+        probability = np.take_along_axis(probability, filled_first, 1)
+    return page, probability
+
+
+def is_pinned_item(pinned: np.ndarray, n_candidates: int) -> np.ndarray:  # bool [B, C]
+    "Return which candidates are pinned to a place."
+    return (pinned[:, :, None] == np.arange(n_candidates)).any(1)
+
+
+def full_categories(shown: np.ndarray, cap: np.ndarray, categories) -> np.ndarray:  # bool [B, C]
+    "Return which candidates are of a category of which as many are shown as the cap allows."
+    is_full = np.zeros(shown.shape, bool)
+    for i in np.flatnonzero(cap > 0):
+        values, counts = np.unique(categories[i, shown[i]], return_counts=True)
+        is_full[i] = np.isin(categories[i], values[counts >= cap[i]])
+    return is_full
 
 # %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-24
 def check_scores(scores, rows, mask) -> np.ndarray:  # what may be shown, bool [B, C]
@@ -220,17 +250,20 @@ def rerank(
     categories=None,  # [B, C], for the cap, and for diversity without vectors
     max_per_category=0,  # one, or one a request; 0: no limit
     vectors=None,  # item vectors [B, C, d] for diversity
+    pinned=None,  # position of the item that must stand at a place [B, k], -1: any
 ) -> tuple[np.ndarray, np.ndarray]:  # positions [B, k] int64, propensities [B, k] float32
     """Return pages, as positions among the candidates, and the propensity of each item.
 
-    Places that cannot be filled have position -1 and propensity 0. Raises `RecsysError` for a
+    Places that cannot be filled have position -1 and propensity 0. A pinned item counts for the
+    cap of its category, which does not apply to it; its propensity is 1. Raises `RecsysError` for a
     score that is no number, and for rules without categories.
     Kool, van Hoof and Welling, 2019 (Gumbel top-k)."""
     if k < 1:
         raise RecsysError(f"rerank: k is {k}, expected at least 1")
     scores, rows = np.asarray(scores), np.asarray(rows)
     allowed = check_scores(scores, rows, mask)
-    if not rows.size or not (np.any(temperature) or np.any(diversity) or np.any(max_per_category)):
+    knobs = temperature, diversity, max_per_category
+    if not rows.size or not (pinned is not None or any(map(np.any, knobs))):
         return pad_page(*greedy_order(scores, rows, allowed, k), k)
     temperature = per_request(temperature, len(rows), "temperature")
     diversity = per_request(diversity, len(rows), "diversity")
@@ -244,15 +277,102 @@ def rerank(
     unit = np.where(sampled, temperature, 1)
     logits = np.where(allowed, scores, -np.inf) / unit[:, None]
     noise = RequestNoise(seed, rows, sampled, diversity > 0)
-    if not (diversity.any() or cap.any()):
+    if pinned is None and not (diversity.any() or cap.any()):
         order, propensity = sampled_order(logits, rows, noise(0), k)
     else:
         penalty = diversity * score_range(scores, allowed) / unit
-        order, propensity = under_rules(logits, rows, k, noise, penalty, cap, categories, vectors)
+        order, propensity = under_rules(
+            logits, rows, k, noise, penalty, cap, categories, vectors, pinned
+        )
     return pad_page(order, np.where(sampled[:, None], propensity, 1), k)
 
+# %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-50
+class RuleReader:
+    "The rules of one request, worked out on its candidates."
+
+    def __init__(
+        self,
+        bundle: Any,  # gives row_of, ids, in_stock, categories and category_names
+        request: dict,  # of `read_request`
+        i: int,  # which of the batch
+        rows: np.ndarray,  # item rows of the candidates [C], -1 padded
+        scores: np.ndarray,  # [C], factors are added to them
+        width: int,  # places of the batch's longest page
+    ):
+        self.bundle = bundle
+        self.excluded = request["exclude"][i]
+        self.k = int(request["k"][i])
+        self.rows = rows
+        self.categories = bundle.categories[rows]
+        self.scores = scores
+        self.pinned = np.full(width, -1)  # positions
+        self.notes: list = []
+        self.numbered = list(enumerate(request["rules"][i]))
+
+    def apply(self) -> None:
+        "Change the scores and fill the pinned places; factors come before pins."
+        for number, rule in self.numbered:
+            if "factor" in rule:
+                is_meant = self.meant_by(number, rule)
+                self.scores[is_meant] += self.scores.dtype.type(np.log(rule["factor"]))
+        for number, rule in self.numbered:
+            if "place" in rule:
+                self.pin(number, rule)
+
+    def meant_by(self, number: int, rule: dict) -> np.ndarray:  # bool [C]
+        "Return the candidates that a rule is about; note what does not exist."
+        if "item_id" in rule:
+            row = self.row_of(rule["item_id"])
+            if row < 0:
+                self.note(number, f"there is no item {rule['item_id']!r}")
+            return (self.rows == row) & (self.rows >= 0)
+        codes = {name: code for code, name in self.bundle.category_names.items()}
+        if rule["category"] not in codes:
+            self.note(number, f"there is no category {rule['category']!r}")
+            return np.zeros(self.rows.shape, bool)
+        return (self.categories == codes[rule["category"]]) & (self.rows >= 0)
+
+    def row_of(self, item_id: str) -> int:
+        "Return the row of an item, -1 where there is none."
+        row = self.bundle.row_of.get(item_id, -1)
+        return row if row < len(self.bundle.ids) else -1
+
+    def pin(self, number: int, rule: dict) -> None:
+        "Give the item that a rule means its place, or the next free one behind it."
+        n_notes = len(self.notes)
+        meant = np.flatnonzero(self.meant_by(number, rule))
+        free_items = meant[~np.isin(meant, self.pinned)]
+        place = int(rule["place"]) - 1
+        free_places = place + np.flatnonzero(self.pinned[place : self.k] < 0)
+        if len(self.notes) > n_notes:
+            return  # what does not exist
+        if not len(free_items):
+            self.note(number, self.why_nothing(rule, len(meant) > 0))
+        elif not len(free_places):
+            self.note(number, f"the page has no free place from {place + 1} on")
+        else:
+            best = np.lexsort((self.rows[free_items], -self.scores[free_items]))[0]
+            self.pinned[free_places[0]] = free_items[best]
+
+    def why_nothing(self, rule: dict, is_pinned: bool) -> str:
+        "Return why a pin has no item that it could show."
+        if "category" in rule:
+            return f"no item of category {rule['category']!r} is left to show"
+        item_id = rule["item_id"]
+        if is_pinned:
+            return f"item {item_id!r} is pinned already"
+        if item_id in self.excluded:
+            return f"item {item_id!r} is excluded by the request"
+        if not self.bundle.in_stock[self.row_of(item_id)]:
+            return f"item {item_id!r} is out of stock"
+        return f"item {item_id!r} was seen lately"
+
+    def note(self, number: int, sentence: str) -> None:
+        "Add a sentence about a rule that has no effect."
+        self.notes.append(f"rules.{number}: {sentence}")
+
 # %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-46
-RECOMPUTED_SETTINGS = ("k", "temperature", "diversity", "max_per_category", "seed")
+RECOMPUTED_SETTINGS = ("k", "temperature", "diversity", "max_per_category", "seed", "factors")
 
 
 @dataclass
@@ -267,7 +387,10 @@ class PageOrder:
 
 def items_to_rank(request: dict) -> list:  # of B lists of item ids
     "Return the items that are ranked for each request whether a source finds them or not."
-    return [[] for _ in request["user_id"]]
+    return [
+        [rule["item_id"] for rule in rules if "item_id" in rule and "place" in rule]
+        for rules in request["rules"]
+    ]
 
 
 def logged_settings(
@@ -276,8 +399,14 @@ def logged_settings(
     serving: Params,  # parameters of the bundle
 ) -> dict:
     "Return the settings under which a page was ordered, as the impression log keeps them."
-    settings = {n: request[n][i].item() for n in ("k", "temperature", "diversity", "seed")}
-    return dict(max_per_category=serving.MAX_PER_CATEGORY) | settings
+    names = ("max_per_category", "k", "temperature", "diversity", "seed")
+    settings: dict = {name: request[name][i].item() for name in names}
+    rules = request["rules"][i]
+    for name, field in (("factors", "factor"), ("pins", "place")):
+        own = [rule for rule in rules if field in rule]
+        if own:
+            settings[name] = own
+    return settings
 
 
 def order_pages(
@@ -288,6 +417,7 @@ def order_pages(
 ) -> PageOrder:
     "Return the page of each request, as long as the request asks for."
     k, is_candidate = request["k"], rows >= 0
+    scores, pinned, notes = apply_rules(bundle, request, rows, scores)
     positions, propensities = rerank(
         np.where(is_candidate, scores, -1e9),
         rows,
@@ -297,10 +427,28 @@ def order_pages(
         seed=request["seed"],
         diversity=request["diversity"],
         categories=bundle.categories[rows],
-        max_per_category=bundle.serving.MAX_PER_CATEGORY,
+        max_per_category=request["max_per_category"],
+        pinned=pinned,
     )
     if (k != k[0]).any():
         beyond = np.arange(positions.shape[1]) >= k[:, None]
         positions = np.where(beyond, -1, positions)
         propensities = np.where(beyond, 0, propensities).astype(np.float32)
-    return PageOrder(positions, propensities, scores, [[] for _ in rows])
+    return PageOrder(positions, propensities, scores, notes)
+
+
+def apply_rules(
+    bundle: Any, request: dict, rows: np.ndarray, scores: np.ndarray
+) -> tuple:  # scores [B, C], pinned positions [B, k] or None, notes
+    "Return scores with the factors of the rules, and the pinned places."
+    notes: list = [[] for _ in rows]
+    if not any(request["rules"]):
+        return scores, None, notes
+    scores, width = scores.copy(), int(request["k"].max())
+    pinned = np.full((len(rows), width), -1)
+    for i, rules in enumerate(request["rules"]):
+        if rules:
+            reader = RuleReader(bundle, request, i, rows[i], scores[i], width)
+            reader.apply()
+            pinned[i], notes[i] = reader.pinned, reader.notes
+    return scores, pinned if (pinned >= 0).any() else None, notes

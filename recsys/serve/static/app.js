@@ -41,7 +41,13 @@ function request() {
   const fields = { user_id: visitor(), device_type: $("device").value, timestamp: moment(), seed: state.seed };
   for (const control of fieldControls) fields[control.dataset.field] = +control.value;
   if (!drawn) fields.temperature = 0;
-  return fields;
+  return { ...fields, rules: rules() };
+}
+function rules() {  // the one rule that the controls make, for a category
+  const category = $("rule-category").value, effect = $("rule-effect").value, factor = +$("rule-factor").value;
+  if (!category) return [];
+  if (effect === "pin") return [{ category, place: +$("rule-place").value }];
+  return [{ category, factor: effect === "boost" ? factor : 1 / factor }];
 }
 async function ask() {
   const mine = ++state.asked, began = performance.now();
@@ -170,6 +176,7 @@ async function browse(more = false) {
   try {
     const found = await call("GET", "/v1/items?" + query);
     if (!$("categories").childElementCount) $("categories").replaceChildren(...[{ name: "", count: found.total }, ...found.categories].map((c) => { const b = el("button", { type: "button", ariaPressed: String(c.name === state.category) }, c.name || "everything"); b.dataset.category = c.name; return b; }));
+    if ($("rule-category").childElementCount === 1) $("rule-category").append(...found.categories.map((c) => el("option", { value: c.name }, c.name)));
     if (!$("add-category").childElementCount) $("add-category").replaceChildren(...found.categories.map((c) => el("option", { value: c.name }, c.name)));
     $("items")[more ? "append" : "replaceChildren"](...found.items.map((x) => card(x, false)));
     state.shown = $("items").childElementCount;
@@ -253,6 +260,8 @@ async function start() {
 }
 for (const id of ["user", "device", "hour"]) $(id).addEventListener("change", () => { $("changed").hidden = true; refresh(); });
 for (const control of document.querySelectorAll("#tune input[type=range]")) { control.addEventListener("input", () => shown(control)); control.addEventListener("change", ask); shown(control); }
+$("rule-category").addEventListener("change", ask);
+$("rule-effect").addEventListener("change", () => { const pins = $("rule-effect").value === "pin"; $("rule-place").disabled = !pins; $("rule-factor").disabled = pins; ask(); });
 for (const r of document.getElementsByName("order")) r.addEventListener("change", () => { $("temperature").disabled = r.value !== "sample"; ask(); });
 $("ask").addEventListener("submit", (e) => { e.preventDefault(); state.seed += 1; refresh(); });
 $("reset").addEventListener("click", forget);
