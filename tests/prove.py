@@ -518,7 +518,37 @@ def notebooks_run_in_a_kernel():
     return not failed and not noisy, dict(failed=failed, noisy=noisy, seconds=seconds)
 
 
+def any_table_ends_in_a_result_or_in_a_message(n=2_000, seeds=(1, 2, 3)):
+    "Generated tables of all kinds: no traceback, no row or column lost without a line."
+    from any_table import fault_of, shops
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+
+    faults = {}
+    for number in seeds:
+
+        @seed(number)
+        @settings(
+            max_examples=n,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(shop=shops())
+        def try_one(shop):
+            try:
+                fault = fault_of(shop)
+            except Exception as error:
+                fault = f"{type(error).__name__}: {error}"
+            if fault:
+                faults.setdefault(fault[:200], repr(shop)[:500])
+
+        try_one()
+    return not faults, dict(seeds=list(seeds), tables_a_seed=n, faults=faults)
+
+
 PROOFS = [
+    any_table_ends_in_a_result_or_in_a_message,
     notebooks_run_in_a_kernel,
     encoder_equals_nvtabular,
     bloom_keeps_its_bound,

@@ -269,6 +269,7 @@ def run_pipeline(
     force: bool = False,  # run stages that are unchanged, too
     show: Callable[[str], None] = print,  # takes a finished stage's line
     bar: Callable | None = None,  # takes (stage, number, of how many, newest output line)
+    after: Callable[[Stage], None] | None = None,  # takes a stage that has just run
 ) -> dict:  # stage -> seconds, 0.0 where skipped
     "Execute the stages of a run in order, skipping those whose key and files are unchanged."
     check_paths(params)
@@ -292,6 +293,8 @@ def run_pipeline(
             show(f"{label} {seconds[stage.name]:7.1f} s")
             for note in shown_notes(stage, params):
                 show(f"      {note}")
+            if after is not None:
+                after(stage)
         write_report(params)
     return seconds
 

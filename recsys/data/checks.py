@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_EXACT', 'EARLIEST', 'LATEST', 'UNITS', 'WHOLE_NUMBER', 'ISO_TIME', 'READABLE_COLUMNS', 'CHECK_NAMES',
-           'INTERACTION_COLUMNS', 'KEPT', 'whole_numbers', 'date_text', 'as_seconds', 'as_ids', 'texts_of',
-           'categories_of', 'prices_of', 'with_types', 'explain_failures', 'check_table', 'check_columns',
+           'INTERACTION_COLUMNS', 'KEPT', 'NO_ROW', 'BLANKS', 'whole_numbers', 'date_text', 'as_seconds', 'as_ids',
+           'texts_of', 'categories_of', 'prices_of', 'with_types', 'explain_failures', 'check_table', 'check_columns',
            'reason_without', 'check_interactions']
 
 # %% ../../nbs/1_data/08_checks.ipynb #checks-02
@@ -312,10 +312,25 @@ def reason_without(name: str) -> str:
     return "no timestamp, or 0 (1970-01-01)" if name == "timestamp" else f"no {name}"
 
 
+NO_ROW = "item_id has no row in the items, or too few interactions"
+BLANKS = "item_id has blanks around it, without which it is one of the items"
+
+
 def _filter_and_count(table: pa.Table, mask, reason: str, dropped: Counter) -> pa.Table:
     "Keep the rows of a mask and add the others to a reason's count."
     dropped[reason] += pc.sum(pc.invert(mask)).as_py() or 0
     return table.filter(mask)
+
+
+def _of_known_items(table: pa.Table, items: pa.Array, dropped: Counter) -> pa.Table:
+    "Keep the rows whose item is known, and count the others by what is wrong with their id."
+    is_known = pc.is_in(table["item_id"], value_set=items)
+    unknown = table["item_id"].filter(pc.invert(is_known))
+    is_near = pc.is_in(pc.utf8_trim_whitespace(unknown), value_set=items)
+    n_near = pc.sum(is_near).as_py() or 0
+    dropped[NO_ROW] += len(unknown) - n_near
+    dropped[BLANKS] += n_near
+    return table.filter(is_known)
 
 
 def check_interactions(
@@ -338,8 +353,6 @@ def check_interactions(
             checked, pc.is_valid(checked[name]), reason_without(name), dropped
         )
     if items is not None:
-        is_known = pc.is_in(checked["item_id"], value_set=items)
-        reason = "item_id has no row in the items, or too few interactions"
-        checked = _filter_and_count(checked, is_known, reason, dropped)
+        checked = _of_known_items(checked, items, dropped)
     dropped[f"{KEPT} anonymous"] += checked["user_id"].null_count
     return checked
