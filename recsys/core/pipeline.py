@@ -259,7 +259,8 @@ def shown_notes(stage: Stage, params: Params) -> list:  # sentences
     "Return what a finished stage says about the tables; empty for stages after the tables."
     if not stage.shows_notes:
         return []
-    return read_json(run_dir(params) / stage.name / "stage.json")["notes"]
+    record = read_json(run_dir(params) / stage.name / "stage.json")
+    return record["notes"] + record.get("shown", [])
 
 
 def run_pipeline(
