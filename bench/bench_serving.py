@@ -20,9 +20,10 @@ from recsys.data.features import load_arrays
 from recsys.online.valkey import EmbeddedValkey, connect
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.fallbacks import REQUEST_STEPS
-from recsys.serve.ensemble import ensemble_from, online_parts, run_params, served
+from recsys.serve.ensemble import ensemble_from
 from recsys.serve.repository import next_version, pinned_version
 from recsys.serve.server import Client
+from recsys.serve.serving import online_parts, run_params, served
 from recsys.serve.triton_process import session_processes
 
 QUIET = dict(request_id="canary")  # leaves no impression

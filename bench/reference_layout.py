@@ -20,15 +20,7 @@ from recsys.recommend.candidates import Candidates, CandidateSearch, ServedQuery
 from recsys.recommend.fallbacks import REQUEST_STEPS, FallbackLog, finite
 from recsys.recommend.recommender import make_pages, query_arrays
 from recsys.recommend.request import read_request
-from recsys.serve.ensemble import (
-    StepMember,
-    json_column,
-    onnx_tensors,
-    pack_context,
-    request_of,
-    text_column,
-    unpack_context,
-)
+from recsys.serve.ensemble import onnx_tensors
 from recsys.serve.member import PythonMember
 from recsys.serve.repository import (
     REQUEST,
@@ -40,6 +32,8 @@ from recsys.serve.repository import (
     pinned_version,
     write_repository,
 )
+from recsys.serve.step_members import StepMember
+from recsys.serve.tensors import json_column, pack_context, request_of, text_column, unpack_context
 
 
 def checked_workflow(run: Path, side: str):  # nvtabular.Workflow
@@ -164,7 +158,7 @@ class FeastUserLookup(StepMember):
 def open_feast():  # feast.FeatureStore
     "Open the run's store in a member."
     from recsys.online.feature_views import open_store
-    from recsys.serve.ensemble import run_params
+    from recsys.serve.serving import run_params
 
     return open_store(run_params(os.environ["RECSYS_RUN"]), os.environ["RECSYS_VALKEY_URL"])
 

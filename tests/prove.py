@@ -202,8 +202,8 @@ def served_alike(n=10_000):
     from sameness import compare
     from tiny import tiny_run
 
-    from recsys.serve.ensemble import run_params, served
     from recsys.serve.server import Client
+    from recsys.serve.serving import run_params, served
 
     with tempfile.TemporaryDirectory() as d:
         p = run_params(
@@ -285,7 +285,7 @@ def gateway_never_breaks(n=10_000):
     from malformed import send_all
     from tiny import tiny_run
 
-    from recsys.serve.ensemble import run_params
+    from recsys.serve.serving import run_params
     from recsys.serve.window import shop_window
 
     with tempfile.TemporaryDirectory() as d:

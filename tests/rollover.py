@@ -17,8 +17,9 @@ from recsys.operate.bundle_store import bundle_path
 from recsys.operate.promote import live_folder
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.recommender import Recommender
-from recsys.serve.ensemble import online_users, run_params
 from recsys.serve.server import Client
+from recsys.serve.serving import run_params
+from recsys.serve.step_members import online_users
 
 
 def turn_round(bundle, version):

@@ -12,7 +12,7 @@ from recsys.online.feature_store import materialise_until
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.recommender import Recommender
 from recsys.recommend.users import UserMemory
-from recsys.serve.ensemble import online_parts
+from recsys.serve.serving import online_parts
 
 
 def offline(p):

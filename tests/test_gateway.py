@@ -27,8 +27,8 @@ from recsys.serve.api import (
     PageAnswer,
     UserAnswer,
 )
-from recsys.serve.ensemble import run_params
 from recsys.serve.server import Client
+from recsys.serve.serving import run_params
 from recsys.serve.triton_process import session_processes
 from recsys.serve.window import shop_window
 

@@ -35,8 +35,8 @@ from recsys.operate.promote import (
 )
 from recsys.recommend.bundle import Bundle, check_bundle
 from recsys.recommend.new_items import add_items
-from recsys.serve.ensemble import run_params
 from recsys.serve.server import Client
+from recsys.serve.serving import run_params
 
 pytestmark = pytest.mark.xdist_group("promote")  # one server for all, in this order
 

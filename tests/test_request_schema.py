@@ -15,10 +15,10 @@ from recsys.recommend.request import (
     request_table,
 )
 from recsys.serve.backends import Backends
-from recsys.serve.ensemble import request_of
 from recsys.serve.page_routes import PageRoutes
 from recsys.serve.repository import REQUEST
 from recsys.serve.server import request_tensors
+from recsys.serve.tensors import request_of
 from recsys.serve.transport import Gateway, guarded_app
 
 SERVING = Params(

@@ -30,9 +30,10 @@ from recsys.data.features import load_arrays
 from recsys.online.valkey import EmbeddedValkey, check_port, free_port
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.fallbacks import REQUEST_STEPS
-from recsys.serve.ensemble import ensemble_from, forget_user, online_parts, run_params, served
+from recsys.serve.ensemble import ensemble_from
 from recsys.serve.repository import next_version, pinned_version, read_config
 from recsys.serve.server import Client, ModelControl
+from recsys.serve.serving import forget_user, online_parts, run_params, served
 from recsys.serve.triton_process import session_processes
 
 pytestmark = pytest.mark.xdist_group("serving")  # one server for all

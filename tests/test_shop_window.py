@@ -10,7 +10,7 @@ import pytest
 from tiny import ROOT, tiny_run
 
 from recsys.core.runs import read_json, run_dir
-from recsys.serve.ensemble import run_params
+from recsys.serve.serving import run_params
 from recsys.serve.window import shop_window
 
 pytestmark = [pytest.mark.xdist_group("shop_window"), pytest.mark.needs("chromium")]

@@ -264,7 +264,7 @@ def open_run(
     stages: tuple = (),  # names of stages that must be up to date
 ) -> Params:
     "Return a run's parameters; run the named stages where they are missing or out of date."
-    from recsys.serve.ensemble import run_params
+    from recsys.serve.serving import run_params
 
     folder = folder_of_run(run)
     if not (folder / "bundle" / "manifest.json").is_file():

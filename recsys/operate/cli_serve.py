@@ -200,7 +200,7 @@ def serve_command(
     if live:
         serve_live(sets)
         return
-    from recsys.serve.ensemble import served
+    from recsys.serve.serving import served
 
     params = open_run_to_serve(run, sets)
     warn_of_old_bundle(run)
@@ -263,7 +263,7 @@ def event_command(
     import secrets
 
     from recsys.online.valkey import valkey_for
-    from recsys.serve.ensemble import online_parts
+    from recsys.serve.serving import online_parts
 
     params = open_run(run, sets)
     with valkey_for(params) as url:
@@ -291,7 +291,7 @@ def forget_command(
 ):
     "Erase what is known online of a user: seen items, history, features."
     from recsys.online.valkey import valkey_for
-    from recsys.serve.ensemble import forget_user, online_parts
+    from recsys.serve.serving import forget_user, online_parts
 
     params = open_run(run, sets)
     with valkey_for(params) as url:

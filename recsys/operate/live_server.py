@@ -25,8 +25,8 @@ from recsys.operate.promote import (
     run_folder,
     settle,
 )
-from ..serve.ensemble import run_params, started, worker_process
 from ..serve.server import Canary, TritonServer
+from ..serve.serving import run_params, started, worker_process
 
 # %% ../../nbs/7_operate/22_live_server.ipynb #live-server-06
 class LiveServer:

@@ -37,9 +37,11 @@ from recsys.operate.bundle_store import (
     stored_versions,
 )
 from ..recommend.bundle import Bundle, check_bundle, same_facts
-from ..serve.ensemble import CANARY, ensemble_from, export_bundle, run_params
+from ..serve.ensemble import ensemble_from, export_bundle
 from ..serve.repository import pinned_version, read_config
+from ..serve.response_members import CANARY
 from ..serve.server import ModelControl
+from ..serve.serving import run_params
 
 # %% ../../nbs/7_operate/04_promote.ipynb #promote-09
 ONLINE_RULES = ("TOP_CATEGORY_HOURS", "SEEN_DAYS", "SEEN_CAPACITY", "SEEN_ERROR")
