@@ -191,7 +191,7 @@ def notebook_text(
     for name, content in resources["outputs"].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    return text.strip()
 
 
 def source_line(name: str, sentence: str) -> str:  # Markdown
