@@ -259,8 +259,7 @@ def shown_notes(stage: Stage, params: Params) -> list:  # sentences
     "Return what a finished stage says about the tables; empty for stages after the tables."
     if not stage.shows_notes:
         return []
-    record = read_json(run_dir(params) / stage.name / "stage.json")
-    return record["notes"] + record.get("shown", [])
+    return read_json(run_dir(params) / stage.name / "stage.json")["notes"]
 
 
 def run_pipeline(

@@ -241,7 +241,6 @@ class StageRecord:
         self.metrics: dict = {}
         self.timings: dict = {}  # name -> seconds
         self.notes: list = []
-        self.shown: list = []  # lines of a table that the terminal shows behind the notes
         self.fell_away: list = []  # those of the notes that tell what is missing, and why
         self.figures: list = []
 
@@ -301,7 +300,6 @@ def save_record(rec: StageRecord, seconds: float) -> Path:
         rows=rec.rows,
         metrics=rec.metrics,
         notes=rec.notes,
-        shown=rec.shown,
         fell_away=rec.fell_away,
         figures=rec.figures,
         timings={**rec.timings, "total": round(seconds, 3)},

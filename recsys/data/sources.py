@@ -478,10 +478,9 @@ def _note_dropped(record, name: str, dropped: Counter, total: int) -> None:
 
 
 def _note_columns(record, records: list) -> None:
-    "Write the column table, show it, and note the columns of files that are not used."
+    "Write the column table, print it, and note the columns of files that are not used."
     write_json(record.dir / "columns.json", records)
-    record.shown += format_columns(records).splitlines()
-    print("\n".join(record.shown))
+    print(format_columns(records))
     for table in OWN_TABLES:
         left_out = [
             f"{one['column'] or '(no name)'} ({one['reason']})"
