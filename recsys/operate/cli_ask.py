@@ -177,7 +177,7 @@ def recommend_command(
     recommender = load_run(run)
     warn_of_old_bundle(run)
     excluded = excluded_items(exclude, recommender.bundle)
-    answer = one_answer(recommender, user_id=user, exclude=excluded, **request)
+    answer = one_answer(recommender, **(dict(user_id=user, exclude=excluded) | request))
     if as_json:
         print_as_json(answer)
     else:
