@@ -46,11 +46,11 @@ def newest_items(
     length: int,  # how many items to keep
 ) -> np.ndarray:  # int64 item rows [B, length], as `history_at`
     "Gather the newest items of pasts that are given one by one."
-    kept = [past[-length:] for past in pasts]
-    sizes = np.array([len(past) for past in kept], np.int64)
-    cut = sizes.cumsum()
-    items = np.concatenate([*kept, [-1]]).astype(np.int64)  # -1: there is an item in any case
-    return history_at(items, cut - sizes, cut, length)
+    rows = np.full((len(pasts), length), -1)
+    for i, past in enumerate(pasts):  # a request has one past: quicker than joining them first
+        kept = past[-length:]
+        rows[i, length - len(kept) :] = kept
+    return rows
 
 # %% ../../nbs/1_data/02_asof.ipynb #asof-11
 def top_category(
