@@ -8,12 +8,9 @@ from recsys.core.params import RecsysError, default_params
 from recsys.data.checks import check_table
 from recsys.data.features import (
     FIRST,
-    NAMESPACE,
-    RESERVED_NAMES,
     Contract,
     Encoder,
     as_bytes,
-    internal_names,
     load_arrays,
     load_encoder,
     make_contract,
@@ -22,6 +19,7 @@ from recsys.data.features import (
     save_encoder,
     unpack,
 )
+from recsys.data.names import NAMESPACE, RESERVED_NAMES, internal_names
 
 ODD_NAMES = [
     "brand name",

@@ -22,9 +22,9 @@ from ..core.params import Params, RecsysError
 from ..core.runs import read_json, resolve
 from ..data.additions import additions_file, append_added, to_text
 from ..data.checks import check_table, texts_of
-from ..data.columns import Where, number_column, truth_column
 from ..data.features import NULL, OOV, Feature, pack
 from ..data.files import TableFiles
+from ..data.values import Where, number_column, truth_column
 from ..models.embeddings import embed_items
 from .bundle import SHOWN_COLUMNS, Bundle, cpu_session
 
