@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OWN_TABLES', 'ROWS_A_PIECE', 'FIRST_SALES', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'SHOWN', 'Source', 'open_readers',
            'read_frame', 'tables_source', 'name_products', 'first_prices', 'completejourney_source', 'make_shop',
-           'shop_source', 'count_items', 'choose_items', 'between', 'cut_at', 'continue_tables', 'column_table',
-           'format_columns', 'write_interactions', 'open_source', 'leave_out_users', 'run_ingest']
+           'shop_source', 'count_items', 'choose_items', 'between', 'cut_at', 'join_added', 'continue_tables',
+           'column_table', 'format_columns', 'write_interactions', 'open_source', 'leave_out_users', 'run_ingest']
 
 # %% ../../nbs/1_data/16_sources.ipynb #sources-02
 from collections import Counter
@@ -33,7 +33,7 @@ from recsys.core.runs import (
     run_dir,
     write_json,
 )
-from .additions import additions_file, join_added, read_added
+from .additions import additions_file, read_added
 from recsys.data.checks import (
     EARLIEST,
     KEPT,
@@ -105,7 +105,7 @@ def read_frame(pattern: str, key: str) -> pd.DataFrame:
     "Read a table of items into memory, as a run reads ITEMS."
     return TableReader(TableFiles(pattern, key), "items", ReadingRules({})).frame()
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-15
+# %% ../../nbs/1_data/16_sources.ipynb #sources-13
 ROWS_A_PIECE = 1 << 20  # interactions of a base run that are in memory at once
 
 
@@ -132,7 +132,7 @@ def tables_source(params: Params) -> Source:
         notes=[note for reader in readers.values() for note in reader.notes],
     )
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-18
+# %% ../../nbs/1_data/16_sources.ipynb #sources-16
 FIRST_SALES = 20  # of a product, from which its price is taken
 
 
@@ -203,7 +203,7 @@ def completejourney_source(params: Params) -> Source:
         "completejourney",
     )
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-21
+# %% ../../nbs/1_data/16_sources.ipynb #sources-19
 def make_shop(params: Params):  # recsys.data.shop.Shop
     "Build the shop that these parameters describe; the same parameters give the same shop."
     from recsys.data.catalog import make_catalog, read_catalog
@@ -233,7 +233,7 @@ def shop_source(params: Params) -> Source:
         "shop",
     )
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-23
+# %% ../../nbs/1_data/16_sources.ipynb #sources-21
 SOURCES: dict[str, Callable[[Params], Source]] = dict(
     shop=shop_source,
     completejourney=completejourney_source,
@@ -242,7 +242,7 @@ SOURCES: dict[str, Callable[[Params], Source]] = dict(
 )
 DEFAULT_MIN_ITEM_EVENTS = dict(completejourney=30)  # about 10,000 products, 80 % of purchases
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-26
+# %% ../../nbs/1_data/16_sources.ipynb #sources-24
 def count_items(source: Source) -> Counter:  # item id as text -> interactions
     "Count the interactions of each item."
     counts: Counter = Counter()
@@ -276,7 +276,7 @@ def choose_items(
         return pd.DataFrame(dict(item_id=sorted(kept)))
     return source.items[source.items.item_id.isin(kept)].reset_index(drop=True)
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-29
+# %% ../../nbs/1_data/16_sources.ipynb #sources-27
 def between(
     source: Source,
     first: int,  # second from which interactions are kept
@@ -304,7 +304,28 @@ def cut_at(source: Source, date: str) -> Source:
         raise RecsysError(f"UNTIL is {date!r}, expected a date such as 2026-06-30") from None
     return between(source, EARLIEST, int(midnight.timestamp()))
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-32
+# %% ../../nbs/1_data/16_sources.ipynb #sources-30
+def join_added(
+    items: pd.DataFrame,  # the catalogue, as ingested
+    rows: list,  # of `read_added`
+) -> pd.DataFrame:  # the catalogue's columns, and in_stock where an added item has it
+    "Return a catalogue with the added items behind its own."
+    if not rows:
+        return items
+    new = pd.DataFrame([row["raw"] for row in rows])
+    columns = list(items.columns)
+    if "in_stock" in new and "in_stock" not in columns:
+        columns.append("in_stock")
+    both = pd.concat([items, new.reindex(columns=columns)], ignore_index=True)
+    for name, kind in items.dtypes.items():
+        if kind.kind in "iuf":
+            both[name] = pd.to_numeric(both[name])
+    if "in_stock" in both:
+        is_known = both.in_stock.notna()
+        both["in_stock"] = both.in_stock.where(is_known, True).astype(bool)
+    return both
+
+# %% ../../nbs/1_data/16_sources.ipynb #sources-33
 def _select_columns(piece: pa.Table, names: list) -> pa.Table:
     "Return a piece with the given columns; those that it lacks are empty."
     empty = pa.nulls(len(piece), pa.string())
@@ -333,7 +354,7 @@ def continue_tables(
     users = users.sort_values("user_id", ignore_index=True)
     return replace(source, items=items, users=users, pieces=pieces)
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-columns
+# %% ../../nbs/1_data/16_sources.ipynb #sources-39
 SHOWN = dict(
     item_id="what",
     user_id="who",
@@ -420,7 +441,7 @@ def format_columns(records: list) -> str:
         for row in rows
     )
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-38
+# %% ../../nbs/1_data/16_sources.ipynb #sources-42
 def write_interactions(
     source: Source,
     items: pd.DataFrame,  # the catalogue
@@ -446,7 +467,7 @@ def write_interactions(
             raise RecsysError(f"{source.name}: no usable interactions: {dict(dropped)}")
     return n_rows
 
-# %% ../../nbs/1_data/16_sources.ipynb #sources-40
+# %% ../../nbs/1_data/16_sources.ipynb #sources-44
 def open_source(params: Params) -> tuple[Source, pd.DataFrame]:
     "Open SOURCE, cut at UNTIL, behind the tables of BASE_RUN; returns it with its catalogue."
     source = SOURCES[params.SOURCE](params)
