@@ -15,7 +15,6 @@ from starlette.responses import Response
 from ..models.sources import PopularitySource, unpack_sources
 from ..online.valkey import Unavailable
 from ..recommend.fallbacks import REQUEST_STEPS, fallback_note
-from ..recommend.request import REQUEST_RULES, read_json_text
 from recsys.serve.api import (
     BODY_STATUSES,
     ExplainQuery,
@@ -192,9 +191,6 @@ class PageRoutes:
             raise HTTPException(404, "item_id: no such item")
         k = query.k or recommender.bundle.serving.K
         fields = query.model_dump(exclude={"item_id", "k", "draws"}, exclude_none=True)
-        for name, text in fields.items():
-            if REQUEST_RULES[name].is_json:
-                fields[name] = read_json_text(REQUEST_RULES[name], text)
         found = await self.backends.explainer.run(
             lambda: explain(recommender, fields, query.item_id, k=k, draws=query.draws)
         )

@@ -154,7 +154,7 @@ async function explain(item, button) {
   $("why-body").replaceChildren(el("p", {}, "Asking…"));
   $("why").showModal();
   const r = request(), query = new URLSearchParams({ item_id: item.item_id });
-  for (const [n, v] of Object.entries(r)) if (v !== "" && v.length !== 0) query.set(n, typeof v === "object" ? JSON.stringify(v) : v);
+  for (const [n, v] of Object.entries(r)) if (v !== "" && typeof v !== "object") query.set(n, v);
   try { showWhy(await call("GET", "/v1/explanations?" + query), r.k, item); } catch (e) { $("why-body").replaceChildren(el("p", {}, e.message)); }
   $("why").addEventListener("close", () => button.focus(), { once: true });
 }
