@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..core.clock import seen_since
 from ..core.pages import Row, Section, Table, render_page
 from ..core.params import Params
 from ..core.runs import atomic_path, read_json, run_dir
@@ -24,7 +25,6 @@ from .ablations import NOT_RETRAINED
 from .metrics import MAIN_METRIC, METRICS, Metric
 from .saved_ranks import SavedRanks, compare_runs, load_ranks
 from .systems import load_user_ids, model_lists
-from ..models.seen_days import seen_since
 from ..recommend.bundle import Bundle
 
 # %% ../../nbs/4_evaluate/12_page.ipynb #page-07

@@ -12,12 +12,12 @@ from functools import partial
 
 import numpy as np
 
+from ..core.clock import seen_since
 from ..core.params import Params
 from ..core.runs import progress, read_json, stage_dir
 from ..data.features import load_arrays
 from ..data.prepared import Prepared, past_items
 from .cases import DEPTH
-from ..models.seen_days import seen_since
 from ..recommend.bundle import Bundle, run_session
 from ..recommend.candidates import ServedQuery, fill_candidates, find_candidates
 from ..recommend.recommender import query_arrays, score_candidates

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from ..core.clock import DAY
+from ..core.clock import DAY, seen_since
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir, sha256_file
 from ..data.features import as_bytes
@@ -32,7 +32,6 @@ from recsys.evaluate.metrics import (
 )
 from ..evaluate.segments import fine_segments, segments
 from ..evaluate.systems import model_lists, past_mask
-from ..models.seen_days import seen_since
 from ..recommend.bundle import Bundle
 from ..recommend.candidates import fill_candidates
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..core.clock import seen_since
 from ..data.asof import KnownPast, history_features, newest_items, top_category
 from ..data.features import NULL, load_arrays
-from ..models.seen_days import seen_since
 from ..models.sources import popular_rows
 from .bloom import SeenItems
 from .bundle import Bundle
