@@ -24,6 +24,9 @@ class UserEvents:
     def __init__(self, prep):
         self.table = prep.events
         self.ids = load_arrays(prep.folder / "users.npz")["user_id"]
+        # The first event of each user, searched once: a search in a column of 32-bit numbers
+        # copies all of it, and a request searches twice.
+        self.first_event = np.searchsorted(self.table["user"], np.arange(len(self.ids) + 1))
         self.observed: dict = {}  # user id -> ([seconds], [item rows]), oldest first
         self.row = lru_cache(maxsize=10_000)(self._find_row)  # a request asks three times
 
@@ -36,7 +39,7 @@ class UserEvents:
     def before(self, user: str, now: int) -> tuple:  # seconds, item rows, is a case: oldest first
         "Return a user's events strictly before a moment."
         table, row = self.table, self.row(user)
-        start, end = (0, 0) if row < 0 else np.searchsorted(table["user"], [row, row + 1])
+        start, end = (0, 0) if row < 0 else self.first_event[row : row + 2]
         end = start + int(np.searchsorted(table["timestamp"][start:end], now))
         seconds = table["timestamp"][start:end]
         items = table["item"][start:end]
