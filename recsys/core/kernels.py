@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -22,6 +23,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 # %% ../../nbs/0_core/08_kernels.ipynb #kernels-05
 # Imported before the first kernel is forked, in this order
@@ -56,10 +58,12 @@ def serve_kernels(
     early: list[str],  # modules to import before the first kernel is forked
     late: list[str],  # modules to import after it
 ) -> None:
-    """Fork a kernel for each launcher that connects to a unix socket.
+    """Fork a Jupyter kernel for each launcher that connects, so that none imports libraries itself.
 
-    Return in a forked process only, after its kernel has ended. The server ends with the process
-    that started it.
+    The server never returns; it ends, and its kernels with it, when the process that started it
+    ends. In a forked process the function returns after the kernel has ended, and the caller has
+    nothing more to do. The modules of `late` are imported between two requests, one at a time,
+    once there is a first kernel to work beside.
     """
     _end_with_parent()
     os.environ.setdefault("MPLBACKEND", _INLINE_PLOTS)  # matplotlib reads it while it is imported
@@ -70,6 +74,7 @@ def serve_kernels(
     to_import: list[str] = []
     kernels: set[int] = set()
     while True:
+        # idle: once a second, to remove kernels that have ended from the system
         ready, _, _ = select.select([listener], [], [], 0 if to_import else 1)
         kernels -= _ended_processes(kernels)
         if ready:
@@ -80,7 +85,7 @@ def serve_kernels(
                 become_kernel(connection)
                 return
             connection.close()
-            to_import = list(late)  # a module is imported once; the second time costs nothing
+            to_import = list(late)  # what is imported already costs nothing
             kernels.add(kernel)
         elif to_import:
             _import_all([to_import.pop(0)])
@@ -114,7 +119,19 @@ def become_kernel(connection: socket.socket) -> None:
     threading.Thread(target=_end_with_launcher, args=[connection], daemon=True).start()
     from ipykernel.kernelapp import IPKernelApp
 
-    IPKernelApp.launch_instance(argv=order["arguments"])
+    before = sys.stderr
+    kernel = IPKernelApp.instance()
+    kernel.initialize(order["arguments"])
+    _redirect_logs(before, sys.stderr)
+    kernel.start()
+
+
+def _redirect_logs(before: TextIO, after: TextIO) -> None:
+    "Have log handlers that write to one stream, which they took while imported, write to another."
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+            handler.setStream(after)
 
 
 def _end_with_launcher(connection: socket.socket) -> None:
@@ -208,11 +225,11 @@ def warm_kernels(
     early: tuple = EVERY_STAGE,  # modules to import before the first kernel is forked
     late: tuple = TRAINING,  # modules to import after it
 ):  # yields a subclass of jupyter_client.AsyncKernelManager
-    "Run a kernel server for as long as the block lasts."
+    "Keep a kernel server from the first kernel on, for as long as the block lasts."
     from jupyter_client import AsyncKernelManager
 
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
-        server = KernelServer(Path(folder), early, late)
+        servers: list[KernelServer] = []  # none before the first kernel is wanted
 
         class WarmKernelManager(AsyncKernelManager):
             "Starts kernels that are forked from the server."
@@ -220,6 +237,9 @@ def warm_kernels(
             def format_kernel_cmd(self, extra_arguments: list | None = None) -> list:
                 "Return the command of the launcher, or an ordinary kernel's without a server."
                 command = super().format_kernel_cmd(extra_arguments)
+                if not servers:
+                    servers.append(KernelServer(Path(folder), early, late))
+                server = servers[0]
                 if not server.is_listening():
                     reason = f"kernels start without the kernel server: {server.log()}"
                     warnings.warn(reason, stacklevel=2)
@@ -229,4 +249,5 @@ def warm_kernels(
         try:
             yield WarmKernelManager
         finally:
-            server.stop()
+            for server in servers:
+                server.stop()

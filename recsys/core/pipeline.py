@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .kernels import can_fork_kernels, warm_kernels
+from .kernels import TRAINING, can_fork_kernels, warm_kernels
 from .keys import PROOF, notebook_parameters, stage_key
 from .params import PARAMS, Params, RecsysError
 from .run_report import write_report
@@ -307,7 +307,8 @@ def _kernels_for(
     if len(stages) < 2 or not can_fork_kernels():
         yield None
         return
-    with warm_kernels() as kernel_manager:
+    late = TRAINING if any(stage.resources.gpu for stage in stages) else ()
+    with warm_kernels(late=late) as kernel_manager:
         yield kernel_manager
 
 
