@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'LONG_VALUE', 'cell_text', 'is_number', 'table_line', 'markdown_table', 'command_page',
-           'command_names', 'allowed_values', 'params_page', 'request_default', 'request_page', 'missing_note',
+           'command_names', 'allowed_values', 'params_page', 'request_page', 'fallback_page', 'missing_note',
            'interval_text', 'system_table', 'segment_table', 'evaluation_page', 'flatten_values', 'benchmark_page',
            'record_values', 'run_page']
 
@@ -19,7 +19,8 @@ from ..core.params import PARAMS, ROOMS, Param, Params
 from ..core.runs import find_root, read_json, run_dir
 from ..core.stages import LISTS, stages_of
 from ..evaluate.metrics import METRICS
-from ..recommend.request import REQUEST_RULES, FieldRule, PageRequest
+from ..recommend.fallbacks import fallback_table
+from ..recommend.request import request_table
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-05
 def cell_text(value) -> str:
@@ -127,32 +128,33 @@ def params_page() -> str:  # Markdown
     )
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-14
-def request_default(rule: FieldRule) -> str:
-    "Return the default of a field: the run's parameter, or the model's own."
-    if rule.parameter:
-        return f"`{rule.parameter}` of the run ({PARAMS[rule.parameter].default})"
-    default = PageRequest.model_fields[rule.name].default
-    return "none" if default is None else f"`{default!r}`"
-
-
 def request_page() -> str:  # Markdown
-    "Return a page with the fields of a request: type, default, bounds, description."
-    rows = [
-        dict(
-            field=f"`{rule.name}`",
-            type=f"list of {rule.entry.kind}" if rule.entry else rule.kind,
-            default=request_default(rule),
-            bounds=rule.expected,
-            description=rule.description,
-        )
-        for rule in REQUEST_RULES.values()
-    ]
+    "Return a page with the fields of a request."
     return (
         "# One request schema\n\nThe fields of a request, as `PageRequest` declares them. The "
         "gateway's body and its OpenAPI document, the tensors of Triton, the Python client, "
         "`recsys.Recommender` and the options of `recsys recommend` are derived from the same "
         "model and refuse a wrong value in the same words. Every field may be left out.\n\n"
-        + markdown_table(rows)
+        + request_table()
+    )
+
+# %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-fb2
+def fallback_page() -> str:  # Markdown
+    "Return a page with every fallback: step, what fails, what answers instead, where it is seen."
+    rows = [
+        dict(
+            code=f"`{row['code']}`",
+            step=row["step"],
+            fails=row["fails"],
+            answers=row["answers"],
+            seen=row["seen_in"],
+        )
+        for row in fallback_table()
+    ]
+    return (
+        "# Fallbacks\n\nA step that fails does not fail the request: something simpler answers, "
+        "and the answer says so. This is the table that the code reads "
+        "([fallbacks](nb/3_recommend/07_fallbacks.md)).\n\n" + markdown_table(rows)
     )
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-17

@@ -384,12 +384,21 @@ def field_help(name: str) -> str:
     return f"{subject}{bounds}" + (f"; {left_out}" if left_out else "")
 
 
-def request_table(rules: dict[str, FieldRule] = REQUEST_RULES) -> str:
-    "Return the fields of a request as a table in markdown."
-    lines = ["| field | value | meaning |", "|---|---|---|"]
-    for rule in rules.values():
-        lines.append(f"| `{rule.name}` | {rule.expected} | {rule.description} |")
+def request_table() -> str:
+    "Return the fields of a request as a table in markdown: bounds, default, meaning."
+    lines = ["| field | bounds | default | meaning |", "|---|---|---|---|"]
+    for rule in REQUEST_RULES.values():
+        default = _default_text(rule)
+        lines.append(f"| `{rule.name}` | {rule.expected} | {default} | {rule.description} |")
     return "\n".join(lines)
+
+
+def _default_text(rule: FieldRule) -> str:
+    "Return the default of a field: the run's parameter with its value, or the model's own."
+    if rule.parameter:
+        return f"`{rule.parameter}` of the run ({PARAMS[rule.parameter].default})"
+    default = PageRequest.model_fields[rule.name].default
+    return "none" if default is None else f"`{default!r}`"
 
 # %% ../../nbs/3_recommend/01_request.ipynb #request-19
 def random_seeds(n: int) -> np.ndarray:  # uint64 [n]
