@@ -13,7 +13,7 @@ from numba import njit, prange
 
 from ..core.params import RecsysError
 from .cases import blocks
-from ..recommend.rerank import per_request, rerank, score_range, under_rules
+from ..recommend.rerank import fill_places, per_request, rerank, score_range
 
 # %% ../../nbs/4_evaluate/17_page_chances.ipynb #page-chances-05
 RULES = ("temperature", "diversity", "max_per_category")
@@ -105,7 +105,7 @@ def _block_chances(policy: dict, pages: np.ndarray) -> np.ndarray:
     allowed, is_sampled = policy["rows"] >= 0, temperature > GREEDY_TEMPERATURE
     divisor = np.where(is_sampled, temperature, 1)
     penalty = policy["diversity"] * score_range(policy["scores"], allowed) / divisor
-    found = under_rules(
+    found = fill_places(
         np.where(allowed, policy["scores"], -np.inf) / divisor[:, None],
         policy["rows"],
         width,

@@ -32,21 +32,24 @@ def seen_candidates(
 
 # %% ../../nbs/2_models/13_seen_days.ipynb #seen-days-11
 def ndcg_by_days(
-    score: Callable,  # of cases, item rows and retrieval's scores: logits [B, W]
+    score: Callable,  # takes cases [B], item rows and their retrieval scores [B, W]; logits [B, W]
     retriever: CaseRetriever,
     cases: np.ndarray,  # event rows that neither towers nor ranker were trained on
-    settings: tuple,  # numbers of days
+    settings: tuple,  # values of SEEN_DAYS to compare; 0 hides nothing
     block_size: int = 64,  # cases at a time
 ) -> dict[int, float]:  # days -> NDCG@10, mean over cases
-    "Return how well the full path ranks with each number of days of the seen filter."
+    """Return how well the full path ranks with each number of days of the seen filter.
+
+    A block of cases is retrieved and scored once, wide enough that `n_candidates` are left where
+    the longest setting hides most. Each setting then keeps the best `n_candidates` of what it does
+    not hide: retrieval returns the best first, and the ranker scores an item whatever else there
+    is. A case whose item is hidden or not found counts 0.
+    """
     prep, n_candidates = retriever.prep, retriever.n_candidates
     gains: dict[int, list] = {days: [] for days in settings}
     for start in range(0, len(cases), block_size):
         block = cases[start : start + block_size]
-        longest = max(settings)
-        every_item = np.broadcast_to(np.arange(prep.n_items), (len(block), prep.n_items))
-        n_hidden = int(seen_candidates(prep, block, every_item, longest).sum(1).max(initial=0))
-        width = min(prep.n_items, n_candidates + n_hidden)
+        width = min(prep.n_items, n_candidates + _most_hidden(prep, block, max(settings)))
         found = retriever.retriever.retrieve(retriever.query(block), width)
         logits = score(block, found.rows, np.where(found.rows < 0, 0, found.scores))
         is_right = found.rows == prep.events["item"][block][:, None]
@@ -55,6 +58,19 @@ def ndcg_by_days(
             kept &= kept.cumsum(1) <= n_candidates
             gains[days].append(_ndcg_of_kept(logits, is_right, kept))
     return {days: float(np.concatenate(values).mean()) for days, values in gains.items()}
+
+
+def _most_hidden(
+    prep: Prepared,
+    cases: np.ndarray,  # event rows [B]
+    days: int,  # SEEN_DAYS
+) -> int:
+    "Return the largest number of items that the filter hides from one of the cases."
+    if not days:
+        return 0
+    case, item = past_items(prep, cases, seen_since(prep.events["timestamp"][cases], days))
+    pairs = np.unique(case * prep.n_items + item)  # an item counts once, however often it was seen
+    return int(np.bincount(pairs // prep.n_items).max(initial=0))
 
 
 def _ndcg_of_kept(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST_TEMPERATURE', 'RECOMPUTED_SETTINGS', 'mix64', 'gumbel_noise', 'plackett_luce', 'similarity_to_chosen',
-           'first_best', 'softmax_at', 'under_rules', 'is_pinned_item', 'full_categories', 'check_scores',
+           'first_best', 'softmax_at', 'fill_places', 'is_pinned_item', 'full_categories', 'check_scores',
            'per_request', 'greedy_order', 'sampled_order', 'score_range', 'pad_page', 'RequestNoise', 'rerank',
            'RuleReader', 'PageOrder', 'items_to_rank', 'logged_settings', 'order_pages', 'apply_rules']
 
@@ -78,18 +78,25 @@ def softmax_at(logits: np.ndarray, positions: np.ndarray) -> np.ndarray:  # [B]
     return np.where(np.isneginf(top), 0, probability)
 
 # %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-21
-def under_rules(
+def fill_places(
     logits: np.ndarray,  # score / temperature [B, C], -inf: not allowed
-    rows: np.ndarray,  # item rows [B, C]
+    rows: np.ndarray,  # item rows [B, C]; ties go to the lower row
     k: int,  # places
-    noise,  # function of the place -> noise [B, C]
-    penalty: np.ndarray,  # logits that a full similarity costs, [B]
+    noise,  # function of the place -> Gumbel noise [B, C], or 0 for the greedy page
+    penalty: np.ndarray,  # logits that the copy of a shown item (similarity 1) loses [B]
     cap: np.ndarray,  # most items of one category, [B], 0: no limit
     categories,  # [B, C], or None
-    vectors,  # [B, C, d], or None
-    pinned=None,  # position of the item that must stand at a place [B, k], -1: any; or None
-) -> tuple[np.ndarray, np.ndarray]:  # positions [B, k], -1 padded; probability of each
-    "Fill pages place by place under a cap per category and a penalty for similar items."
+    vectors,  # [B, C, d], or None: items of one category are copies of each other
+    pinned=None,  # candidate that must stand at a place [B, k], -1: any; or None
+) -> tuple[np.ndarray, np.ndarray]:  # positions and probabilities [B, k], or [B, C] if C is less
+    """Fill pages place by place under a cap per category and a penalty for similar items.
+
+    A position is the number of a candidate, 0 to C-1, and -1 for an empty place; a place is one
+    of the page. The probability is that of drawing the item at its place, given the places before
+    it: the softmax of the logits without noise, which is right for Gumbel noise. A pinned item has
+    probability 1, may exceed the cap, and counts for it from the first place on. Where the
+    candidates end before a pinned place, its item moves up behind the last one.
+    """
     each = np.arange(len(rows))
     shown = np.zeros(rows.shape, bool)
     n_places = min(k, rows.shape[1])
@@ -116,11 +123,12 @@ def under_rules(
             excluded |= same & is_full[:, None]
         if penalty.any():
             largest = np.maximum(similarity, similarity_to_chosen(chosen, vectors, categories))
+            # what an item loses to the most similar one on the page; earlier losses are in logits
             logits = logits - penalty[:, None] * (largest - similarity)
             similarity = largest
         logits = np.where(excluded, -np.inf, logits)
     page, probability = np.stack(positions, 1), np.stack(probabilities, 1)
-    if pinned is not None:  # what is pinned behind the last item follows that item
+    if pinned is not None:  # empty places go to the end, which moves pinned items up
         filled_first = np.argsort(page < 0, axis=1, kind="stable")
         page = np.take_along_axis(page, filled_first, 1)
         probability = np.take_along_axis(probability, filled_first, 1)
@@ -281,7 +289,7 @@ def rerank(
         order, propensity = sampled_order(logits, rows, noise(0), k)
     else:
         penalty = diversity * score_range(scores, allowed) / unit
-        order, propensity = under_rules(
+        order, propensity = fill_places(
             logits, rows, k, noise, penalty, cap, categories, vectors, pinned
         )
     return pad_page(order, np.where(sampled[:, None], propensity, 1), k)
