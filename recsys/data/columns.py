@@ -227,10 +227,17 @@ def _as_numbers(chunks: list):
 
 
 def settled_column(
-    chunks: list,  # arrow columns, one a piece
-    has_types: bool,  # False: some are texts of files that know no types
-) -> tuple[Any, str]:  # one arrow column, what it is read as
-    "Give the pieces of a column one type, which all their values decide."
+    chunks: list,  # arrow columns: the column's pieces, from all files
+    has_types: bool,  # False: one of the files is CSV or JSON, where every value is a text
+) -> tuple[Any, str]:  # one arrow column, and what it is read as
+    """Return a column of items or users in one type, from pieces that may differ.
+
+    It is read as "yes or no", "time" or "bytes" where all pieces have such a type, as "number"
+    where all are numbers or, in CSV and JSON, every value is one, as "empty" without a value, and
+    else as "text". A piece without values has any type. Times outside 1701 to 2261, which
+    pandas cannot hold, become text. Ids, prices and other columns with a meaning have functions of
+    their own (`recsys.data.values`).
+    """
     if _all_are(chunks, pa.types.is_null):
         return joined([chunk.cast(pa.string()) for chunk in chunks]), "empty"
     if _all_are(chunks, pa.types.is_boolean):

@@ -146,10 +146,12 @@ def robot_note(robots: list, file: str) -> str:  # "" where there is none
         f"{user!r} with {n:,} ({share:.0%})" for user, n, share in robots[:MOST_NAMED]
     )
     more = f" and {len(robots) - MOST_NAMED} more" if len(robots) > MOST_NAMED else ""
+    several = len(robots) > 1
+    who = f"{len(robots)} users have" if several else "one user has"
+    what = "they are robots" if several else "that is a robot"
     return (
-        f"{file}: one user has a large share of the events of all known users: {named}{more}. "
-        f"If that is a robot, MAX_USER_EVENTS: {robots[-1][1] - 1} leaves users with more events "
-        "out"
+        f"{file}: {who} a large share of the events of all known users: {named}{more}. "
+        f"If {what}, MAX_USER_EVENTS: {robots[-1][1] - 1} leaves users with more events out"
     )
 
 # %% ../../nbs/1_data/11_limits.ipynb #limits-17

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OWN_TABLES', 'ROWS_A_PIECE', 'FIRST_SALES', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'SHOWN', 'Source', 'open_readers',
-           'read_frame', 'tables_source', 'name_products', 'first_prices', 'completejourney_source', 'make_shop',
-           'shop_source', 'count_items', 'choose_items', 'between', 'cut_at', 'join_added', 'continue_tables',
-           'column_table', 'format_columns', 'write_interactions', 'open_source', 'leave_out_users', 'run_ingest']
+           'tables_source', 'name_products', 'first_prices', 'completejourney_source', 'make_shop', 'shop_source',
+           'count_items', 'choose_items', 'between', 'cut_at', 'join_added', 'continue_tables', 'column_table',
+           'format_columns', 'write_interactions', 'open_source', 'leave_out_users', 'run_ingest']
 
 # %% ../../nbs/1_data/16_sources.ipynb #sources-02
 from collections import Counter
@@ -99,11 +99,6 @@ def _check_rules(params: Params, readers: dict) -> None:
             raise RecsysError(
                 f"IGNORE names {unknown[0]!r}, which no table has; their columns are {names}"
             )
-
-
-def read_frame(pattern: str, key: str) -> pd.DataFrame:
-    "Read a table of items into memory, as a run reads ITEMS."
-    return TableReader(TableFiles(pattern, key), "items", ReadingRules({})).frame()
 
 # %% ../../nbs/1_data/16_sources.ipynb #sources-13
 ROWS_A_PIECE = 1 << 20  # interactions of a base run that are in memory at once
