@@ -8,6 +8,7 @@ __all__ = ['HealthRoutes', 'with_examples', 'describe', 'add_pages', 'lifespan',
 
 # %% ../../nbs/6_serve/17_gateway.ipynb #gateway-02
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -196,6 +197,9 @@ def serve_gateway(
     if gateway.key:
         writes = "writes need the key in X-API-Key"
     say(f"gateway: http://{params.GATEWAY_HOST}:{port}; {writes}")
+    # The catalogue stays for good: the garbage collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     # uvicorn handles both signals and, when it is done, raises them again
     signal.signal(signal.SIGINT, ignore_signal)
     signal.signal(signal.SIGTERM, ignore_signal)

@@ -6,6 +6,7 @@
 __all__ = ['end_with_parent', 'bundle_folder', 'decode', 'PythonMember', 'OnnxMember']
 
 # %% ../../nbs/6_serve/02_member.ipynb #member-02
+import gc
 import importlib
 import json
 import os
@@ -83,6 +84,9 @@ class PythonMember:
         self.bundle = bundle_folder(self.model_folder, self.version)
         self.outputs = [output["name"] for output in self.config["output"]]
         self.setup()
+        # What setup has loaded stays for good: the garbage collector need not look at it again.
+        gc.collect()
+        gc.freeze()
 
     def execute(self, requests: list) -> list:  # of InferenceResponse, one a request
         "Answer requests; Triton calls this with all that wait."
