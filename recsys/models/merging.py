@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .neighbours import history_votes
+
 # %% ../../nbs/2_models/07_merging.ipynb #merging-05
 class RetrievalQuery(Protocol):
     "What candidates are wanted for: one batch of requests or of training cases."
@@ -36,6 +38,9 @@ class RetrievalQuery(Protocol):
     def all_scores(self) -> np.ndarray | None:
         "In training: inner products with all items [B, n_items]; None in a request."
 
+    def catalogue_votes(self, table: dict) -> np.ndarray:
+        "Votes of the histories by a table of neighbours, for every item, float32 [B, n_items]."
+
 
 @dataclass
 class CaseQuery:
@@ -46,6 +51,10 @@ class CaseQuery:
     now: np.ndarray
     category: np.ndarray
     all_scores: np.ndarray | None = None
+
+    def catalogue_votes(self, table: dict) -> np.ndarray:  # float32 [B, n_items]
+        "Return the votes of the histories by a table of neighbours, for every item."
+        return history_votes(table, self.history)
 
 
 class RetrievalParts(Protocol):

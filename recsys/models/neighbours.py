@@ -283,15 +283,19 @@ def candidate_votes(
     table: dict | None,  # of `make_table`
     past: np.ndarray,  # see `history_votes`
     rows: np.ndarray,  # item rows of the candidates [R, C]; R is B or 1
+    neighbour_votes: np.ndarray | None = None,  # of `history_votes`, where they are known already
 ):  # float32 [2, B, C]: of neighbours, of followers; two zeros without a table
     "Return each history's votes for its candidates."
     if table is None:
         return 0.0, 0.0
+    of_neighbours, of_followers = TABLE_PREFIXES
+    if neighbour_votes is None:
+        neighbour_votes = history_votes(table, past, of_neighbours)
     rows = np.broadcast_to(rows, (len(past), rows.shape[1]))
     return np.stack(
         [
-            np.take_along_axis(history_votes(table, past, prefix), rows, 1)
-            for prefix in TABLE_PREFIXES
+            np.take_along_axis(neighbour_votes, rows, 1),
+            np.take_along_axis(history_votes(table, past, of_followers), rows, 1),
         ]
     )
 

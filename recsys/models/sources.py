@@ -32,7 +32,6 @@ from recsys.models.merging import (
 )
 from recsys.models.neighbours import (
     choose_related,
-    history_votes,
     is_kept,
     plot_recalls,
     related_to_try,
@@ -236,7 +235,7 @@ class NeighbourSource(SourceDefaults):
 
     def candidates(self, query: RetrievalQuery, n: int) -> tuple:
         "Return votes (float32) and item rows, both [B, n]; -1 pads where few items have votes."
-        votes = history_votes(self.table, query.history)
+        votes = query.catalogue_votes(self.table)
         scores = np.zeros((len(votes), n), np.float32)
         rows = np.full((len(votes), n), -1)
         for i, own in enumerate(votes):  # few items have votes, so only these are sorted

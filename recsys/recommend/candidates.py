@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.features import NULL
-from ..models.neighbours import candidate_votes
+from ..models.neighbours import candidate_votes, history_votes
 from ..models.sources import PopularitySource, Retrieved, Retriever, place_scores, popular_rows
 from .bundle import Bundle
 from .fallbacks import FallbackLog, finite
@@ -48,13 +48,25 @@ class ServedQuery:
         "The encoded top category of each user."
         return request_categories(self.bundle, self.q_ints)
 
+    @cached_property
+    def votes(self) -> np.ndarray:  # float32 [B, n_items]
+        "Votes of the histories by the bundle's table of neighbours, for every item."
+        return history_votes(self.bundle.neighbours, self.history)
+
+    def catalogue_votes(self, table: dict) -> np.ndarray:  # float32 [B, n_items]
+        "Return the votes of the histories by a table; those of the bundle's are computed once."
+        is_own = table is self.bundle.neighbours
+        return self.votes if is_own else history_votes(table, self.history)
+
     def neighbour_votes(
         self,
         rows: np.ndarray,  # item rows of the candidates [B, C]
     ):  # float32 [2, B, C]: of neighbours, of followers; two zeros without a table
         "Return each history's votes for its candidates."
         table = self.bundle.neighbours
-        return (0.0, 0.0) if table is None else candidate_votes(table, self.history, rows)
+        if table is None:
+            return 0.0, 0.0
+        return candidate_votes(table, self.history, rows, self.votes)
 
 
 def find_candidates(
