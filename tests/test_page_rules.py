@@ -15,6 +15,7 @@ def small_shop(rng):
     return SimpleNamespace(
         categories=rng.integers(0, N_CATEGORIES, N_ITEMS),
         category_names={code: f"c{code}" for code in range(N_CATEGORIES)},
+        category_codes={f"c{code}": code for code in range(N_CATEGORIES)},
         ids=np.array([f"i{row}".encode() for row in range(N_ITEMS)]),
         row_of={f"i{row}": row for row in range(N_ITEMS)},
         in_stock=np.ones(N_ITEMS, bool),

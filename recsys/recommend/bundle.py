@@ -288,6 +288,11 @@ class FixedParts:
         return {int(code): name.decode() for name, code in zip(names, codes)}
 
     @cached_property
+    def category_codes(self) -> dict:
+        "Category name to category code."
+        return {name: code for code, name in self.category_names.items()}
+
+    @cached_property
     def trends(self) -> Trends:
         "Demand of the items over time."
         values = np.load(self.folder / "trends.npy", mmap_mode="r")

@@ -300,7 +300,7 @@ class RuleReader:
 
     def __init__(
         self,
-        bundle: Any,  # gives row_of, ids, in_stock, categories and category_names
+        bundle: Any,  # gives row_of, ids, in_stock, categories and category_codes
         request: dict,  # of `read_request`
         i: int,  # which of the batch
         rows: np.ndarray,  # item rows of the candidates [C], -1 padded
@@ -334,7 +334,7 @@ class RuleReader:
             if row < 0:
                 self.note(number, f"there is no item {rule['item_id']!r}")
             return (self.rows == row) & (self.rows >= 0)
-        codes = {name: code for code, name in self.bundle.category_names.items()}
+        codes = self.bundle.category_codes
         if rule["category"] not in codes:
             self.note(number, f"there is no category {rule['category']!r}")
             return np.zeros(self.rows.shape, bool)

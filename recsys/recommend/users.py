@@ -146,5 +146,5 @@ class UserMemory:
 
     def popular(self, category: str, n: int) -> np.ndarray:  # item rows [n]
         "Return popular items, those of a category (raw name, '' for all) first."
-        codes = (code for code, name in self.bundle.category_names.items() if name == category)
-        return popular_rows(self.bundle, np.array([next(codes, NULL)]), n)[0]
+        code = self.bundle.category_codes.get(category, NULL)
+        return popular_rows(self.bundle, np.array([code]), n)[0]
