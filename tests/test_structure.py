@@ -169,6 +169,25 @@ def test_every_fallback_is_in_the_table_and_every_entry_is_used():
     assert used == set(FALLBACKS)
 
 
+def alarm_codes(tree):
+    "Return the codes that a module's code raises or clears; each is written where it is used."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name, owner = node.func.attr, ast.unparse(node.func.value)
+            is_alarm = name in ("raise_alarm", "update", "clear") and owner.endswith("alarms")
+            if is_alarm and isinstance(node.args[0], ast.Constant):
+                yield node.args[0].value
+
+
+def test_every_alarm_is_in_the_table_and_every_entry_is_used():
+    from recsys.serve.alarms import ALARMS
+
+    used = set()
+    for module in MODULES:
+        used |= set(alarm_codes(ast.parse(module_file(module).read_text())))
+    assert used == set(ALARMS)
+
+
 def test_only_the_clock_reads_the_wall_clock():
     wall = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "date.today"}
     found = [

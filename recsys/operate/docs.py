@@ -31,6 +31,7 @@ from .docs_drawings import mermaid_file, pipeline_drawing, request_drawing
 from .docs_notebooks import collect, module_of, modules, rooms
 from .docs_pages import LinkResolver, notebook_page, notebook_text, resolve_links
 from recsys.operate.docs_tables import (
+    alarm_page,
     benchmark_page,
     command_names,
     command_page,
@@ -194,6 +195,7 @@ def write_pages(
         "parameters.md": params_page(),
         "request.md": resolve_links(request_page()),
         "fallbacks.md": fallback_page(),
+        "alarms.md": alarm_page(),
         "evaluation.md": evaluation_page(params) + stage_pictures(params, "evaluate", folder),
         "benchmarks.md": benchmark_page(outputs),
         "run.md": run_page(params),

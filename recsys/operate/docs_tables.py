@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'LONG_VALUE', 'cell_text', 'is_number', 'table_line', 'markdown_table', 'command_page',
-           'command_names', 'allowed_values', 'params_page', 'request_page', 'fallback_page', 'missing_note',
-           'interval_text', 'system_table', 'segment_table', 'evaluation_page', 'flatten_values', 'benchmark_page',
-           'record_values', 'run_page']
+           'command_names', 'allowed_values', 'params_page', 'request_page', 'fallback_page', 'alarm_page',
+           'missing_note', 'interval_text', 'system_table', 'segment_table', 'evaluation_page', 'flatten_values',
+           'benchmark_page', 'record_values', 'run_page']
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-02
 import html
@@ -21,6 +21,7 @@ from ..core.stages import LISTS, stages_of
 from ..evaluate.metrics import METRICS
 from ..recommend.fallbacks import fallback_table
 from ..recommend.request import request_table
+from ..serve.alarms import alarm_table
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-05
 def cell_text(value) -> str:
@@ -155,6 +156,20 @@ def fallback_page() -> str:  # Markdown
         "# Fallbacks\n\nA step that fails does not fail the request: something simpler answers, "
         "and the answer says so. This is the table that the code reads "
         "([fallbacks](nb/3_recommend/07_fallbacks.md)).\n\n" + markdown_table(rows)
+    )
+
+# %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-al2
+def alarm_page() -> str:  # Markdown
+    "Return a page with every alarm: what is wrong, what goes on, what to do."
+    rows = [
+        dict(code=f"`{row['code']}`", meaning=row["meaning"], action=row["action"])
+        for row in alarm_table()
+    ]
+    return (
+        "# Alarms\n\nA running server keeps its last good state where a file or a process fails, "
+        "and raises an alarm: `/readyz` says `degraded` and lists the code, `recsys_alarm{code}` "
+        "is 1 in `/metrics`, the terminal has the details. It clears by itself. This is the table "
+        "that the code reads ([alarms](nb/6_serve/13_alarms.md)).\n\n" + markdown_table(rows)
     )
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-17

@@ -7,7 +7,7 @@ __all__ = ['EventType', 'STATUSES', 'BODY_STATUSES', 'PageBody', 'ShownItem', 'I
            'schema_at', 'resolve_schema', 'as_number', 'validation_message', 'Event', 'Events', 'Recorded',
            'EventsAnswer', 'Forgotten', 'UserAnswer', 'UsersAnswer', 'QueryModel', 'ItemsQuery', 'Category',
            'ItemsAnswer', 'NewItem', 'Added', 'like_request', 'query_fields', 'ExplainQuery', 'Explanation', 'Options',
-           'Health', 'Failure', 'failure_responses']
+           'Raised', 'Health', 'Failure', 'failure_responses']
 
 # %% ../../nbs/6_serve/10_api.ipynb #api-02
 from typing import Annotated, Any, get_type_hints
@@ -316,10 +316,18 @@ class Options(StrictModel):
     writes: bool = Field(description="an API key is set")
 
 
+class Raised(StrictModel):
+    "An alarm that holds."
+
+    code: str = Field(description="entry of the table of alarms")
+    since: float = Field(description="seconds since 1970 UTC")
+
+
 class Health(StrictModel):
     "Whether the service lives and what it can ask."
 
-    status: str
+    status: str = Field(description="alive, ready, degraded (an alarm holds) or stopping")
+    alarms: list[Raised] | None = None
     triton: bool | None = None
     valkey: bool | None = None
     bundle_version: str | None = None
