@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tomllib
+import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -183,6 +184,26 @@ def test_versions_agree():
     exported = re.search(r'__version__ = "(.+)"', (ROOT / "recsys/__init__.py").read_text())[1]
     assert settings["DEFAULT"]["version"] == project["version"] == exported
     assert project["requires-python"].startswith(f">={settings['DEFAULT']['min_python']},")
+
+
+def test_what_is_said_of_the_project_agrees():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini")
+    stated = settings["DEFAULT"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    notice = (ROOT / "NOTICE").read_text()
+    assert [author["name"] for author in project["authors"]] == [stated["author"]]
+    assert [author["name"] for author in citation["authors"]] == [stated["author"]]
+    assert stated["copyright"] in notice and stated["title"] == citation["title"]
+    assert stated["license"] == "apache2" and "Apache License, Version 2.0" in notice
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    assert project["version"] == str(citation["version"])
+    assert project["description"] == stated["description"]
+    assert citation["abstract"].startswith(stated["description"])
+    assert set(project["keywords"]) == set(stated["keywords"].split())
+    addresses = [*project.get("urls", {}).values(), *re.findall(r"https?://\S+", notice)]
+    assert not any("example" in address for address in addresses)
 
 
 def test_no_machine_path_or_secret_is_committed():
