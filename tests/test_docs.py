@@ -189,6 +189,39 @@ def test_code_stands_with_the_file_it_goes_into_and_fits_the_column(site, chromi
     tab.close()
 
 
+def test_formulas_of_all_notebooks_are_mathml(pages):
+    n_formulas = 0
+    for page in (pages / "nb").rglob("*.md"):
+        prose = "".join(docs_pages.CODE.split(page.read_text())[::2])
+        n_formulas += prose.count("<math ")
+        assert not docs_pages.FORMULA.search(prose), page
+        assert not re.search(r"<m\w+[^<>]*>[^<>]*\\", prose), f"{page}: a command is left as text"
+    assert n_formulas > 300
+
+
+@pytest.mark.needs("chromium")
+def test_formulas_are_drawn_in_their_lines_and_on_lines_of_their_own(site, chromium):
+    "Each sentence stays one paragraph, a fraction is higher than a line, and no TeX is shown."
+    tab = chromium.new_page()
+    tab.goto(f"file://{site}/nb/3_recommend/03_rerank.html")
+    found = tab.evaluate(
+        """[...document.querySelectorAll(".md-content math")].map(m => {
+            const box = m.getBoundingClientRect(), around = m.closest("p, li, td, blockquote");
+            return {display: m.getAttribute("display"), width: box.width, height: box.height,
+                    raw: m.closest("pre, code") !== null, sentence: around && around.innerText,
+                    fraction: m.querySelector("mfrac") !== null};
+        })"""
+    )
+    text = tab.inner_text(".md-content")
+    tab.close()
+    assert len(found) > 10 and {formula["display"] for formula in found} == {"inline", "block"}
+    for formula in found:
+        assert formula["width"] > 2 and formula["height"] > 5 and not formula["raw"], formula
+        assert formula["sentence"], "a formula outside of its paragraph"
+    assert min(f["height"] for f in found if f["fraction"] and f["display"] == "block") > 25
+    assert "\\frac" not in text and "$$" not in text
+
+
 def test_tables_come_from_the_files(site):
     evaluation = read(site, "evaluation.html")
     assert "0.2112 (0.2012 to 0.2212)" in evaluation and evaluation.index(
