@@ -19,7 +19,7 @@ LETTERS = "abcdefghij"
 def movielens(folder: Path) -> None:
     (folder / "ratings.csv").write_text(
         "userId,movieId,rating,timestamp\n"
-        + "".join(f"{i % 3},{i % 5},{i % 5 + 0.5},{START + i}\n" for i in range(30))
+        + "".join(f"{i % 3},{i % 5},{i % 5 + 0.5},{START + i}\n" for i in range(60))
     )
     titles = "".join(f'{i},"Film, The ({i})",Drama|War\n' for i in range(5))
     (folder / "movies.csv").write_text("movieId,title,genres\n" + titles)
@@ -61,7 +61,7 @@ def retailrocket(folder: Path) -> None:
 
 
 def diginetica(folder: Path) -> None:
-    views = "".join(f"{i % 4};NA;{i % 5};{i}000;2016-05-09\n" for i in range(60))
+    views = "".join(f"{i % 4};NA;{i % 5};{15 * i}000;2016-05-09\n" for i in range(60))
     (folder / "train-item-views.csv").write_text(
         "sessionId;userId;itemId;timeframe;eventdate\n" + views
     )

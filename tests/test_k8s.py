@@ -3,6 +3,7 @@ templates against moto, images, the page.
 """
 
 import copy
+import gzip
 import json
 import logging
 import os
@@ -1053,7 +1054,7 @@ def test_ingest_from_s3(stack, tmp_path):
             dict(
                 user_id=["u1", "u2"] * 20,
                 item_id=[f"i{i % 5}" for i in range(40)],
-                timestamp=[1_780_000_000 + d * 86400 + i for i in range(40)],
+                timestamp=[1_780_000_000 + d * 86400 + 2000 * i for i in range(40)],
             )
         )
 
@@ -1074,6 +1075,62 @@ def test_ingest_from_s3(stack, tmp_path):
     put(day(2), "interactions/dt=2026-05-22/part.parquet")
     assert stage_key(STAGES["ingest"], p) != key and not is_done(STAGES["ingest"], p)
     assert run_ingest(p)["interactions"] == 120
+
+
+def test_tables_of_every_kind_are_read_from_a_prefix(aws, tmp_path):
+    "What a store holds is read as a folder is: packed, hidden, in other kinds and encodings."
+    import boto3
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from recsys.core.params import RecsysError, default_params
+    from recsys.core.runs import run_dir
+    from recsys.data.sources import run_ingest
+
+    s3, location = boto3.client("s3"), dict(LocationConstraint="eu-central-1")
+    s3.create_bucket(Bucket="own-tables", CreateBucketConfiguration=location)
+    log = pd.DataFrame(
+        dict(
+            user_id=["u1", "u2"] * 20,
+            item_id=[f"00{i % 5}" for i in range(40)],
+            timestamp=[1_780_000_000 + 3600 * i for i in range(40)],
+        )
+    )
+    packed = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(log[20:], preserve_index=False), packed)
+    objects = {
+        "log/a.csv.gz": gzip.compress(log[:10].to_csv(index=False, sep=";").encode()),
+        "log/b.jsonl": log[10:20].to_json(orient="records", lines=True).encode(),
+        "log/dt=2026-06-01/c.parquet": packed.getvalue().to_pybytes(),
+        "log/_SUCCESS": b"",
+        "log/._a.csv": b"\0",
+        "items.csv": "item_id,title\n000,Räder\n001,b\n002,c\n003,d\n004,e\n".encode("latin-1"),
+    }
+    for key, body in objects.items():
+        s3.put_object(Bucket="own-tables", Key=key, Body=body)
+
+    def ingest(log, **given):
+        params = default_params(
+            SOURCE="tables",
+            INTERACTIONS=f"s3://own-tables/{log}",
+            ITEMS="s3://own-tables/items.csv",
+            ENCODING="latin-1",
+            OUTPUTS=str(tmp_path),
+            **given,
+        )
+        return run_ingest(params)["interactions"], run_dir(params) / "ingest"
+
+    for prefix in ("log", "log/", "log/**/*"):
+        n_rows, folder = ingest(prefix)
+        assert n_rows == 40, prefix
+    assert pd.read_parquet(folder / "items.parquet").title[0] == "Räder"
+    assert ingest("log/dt=*/*.parquet")[0] == 20
+    assert ingest("log/b.jsonl", VALID=0)[0] == 10
+    with pytest.raises(RecsysError, match="INTERACTIONS is 's3://own-tables/none'"):
+        ingest("none")
+    with pytest.raises(RecsysError, match="s3://no-such-bucket.*"):
+        run_ingest(default_params(SOURCE="tables", INTERACTIONS="s3://no-such-bucket/x"))
 
 
 def test_feast_on_the_stack(stack):

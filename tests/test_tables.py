@@ -124,12 +124,14 @@ def test_a_delimiter_of_two_characters_and_no_header(ingest):
 
 def test_json_lines_with_numbers_lists_and_late_columns(ingest):
     rows = events().to_dict("records")
-    rows[0]["user_id"], rows[1]["tags"], rows[11]["event_type"] = 7, ["x"], "view"
+    rows[0]["user_id"], rows[1]["tags"] = 7, ["x"]
+    for row in (4, 9, 11):
+        rows[row]["event_type"] = "view"
     text = "\n".join(map(json.dumps, rows))
     (ingest.folder / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     found = ingest("a.jsonl.gz")
     assert set(found.log.user_id) == {"7", "u0", "u1"}
-    assert found.log.event_type.notna().sum() == 1
+    assert found.log.event_type.notna().sum() == 3
     assert "lists" in found.columns["interactions", "tags"]["reason"] and "tags" in found.notes
 
 
@@ -196,6 +198,78 @@ def test_stock_is_read_by_its_words(ingest, values):
     events().to_csv(ingest.folder / "e.csv", index=False)
     items(in_stock=values).to_csv(ingest.folder / "i.csv", index=False)
     assert ingest("e.csv", "i.csv").items.in_stock.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_ids_that_are_true_or_false_are_refused_by_name(ingest, name):
+    log = events().assign(item_id=[True, False] * 6)
+    if name.endswith("parquet"):
+        log.to_parquet(ingest.folder / name)
+    else:
+        log.to_json(ingest.folder / name, orient="records", lines=True)
+    with pytest.raises(RecsysError, match=f"{name}: item_id is true or false.*COLUMNS: .item_id"):
+        ingest(name)
+
+
+def test_words_for_truths_are_ids_in_a_file_without_types(ingest):
+    events().assign(item_id=[True, False] * 6).to_csv(ingest.folder / "a.csv", index=False)
+    assert set(ingest("a.csv").log.item_id) == {"True", "False"}
+
+
+@pytest.mark.parametrize(
+    "log, given, said",
+    [
+        (events().assign(timestamp=START), {}, "timestamp: the 6 choices have one time, 2026-06"),
+        (
+            events().assign(timestamp=[START] * 6 + [START + 60] * 6),
+            {},
+            "timestamp: .* 2 different times.*needs 3.*SPLIT: leave_one_out.*TIME_FORMAT.*COLUMNS",
+        ),
+        (
+            events().assign(timestamp=[START + 600 * (i > 5) + i for i in range(12)]),
+            {},
+            "timestamp: the validation split is empty.*VALID: 0 goes without",
+        ),
+        (events(), dict(TEST=400), "timestamp: the training split is empty.*smaller TEST"),
+        (
+            events(event_type=["purchase"] * 10 + ["view"] * 2),
+            dict(POSITIVE_EVENTS="purchase"),
+            "timestamp: the test split is empty.*10 of them choices.*change TEST",
+        ),
+        (
+            events(4),
+            dict(SPLIT="leave_one_out"),
+            "user_id: the validation split is empty.*no user has more than 2",
+        ),
+        (
+            pd.concat([events(4)] * 2),  # each row twice
+            dict(SPLIT="leave_one_out"),
+            "user_id: .* no user has more than 2",
+        ),
+        (events().assign(user_id=""), dict(SPLIT="leave_one_out"), "user_id: .* more than 0"),
+    ],
+    ids=[
+        "one time",
+        "two times for three parts",
+        "a gap where validation is",
+        "a test longer than the log",
+        "no choice at the end",
+        "two choices a user",
+        "repeated rows",
+        "nobody",
+    ],
+)
+def test_what_no_split_can_divide_is_refused_at_once(ingest, log, given, said):
+    log.to_csv(ingest.folder / "a.csv", index=False)
+    with pytest.raises(RecsysError, match=f"a.csv: column {said}"):
+        ingest("a.csv", **given)
+
+
+def test_what_one_split_cannot_divide_another_may(ingest):
+    log = events().assign(timestamp=START, item_id=[f"i{i}" for i in range(12)])
+    log.to_csv(ingest.folder / "a.csv", index=False)
+    found = ingest("a.csv", SPLIT="leave_one_out")
+    assert len(found.log) == 12 and "all events have the time 2026-06-01" in found.notes
 
 
 def test_lists_are_left_out_by_name_or_refused_where_they_matter(ingest):

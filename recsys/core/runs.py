@@ -138,30 +138,36 @@ def list_files(
             if file.is_file()
         ]
         return None, sorted(files)
-    from pyarrow import fs
-
     # list what lies below the part in front of the first wildcard, then match the rest
     head, *wildcards = re.split(r"[*?]", pattern, maxsplit=1)
     location = head.rpartition("/")[0] if wildcards else pattern.rstrip("/")
-    system, base = fs.FileSystem.from_uri(location)
-    files = _stored_files(system, base)
+    system, files = _stored_files(location)
     if wildcards:
         expression = _glob_expression(pattern.partition("://")[2])
         files = [file for file in files if re.fullmatch(expression, file)]
     return system, sorted(files)
 
 
-def _stored_files(system, base: str) -> list:
-    "Return the paths of all files at or below a path of a pyarrow filesystem."
+def _stored_files(location: str) -> tuple:  # pyarrow filesystem; paths
+    "Return all files at or below a URI; raises `RecsysError` where the store refuses to list them."
+    import pyarrow as pa
     from pyarrow import fs
 
-    info = system.get_file_info(base)
-    if info.is_file:
-        return [base]
-    if info.type == fs.FileType.NotFound:
-        return []
-    below = system.get_file_info(fs.FileSelector(base, recursive=True))
-    return [info.path for info in below if info.is_file]
+    try:
+        system, base = fs.FileSystem.from_uri(location)
+        info = system.get_file_info(base)
+        if info.is_file:
+            return system, [base]
+        if info.type == fs.FileType.NotFound:
+            return system, []
+        below = system.get_file_info(fs.FileSelector(base, recursive=True))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecsysError(
+            f"{location}: can't be listed: {reason}; credentials and region of s3:// come from the "
+            "environment, as those of the AWS command line do"
+        ) from None
+    return system, [info.path for info in below if info.is_file]
 
 
 def _glob_expression(pattern: str) -> str:

@@ -177,9 +177,23 @@ def choose_columns(files: TableFiles, table: str, rules: ReadingRules) -> list: 
         is_needed = use.name in KEYS[table] or (use.name in NEEDED and use.role != "other")
         if use.reason and not was_wanted and is_needed:
             raise RecsysError(f"{files.pattern}: column {use.column}: {use.reason}")
+    used = [use for use in uses if not use.reason]
     for file in files.files:
-        _check_keys(file, table, [use for use in uses if not use.reason])
+        _check_keys(file, table, used)
+        _check_ids(file, used)
     return uses
+
+
+def _check_ids(file: TableFile, uses: list) -> None:
+    "Raise `RecsysError` for ids, or types of events and devices, that are true or false."
+    for use in uses:
+        type_ = file.types.get(use.column, pa.string())
+        if use.role == "id" and pa.types.is_boolean(type_):
+            raise RecsysError(
+                f"{file.path}: {use.column} is true or false in every row, expected text or "
+                f"integers; COLUMNS: {{{use.name}: ...}} names the column that holds {use.name}, "
+                "and IGNORE leaves out what isn't needed"
+            )
 
 
 def _check_keys(file: TableFile, table: str, uses: list) -> None:

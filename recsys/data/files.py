@@ -349,9 +349,9 @@ class JsonTable(TableFile):
         self.stored = list(structure)
         nested = {name for name, kind in structure.items() if isinstance(kind, (dict, list))}
         nested |= self._sometimes_nested([name for name, k in structure.items() if k == "JSON"])
-        self.types = {
-            name: pa.list_(pa.string()) if name in nested else pa.string() for name in structure
-        }
+        self.types = {name: pa.string() for name in structure}
+        self.types |= {name: pa.bool_() for name, kind in structure.items() if kind == "BOOLEAN"}
+        self.types |= {name: pa.list_(pa.string()) for name in nested}
 
     def _sometimes_nested(self, names: list) -> set:
         "Return which columns of mixed values hold a list or an object in some row."

@@ -219,8 +219,8 @@ def one_sided_notes(
         )
     if bulk.first == bulk.last and n_events > 1:
         notes.append(
-            f"{file}: all events have the time {date_text(bulk.first)} UTC: no event is before "
-            "another one. Use SPLIT: leave_one_out if the rows are in order"
+            f"{file}: all events have the time {date_text(bulk.first)} UTC: the order of the items "
+            "stands for the order of a user's events"
         )
     elif bulk.last - bulk.first < 3600 and n_events > 1:
         minutes = (bulk.last - bulk.first) / 60

@@ -32,7 +32,7 @@ _SOURCE_PARAMS = (
     dict(
         name="CATALOG",
         default="",
-        doc="SOURCE shop: table of products to sell instead of generated ones",
+        doc="SOURCE shop: table of products to sell instead of generated ones, read as ITEMS is",
     ),
     dict(
         name="MIN_ITEM_EVENTS",

@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.params import Params
 from ..core.ranking import rank_discount
 from ..core.runs import atomic_path, record_stage, stage_dir, write_json
-from .asof import event_bounds, mark_cases
+from .asof import event_bounds
 from recsys.data.features import (
     NULL,
     Contract,
@@ -36,10 +36,9 @@ from .prepared import Prepared, load_prepared
 from recsys.data.splits import (
     SPLITS,
     PrepTables,
-    positive_types,
+    mark_split,
     read_prep_tables,
     split_edges,
-    split_events,
 )
 from .workflows import fit_features
 
@@ -411,9 +410,7 @@ def encode_tables(
 ) -> None:
     "Prepare tables with a fitted encoder; nothing is fitted, unknown values stay unknown."
     tables = read_prep_tables(source, items)
-    events = tables.events
-    events["case"] = mark_cases(events, positive_types(tables.types, ",".join(wanted)))
-    events["split"] = split_events(events, events["case"], params)
+    mark_split(tables, ",".join(wanted), params)
     save_encoder(encoder, record.dir)
     save_prepared(record, tables, encoder, params, wanted)
 
@@ -454,10 +451,8 @@ def run_data_prep(params: Params) -> Prepared:
         source = stage_dir(params, "ingest")
         with record.timing("events"):
             tables = read_prep_tables(source, pd.read_parquet(source / "items.parquet"))
-        events, types = tables.events, tables.types
-        positive = positive_types(types, params.POSITIVE_EVENTS)
-        events["case"] = mark_cases(events, positive)
-        events["split"] = split_events(events, events["case"], params)
+        types = tables.types
+        positive = mark_split(tables, params.POSITIVE_EVENTS, params)
         contract, left_out = contract_of(tables, params)
         _note_missing_features(record, contract, left_out)
         with record.timing("workflows"):

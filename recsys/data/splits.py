@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIEWS', 'PURCHASES', 'FUNNEL', 'TEXT_COLUMNS', 'USER_SHIFT', 'TYPES_AN_ITEM', 'SPLITS', 'id_rows',
            'dictionary_values', 'device_names', 'read_events', 'in_funnel_order', 'PrepTables', 'read_prep_tables',
-           'choice_types', 'positive_types', 'split_edges', 'leave_one_out', 'split_events']
+           'choice_types', 'positive_types', 'split_edges', 'leave_one_out', 'split_events', 'mark_split']
 
 # %% ../../nbs/1_data/12_splits.ipynb #splits-02
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from ..core.params import Params, RecsysError
+from .asof import mark_cases
 from .checks import date_text
 from .limits import time_bulk
 
@@ -215,10 +216,53 @@ def _span_text(timestamps: np.ndarray) -> str:
     return f"from {first} to {last} UTC (nine in ten from {low} to {high})"
 
 
+def _too_few_times(seconds: np.ndarray, n_parts: int) -> str:  # "" where there are enough
+    "Return why the times of the choices can't be cut into parts, and what to do."
+    times = np.unique(seconds)
+    if len(times) >= n_parts:
+        return ""
+    found = f"{len(times)} different times" if len(times) > 1 else "one time"
+    named = ", ".join(date_text(int(second)) for second in times)
+    return (
+        f"column timestamp: the {len(seconds):,} choices have {found}, {named} UTC, and SPLIT: "
+        f"time needs {n_parts}. Use SPLIT: leave_one_out, which holds out choices of each user "
+        "instead; TIME_FORMAT, where the column holds finer times than were read; or COLUMNS: "
+        "{timestamp: ...}, where another column holds them"
+    )
+
+
+def _why_empty(name: str, events: dict, is_case: np.ndarray, params: Params) -> str:
+    "Return why a part of the split has no case, by column and fact, and what to change."
+    part = dict(train="training", valid="validation", test="test")[name]
+    if params.SPLIT == "leave_one_out":
+        users = events["user"][is_case & (events["user"] >= 0)]
+        most = np.bincount(users).max(initial=0)
+        return (
+            f"column user_id: the {part} split is empty: SPLIT: leave_one_out holds out the last "
+            f"two choices of each user with three or more, and no user has more than {most}. Use "
+            "SPLIT: time, or name more event types in POSITIVE_EVENTS"
+        )
+    n_parts = len(SPLITS) - (params.VALID == 0)
+    too_few = _too_few_times(events["timestamp"][is_case], n_parts)
+    if too_few:
+        return too_few
+    advice = dict(
+        train="choose smaller TEST and VALID",
+        valid="change VALID (VALID: 0 goes without validation)",
+        test="change TEST",
+    )
+    return (
+        f"column timestamp: the {part} split is empty: {len(is_case):,} interactions "
+        f"{_span_text(events['timestamp'])}, {int(is_case.sum()):,} of them choices, SPLIT: time, "
+        f"VALID: {params.VALID}, TEST: {params.TEST}; {advice[name]}, or use SPLIT: leave_one_out"
+    )
+
+
 def split_events(
     events: dict,  # user, timestamp; sorted by user and time
     is_case: np.ndarray,  # bool [n]
     params: Params,  # SPLIT, VALID, TEST
+    file: str = "interactions",  # for messages
 ) -> np.ndarray:  # int8 [n]: 0 train, 1 validation, 2 test
     "Assign events to train, validation and test; raises `RecsysError` where one has no case."
     if params.SPLIT == "time":
@@ -226,13 +270,21 @@ def split_events(
         split = np.searchsorted(edges, events["timestamp"], side="right").astype(np.int8)
     else:
         split = leave_one_out(events["user"], is_case)
-    keys = dict(train="TEST and VALID", validation="VALID", test="TEST")
-    for number, (name, key) in enumerate(keys.items()):
-        switched_off = name == "validation" and params.VALID == 0
+    for number, name in enumerate(SPLITS):
+        switched_off = name == "valid" and params.VALID == 0
         if not (is_case & (split == number)).any() and not switched_off:
-            raise RecsysError(
-                f"the {name} split is empty: {len(is_case):,} interactions "
-                f"{_span_text(events['timestamp'])}, SPLIT {params.SPLIT}, "
-                f"VALID {params.VALID}, TEST {params.TEST}; change {key}"
-            )
+            raise RecsysError(f"{file}: {_why_empty(name, events, is_case, params)}")
     return split
+
+# %% ../../nbs/1_data/12_splits.ipynb #splits-27
+def mark_split(
+    tables: PrepTables,  # case and split are added to the events
+    wanted: str,  # POSITIVE_EVENTS, separated by commas
+    params: Params,  # SPLIT, VALID, TEST
+    file: str = "interactions",  # for messages
+) -> list:  # numbers of the event types that are cases
+    "Decide which events are cases and in which split; raises `RecsysError` where a part has none."
+    events, positive = tables.events, positive_types(tables.types, wanted)
+    events["case"] = mark_cases(events, positive)
+    events["split"] = split_events(events, events["case"], params, file)
+    return positive

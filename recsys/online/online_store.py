@@ -158,18 +158,20 @@ class OnlineUsers:
         users: list,  # ids, '' is anonymous
         rows: np.ndarray,  # item rows, -1 padded, [B, W]
         now: np.ndarray,  # seconds, [B]
-    ) -> np.ndarray:  # bool [B, W]
-        "Return which items users lately saw, in one round trip."
+    ) -> tuple[np.ndarray, np.ndarray]:  # bool [B, W]; events that the filter had no room for [B]
+        "Return which items users lately saw, in one round trip, and what the filter lost."
         if not self.filter.days:
-            return np.zeros(rows.shape, bool)
+            return np.zeros(rows.shape, bool), np.zeros(len(users), np.int64)
         at = np.maximum(rows, 0)
         hashes, names = list(self.bundle.hashes[at]), list(self.bundle.names[at])
-        masks = self.breaker.call(lambda: self.filter.seen(users, hashes, names, now))
-        return np.stack(masks) & (rows >= 0)
+        masks, n_dropped = self.breaker.call(
+            lambda: self.filter.seen_and_dropped(users, hashes, names, now)
+        )
+        return np.stack(masks) & (rows >= 0), n_dropped
 
     def seen(self, user: str, rows: np.ndarray, now: int) -> np.ndarray:  # bool [W]
         "Return which items one user lately saw."
-        return self.seen_batch([user], np.asarray(rows)[None], np.array([now]))[0]
+        return self.seen_batch([user], np.asarray(rows)[None], np.array([now]))[0][0]
 
     def popular(
         self,

@@ -147,8 +147,10 @@ class BucketFilter(Protocol):
     def ask(self, pipe, keys: list, ids: list) -> None:  # of the buckets, of the candidates
         "Put the commands into a pipeline whose replies `find` reads."
 
-    def find(self, replies: Iterator, keys: list, hashes: np.ndarray) -> np.ndarray:  # bool [C]
-        "Return which candidates are in any of the buckets."
+    def find(
+        self, replies: Iterator, keys: list, hashes: np.ndarray
+    ) -> tuple[np.ndarray, int]:  # bool [C], events
+        "Return which candidates are in any bucket, and how many events no longer fitted."
 
 
 class BitmapFilter:
@@ -184,9 +186,13 @@ class BitmapFilter:
         "Read the whole strings."
         pipe.mget(keys)
 
-    def find(self, replies: Iterator, keys: list, hashes: np.ndarray) -> np.ndarray:  # bool [C]
-        "Look the candidates up in the strings."
-        return in_bitmaps(next(replies), hashes, self.links)
+    def find(
+        self, replies: Iterator, keys: list, hashes: np.ndarray
+    ) -> tuple[np.ndarray, int]:  # bool [C], events
+        "Look the candidates up in the strings, whose headers count what no longer fitted."
+        bitmaps = next(replies)
+        n_dropped = sum(int.from_bytes(b[4:8], "big") for b in bitmaps if b)
+        return in_bitmaps(bitmaps, hashes, self.links), n_dropped
 
 # %% ../../nbs/5_online/02_seen.ipynb #seen-24
 BF_LEAST = 1000  # smallest capacity that BF.INSERT is asked for
@@ -228,10 +234,12 @@ class ModuleFilter:
         for key in keys:
             pipe.bf().mexists(key, *ids)
 
-    def find(self, replies: Iterator, keys: list, hashes: np.ndarray) -> np.ndarray:  # bool [C]
-        "Combine the buckets' replies."
+    def find(
+        self, replies: Iterator, keys: list, hashes: np.ndarray
+    ) -> tuple[np.ndarray, int]:  # bool [C], events
+        "Combine the buckets' replies; these filters grow, so everything fits."
         found = np.array([next(replies) for _ in keys], bool)
-        return found.any(axis=0)
+        return found.any(axis=0), 0
 
 
 def has_bf(client) -> bool:
@@ -487,11 +495,22 @@ class SeenStore:
         now,  # seconds UTC [B]
     ) -> list:  # bool [C] a user
         "Return which candidates users saw within the window, in one round trip."
+        return self.seen_and_dropped(users, hashes, ids, now)[0]
+
+    def seen_and_dropped(
+        self,
+        users: list,  # user ids [B]; '' is anonymous
+        hashes: list,  # of the candidates, uint64 [C] a user
+        ids: list,  # the same candidates' ids, strings or bytes, [C] a user
+        now,  # seconds UTC [B]
+    ) -> tuple[list, np.ndarray]:  # bool [C] a user; events [B]
+        "Return which candidates users saw, and how many events did not fit into their buckets."
         masks = [np.zeros(len(h), bool) for h in hashes]
+        n_dropped = np.zeros(len(users), np.int64)
         clocks = np.broadcast_to(now, len(users)).tolist()
         wanted = [i for i, user in enumerate(users) if user and self.days and len(hashes[i])]
         if not wanted:
-            return masks
+            return masks, n_dropped
         names = {i: ids[i].tolist() if isinstance(ids[i], np.ndarray) else ids[i] for i in wanted}
         buckets = {i: self.buckets(users[i], clocks[i]) for i in wanted}
         pipe = self.client.pipeline(transaction=False)
@@ -500,9 +519,9 @@ class SeenStore:
             pipe.lrange(recent_name(users[i]), 0, -1)
         replies = iter(pipe.execute())
         for i in wanted:
-            mask = self.filter.find(replies, buckets[i], hashes[i])
+            mask, n_dropped[i] = self.filter.find(replies, buckets[i], hashes[i])
             masks[i] = mask | self._in_recent(next(replies), names[i], clocks[i])
-        return masks
+        return masks, n_dropped
 
     def _in_recent(self, entries: list, ids: list, now: int) -> np.ndarray:  # bool [C]
         "Return which candidates are in a recent list, within the window."

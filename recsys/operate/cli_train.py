@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunProgress', 'variant_params', 'check_command', 'column_lines', 'run_command', 'tune_command', 'items_to_add',
-           'add_items_command']
+           'folder_of_table', 'add_items_command']
 
 # %% ../../nbs/7_operate/19_cli_train.ipynb #cli-train-02
 from pathlib import Path
@@ -173,18 +173,30 @@ def tune_command(
     )
 
 # %% ../../nbs/7_operate/19_cli_train.ipynb #cli-train-14
-def items_to_add(table: Path, bundle: "Bundle"):  # pandas.DataFrame
+def items_to_add(
+    table: str,  # path, folder, glob or URI
+    bundle: "Bundle",
+    params: Params,  # of the run, whose settings the table is read by
+):  # pandas.DataFrame
     "Return new items from a table, or from the additions of an earlier bundle."
-    if table.name.endswith(".added.jsonl"):
+    if table.endswith(".added.jsonl"):
         import pandas as pd
 
         from recsys.data.additions import read_added
 
-        added = read_added(table.resolve())[0]
+        added = read_added(Path(table).resolve())[0]
         return pd.DataFrame([row["raw"] for row in added if row["item_id"] not in bundle])
     from recsys.recommend.new_items import read_new_items
 
-    return read_new_items(table.resolve())
+    return read_new_items(table if "://" in table else Path(table).resolve(), params)
+
+
+def folder_of_table(table: str) -> Path | None:  # None: not on this machine
+    "Return the folder at which relative paths of pictures begin."
+    if "://" in table:
+        return None
+    source = Path(table).resolve()
+    return source if source.is_dir() else source.parent
 
 
 @app.command(
@@ -193,10 +205,11 @@ def items_to_add(table: Path, bundle: "Bundle"):  # pandas.DataFrame
     epilog=examples("recsys add-items new.parquet --run quickstart"),
 )
 def add_items_command(
-    table: Path = typer.Argument(
+    table: str = typer.Argument(
         ...,
-        help="parquet or CSV file of new items: item_id and the catalogue's columns; "
-        "or the additions (.added.jsonl) of an earlier bundle",
+        help="parquet, CSV or JSON file of new items, read by the run's own COLUMNS, IGNORE, "
+        "DELIMITER and ENCODING: item_id and the catalogue's columns; or the additions "
+        "(.added.jsonl) of an earlier bundle",
     ),
     run: str = RUN_OPTION,
 ):
@@ -204,11 +217,12 @@ def add_items_command(
     from recsys.recommend.bundle import Bundle
     from recsys.recommend.new_items import add_valid_items
 
-    folder = run_dir(open_run(run, []))
+    params = open_run(run, [])
+    folder = run_dir(params)
     bundle = Bundle(folder / "bundle")
-    items, source = items_to_add(table, bundle), table.resolve()
-    images = source if source.is_dir() else source.parent
-    done = add_valid_items(bundle, items, folder / "embeddings", str(table), images)
+    items = items_to_add(table, bundle, params)
+    images = folder_of_table(table)
+    done = add_valid_items(bundle, items, folder / "embeddings", table, images)
     for sentence in done.refused:
         print_to_stderr(f"refused: {sentence}")
     print_line(

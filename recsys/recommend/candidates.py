@@ -189,11 +189,17 @@ class CandidateSearch:
         if not bundle.serving.SEEN_DAYS:
             return never, np.zeros_like(never)
         real_rows = np.maximum(rows, 0)
-        seen = fallbacks.attempt(
+        answer = fallbacks.attempt(
             lambda: self.users.seen_batch(request["user_id"], real_rows, request["timestamp"]),
             "seen_filter_failed",
         )
-        return never, np.zeros_like(never) if seen is None else seen & ~never
+        if answer is None:
+            return never, np.zeros_like(never)
+        seen, n_forgotten = answer
+        for i in np.flatnonzero(n_forgotten).tolist():
+            reason = f"{n_forgotten[i]} event(s) did not fit into the user's filter of their day"
+            fallbacks.note("seen_filter_full", reason, [i])
+        return never, seen & ~never
 
     def candidates(self, found: Retrieved, fallbacks: FallbackLog) -> Candidates:
         "Return the first C items of each request that may be shown, from what `retrieve` found."

@@ -82,6 +82,12 @@ _RULES = (
         "seen items shown again",
     ),
     FallbackRule(
+        "seen_filter_full",
+        "seen_filter",
+        "a user saw more different items in a day than the filter takes, 63 times SEEN_CAPACITY",
+        "only the newest of the items that did not fit are hidden",
+    ),
+    FallbackRule(
         "ranker_failed",
         "dlrm",
         "the ranker raises an error, or a logit is not finite",

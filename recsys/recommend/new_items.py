@@ -22,6 +22,7 @@ from ..core.params import Params, RecsysError
 from ..core.runs import read_json, resolve
 from ..data.additions import additions_file, append_added, to_text
 from ..data.checks import check_table, texts_of
+from ..data.columns import ReadingRules, choose_columns
 from ..data.features import NULL, OOV, Feature, pack
 from ..data.files import TableFiles
 from ..data.values import Where, number_column, truth_column
@@ -183,17 +184,25 @@ def _check_whole(bundle: Bundle, items: pd.DataFrame, file: str) -> None:
         )
 
 
+def _is_fraction(value) -> bool:
+    "Tell whether a value is a number with a fraction, or an infinite one."
+    return isinstance(value, (float, np.floating)) and value == value and not value.is_integer()
+
+
 def check_new(bundle: Bundle, items: pd.DataFrame, file: str) -> CheckedItems:
     "Check new items row by row; raise `RecsysError` for what is wrong with the whole table."
     items = items.set_axis(map(str, items.columns), axis=1).reset_index(drop=True)
     _check_whole(bundle, items, file)
     bundle.grow()
-    ids = texts_of(items.item_id)
+    given, ids = items.item_id, texts_of(items.item_id)
     if ids.str.fullmatch(r"-?[0-9]+\.0").fillna(True).astype(bool).all():  # beside missing values
         ids = ids.str.removesuffix(".0")
     items = items.assign(item_id=ids.astype(object).where(ids.notna(), None))
     is_again = items.item_id.duplicated() & items.item_id.notna()
     faults = dict.fromkeys(items.index[is_again], "stands in the table already; one row an item")
+    for row, value in given.items():
+        if isinstance(value, (bool, np.bool_, date)) or _is_fraction(value):
+            faults[row] = f"item_id is {value}, expected text or integers"
     for row, item in items.item_id.items():
         if item in bundle.row_of:
             faults[row] = "is in the catalogue already; an id keeps its item"
@@ -206,16 +215,24 @@ def check_new(bundle: Bundle, items: pd.DataFrame, file: str) -> CheckedItems:
     return CheckedItems(good.sort_values("item_id"), named)
 
 # %% ../../nbs/3_recommend/10_new_items.ipynb #new-items-n22
-def read_new_items(table: Path) -> pd.DataFrame:
-    "Read a table of new items as its files have it; nested columns are left out."
-    pieces = [piece.table for piece in TableFiles(str(table), "TABLE").batches()]
-    flat = [
-        piece.select([f.name for f in piece.schema if not pa.types.is_nested(f.type)])
-        for piece in pieces
-    ]
-    frames = [piece.to_pandas().astype(object) for piece in flat]
-    frames = [frame.where(frame.notna(), None) for frame in frames]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(dict(item_id=[]))
+def read_new_items(
+    table: str | Path,  # path, folder, glob or URI
+    params: Params,  # of the run: COLUMNS, IGNORE, DELIMITER and ENCODING
+) -> pd.DataFrame:  # of objects; missing values are None
+    "Read a table of new items by the rules of the table that they join, its values as they are."
+    rules = ReadingRules.of(params, "items")
+    files = TableFiles(str(table), "TABLE", rules.options)
+    uses = [use for use in choose_columns(files, "items", rules) if not use.reason]
+    frames = [pd.DataFrame(dict(item_id=[]))]
+    for piece in files.batches(list({use.column for use in uses})):
+        found = {
+            use.name: piece.table[use.column].to_pandas().astype(object)
+            for use in uses
+            if use.column in piece.table.column_names
+        }
+        frames.append(pd.DataFrame(found))
+    items = pd.concat(frames, ignore_index=True).astype(object)
+    return items.where(items.notna(), None)
 
 # %% ../../nbs/3_recommend/10_new_items.ipynb #new-items-13
 def _plain(value):

@@ -138,11 +138,11 @@ class UserMemory:
         users: list,  # ids [B]
         rows: np.ndarray,  # item rows [B, W]
         now: np.ndarray,  # seconds [B]
-    ) -> np.ndarray:  # bool [B, W]
-        "Return for a batch of users which of their items they saw."
-        return np.stack(
-            [self.seen(user, row, int(moment)) for user, row, moment in zip(users, rows, now)]
-        )
+    ) -> tuple[np.ndarray, np.ndarray]:  # bool [B, W]; events that no filter had room for [B]
+        "Return which items users saw; the second array is 0, because the table of events is exact."
+        moments = np.asarray(now).tolist()
+        masks = [self.seen(user, row, moment) for user, row, moment in zip(users, rows, moments)]
+        return np.stack(masks), np.zeros(len(users), np.int64)
 
     def popular(self, category: str, n: int) -> np.ndarray:  # item rows [n]
         "Return popular items, those of a category (raw name, '' for all) first."

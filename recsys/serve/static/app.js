@@ -61,9 +61,11 @@ async function ask() {
     return page;
   } catch (e) { warn(e.message); return null; } finally { if (mine === state.asked) $("cards").ariaBusy = "false"; }
 }
+// The steps that failed; the other fallbacks are limits, which stay when everything is up.
+const failures = (page) => page.fallbacks.filter((f) => !["seen_items_shown", "seen_filter_full"].includes(f.code));
 function showPage(page) {
   const who = { known: "a known visitor", new: "a new visitor", anonymous: "an anonymous visitor", unknown: "a visitor of whom nothing is known now" }[page.user];
-  const gone = new Set(page.fallbacks.map((f) => f.stage));
+  const gone = new Set(failures(page).map((f) => f.stage));
   if (gone.has("triton")) warn("The recommender does not answer: these are popular items. " + page.fallbacks[0].reason);
   else if (gone.has("user_features") || gone.has("seen_filter")) warn("Valkey does not answer: history and seen items are not known now, so this page is the one of an anonymous visitor.");
   else warn(page.fallbacks.map((f) => `${f.stage}: ${f.fallback} (${f.reason})`).join("; "));
@@ -124,7 +126,7 @@ const knows = (visitor, item) => visitor?.history[0]?.item_id === item.item_id;
 async function changed(now) {  // ask again and compare; `watch` comes back while the worker has not read the click
   const { item, before, known, user } = state.waiting, after = await ask();
   if (after && before && user === visitor()) compare(item, before, after, known, now);
-  if ((knows(now, item) && after && !after.fallbacks.length) || user !== visitor()) state.waiting = null;
+  if ((knows(now, item) && after && !failures(after).length) || user !== visitor()) state.waiting = null;
 }
 function compare(item, before, after, known, now) {
   const place = (page) => new Map(page.items.map((x, i) => [x.item_id, i]));
@@ -214,7 +216,7 @@ async function watch() {  // tells when a server behind goes or comes back
     if (state.servers && state.servers !== now) { state.servers = now; if (state.key && $("user").childElementCount < 4) await loadUsers(); await refresh(); }
     state.servers = now;
     if (state.waiting) { const visitor = await loadVisitor(); if (state.waiting && knows(visitor, state.waiting.item)) await changed(visitor); }
-    else if (state.page?.fallbacks.length && r.triton && r.valkey) await refresh();  // what failed is back, or was only slow
+    else if (state.page && failures(state.page).length && r.triton && r.valkey) await refresh();  // what failed is back, or was only slow
   } catch { $("servers").replaceChildren(el("span", { className: "chip gone" }, "The gateway is gone")); }
 }
 async function loadUsers() {
