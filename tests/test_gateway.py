@@ -589,6 +589,34 @@ def test_triton_is_gone(stack):
     assert gateway("GET", "/readyz")[1]["triton"] is False and gateway("GET", "/healthz")[0] == 200
 
 
+def test_popular_items_obey_the_rules_of_a_request(stack):
+    """Without Triton (the test before stopped it): cap, factors, pins and exclusions hold, and what
+    has no effect is named.
+    """
+    gateway = stack[0]
+    plain = gateway.page(k=6)["items"]
+    assert all(item["in_stock"] for item in plain)
+    capped = gateway.page(k=6, max_per_category=1)["items"]
+    assert len({item["category"] for item in capped}) == len(capped) > 1
+    third = plain[2]["item_id"]
+    ruled = gateway.page(
+        k=3,
+        exclude=[plain[0]["item_id"]],
+        rules=[
+            dict(item_id=third, place=1),
+            dict(item_id=plain[1]["item_id"], factor=0.01),
+            dict(item_id=plain[0]["item_id"], place=2),
+        ],
+    )
+    shown = [item["item_id"] for item in ruled["items"]]
+    assert shown[0] == third and plain[1]["item_id"] not in shown
+    assert plain[0]["item_id"] not in shown and len(shown) == 3
+    assert [note.partition(":")[0] for note in ruled["notes"]] == ["rules.2"]
+    sampled = gateway.page(k=3, temperature=1.0, diversity=0.3, seed=1)
+    assert [x["item_id"] for x in sampled["items"]] == [x["item_id"] for x in plain[:3]]
+    assert [note.partition(":")[0] for note in sampled["notes"]] == ["temperature", "diversity"]
+
+
 def test_the_demo_leaves_nothing(tmp_path):
     "`recsys demo` as a person starts and ends it."
     run = tiny_run(tmp_path / "outputs") / "tiny"

@@ -192,6 +192,13 @@ class Catalogue:
                 break
         return rows
 
+    def named(self, items: list, exclude: list) -> list:  # item rows
+        "Return the items of a list of ids that exist, are in stock and not excluded, each once."
+        excluded = set(exclude)
+        known = [item for item in dict.fromkeys(items) if item not in excluded]
+        rows = [self.row_of.get(item, len(self.ids)) for item in known]
+        return [row for row in rows if row < len(self.ids) and self.in_stock[row]]
+
     def image(self, item_id: str) -> tuple[str, bytes]:  # media type, content
         "Return an item's picture, or a drawing of it."
         data = self.images.get(item_id)
