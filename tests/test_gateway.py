@@ -185,6 +185,44 @@ def test_an_event_changes_the_next_page_and_is_forgotten_again(http_):
     assert [x["item_id"] for x in http_.page(user_id="visitor", k=5)["items"]][0] == item
 
 
+def test_an_optional_file_that_breaks_stops_nothing(p, http_):
+    """Additions, settings, salt and pictures: pages go on without a fallback, `/readyz` names the
+    alarm, and it is over once the file is good again; nothing is a 4xx and no path is shown.
+    """
+
+    def codes():
+        status, said, _, _ = http_("GET", "/readyz")
+        assert (status, "/" in json.dumps(said)) == (200, False), said
+        return [alarm["code"] for alarm in said["alarms"]]
+
+    new = dict(title="a vase", price=5, category="garden", item_id="vase")
+    assert http_("POST", "/v1/items", new)[0] == 200
+    run = run_dir(p)
+    additions = next(run.glob("bundle.*.added.jsonl"))
+    salt, online = run / "impressions.salt", run / "triton/online.json"
+    broken = [
+        (additions, b"{\n", "additions_skipped"),
+        (additions, additions.read_bytes()[:-40], "additions_skipped"),
+        (additions, None, "additions_unreadable"),
+        (online, b"\xff", "online_settings_unreadable"),
+        (salt, b"", "salt_unreadable"),
+    ]
+    for file, content, code in broken:
+        good = file.read_bytes()
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        assert until(lambda code=code: codes() == [code]), (file, codes())
+        page = http_.page(user_id="u0001", k=5)
+        assert page["source"] == "two-tower" and page["fallbacks"] == [], page
+        if file == additions:
+            status, said, _, _ = http_("POST", "/v1/items", dict(new, item_id="another"))
+            assert status == 503 and str(run) not in said["error"]
+            assert http_("GET", "/v1/items/vase/image")[0] == 200
+        file.write_bytes(good)
+        assert until(lambda: codes() == []), (file, codes())
+
+
 def test_catalogue_options_and_users(http_):
     found = ItemsAnswer.model_validate(
         http_("GET", "/v1/items?category=garden&limit=5&offset=1")[1]

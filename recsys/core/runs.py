@@ -91,8 +91,10 @@ def read_json(path: str | Path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecsysError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise RecsysError(f"{path}: not valid JSON ({error})") from None
+    except OSError as error:
+        raise RecsysError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of the text, or of its encoding
+        raise RecsysError(f"{path}: not valid JSON ({error!s:.200})") from None
 
 # %% ../../nbs/0_core/01_runs.ipynb #runs-14
 def _hash_in_blocks(file) -> str:

@@ -58,6 +58,7 @@ class BatchWork:
         self.row_of = {item: row for row, item in enumerate(rules.ids)}
         added = len(bundle.added) if bundle else 0
         self.bundle_items = len(self.row_of) - added  # items of the bundle itself
+        self.changes = bundle.additions_changes if bundle else 0  # of rows that had joined
         self.stats = dict.fromkeys(_STATS, 0)
         self.epoch = 0  # of the worker; one with an older epoch is refused
         self.position = (0, 0)  # last entry that is counted, `entry_order`
@@ -182,8 +183,13 @@ class BatchWork:
 
     def refresh_catalogue(self) -> None:
         "Take over items that were added to the bundle since the last batch."
-        if self.bundle is None or self.bundle.grow() == len(self.row_of) - self.bundle_items:
+        if self.bundle is None:
             return
+        n_added = self.bundle.grow()
+        is_same = self.changes == self.bundle.additions_changes  # no broken line was repaired
+        if is_same and n_added == len(self.row_of) - self.bundle_items:
+            return
+        self.changes = self.bundle.additions_changes
         self.rules, self.categories = history_rules(self.bundle), raw_categories(self.bundle)
         self.row_of = {item: row for row, item in enumerate(self.rules.ids)}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.params import RecsysError
+from ..core.params import RequestRefused
 from ..data.features import columns_of, encode_context
 from .bundle import cpu_session, run_session
 from .candidates import Candidates, CandidateSearch, ServedQuery
@@ -223,7 +223,7 @@ def trace_request(recommender: Recommender, request: dict) -> RequestTrace:
     search = CandidateSearch(bundle, users, request, query, inputs["q_ints"])
     candidates = search.candidates(search.retrieve(search.first_width(), fallbacks), fallbacks)
     if not (candidates.rows >= 0).any():
-        raise RecsysError("explain: no item may be shown for this request; exclude fewer")
+        raise RequestRefused("explain: no item may be shown for this request; exclude fewer")
     from_towers = not starts_popular(fallbacks[0])
     if not from_towers:
         search = replace(search, query=None)
@@ -377,12 +377,12 @@ def explain(
     bundle = recommender.bundle
     row = bundle.row_of.get(str(item_id))
     if row is None or row >= len(bundle.ids):
-        raise RecsysError(
+        raise RequestRefused(
             f"explain: no item {item_id!r} among the {len(bundle.ids):,} of bundle "
             f"{bundle.version}; expected an id of its catalogue"
         )
     if draws < 1:
-        raise RecsysError(f"explain: draws is {draws}, expected at least 1")
+        raise RequestRefused(f"explain: draws is {draws}, expected at least 1")
     checked = read_request(one_request(request, k=k), bundle.serving, recommender.clock)
     trace = trace_request(recommender, checked)
     rows = trace.candidates.rows

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..core.clock import Clock
-from ..core.params import Params, RecsysError
+from ..core.params import Params, RecsysError, RequestRefused
 from ..core.runs import read_json, resolve
 from ..data.additions import additions_file, append_added, to_text
 from ..data.checks import check_table, texts_of
@@ -172,13 +172,13 @@ def _check_rows(bundle: Bundle, items: pd.DataFrame, file: str) -> tuple[list, d
 def _check_whole(bundle: Bundle, items: pd.DataFrame, file: str) -> None:
     "Raise `RecsysError` for what is wrong with a table of new items as a whole."
     if "item_id" not in items:
-        raise RecsysError(f"{file}: no column item_id")
+        raise RequestRefused(f"{file}: no column item_id")
     if not len(items):
-        raise RecsysError(f"{file}: no rows")
+        raise RequestRefused(f"{file}: no rows")
     needed = {feature.source for feature in bundle.contract.item if feature.kind == "continuous"}
     missing = sorted(needed - set(items))
     if missing:
-        raise RecsysError(
+        raise RequestRefused(
             f"{file}: no column {', '.join(missing)}; "
             "new items need what the catalogue's features are made from"
         )
@@ -308,7 +308,7 @@ def add_valid_items(
     checked, encoded = _encode_readable(bundle, CheckedItems(found, checked.refused), embeddings)
     refused = checked.sentences(file)
     if refused and all_or_none:
-        raise RecsysError("; ".join(refused[:3]) + (", ..." if len(refused) > 3 else ""))
+        raise RequestRefused("; ".join(refused[:3]) + (", ..." if len(refused) > 3 else ""))
     rows = _added_rows(bundle, checked.items, encoded) if len(checked.items) else []
     return AddedItems(len(rows), append_added(additions_file(bundle.folder), rows), refused)
 

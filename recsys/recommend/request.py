@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from ..core.clock import Clock
-from ..core.params import PARAMS, Params, RecsysError
+from ..core.params import PARAMS, Params, RecsysError, RequestRefused
 from ..data.features import MAX_TEXT_LENGTH
 
 # %% ../../nbs/3_recommend/01_request.ipynb #request-05
@@ -289,7 +289,7 @@ class FieldRule:
     def refusal(self, value: Any, where: str = "") -> RecsysError:
         "Return the error that refuses a value; `where` replaces the field's name."
         found = found_words(value)
-        return RecsysError(f"{where or self.name}: expected {self.expected}, found {found}")
+        return RequestRefused(f"{where or self.name}: expected {self.expected}, found {found}")
 
     def check(self, value: Any) -> None:
         "Raise `RecsysError` unless the field may hold this value."
@@ -335,7 +335,7 @@ class FieldRule:
         for name in value:
             if name not in known:
                 words = f"no such field; there are {', '.join(known)}"
-                return RecsysError(f"{where}.{name!s:.40}: {words}")
+                return RequestRefused(f"{where}.{name!s:.40}: {words}")
         n_shapes = sum(value.keys() >= set(names) for names in self.shapes)
         return self.refusal(value, where) if self.shapes and n_shapes != 1 else None
 
@@ -372,7 +372,7 @@ def check_known_fields(names: Iterable, model: type[BaseModel] = PageRequest) ->
     for name in names:
         if name not in model.model_fields:
             known = ", ".join(model.model_fields)
-            raise RecsysError(f"{name!s:.40}: no such field; there are {known}")
+            raise RequestRefused(f"{name!s:.40}: no such field; there are {known}")
 
 # %% ../../nbs/3_recommend/01_request.ipynb #request-16
 def field_help(name: str) -> str:
@@ -443,7 +443,7 @@ def read_numbers(
         rule.check(value)
         return np.full(n_requests, value, rule.dtype)
     if len(value) != n_requests:
-        raise RecsysError(f"{rule.name}: expected {n_requests} value(s), found {len(value)}")
+        raise RequestRefused(f"{rule.name}: expected {n_requests} value(s), found {len(value)}")
     numbers = fill_missing(rule, value, defaults)
     is_number = numbers.dtype.kind in "iuf" and numbers.ndim == 1
     # NaN makes the smallest and the largest value NaN, which no bound contains
@@ -467,7 +467,7 @@ def read_texts(rule: FieldRule, value: Any, n_requests: int) -> list:  # of B te
         return texts
     if len(texts) == 1:
         return texts * n_requests
-    raise RecsysError(f"{rule.name}: expected {n_requests} value(s), found {len(texts)}")
+    raise RequestRefused(f"{rule.name}: expected {n_requests} value(s), found {len(texts)}")
 
 
 def read_lists(rule: FieldRule, value: Any, n_requests: int) -> list:  # of B lists
@@ -475,7 +475,7 @@ def read_lists(rule: FieldRule, value: Any, n_requests: int) -> list:  # of B li
     if value is None:
         return [[]] * n_requests
     if len(value) != n_requests:
-        raise RecsysError(f"{rule.name}: expected {n_requests} value(s), found {len(value)}")
+        raise RequestRefused(f"{rule.name}: expected {n_requests} value(s), found {len(value)}")
     lists = [[] if entries is None else entries for entries in value]
     for entries in lists:
         if len(entries) and not rule.holds(entries):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.params import RecsysError
+from ..core.params import RecsysError, RequestRefused
 
 # %% ../../nbs/6_serve/02_member.ipynb #member-05
 def end_with_parent(interval: float = 0.5) -> None:  # seconds
@@ -49,7 +49,7 @@ def decode(
     try:
         flat = [x.decode() if isinstance(x, bytes) else str(x) for x in array.ravel()]
     except UnicodeDecodeError as error:
-        raise RecsysError(
+        raise RequestRefused(
             f"{name}: not valid UTF-8 ({error.reason} at byte {error.start})"
         ) from None
     return np.array(flat, dtype=object).reshape(array.shape).tolist()
@@ -137,9 +137,9 @@ class PythonMember:
     def check_input(self, name: str, array: np.ndarray) -> None:
         "Raise `RecsysError` where an input is too long, not finite or not UTF-8."
         if array.size > self.limit:
-            raise RecsysError(f"{name}: {array.size} values, at most {self.limit} are allowed")
+            raise RequestRefused(f"{name}: {array.size} values, at most {self.limit} are allowed")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise RecsysError(f"{name}: expected finite numbers, found NaN or infinity")
+            raise RequestRefused(f"{name}: expected finite numbers, found NaN or infinity")
         if array.dtype.kind == "O":
             decode(array, name)
 
@@ -147,7 +147,7 @@ class PythonMember:
         "Call a function; return a TritonError that a client may see where it raises."
         try:
             return work(*args)
-        except RecsysError as error:
+        except RequestRefused as error:
             return self.pb.TritonError(str(error), self.pb.TritonError.INVALID_ARG)
         except Exception as error:
             self.pb.Logger.log_error(f"{self.name}: {traceback.format_exc()}")

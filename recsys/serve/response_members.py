@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.params import Params
+from ..core.params import Params, RecsysError
 from ..core.runs import read_json
 from ..models.sources import Retrieved, pack_sources
 from ..online.events import ImpressionLog, impression_salt
@@ -117,6 +117,8 @@ class ResponseMember(StepMember):
     "Base of the members that end a request: log the pages, count fallbacks, write the response."
 
     log: ImpressionLog | None = None
+    params: Params | None = None  # of the run that impressions belong to; None: of no run
+    next_try = 0.0  # to open a log that could not be opened, `time.monotonic`
     counters: MemberCounters | None = None
 
     def setup(self):
@@ -125,10 +127,20 @@ class ResponseMember(StepMember):
         url, run = os.environ.get("RECSYS_VALKEY_URL", ""), os.environ.get("RECSYS_RUN", "")
         if url and run:
             online = read_json(self.model_folder.parent.parent / "online.json")
-            params = Params(dict(RUN=Path(run).name, OUTPUTS=str(Path(run).parent)))
-            self.log = ImpressionLog(
-                connect(url, 2000), impression_salt(params), online["STREAM_LENGTH"]
-            )
+            self.params = Params(dict(RUN=Path(run).name, OUTPUTS=str(Path(run).parent)))
+            self.valkey, self.stream_length = url, online["STREAM_LENGTH"]
+            self.open_log()
+
+    def open_log(self) -> None:
+        "Open the log of impressions; without a usable salt it stays closed for a second."
+        assert self.params is not None
+        self.next_try = time.monotonic() + 1
+        try:
+            salt = impression_salt(self.params)
+        except (RecsysError, OSError) as error:
+            self.pb.Logger.log_error(f"{self.name}: impressions are not logged: {error}")
+            return
+        self.log = ImpressionLog(connect(self.valkey, 2000), salt, self.stream_length)
 
     def page_lengths(self, inputs: list) -> list:  # int [requests]
         "Return how long the page of each request is."
@@ -154,6 +166,11 @@ class ResponseMember(StepMember):
     ) -> dict:
         "Log and count a batch of pages and return the response's tensors."
         lost = 0
+        if self.log is None and self.params is not None:
+            if time.monotonic() >= self.next_try:
+                self.open_log()
+            if self.log is None:
+                lost = sum(request_id != CANARY for request_id in request_ids)
         if self.log:
             lost_before = self.log.lost
             log_pages(

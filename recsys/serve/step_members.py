@@ -73,6 +73,7 @@ class StepMember(PythonMember):
     "Serve one step of a request as a Triton model."
 
     parts: tuple = ()  # attributes of the bundle that are loaded at the start
+    noted_faults: dict = {}  # of the additions, that stand in the server's log
     merge = True  # requests that wait at the same time are answered as one batch
 
     def setup(self):
@@ -88,7 +89,12 @@ class StepMember(PythonMember):
         return self
 
     def answer_merged(self, inputs: list) -> list:
-        self.recommender.bundle.grow()
+        bundle = self.recommender.bundle
+        bundle.grow()
+        if bundle.additions_faults != self.noted_faults:
+            self.noted_faults = bundle.additions_faults
+            for code, detail in self.noted_faults.items():
+                self.pb.Logger.log_warn(f"{self.name}: {code}: {detail}")
         return super().answer_merged(inputs)
 
 # %% ../../nbs/6_serve/06_step_members.ipynb #ensemble-27

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from ..core.params import RecsysError
+from ..core.params import RequestRefused
 from ..recommend.fallbacks import REQUEST_STEPS, FallbackLog
 from recsys.recommend.request import (
     MAX_BYTES_A_CHARACTER,
@@ -129,7 +129,7 @@ def check_tensors(inputs: dict) -> None:  # name -> array
         is_list = rule.kind == "list" and not rule.is_json
         if values.ndim != 2 or len(values) != n_users or (not is_list and values.shape[1] != 1):
             width = "E" if is_list else 1
-            raise RecsysError(
+            raise RequestRefused(
                 f"{name}: expected shape [{n_users}, {width}], found {list(values.shape)}"
             )
         if is_list and values.shape[1] > rule.high:
@@ -170,5 +170,5 @@ def request_of(
 def check_equal_k(inputs: dict) -> dict:  # the same inputs
     "Raise `RecsysError` unless all users of a request have the same `k`: a tensor has one width."
     if (inputs["k"] != inputs["k"].flat[0]).any():
-        raise RecsysError("k: expected one value for all users of a request")
+        raise RequestRefused("k: expected one value for all users of a request")
     return inputs
