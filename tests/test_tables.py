@@ -265,6 +265,11 @@ def test_what_no_split_can_divide_is_refused_at_once(ingest, log, given, said):
         ingest("a.csv", **given)
 
 
+def test_a_column_of_event_types_without_values_leaves_every_row_a_choice(ingest):
+    events(event_type=None).to_csv(ingest.folder / "a.csv", index=False)
+    assert len(ingest("a.csv").log) == 12
+
+
 def test_what_one_split_cannot_divide_another_may(ingest):
     log = events().assign(timestamp=START, item_id=[f"i{i}" for i in range(12)])
     log.to_csv(ingest.folder / "a.csv", index=False)

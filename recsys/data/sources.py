@@ -51,7 +51,7 @@ from .features import table_features
 from .files import TableFiles
 from .hints import single_category_notes
 from .limits import count_users, limit_notes, users_above, without_users
-from .splits import choice_types, mark_split, read_prep_tables
+from .splits import check_split, choice_types
 
 # %% ../../nbs/1_data/16_sources.ipynb #sources-08
 @dataclass
@@ -593,11 +593,6 @@ def _note_choices(record, wanted: str) -> None:
     )
 
 
-def _check_split(folder: Path, items: pd.DataFrame, params: Params, file: str) -> None:
-    "Raise `RecsysError` where the written tables can't be divided as SPLIT wants."
-    mark_split(read_prep_tables(folder, items), params.POSITIVE_EVENTS, params, file)
-
-
 def run_ingest(params: Params) -> dict:  # row counts and what was dropped
     "Read the source, check it and write interactions, items and users as parquet."
     with record_stage(params, "ingest") as record:
@@ -626,7 +621,7 @@ def run_ingest(params: Params) -> dict:  # row counts and what was dropped
             with atomic_path(record.dir / f"{name}.parquet") as temporary:
                 frame.to_parquet(temporary, index=False)
         with record.timing("split"):
-            _check_split(record.dir, items, params, source.name)
+            check_split(record.dir, items, params, source.name)
         record.rows.update(
             interactions=n_rows, items=len(items), users=len(source.users), dropped=n_dropped
         )
