@@ -2,6 +2,7 @@
 where one fails.
 """
 
+import re
 import sys
 import tempfile
 import time
@@ -281,8 +282,10 @@ def explanations_add_up(n=5_000):
 
 
 def gateway_never_breaks(n=10_000):
-    "Malformed bodies never give a 500, nor anything but a sentence."
-    from malformed import send_all
+    """Malformed bodies never give a 500, nor anything but a sentence; what is hardly HTTP never
+    does either, names nothing of the server, and leaves no memory behind.
+    """
+    from malformed import send_all, send_raw, warm_up
     from tiny import tiny_run
 
     from recsys.serve.serving import run_params
@@ -297,12 +300,21 @@ def gateway_never_breaks(n=10_000):
             GATEWAY_PORT=0,
         )
         with shop_window(p) as (address, server, gateway):
-            counts = send_all(
-                int(address.split(":")[2].split("/")[0]), address.partition("#key=")[2], n
-            )
-            return gateway.running() and server.running(), dict(
-                bodies=n, statuses=counts
-            )  # a 500 is an error
+            port, key = int(address.split(":")[2].split("/")[0]), address.partition("#key=")[2]
+            counts = send_all(port, key, n)
+            warm_up(port)
+            before = resident_kib(gateway.pid)
+            raw_counts = send_raw(port, n)
+            grown = resident_kib(gateway.pid) - before
+            alive = gateway.running() and server.running()
+            figures = dict(bodies=n, statuses=counts, raw=n, raw_statuses=raw_counts)
+            return alive and grown < 30_000, figures | dict(grown_kib=grown)
+
+
+def resident_kib(pid):
+    "Return the resident memory of a process, KiB."
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
 
 def promotions_are_whole(n=100_000, moves=5):

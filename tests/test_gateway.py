@@ -5,7 +5,9 @@ bad times.
 import http.client
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
-from malformed import send_all
+from malformed import send_all, send_raw, warm_up
 from tiny import ROOT, tiny_run
 
 from recsys.core.runs import read_json, run_dir
 from recsys.online.valkey import EmbeddedValkey, OwnedProcess, free_port
+from recsys.recommend.fallbacks import FALLBACKS
 from recsys.serve.api import (
     EventsAnswer,
     Explanation,
@@ -100,7 +103,7 @@ def until(check, seconds=15.0):
     return found
 
 
-NOW = 1_790_000_000
+NOW = 1_782_700_000  # within a day of the run's clock, which begins at the end of training
 
 
 def test_a_page_is_tritons_with_what_people_read(p, stack):
@@ -283,6 +286,8 @@ def test_explanations_add_up(http_, fields):
         ("POST", "/v1/events", dict(events=[]), 422),
         ("POST", "/v1/events", dict(events=[dict(item_id="no such")]), 404),
         ("POST", "/v1/events", dict(events=[dict(item_id="i001", timestamp=2**40)]), 409),
+        ("POST", "/v1/recommendations", dict(timestamp=2**40), 409),
+        ("GET", f"/v1/explanations?item_id=i001&timestamp={2**40}", None, 409),
         ("POST", "/v1/events", dict(events=[dict(item_id="i001", event_type="a|b")]), 422),
         ("GET", "/v1/items?limit=1000", None, 422),
         ("GET", "/v1/items?limit=1&limit=2", None, 422),
@@ -312,32 +317,87 @@ def test_an_id_may_hold_anything(http_):
         assert http_("DELETE", path)[0] == 200
 
 
+def memory(process):
+    "Return the resident memory of a process, KiB."
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+
+
 def test_a_huge_body_is_refused_unread(stack):
     gateway, _, process = stack
 
-    def memory():
-        return int(
-            next(
-                x
-                for x in Path(f"/proc/{process.pid}/status").read_text().splitlines()
-                if x.startswith("VmRSS")
-            ).split()[1]
-        )
-
-    before = memory()
+    before = memory(process)
     for _ in range(3):
         status, said, _, _ = gateway("POST", "/v1/recommendations", b"[" * 15_000_000)
         assert status == 413 and "1048576 bytes" in said["error"]
-    assert memory() - before < 30_000  # KiB
+    assert memory(process) - before < 30_000  # KiB
     assert (
         gateway("POST", "/v1/recommendations", b"{}", headers={"Content-Type": "text/plain"})[0]
         == 415
     )
 
 
+def test_a_head_without_an_end_is_refused_and_not_kept(stack):
+    gateway, _, process = stack
+    start = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    before = memory(process)
+    for rest in (b"X: ", b"", b"X: 1\r\n"):
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as client:
+            client.sendall(start)
+            with pytest.raises(OSError):  # cut while it is still sending
+                for _ in range(100):
+                    client.sendall((rest if rest.endswith(b"\n") else rest + b"a" * 6) * 2**17)
+    assert memory(process) - before < 30_000  # KiB
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as client:
+        client.sendall(start + b"X: " + b"a" * 20_000)
+        assert client.recv(65536).startswith(b"HTTP/1.1 431 ")
+    assert gateway("GET", "/healthz")[0] == 200
+
+
+def test_half_requests_make_room_for_others(http_):
+    held = []
+    try:
+        for _ in range(1000):
+            held.append(socket.create_connection(("127.0.0.1", http_.port), timeout=20))
+            held[-1].sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert http_("GET", "/healthz")[0] == 200
+        assert len(http_.page(k=3)["items"]) == 3
+        assert held[0].recv(65536).startswith(b"HTTP/1.1 408 ")
+        metrics = http_("GET", "/metrics")[1].decode()
+    finally:
+        for client in held:
+            client.close()
+    unfinished = re.search(r'recsys_gateway_connections{state="unfinished"} (\d+)', metrics)
+    assert 0 < int(unfinished[1]) <= 256
+
+
 def test_malformed_bodies_never_break_it(http_):
     counts = send_all(http_.port, http_.key, 100)
     assert counts[400] > 10 and counts[422] > 10, counts
+
+
+def test_what_is_hardly_http_never_breaks_it(stack):
+    gateway, _, process = stack
+    warm_up(gateway.port)
+    before = memory(process)
+    counts = send_raw(gateway.port, 600)
+    assert {200, 400, 403, 404, 431} <= set(counts), counts
+    assert memory(process) - before < 30_000  # KiB
+    assert gateway("GET", "/healthz")[0] == 200
+
+
+def says_nothing_of_the_server(answer):
+    "Return whether the fallbacks of an answer are the table's sentences, without an error's text."
+    text = json.dumps(answer)
+    sentences = all(f["reason"] == FALLBACKS[f["code"]].fails for f in answer["fallbacks"])
+    return sentences and "127.0.0.1" not in text and "Error" not in text
+
+
+def test_an_explanation_for_a_user_needs_the_key(http_):
+    for query in ("item_id=i001&user_id=u0001", "user_id=u0001&item_id=none"):
+        for key in ("", "wrong"):
+            assert http_("GET", f"/v1/explanations?{query}", key=key)[0] == 401
+    assert http_("GET", "/v1/explanations?item_id=i001&draws=10", key="")[0] == 200
 
 
 def test_writes_need_the_key(http_):
@@ -478,7 +538,7 @@ def test_triton_hangs(stack):
     """What waits is answered in time with popular items; what would wait behind too much is
     turned away; the breaker spares the rest the wait.
     """
-    gateway, server, _ = stack
+    gateway, server, process = stack
     pids = session_processes(server.pid)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -504,7 +564,7 @@ def test_triton_hangs(stack):
                 if status == 503
                 else (
                     said["source"] == "popularity"
-                    and "did not answer in" in said["fallbacks"][0]["reason"]
+                    and said["fallbacks"][0]["code"] == "triton_failed"
                 )
             ), said
         gateway.page(k=3)  # waits for the gateway's own patience, and opens the breaker
@@ -519,8 +579,9 @@ def test_triton_hangs(stack):
                 and len(said["items"]) == 3
                 and said["fallbacks"][0]["stage"] == "triton"
             )
-        # the breaker is open: the gateway no longer waits for Triton
-        assert said["fallbacks"][0]["reason"].startswith("triton: Unavailable")
+        # the breaker is open: the gateway no longer waits for Triton, and its log says why
+        log = Path(process.log).read_text()
+        assert "did not answer in" in log and '"why": "triton: Unavailable' in log
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
@@ -577,8 +638,6 @@ def test_it_finishes_what_it_began(p, stack):
 
 
 def _connects(port):
-    import socket
-
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
@@ -595,6 +654,9 @@ def test_valkey_is_killed_and_returns(p, stack):
         and {f["stage"] for f in page["fallbacks"]} == {"user_features", "seen_filter"}
         and page["source"] == "two-tower"
     )
+    assert says_nothing_of_the_server(page)
+    status, why, _, _ = gateway("GET", "/v1/explanations?item_id=i001&user_id=u0001&k=4")
+    assert status == 200 and why["fallbacks"] and says_nothing_of_the_server(why)
     status, said, _, _ = gateway("GET", "/readyz")
     assert (status, said["triton"], said["valkey"]) == (200, True, False)
     assert (
@@ -617,7 +679,7 @@ def test_triton_is_gone(stack):
     assert (
         page["source"] == "popularity"
         and len(page["items"]) == 4
-        and "UNAVAILABLE" in page["fallbacks"][0]["reason"]
+        and page["fallbacks"][0]["reason"] == FALLBACKS["triton_failed"].fails
     )
     first = page["items"][0]["item_id"]
     status, page, _, _ = gateway(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUEST_STEPS', 'IN_ANSWERS', 'AT_THE_GATEWAY', 'FALLBACKS', 'FallbackRule', 'fallback_rule', 'fallback_note',
-           'starts_popular', 'fallback_table', 'FallbackLog', 'finite', 'StepTimer']
+           'public_notes', 'starts_popular', 'fallback_table', 'FallbackLog', 'DetailLog', 'finite', 'StepTimer']
 
 # %% ../../nbs/3_recommend/07_fallbacks.ipynb #fallbacks-02
 import time
@@ -121,6 +121,16 @@ def fallback_note(
     return dict(code=code, stage=rule.step, fallback=rule.answers, reason=reason[:200])
 
 
+def public_notes(
+    notes: list,  # of `fallback_note`, one request
+) -> list:  # the same, without what may tell of the server
+    """Return fallbacks as a client gets them: the reason is the table's sentence.
+
+    The reason of a note is often an error's text, which may hold addresses and paths."""
+    rules = [(note, FALLBACKS.get(note.get("code", ""))) for note in notes]
+    return [note | dict(reason=rule.fails if rule else "") for note, rule in rules]
+
+
 def starts_popular(
     notes: list,  # of `fallback_note`, one request
 ) -> bool:
@@ -161,6 +171,37 @@ class FallbackLog(list):
         except Exception as error:
             self.note(code, f"{type(error).__name__}: {error}")
             return None
+
+# %% ../../nbs/3_recommend/07_fallbacks.ipynb #fallbacks-s1
+class DetailLog:
+    "Writes the reasons of fallbacks to a log, each code at most once in some seconds."
+
+    def __init__(
+        self,
+        write: Callable,  # takes a line
+        pause: float = 10.0,  # seconds between two lines of one code
+        clock: Callable = time.monotonic,
+    ):
+        self.write = write
+        self.pause = pause
+        self.clock = clock
+        self.next_line: dict[str, float] = {}  # code -> moment from which it is written again
+        self.unwritten: dict[str, int] = {}  # code -> fallbacks since its last line
+
+    def add(
+        self,
+        notes: list,  # of `fallback_note`, one request
+    ) -> None:
+        "Write the reasons of a request's fallbacks, or count them."
+        for note in notes:
+            code, now = note["code"], self.clock()
+            if now < self.next_line.get(code, now):
+                self.unwritten[code] = self.unwritten.get(code, 0) + 1
+                continue
+            count = self.unwritten.pop(code, 0)
+            more = f" ({count} more since the last line)" if count else ""
+            self.write(f"fallback {code}: {note['reason']}{more}")
+            self.next_line[code] = now + self.pause
 
 # %% ../../nbs/3_recommend/07_fallbacks.ipynb #fallbacks-08
 def finite(x: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ class Fallback(StrictModel):
     code: str = Field("", description="entry of the table of fallbacks; empty in old bundles")
     stage: str
     fallback: str
-    reason: str
+    reason: str = Field(description="what failed, in the table's words; the log has the details")
 
 
 class PageAnswer(StrictModel):

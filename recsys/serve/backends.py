@@ -152,6 +152,9 @@ class Backends:
     explainer: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("explanations", threads=1, limit=4)
     )
+    adder: BoundedExecutor = field(
+        default_factory=lambda: BoundedExecutor("new items", threads=1, limit=16)
+    )
     loading: asyncio.Future | None = None  # a bundle is being opened
     follow_fault: str = ""  # why the bundle that answers can't be opened
     failed_version: str = ""  # the one that could not be opened
@@ -212,7 +215,7 @@ class Backends:
         if is_busy or is_early:
             return
         loop = asyncio.get_running_loop()
-        self.loading = loop.run_in_executor(self.explainer.pool, self.load, version)
+        self.loading = loop.run_in_executor(self.adder.pool, self.load, version)
 
     def load(self, version: str) -> None:
         """Open a bundle by its version and put it in the place of the open one.
@@ -236,6 +239,7 @@ class Backends:
         await self.triton.close()
         self.store.stop()
         self.explainer.stop()
+        self.adder.stop()
 
 
 def open_backends(

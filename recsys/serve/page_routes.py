@@ -8,7 +8,7 @@ __all__ = ['IGNORED_BY_POPULAR_PAGES', 'plain_reason', 'reported_user', 'placed_
 
 # %% ../../nbs/6_serve/17_page_routes.ipynb #page-routes-02
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, HTTPException, Query, Request
@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ..models.sources import PopularitySource, unpack_sources
 from ..online.valkey import Unavailable
-from ..recommend.fallbacks import REQUEST_STEPS, fallback_note
+from ..recommend.fallbacks import REQUEST_STEPS, fallback_note, public_notes
 from ..recommend.request import read_request
 from ..recommend.rerank import items_to_rank, order_pages
 from recsys.serve.api import (
@@ -30,7 +30,13 @@ from recsys.serve.api import (
 )
 from .backends import Backends
 from .catalogue import Catalogue
-from .transport import Gateway, GuardedRoute, RequestRecord, json_response
+from recsys.serve.transport import (
+    Gateway,
+    GuardedRoute,
+    RequestRecord,
+    check_time,
+    json_response,
+)
 
 # %% ../../nbs/6_serve/17_page_routes.ipynb #page-routes-07
 def plain_reason(
@@ -95,7 +101,7 @@ def page_of_answer(
         source=reasons["source"],
         bundle_version=version,
         items=items,
-        fallbacks=reasons["fallbacks"],
+        fallbacks=public_notes(reasons["fallbacks"]),
         notes=reasons.get("notes", []),
         stage_ms=dict(zip(REQUEST_STEPS, answer["stage_ms"])),
     )
@@ -142,7 +148,6 @@ def popular_page(
     backends: Backends,
     body: PageBody,
     k: int,
-    reason: str,  # why Triton did not answer
 ) -> dict:  # fields of `api.PageAnswer` without request_id and gateway_ms
     "Return popular items under the request's rules, none that is excluded or out of stock."
     catalogue = backends.catalogue
@@ -159,7 +164,7 @@ def popular_page(
         source="popularity",
         bundle_version=catalogue.bundle.version,
         items=items,
-        fallbacks=[fallback_note("triton_failed", reason)],
+        fallbacks=public_notes([fallback_note("triton_failed", "")]),
         notes=notes,
         stage_ms={},
     )
@@ -178,7 +183,8 @@ class PageRoutes:
             methods=["POST"],
             summary="A page of items for a user",
             response_model=PageAnswer,
-            responses=failure_responses(*BODY_STATUSES, 503),
+            description="With GATEWAY_KEYED_PAGES, a page for a `user_id` needs the API key.",
+            responses=failure_responses(*BODY_STATUSES, 401, 403, 409, 503),
         )
         self.router.add_api_route(
             "/v1/explanations",
@@ -186,7 +192,8 @@ class PageRoutes:
             methods=["GET"],
             summary="Why an item is on a user's page, or why not",
             response_model=Explanation,
-            responses=failure_responses(404, 422, 429, 503),
+            description="With a `user_id` it needs the API key in `X-API-Key`.",
+            responses=failure_responses(401, 403, 404, 409, 422, 429, 503),
         )
         self.router.add_api_route(
             "/v1/options",
@@ -200,6 +207,10 @@ class PageRoutes:
     async def recommend(self, body: PageBody, request: Request) -> Response:
         "Ask Triton for a page within the time that is left; answer with popular items without it."
         record: RequestRecord = request.scope["record"]
+        if body.user_id and self.gateway.limits.keyed_pages:
+            self.gateway.check_key(request)
+        if body.timestamp is not None:
+            check_time(body.timestamp, self.backends.recommender.clock)
         k = body.k or self.backends.recommender.bundle.serving.K
         request_id = body.request_id or record.id
         own_timeout = self.gateway.limits.timeout
@@ -210,7 +221,8 @@ class PageRoutes:
             answer = await self.backends.triton.ask(left, timeout >= own_timeout, fields)
             page = page_of_answer(self.backends, answer)
         except Unavailable as error:
-            page = popular_page(self.backends, body, k, str(error))
+            record.note["why"] = str(error)[:200]
+            page = popular_page(self.backends, body, k)
         self.note(record, page)
         ms = round(record.seconds * 1e3, 3)
         return json_response(page | dict(request_id=request_id, gateway_ms=ms))
@@ -224,11 +236,16 @@ class PageRoutes:
             record.note["fallbacks"] = failed
         record.note["bundle"] = page["bundle_version"]
 
-    async def explanation(self, query: Annotated[ExplainQuery, Query()]) -> Any:
-        "Explain an item's place, in a thread."
+    async def explanation(
+        self, query: Annotated[ExplainQuery, Query()], request: Request
+    ) -> Response:
+        "Explain an item's place, in a thread; for a user only with the key."
         from recsys.recommend.explain import GROUPS, explain, in_words
 
+        if query.user_id:
+            self.gateway.check_key(request)
         recommender = self.backends.recommender
+        check_time(query.timestamp, recommender.clock)
         if query.item_id not in self.backends.catalogue.row_of:
             raise HTTPException(404, "item_id: no such item")
         k = query.k or recommender.bundle.serving.K
@@ -236,6 +253,9 @@ class PageRoutes:
         found = await self.backends.explainer.run(
             lambda: explain(recommender, fields, query.item_id, k=k, draws=query.draws)
         )
+        if found["fallbacks"]:
+            request.scope["record"].note["why"] = [note["reason"] for note in found["fallbacks"]]
+        found["fallbacks"] = public_notes(found["fallbacks"])
         steps = ("item_id", "retrieved", "filtered", "ranked", "reranked", "fallbacks")
         return json_response(
             {step: found[step] for step in steps}

@@ -85,6 +85,19 @@ _GATEWAY_PARAMS = (
         low=1,
         high=1000,
     ),
+    dict(
+        name="GATEWAY_CLIENT_CONNECTIONS",
+        default=256,
+        doc="connections that one address other than this machine's may have open at the "
+        "gateway; 0: any number",
+        low=0,
+        high=100000,
+    ),
+    dict(
+        name="GATEWAY_KEYED_PAGES",
+        default=False,
+        doc="a page for a user_id needs the gateway's API key; pages of anonymous visitors do not",
+    ),
 )
 
 # %% ../../nbs/6_serve/00_params.ipynb #params-10

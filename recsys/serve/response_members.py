@@ -19,7 +19,7 @@ from ..online.events import ImpressionLog, impression_salt
 from ..online.valkey import connect
 from ..recommend.bundle import Bundle
 from ..recommend.candidates import Candidates
-from ..recommend.fallbacks import REQUEST_STEPS, finite
+from ..recommend.fallbacks import REQUEST_STEPS, DetailLog, finite, public_notes
 from ..recommend.recommender import make_pages
 from ..recommend.rerank import logged_settings
 from recsys.serve.step_members import (
@@ -120,10 +120,12 @@ class ResponseMember(StepMember):
     params: Params | None = None  # of the run that impressions belong to; None: of no run
     next_try = 0.0  # to open a log that could not be opened, `time.monotonic`
     counters: MemberCounters | None = None
+    details: DetailLog | None = None
 
     def setup(self):
         super().setup()
         self.counters = MemberCounters(self.pb.MetricFamily)
+        self.details = DetailLog(self.pb.Logger.log_warn)
         url, run = os.environ.get("RECSYS_VALKEY_URL", ""), os.environ.get("RECSYS_RUN", "")
         if url and run:
             online = read_json(self.model_folder.parent.parent / "online.json")
@@ -166,6 +168,7 @@ class ResponseMember(StepMember):
     ) -> dict:
         "Log and count a batch of pages and return the response's tensors."
         lost = 0
+        answer = answer | dict(reasons=[self.public_reasons(why) for why in answer["reasons"]])
         if self.log is None and self.params is not None:
             if time.monotonic() >= self.next_try:
                 self.open_log()
@@ -195,6 +198,14 @@ class ResponseMember(StepMember):
             sources=json_column(sources),
             stage_ms=step_ms,
         )
+
+    def public_reasons(self, reasons: dict) -> dict:
+        "Return the reasons of a page as clients get them; the server's log has the details."
+        if not reasons["fallbacks"]:
+            return reasons
+        if self.details is not None:
+            self.details.add(reasons["fallbacks"])
+        return reasons | dict(fallbacks=public_notes(reasons["fallbacks"]))
 
     def count(self, reasons: list, lost: int) -> None:
         "Count the fallbacks of a batch and the impressions that were lost."

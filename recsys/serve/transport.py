@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOCAL_HOSTS', 'MAX_BODY_BYTES', 'MAX_BODY_SECONDS', 'MAX_DROPPED_BYTES', 'PathId', 'Handler', 'METHODS_WITH_BODY',
-           'api_key', 'to_json', 'SECURITY_HEADERS', 'UNLOGGED', 'GatewayLimits', 'GatewayMetrics', 'print_json',
-           'Gateway', 'JsonRequest', 'check_query', 'decode_segment', 'guard', 'GuardedRoute', 'KeyedRoute',
-           'HealthRoute', 'json_response', 'failure_response', 'allowed_methods', 'input_schema', 'on_http_error',
-           'on_invalid_fields', 'on_refusal', 'on_own_fault', 'add_error_handlers', 'RequestRecord',
-           'GatewayMiddleware', 'guarded_app']
+           'api_key', 'to_json', 'INTERNAL', 'SECURITY_HEADERS', 'UNLOGGED', 'GatewayLimits', 'GatewayMetrics',
+           'print_json', 'Gateway', 'JsonRequest', 'check_query', 'decode_segment', 'check_time', 'guard',
+           'GuardedRoute', 'KeyedRoute', 'HealthRoute', 'json_response', 'failure_response', 'allowed_methods',
+           'input_schema', 'on_http_error', 'on_invalid_fields', 'on_refusal', 'on_own_fault', 'add_error_handlers',
+           'RequestRecord', 'GatewayMiddleware', 'guarded_app']
 
 # %% ../../nbs/6_serve/16_transport.ipynb #transport-02
 import hashlib
@@ -20,6 +20,7 @@ import traceback
 import urllib.parse
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -33,7 +34,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from ..core.clock import Clock
+from ..core.clock import DAY, Clock
 from ..core.params import Params, RecsysError, RequestRefused
 from ..recommend.request import Id
 from .alarms import AlarmGauge, Alarms, read_alarms
@@ -51,12 +52,18 @@ class GatewayLimits:
     timeout: float  # longest wait for a page, seconds
     in_flight: int  # requests at work at once
     local_only: bool  # it listens on this machine only and accepts only local host names
+    keyed_pages: bool  # a page for a user needs the key
 
     @classmethod
     def of(cls, params: Params) -> "GatewayLimits":
         "Return the limits that a run's parameters set."
         is_local = params.GATEWAY_HOST in LOCAL_HOSTS
-        return cls(params.GATEWAY_TIMEOUT_MS / 1e3, params.GATEWAY_IN_FLIGHT, is_local)
+        return cls(
+            params.GATEWAY_TIMEOUT_MS / 1e3,
+            params.GATEWAY_IN_FLIGHT,
+            is_local,
+            params.GATEWAY_KEYED_PAGES,
+        )
 
 
 class GatewayMetrics:
@@ -94,6 +101,21 @@ class GatewayMetrics:
         )
         gauge = Gauge("recsys_gateway_in_flight", "requests at work", registry=self.registry)
         gauge.set_function(in_flight)
+        self.connections = Gauge(
+            "recsys_gateway_connections",
+            "open connections by what they do: unfinished, busy, idle, closing",
+            ["state"],
+            registry=self.registry,
+        )
+
+    def count_refusal(self, status: int) -> None:
+        "Count a request that was turned away."
+        self.refused.labels(status).inc()
+
+    def watch(self, door: Any) -> None:  # of `serve.connections`
+        "Show how many connections a server has open, by what they do."
+        for state, group in door.groups.items():
+            self.connections.labels(state).set_function(partial(len, group))
 
 
 def print_json(line: dict) -> None:
@@ -234,6 +256,17 @@ def decode_segment(text: str) -> str:
 
 PathId = Annotated[Id, BeforeValidator(decode_segment)]  # an id in a path
 
+
+def check_time(
+    second: int | None,  # that a client names; None: the present one
+    clock: Clock,  # of the run
+) -> None:
+    """Raise 409 for a time more than a day ahead of the run's clock.
+
+    The document of the operations cannot say this bound, because it moves with the clock."""
+    if second is not None and second > clock.now() + DAY:
+        raise HTTPException(409, f"timestamp: more than a day after the clock, {clock.now()}")
+
 # %% ../../nbs/6_serve/16_transport.ipynb #transport-13
 Handler = Callable[[Request], Awaitable[Response]]
 METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
@@ -305,6 +338,9 @@ def json_response(content: Any, status: int = 200, headers: dict | None = None) 
     return Response(to_json(content), status, headers, "application/json")
 
 
+INTERNAL = "internal error; the gateway's log says more"
+
+
 def failure_response(status: int, message: str, headers: dict | None = None) -> Response:
     "Return the response of a failure."
     return json_response(dict(error=message[:300]), status, headers)
@@ -366,7 +402,7 @@ async def on_refusal(request: Request, error: Exception) -> Response:
 async def on_own_fault(request: Request, error: Exception) -> Response:
     "Answer where the server's own files or settings are at fault; the log says which."
     request.scope["record"].note["error"] = str(error)[:500]
-    return failure_response(500, "internal error; the gateway's log says more")
+    return failure_response(500, INTERNAL)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -433,7 +469,7 @@ class GatewayMiddleware:
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1].name
             record.note["error"] = f"{type(error).__name__} at {place}"
-            response = failure_response(500, "internal error; the gateway's log says more")
+            response = failure_response(500, INTERNAL)
             await response(scope, receive, send_with_headers)
         self.finish(record)
 
@@ -454,7 +490,7 @@ class GatewayMiddleware:
         seconds = record.seconds
         metrics.seconds.labels(record.operation, record.status).observe(seconds)
         if record.status >= 400:
-            metrics.refused.labels(record.status).inc()
+            metrics.count_refusal(record.status)
         if record.operation not in UNLOGGED:
             line = dict(
                 time=round(Clock().wall(), 3),
