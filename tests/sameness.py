@@ -28,7 +28,7 @@ def offline(p):
 
 
 def requests(rec, n, seed=0):
-    "Known, new and anonymous users, idle for up to three days; every field at odd values."
+    "Known, new and anonymous users, idle for up to a day; every field at odd values."
     rng, ids, items = (
         np.random.default_rng(seed),
         rec.users.ids,
@@ -48,7 +48,7 @@ def requests(rec, n, seed=0):
         yield dict(
             user_id=str(user),
             device_type=str(rng.choice(["mobile", "desktop", "tv set", ""])),
-            timestamp=int(start + rng.integers(0, 3 * 86400) * (rng.random() < 2 / 3)),
+            timestamp=int(start + rng.integers(0, 86400) * (rng.random() < 2 / 3)),
             k=int(rng.choice([1, 5, 10, 24])),
             exclude=[str(x) for x in rng.choice([*items, "no such item"], rng.integers(0, 6))],
             temperature=float(np.float32(rng.choice([0, 0, 0.5, 2]))),

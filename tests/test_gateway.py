@@ -14,12 +14,14 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from malformed import send_all, send_raw, warm_up
 from tiny import ROOT, tiny_run
 
 from recsys.core.runs import read_json, run_dir
-from recsys.online.valkey import EmbeddedValkey, OwnedProcess, free_port
+from recsys.online.popularity import day_name
+from recsys.online.valkey import EmbeddedValkey, OwnedProcess, connect, free_port, running_valkey
 from recsys.recommend.fallbacks import FALLBACKS
 from recsys.serve.api import (
     EventsAnswer,
@@ -224,6 +226,72 @@ def test_an_optional_file_that_breaks_stops_nothing(p, http_):
             assert http_("GET", "/v1/items/vase/image")[0] == 200
         file.write_bytes(good)
         assert until(lambda: codes() == []), (file, codes())
+
+
+def send(http_, *events):
+    "Send events, and return what became of each."
+    status, said, _, _ = http_("POST", "/v1/events", dict(events=list(events)))
+    assert status == 200, said
+    return [r["result"] for r in said["results"]]
+
+
+def logged(p, kind="events"):
+    "Return the rows of a log."
+    files = sorted((run_dir(p) / kind).glob("dt=*/*.parquet"))
+    return [row for f in files for row in pq.read_table(f, partitioning=None).to_pylist()]
+
+
+def test_one_event_id_of_two_users_is_two_events(http_, p):
+    item = http_.page(k=1)["items"][0]["item_id"]
+    for user in ("alice", "bob"):
+        event = dict(item_id=item, user_id=user, event_id="one id")
+        assert [send(http_, event), send(http_, event)] == [["new"], ["duplicate"]]
+    rows = until(
+        lambda: len(found := [r for r in logged(p) if r["event_id"] == "one id"]) > 1 and found
+    )
+    assert sorted(row["user_id"] for row in rows) == ["alice", "bob"]
+
+
+def test_forgetting_a_user_leaves_others_alone_whatever_their_ids(http_):
+    item = http_.page(user_id="x", k=1)["items"][0]["item_id"]
+    users = ["x", "x}:seen:y", "x}", "*", "x%7D"]
+    assert send(http_, *(dict(item_id=item, user_id=u) for u in users)) == ["new"] * 5
+    assert http_("DELETE", "/v1/users/x")[0] == 200
+    assert http_("DELETE", "/v1/users/*")[0] == 200
+
+    def is_shown(user):
+        return item in [x["item_id"] for x in http_.page(user_id=user, k=20)["items"]]
+
+    assert [is_shown(user) for user in users] == [True, False, False, True, False]
+
+
+def test_broken_keys_of_one_user_cost_nobody_else_anything(http_, stack, p):
+    client = connect(running_valkey(p), 2000)
+    client.set("{u:poison}:ids", "no set")
+    item = http_.page(user_id="healthy", k=1)["items"][0]["item_id"]
+    events = [dict(item_id=item, user_id=u, event_id="mixed") for u in ("poison", "healthy")]
+    assert send(http_, *events) == ["dead", "new"]
+    [(_, letter)] = client.xrevrange("events:dead", count=1)
+    assert b"poison" in letter[b"field:event"] and b"WRONGTYPE" in letter[b"reason"]
+    client.delete("{u:poison}:ids")
+    client.set("{u:poison}:recent", "no list")  # now the worker meets it
+    assert send(http_, *events) == ["new", "duplicate"]
+    assert send(http_, dict(events[1], event_id="after")) == ["new"]
+    assert until(lambda: {"mixed", "after"} <= {r["event_id"] for r in logged(p)})
+    assert "poison" not in {row["user_id"] for row in logged(p)}
+    assert until(lambda: client.xlen("events:dead") == 2)
+    client.delete("{u:poison}:recent", "events:dead")
+
+
+def test_a_moment_of_the_far_future_is_refused_at_every_door(http_, stack, p):
+    far = 2**40 - 1
+    status, said, _, _ = http_("POST", "/v1/recommendations", dict(timestamp=far))
+    assert (status, "more than a day after the clock" in said["error"]) == (422, True)
+    refused = pytest.raises(Exception, match="more than a day after the clock")
+    with Client(stack[1].grpc, timeout=10) as client, refused:
+        client.recommend(timestamp=far, k=2)
+    days = {f.parent.name for f in run_dir(p).glob("impressions/dt=*/*.parquet")}
+    assert days <= {f"dt={day_name(NOW + late * 86400)}" for late in (-1, 0, 1)}
 
 
 def test_catalogue_options_and_users(http_):

@@ -85,7 +85,7 @@ def check_meeting(p, server, client, member):
         dict(
             user_id=f"u{i:05d}",
             k=1 + i % 7,
-            timestamp=1_790_000_000 + i,
+            timestamp=1_782_640_000 + i,
             seed=i,
             temperature=float(i % 3),
             request_id=f"met {i}",

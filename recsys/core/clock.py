@@ -50,6 +50,10 @@ class Clock:
         "Return the present second of the machine, with its fraction, whatever the clock replays."
         return self.source()
 
+    def at_wall(self, second: float) -> int:
+        "Return which second this clock shows, or showed, at a second of the wall clock."
+        return int(second + self.offset)
+
     def now(self) -> int:
         "Return the present second; never one before an earlier answer."
         self._latest = max(self._latest, self.source() + self.offset)

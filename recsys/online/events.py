@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EVENT_FIELDS', 'EVENT_TYPE_RULE', 'NO_ROOM', 'RECORD_EVENT', 'IMPRESSION_FIELDS', 'SHORTEST_SALT', 'as_text',
-           'check_timestamp', 'check_event', 'user_keys', 'as_json', 'append_events', 'Recorder', 'open_recorder',
-           'forget_events', 'impression_salt', 'salt_fault', 'hash_user', 'to_json_value', 'as_impression',
-           'ImpressionLog']
+           'check_timestamp', 'check_event', 'user_keys', 'outbox_name', 'as_json', 'append_events', 'Recorder',
+           'open_recorder', 'forget_events', 'impression_salt', 'salt_fault', 'hash_user', 'to_json_value',
+           'as_impression', 'ImpressionLog']
 
 # %% ../../nbs/5_online/07_events.ipynb #events-02
 import contextlib
@@ -27,7 +27,15 @@ from ..core.params import Params, RecsysError, RequestRefused
 from ..core.runs import run_dir
 from .seen import PUSH_RECENT, SeenStore, run_scripts
 from .valkey import connect
-from ..recommend.request import ID_RULE, REQUEST_RULES, TEXT_RULE, WITHOUT_BAR, FieldRule
+from ..recommend.bloom import key_start
+from recsys.recommend.request import (
+    ID_RULE,
+    REQUEST_RULES,
+    TEXT_RULE,
+    WITHOUT_BAR,
+    FieldRule,
+    refuse_future,
+)
 
 # %% ../../nbs/5_online/07_events.ipynb #events-07
 EVENT_FIELDS = (
@@ -68,11 +76,8 @@ def check_timestamp(
     is_whole = isinstance(ts, numbers.Integral) and not isinstance(ts, bool)
     if not is_whole or not rule.holds(int(ts)):
         raise rule.refusal(ts)
-    if now is not None and ts > now + DAY:
-        raise RequestRefused(
-            f"timestamp: {int(ts)} is more than a day after the clock, {int(now)}; "
-            "expected seconds, not milliseconds, in UTC"
-        )
+    if now is not None:
+        refuse_future(int(ts), int(now))
     return int(ts)
 
 # %% ../../nbs/5_online/07_events.ipynb #events-10
@@ -117,8 +122,9 @@ redis.call('ZREMRANGEBYSCORE', ids, '-inf', time[1] - remember)
 if redis.call('ZADD', ids, 'NX', time[1], id) == 0 then return 0 end
 redis.call('EXPIRE', ids, remember)
 local recorded = string.format(',"recorded_ms":%d%03d}', time[1], math.floor(time[2] / 1000))
-redis.call('HSET', outbox, id, string.sub(event, 1, -2) .. recorded)
-push_recent(recent, entry, keep)
+local put = redis.pcall('HSET', outbox, id, string.sub(event, 1, -2) .. recorded)
+if type(put) == 'table' and put.err then redis.call('ZREM', ids, id); return put end
+pcall(push_recent, recent, entry, keep)  -- where it is no list, the worker makes a dead letter
 local ok, mark = pcall(mark_seen, seen, ARGV[6], ARGV[7])
 return ok and mark == -1 and 2 or 1
 """
@@ -126,7 +132,13 @@ return ok and mark == -1 and 2 or 1
 
 def user_keys(user: str) -> list:
     "Return the keys of a user's events: ids, recent list, outbox."
-    return [f"{{u:{user}}}:{name}" for name in ("ids", "recent", "outbox")]
+    start = key_start(user)
+    return [f"{start}:{name}" for name in ("ids", "recent", "outbox")]
+
+
+def outbox_name(user: str) -> str:
+    "Return the key of a user's outbox."
+    return user_keys(user)[2]
 
 
 def as_json(event: dict) -> str:
@@ -165,7 +177,7 @@ class Recorder:
         self.script = seen.filter.lua + PUSH_RECENT + RECORD_EVENT
         self.left = 0  # events that never reached the stream from here; they wait in outboxes
 
-    def record_event(self, event: dict) -> str:  # new, duplicate or anonymous
+    def record_event(self, event: dict) -> str:  # new, duplicate, anonymous or dead
         "Record one event, see `check_event`; sent again with the same event_id it counts once."
         return self.record_events([event])[0]
 
@@ -173,7 +185,7 @@ class Recorder:
         self,
         events: list,  # fields of each, see `check_event`
         pipeline: int = 200,  # events a round trip
-    ) -> list:  # new, duplicate or anonymous, for each
+    ) -> list:  # new, duplicate, anonymous or dead, for each
         "Record many events; all are checked before the first is recorded."
         checked, now, results = [], self.clock.now(), []
         for i, event in enumerate(events):
@@ -209,7 +221,18 @@ class Recorder:
         "Run the script calls; a filter that isn't part of the script is marked in front of them."
         marks = [(keys[-1], *arguments[-2:]) for keys, arguments in calls]  # bucket, ttl, token
         mark_seen = functools.partial(self.seen.filter.add_marks, marks=marks)
-        return run_scripts(self.client, self.script, calls, first=mark_seen)
+        return run_scripts(self.client, self.script, calls, first=mark_seen, keep_errors=True)
+
+    def _result(self, answer, text: str) -> str:  # new, duplicate or dead
+        "Return what became of a user's event; where a key has the wrong type it is put aside."
+        if not isinstance(answer, Exception):
+            return "new" if answer else "duplicate"
+        if "WRONGTYPE" not in str(answer):
+            raise answer
+        reason = f"the user's keys are broken: {answer}"[:300]
+        letter = {"reason": reason, "entry": "", "field:event": text}
+        self.client.xadd("events:dead", letter, maxlen=self.p.STREAM_LENGTH, approximate=True)
+        return "dead"
 
     def _record(self, events: list, now: int) -> list:
         "Change the users' keys in one round trip, then append what is new to the stream."
@@ -219,9 +242,10 @@ class Recorder:
         if known:
             calls = self.script_calls([events[i] for i in known], [texts[i] for i in known], now)
             for i, answer in zip(known, self._run(calls)):
-                results[i] = "new" if answer else "duplicate"
+                results[i] = self._result(answer, texts[i])
                 self.seen.dropped += answer == NO_ROOM
-        to_append = [text for text, result in zip(texts, results) if result != "duplicate"]
+        kept = ("new", "anonymous")
+        to_append = [text for text, result in zip(texts, results) if result in kept]
         try:
             append_events(self.client, to_append, self.p.STREAM_LENGTH)
         except Exception:

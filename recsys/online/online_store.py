@@ -18,6 +18,7 @@ from ..core.params import RecsysError
 from ..core.runs import read_json
 from ..data.asof import NEVER, KnownPast, history_features, newest_items
 from ..data.features import NULL, OOV
+from .feature_history import category_key
 from .valkey import Breaker
 
 # %% ../../nbs/5_online/06_online_store.ipynb #online-store-09
@@ -179,7 +180,7 @@ class OnlineUsers:
         n: int,  # items wanted
     ) -> np.ndarray:  # item rows, at most n, each once: the category's by popularity, then others
         "Return what is popular now."
-        keys = [f"{{pop}}:c:{category}", "{pop}:all"] if category else ["{pop}:all"]
+        keys = [category_key(name) for name in dict.fromkeys([category, ""])]
         row_of, ranked = self.bundle.row_of, self.breaker.call(lambda: self._top_of_sets(keys, n))
         names = [item.decode() for items in ranked for item in items]
         found = list(dict.fromkeys(row_of[name] for name in names if name in row_of))

@@ -10,7 +10,7 @@ __all__ = ['HEADER', 'MARK_BITMAP', 'BF_LEAST', 'BF_SHARE', 'MARK_NOTHING', 'PUS
 # %% ../../nbs/5_online/02_seen.ipynb #seen-02
 import functools
 import hashlib
-import re
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
@@ -26,6 +26,7 @@ from recsys.recommend.bloom import (
     bucket_error,
     bucket_expiry,
     bucket_name,
+    key_start,
     places,
     window,
 )
@@ -275,7 +276,7 @@ end
 # %% ../../nbs/5_online/02_seen.ipynb #seen-31
 def recent_name(user: str) -> str:
     "Return the key of a user's recent list."
-    return f"{{u:{user}}}:recent"
+    return f"{key_start(user)}:recent"
 
 
 def recent_entry(ts: int, event_type: str, item: str | bytes) -> bytes:
@@ -292,7 +293,7 @@ def _minus_second(entry: bytes) -> int:
 def recent_items(
     entries: list,  # the recent list, newest first, bytes
     first: int,  # second from which on
-    end: int,  # second before which
+    end: float = math.inf,  # second before which
 ) -> set:  # item ids, bytes
     "Return the items of a recent list within a span of time."
     start = bisect_right(entries, -end, key=_minus_second)
@@ -305,6 +306,7 @@ def run_scripts(
     source: str,  # Lua
     calls: list,  # (keys, arguments) of each call
     first: Callable | None = None,  # puts commands into the pipeline that gets the calls
+    keep_errors: bool = False,  # return the errors of calls in their places
 ) -> list:  # the answer of each call
     "Call a Lua script many times in one round trip; raise the first error of any call."
     from redis.exceptions import NoScriptError
@@ -327,7 +329,7 @@ def run_scripts(
             break
         client.script_load(source)
     for answer in answers:
-        if isinstance(answer, Exception):
+        if isinstance(answer, Exception) and not keep_errors:
             raise answer
     return answers
 
@@ -403,8 +405,23 @@ class SeenStore:
 
     def buckets(self, user: str, now: int) -> list:
         "Return the keys of the window's buckets."
-        suffix = self.filter.suffix
-        return [bucket_name(user, day) + suffix for day in window(now, self.days)]
+        return self._names(user, window(now, self.days))
+
+    def later_buckets(
+        self,
+        user: str,
+        entries: list,  # the recent list, newest first, bytes
+        now: int,
+    ) -> list:
+        "Return the keys of buckets of later days than now; none unless the clock jumped back."
+        if not entries or -_minus_second(entries[0]) < (now // DAY + 1) * DAY:
+            return []
+        newest = -_minus_second(entries[0]) // DAY
+        return self._names(user, range(max(now // DAY + 1, newest - self.days), newest + 1))
+
+    def _names(self, user: str, days: range) -> list:
+        "Return the keys of a user's buckets of some days."
+        return [bucket_name(user, day) + self.filter.suffix for day in days]
 
     def ttls(
         self,
@@ -494,7 +511,7 @@ class SeenStore:
         ids: list,  # the same candidates' ids, strings or bytes, [C] a user
         now,  # seconds UTC [B]
     ) -> list:  # bool [C] a user
-        "Return which candidates users saw within the window, in one round trip."
+        "Return which candidates users saw within the window or on later days."
         return self.seen_and_dropped(users, hashes, ids, now)[0]
 
     def seen_and_dropped(
@@ -520,13 +537,21 @@ class SeenStore:
         replies = iter(pipe.execute())
         for i in wanted:
             mask, n_dropped[i] = self.filter.find(replies, buckets[i], hashes[i])
-            masks[i] = mask | self._in_recent(next(replies), names[i], clocks[i])
+            entries = next(replies)
+            masks[i] = mask | self._in_recent(entries, names[i], clocks[i])
+            if later := self.later_buckets(users[i], entries, clocks[i]):
+                masks[i] |= self._in_buckets(later, hashes[i], names[i])
         return masks, n_dropped
 
+    def _in_buckets(self, keys: list, hashes: np.ndarray, ids: list) -> np.ndarray:  # bool [C]
+        "Return which candidates are in any of some buckets, in a round trip of its own."
+        pipe = self.client.pipeline(transaction=False)
+        self.filter.ask(pipe, keys, ids)
+        return self.filter.find(iter(pipe.execute()), keys, hashes)[0]
+
     def _in_recent(self, entries: list, ids: list, now: int) -> np.ndarray:  # bool [C]
-        "Return which candidates are in a recent list, within the window."
-        days = window(now, self.days)
-        items = recent_items(entries, days[0] * DAY, (days[-1] + 1) * DAY)
+        "Return which candidates are in a recent list, from the beginning of the window on."
+        items = recent_items(entries, window(now, self.days)[0] * DAY)
         if not items:
             return np.zeros(len(ids), bool)
         if isinstance(ids[0], str):
@@ -537,8 +562,7 @@ class SeenStore:
         "Return the keys of a user's filters and the recent list beside them."
         if not user:
             return []
-        pattern = re.sub(r"([\\*?\[\]])", r"\\\1", f"{{u:{user}}}:seen:") + "*"
-        keys = self.client.scan_iter(match=pattern, count=5000)
+        keys = self.client.scan_iter(match=f"{key_start(user)}:seen:*", count=5000)
         return sorted({*keys, recent_name(user).encode()})
 
     def forget(self, user: str) -> None:

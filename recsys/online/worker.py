@@ -15,10 +15,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from ..core.clock import Clock
+from ..core.clock import clock_start
 from ..core.params import Params
 from ..core.runs import stage_dir
-from .batch_work import BatchWork
+from .batch_work import BatchWork, is_poison
 from .events import append_events, as_json
 from .feature_history import history_rules, raw_categories
 from .feature_store import materialise_until
@@ -26,8 +26,10 @@ from .feature_views import open_store
 from .live_features import HistoryWriter
 from recsys.online.popularity import (
     WorkerReplacedError,
+    done_field,
     done_key,
     entry_order,
+    event_identity,
     log_folders,
     write_rows,
 )
@@ -60,10 +62,9 @@ class Worker:
         log_seconds: float = 5,  # entries wait that long for their parquet file
         log_entries: int = 5000,  # ... or until there are so many
         grace: float = SENDER_GRACE,
-        clock: Clock | None = None,  # whose wall time tells how old a batch is
     ):
         self.work = work
-        self.clock = clock or Clock()
+        self.clock = work.clock
         self.client = work.client
         self.stats = work.stats
         self.folders = folders
@@ -83,8 +84,9 @@ class Worker:
         self.work.position = (0, 0)
         self.segments = {"events": Segment(), "impressions": Segment()}
         self.cursor = 0  # of the scan for outboxes
-        self.resent: dict = {}  # event id -> entry, of events that were appended again
+        self.resent: dict = {}  # identity -> entry, of events that were appended again
         self.repaired = 0.0  # when outboxes were looked through last
+        self.passed_over: set = set()  # keys of outboxes that have the wrong type
 
     def run(
         self,
@@ -264,13 +266,13 @@ class Worker:
             return 0
         pipe = self.client.pipeline(transaction=False)
         for event in old:
-            pipe.hexists(done_key(event["timestamp"]), event["event_id"])
-        is_counted = pipe.execute()
+            pipe.hexists(done_key(event["timestamp"]), done_field(event))
+        is_counted = [answer is True for answer in pipe.execute(raise_on_error=False)]
         self.work.clear_outboxes([event for event, counted in zip(old, is_counted) if counted])
         lost = [event for event, counted in zip(old, is_counted) if not counted]
         texts = [as_json(event) for event in lost]
         entries = append_events(self.client, texts, self.work.p.STREAM_LENGTH)
-        self.resent |= {event["event_id"]: entry for event, entry in zip(lost, entries)}
+        self.resent |= {event_identity(event): entry for event, entry in zip(lost, entries)}
         return len(lost)
 
     def _old_events(self, outboxes: list, before: float) -> list:
@@ -279,14 +281,44 @@ class Worker:
             return []
         pipe = self.client.pipeline(transaction=False)
         for key in outboxes:
-            pipe.hvals(key)
-        events = [json.loads(text) for texts in pipe.execute() for text in texts]
+            pipe.hgetall(key)
         old = []
-        for event in events:
-            recorded = event.pop("recorded_ms", 0)
-            if recorded <= before and event["event_id"] not in self.resent:
-                old.append(event)
+        for key, waiting in zip(outboxes, pipe.execute(raise_on_error=False)):
+            if isinstance(waiting, Exception):
+                self._pass_over(key, waiting)
+                continue
+            for field_name, text in waiting.items():
+                event = self._read_waiting(key, field_name, text)
+                if event is None or event.pop("recorded_ms", 0) > before:
+                    continue
+                if event_identity(event) not in self.resent:
+                    old.append(event)
         return old
+
+    def _pass_over(self, key: bytes, error: Exception) -> None:
+        "Leave an outbox of the wrong type alone and say so once; raise any other error."
+        if not is_poison(error):
+            raise error
+        if key not in self.passed_over:
+            self.passed_over.add(key)
+            print(f"worker: {key.decode()} is no outbox ({error}); it is left out", file=sys.stderr)
+
+    def _read_waiting(self, key: bytes, field_name: bytes, text: bytes) -> dict | None:
+        "Return an event of an outbox; one that can't be read becomes a dead letter, once."
+        try:
+            event = json.loads(text)
+            event_identity(event), done_key(event["timestamp"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if self.client.hdel(key, field_name):
+                letter: dict = dict(
+                    reason=f"{key.decode()}: can't be read: {type(error).__name__}: {error}"[:300],
+                    entry="",
+                )
+                letter["field:event"] = text
+                self.client.xadd("events:dead", letter, maxlen=self.work.p.STREAM_LENGTH)
+                self.stats["dead"] += 1
+            return None
+        return event
 
 # %% ../../nbs/5_online/11_worker.ipynb #worker-34
 def open_worker(
@@ -305,6 +337,7 @@ def open_worker(
         p,
         categories=raw_categories(bundle),
         bundle=bundle,
+        clock=bundle.clock(clock_start(connect(url, 10_000))),
     )
     return Worker(work, log_folders(p), landmark=materialise_until(bundle) - 1, **settings)
 

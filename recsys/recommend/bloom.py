@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LINKS', 'hash_ids', 'places', 'bloom_size', 'bloom_error', 'BloomFilter', 'ChainedFilter', 'window', 'bucket_expiry',
-           'bucket_name', 'bucket_error', 'as_hashes', 'SeenItems']
+           'escape_id', 'key_start', 'bucket_name', 'bucket_error', 'as_hashes', 'SeenItems']
 
 # %% ../../nbs/3_recommend/02_bloom.ipynb #bloom-02
 import hashlib
 import math
+import re
 from collections import deque
 
 import numpy as np
@@ -164,9 +165,29 @@ def bucket_expiry(day: int, days: int) -> int:
     return (day + days + 1) * DAY
 
 # %% ../../nbs/3_recommend/02_bloom.ipynb #bloom-31
+_MEANS_SOMETHING = re.compile(r"[\x00-\x20%*:?\[\\\]{}\x7f]")  # in keys, patterns or terminals
+
+
+def _percent_code(found: re.Match) -> str:
+    "Return a character as `%` and its two digits."
+    return f"%{ord(found[0]):02X}"
+
+
+def escape_id(text: str) -> str:
+    "Return an id as it is written in keys: no two ids give the same text, none reaches out of it."
+    if _MEANS_SOMETHING.search(text) is None:
+        return text  # nearly all ids
+    return _MEANS_SOMETHING.sub(_percent_code, text)
+
+
+def key_start(user: str) -> str:
+    "Return what all keys of a user begin with; the braces keep them on one node of a cluster."
+    return f"{{u:{escape_id(user)}}}"
+
+
 def bucket_name(user: str, day: int) -> str:
     "Return the key of a user's bucket on a server."
-    return f"{{u:{user}}}:seen:{np.datetime64(int(day), 'D')}"
+    return f"{key_start(user)}:seen:{np.datetime64(int(day), 'D')}"
 
 
 def bucket_error(error: float, days: int) -> float:
@@ -211,17 +232,19 @@ class SeenItems:
         items,  # ids or uint64 hashes, [C]
         now: int,  # seconds UTC
     ) -> np.ndarray:  # bool [C]
-        "Return which items a user saw within the window."
+        "Return which items a user saw within the window, or on a later day than now."
         hashes, days = as_hashes(items), window(now, self.days)
         found, first = np.zeros(len(hashes), bool), None
-        for day in days:
-            if user not in self.buckets.get(day, ()):
+        if not days:
+            return found
+        for day, users in self.buckets.items():
+            if day < days[0] or user not in users:
                 continue
-            chain = self.buckets[day][user]
+            chain = users[user]
             if first is None:  # the places are the same in every bucket
                 first = places(hashes, chain.links[0].n_hashes, chain.links[0].n_bits)
             found |= chain.contains(hashes, first)
-        exact = [item for day, item in self.recent.get(user, ()) if day in days]
+        exact = [item for day, item in self.recent.get(user, ()) if day >= days[0]]
         return found | np.isin(hashes, np.array(exact, np.uint64)) if exact else found
 
     @property

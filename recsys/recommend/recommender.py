@@ -172,10 +172,18 @@ def make_pages(
 class Recommender:
     "Answers requests from a bundle and what is known of users."
 
-    def __init__(self, bundle: Bundle, users, clock: Clock | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        users,  # `UserMemory`, or an online store with the same methods
+        clock: Clock
+        | None = None,  # the time of a request that names none; the bundle's if missing
+        is_served: bool = False,  # refuse moments more than a day after the clock
+    ):
         self.bundle: Any = bundle
-        self.users = users  # UserMemory, or an online store with the same methods
-        self.clock = clock or bundle.clock()  # the time of a request that names none
+        self.users = users
+        self.clock = clock or bundle.clock()
+        self.is_served = is_served
 
     def pinned(self) -> "Recommender":
         "Return a copy for one request whose bundle keeps its present snapshot."
@@ -199,7 +207,7 @@ class Recommender:
     def answer_request(self, request: dict) -> dict:
         "Run the seven steps of a batch of requests on this recommender's bundle."
         bundle, users, timer = self.bundle, self.users, StepTimer()
-        request = read_request(request, bundle.serving, self.clock)
+        request = read_request(request, bundle.serving, self.clock, self.is_served)
         fallbacks = FallbackLog(len(request["user_id"]))
         with timer("user_features"):
             features, known = request_features(bundle, users, request, fallbacks)

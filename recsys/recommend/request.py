@@ -9,7 +9,7 @@ __all__ = ['MAX_EXCLUDED', 'MAX_RULES', 'MAX_BYTES_A_CHARACTER', 'WITHOUT_NUL', 
            'from_parameter', 'without_default', 'may_be_missing', 'PageRule', 'PageRequest', 'plain_schema', 'counted',
            'found_words', 'number_words', 'FieldRule', 'request_rules', 'check_known_fields', 'field_help',
            'request_table', 'random_seeds', 'RequestDefaults', 'fill_missing', 'read_numbers', 'read_texts',
-           'read_lists', 'read_json_text', 'read_request']
+           'read_lists', 'read_json_text', 'refuse_future', 'read_request']
 
 # %% ../../nbs/3_recommend/01_request.ipynb #request-02
 import json
@@ -31,7 +31,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..core.clock import Clock
+from ..core.clock import DAY, Clock
 from ..core.params import PARAMS, Params, RecsysError, RequestRefused
 from ..data.features import MAX_TEXT_LENGTH
 
@@ -495,10 +495,23 @@ def read_json_text(rule: FieldRule, text: str) -> list:
     return value
 
 # %% ../../nbs/3_recommend/01_request.ipynb #request-22
+def refuse_future(
+    second: int,  # that somebody named
+    now: int,  # clock
+) -> None:
+    "Raise `RequestRefused` for a moment more than a day after the clock."
+    if second > now + DAY:
+        raise RequestRefused(
+            f"timestamp: {second} is more than a day after the clock, {now}; "
+            "expected seconds, not milliseconds, in UTC"
+        )
+
+
 def read_request(
     request: dict,  # fields of `PageRequest`, each [B] or missing
     serving: Params,  # parameters of the bundle, for defaults
     clock: Clock,  # the time of a request that names none
+    is_served: bool = False,  # refuse moments more than a day after the clock
 ) -> dict:  # all fields, each [B]
     "Fill in defaults and check a batch of requests; raise `RecsysError` naming the field."
     if not REQUEST_RULES.keys() >= request.keys():
@@ -515,4 +528,6 @@ def read_request(
             checked[name] = read_lists(rule, value, n_requests)
         else:
             checked[name] = read_numbers(rule, value, n_requests, defaults)
+    if is_served and request.get("timestamp") is not None:
+        refuse_future(int(checked["timestamp"].max()), clock.now())
     return checked

@@ -180,7 +180,10 @@ class Recorded(StrictModel):
     "What became of an event."
 
     event_id: str
-    result: str = Field(description="new, duplicate or anonymous")
+    result: str = Field(
+        description="new, duplicate, anonymous, or dead: what is stored of the user is broken; "
+        "the event was put aside for the operator"
+    )
 
 
 class EventsAnswer(StrictModel):

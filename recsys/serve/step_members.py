@@ -79,7 +79,7 @@ class StepMember(PythonMember):
     def setup(self):
         bundle = Bundle(self.bundle)
         users = served_users(bundle, self.model_folder.parent.parent)
-        self.use(Recommender(bundle, users, bundle.clock(given_start())))
+        self.use(Recommender(bundle, users, bundle.clock(given_start()), is_served=True))
 
     def use(self, recommender: Recommender):  # itself
         "Set the recommender whose step this member runs, and load what the step needs."
@@ -109,7 +109,12 @@ class UserFeatures(StepMember):
     def answer(self, inputs: dict) -> dict:  # q_ints, q_floats [B, n], request
         "Return the inputs of query tower and ranker on the side of the user."
         began, recommender = time.monotonic(), self.recommender
-        request = read_request(request_of(inputs), recommender.bundle.serving, recommender.clock)
+        request = read_request(
+            request_of(inputs),
+            recommender.bundle.serving,
+            recommender.clock,
+            recommender.is_served,
+        )
         fallbacks = FallbackLog(len(request["user_id"]))
         bundle, users = recommender.bundle, recommender.users
         features, known = request_features(bundle, users, request, fallbacks)
