@@ -21,7 +21,7 @@ from tiny import ROOT, tiny_run
 
 from recsys.core.runs import read_json, run_dir
 from recsys.online.popularity import day_name
-from recsys.online.valkey import EmbeddedValkey, OwnedProcess, connect, free_port, running_valkey
+from recsys.online.valkey import OwnedProcess, connect, free_port, running_valkey
 from recsys.recommend.fallbacks import FALLBACKS
 from recsys.serve.api import (
     EventsAnswer,
@@ -713,9 +713,10 @@ def _connects(port):
 def test_valkey_is_killed_and_returns(p, stack):
     gateway = stack[0]
     told = read_json(run_dir(p) / "valkey/valkey.json")
-    os.kill(told["pid"], signal.SIGKILL)
-    event = dict(events=[dict(item_id="i001", user_id="late")])
+    os.kill(told["pid"], signal.SIGSTOP)
+    event = dict(events=[dict(item_id="i001", user_id="late", event_id="late")])
     assert until(lambda: gateway("POST", "/v1/events", event)[0] == 503, 5)
+    assert gateway("POST", "/v1/events", event)[1]["code"] == "store_gone"
     page = gateway.page(user_id="u0001", k=4)
     assert (
         len(page["items"]) == 4
@@ -731,18 +732,39 @@ def test_valkey_is_killed_and_returns(p, stack):
         gateway("GET", "/v1/users/u0001")[0] == 503
         and gateway("DELETE", "/v1/users/u0001")[0] == 503
     )
-    (run_dir(p) / "copy").mkdir()
-    (run_dir(p) / "valkey/appendonlydir").rename(run_dir(p) / "copy/appendonlydir")
-    with EmbeddedValkey(run_dir(p) / "copy", int(told["url"].rsplit(":", 1)[1])):
-        assert until(lambda: gateway("POST", "/v1/events", event)[0] == 200) and until(
-            lambda: gateway.page(user_id="u0001")["fallbacks"] == []
-        )
+    os.kill(told["pid"], signal.SIGKILL)  # it is started again at the same address
+    assert until(lambda: gateway("POST", "/v1/events", event)[0] == 200) and until(
+        lambda: gateway.page(user_id="u0001")["fallbacks"] == []
+    )
 
 
-def test_triton_is_gone(stack):
-    "Last: popular items with the reason, at once; events are refused by no one but Valkey."
+def test_a_store_that_cannot_write(p, stack):
+    """As with a full disk: events are refused with a code, pages go on; with room again the events
+    that were sent again count once.
+    """
+    gateway = stack[0]
+    client = connect(read_json(run_dir(p) / "valkey/valkey.json")["url"], 5000)
+    event = dict(events=[dict(item_id="i001", user_id="full", event_id="full")])
+    client.config_set("maxmemory", "1mb")
+    try:
+        status, said, _, _ = gateway("POST", "/v1/events", event)
+        assert (status, said["code"]) == (503, "store_full") and "disk or memory" in said["error"]
+        page = gateway.page(user_id="u0001", k=4)
+        assert (page["source"], page["fallbacks"]) == ("two-tower", [])
+    finally:
+        client.config_set("maxmemory", 0)
+    assert [gateway("POST", "/v1/events", event)[1]["results"][0]["result"] for _ in "ab"] == [
+        "new",
+        "duplicate",
+    ]
+    assert until(lambda: not client.exists("{u:full}:outbox"), 60)
+
+
+def test_triton_is_killed_and_returns(stack):
+    "Last: popular items with the reason, at once; the gateway goes on, and Triton comes back."
     gateway, server, _ = stack
-    server.stop()
+    os.kill(server.pid, signal.SIGKILL)
+    assert until(lambda: gateway.page(k=1)["source"] == "popularity", 5)
     page = gateway.page(user_id="u0001", k=4)
     assert (
         page["source"] == "popularity"
@@ -755,6 +777,7 @@ def test_triton_is_gone(stack):
     )
     assert status == 200 and first not in [x["item_id"] for x in page["items"]]
     assert gateway("GET", "/readyz")[1]["triton"] is False and gateway("GET", "/healthz")[0] == 200
+    assert until(lambda: gateway.page(k=1)["source"] == "two-tower", 60)
 
 
 def test_popular_items_obey_the_rules_of_a_request(stack):

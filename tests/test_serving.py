@@ -27,7 +27,7 @@ from recsys.core.pipeline import run_here
 from recsys.core.runs import read_json, run_dir, stage_dir, write_json
 from recsys.core.stages import STAGES
 from recsys.data.features import load_arrays
-from recsys.online.valkey import EmbeddedValkey, check_port, free_port
+from recsys.online.valkey import EmbeddedValkey, check_port, connect, free_port
 from recsys.recommend.bundle import Bundle
 from recsys.recommend.fallbacks import FALLBACKS, REQUEST_STEPS
 from recsys.serve.ensemble import ensemble_from
@@ -622,13 +622,88 @@ def test_valkey_hangs_and_dies(p, stack):
     with EmbeddedValkey(run_dir(p) / "another valkey") as second:
         assert second.url != url
     os.kill(pid, signal.SIGKILL)
-    assert until(lambda: set(fallbacks(client)) == {"user_features", "seen_filter"}, 60)
-    shutil.copytree(run_dir(p) / "valkey/appendonlydir", run_dir(p) / "copy/appendonlydir")
-    with EmbeddedValkey(run_dir(p) / "copy", int(url.rsplit(":", 1)[1])):
-        assert (
-            until(lambda: fallbacks(client) == {}, 60) is True
-        )  # the same data at the same address
-        assert client.recommend(user_id=user, k=3)["reasons"]["user"] == "known"
+    assert until(lambda: process_state(p, "valkey")["restarts"] == 1)
+    assert process_state(p, "valkey")["last_exit"] == -signal.SIGKILL
+    told = read_json(run_dir(p) / "valkey/valkey.json")
+    assert (told["url"], told["pid"] != pid) == (url, True)  # the same address and password
+    assert until(lambda: fallbacks(client) == {}, 60) is True
+    assert client.recommend(user_id=user, k=3)["reasons"]["user"] == "known"
+    connect(url, 5000).flushall()  # an emptied store is filled again, and known users are known
+    assert until(lambda: client.recommend(user_id=user, k=3)["reasons"]["user"] == "known", 240)
+    assert until(lambda: connect(url, 5000).exists("{pop}:all"), 60)
+
+
+def process_state(p, name):
+    "Return what processes.json says of a child."
+    return read_json(stage_dir(p, "triton") / "processes.json")[name]
+
+
+def test_a_killed_worker_comes_back_and_loses_nothing(p, stack, parts):
+    recorder = parts[1]
+    before = process_state(p, "worker")
+    os.kill(before["pid"], signal.SIGKILL)
+    event = dict(
+        event_id="while it is away",
+        user_id="patient",
+        item_id=str(parts[0].bundle.columns.ids[0]),
+        timestamp=recorder.clock.now(),
+        event_type="view",
+    )
+    assert recorder.record_event(event) == "new"
+
+    def state():
+        moment = np.array([recorder.clock.now() + 1])
+        return parts[0].users.state(["patient"], moment)["rows"][0, -1]
+
+    assert until(lambda: state() == 0, 60)
+    after = process_state(p, "worker")
+    assert (after["restarts"], after["state"]) == (before["restarts"] + 1, "running")
+    told = connect(stack[1], 5000).hgetall("{recsys}:worker_state")
+    assert int(told[b"pid"]) == after["pid"] and float(told[b"last_success"]) > after["since"] - 1
+
+
+def test_what_is_served_belongs_to_this_user(p, stack):
+    "Files, shared memory and Valkey are closed to other users; no password is in a command line."
+    server, url = stack[:2]
+    assert oct(run_dir(p).stat().st_mode & 0o777) == "0o700"
+    for name in ("valkey", "triton/triton.log", "triton/worker.log", "triton/processes.json"):
+        path = run_dir(p) / name
+        assert path.stat().st_mode & 0o077 == 0, path
+    data = [*(run_dir(p) / "valkey").rglob("*"), *(run_dir(p) / "events").rglob("*")]
+    assert data and all(path.stat().st_mode & 0o077 == 0 for path in data)
+    regions = list(Path("/dev/shm").glob(f"{server.shared_memory}*"))
+    assert regions and all(path.stat().st_mode & 0o077 == 0 for path in regions)
+    password = url.split("@")[0].rpartition(":")[2]
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert password.encode() not in file.read_bytes(), file
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_another_user_gets_nothing(p, stack):
+    server, url = stack[:2]
+    region = next(Path("/dev/shm").glob(f"{server.shared_memory}*"))
+    asks = f"""
+import socket
+for path in ({str(region)!r}, {str(run_dir(p) / "valkey/valkey.json")!r}):
+    try:
+        open(path).close()
+        print("opened", path)
+    except PermissionError:
+        pass
+with socket.create_connection(("127.0.0.1", {int(url.rsplit(":", 1)[1])})) as connection:
+    connection.sendall(b"FLUSHALL\\r\\n")
+    print(connection.recv(100).decode().split()[0])
+"""
+    done = subprocess.run(
+        [shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable, "-c", asks],
+        capture_output=True,
+        text=True,
+        user=65534,
+        cwd="/",
+        env={},
+    )
+    assert done.stdout == "-NOAUTH\n", done.stdout + done.stderr
 
 
 def cli(*args, **env):
@@ -665,9 +740,11 @@ def test_recsys_serve(tmp_path):
     out, err = second.communicate(timeout=120)
     assert (
         second.returncode == 2
-        and f"HTTP_PORT is {http}, but another program listens" in err
+        and f"process {process.pid} serves this run already" in err
+        and "--as NAME" in err
         and "Traceback" not in err
     ), err
+    assert read_json(run / "triton/server.json")["http"].endswith(str(http))  # untouched
     event = cli("event", "--run", run, "--user", "u00007", "--item", found["item_ids"][0])
     assert "new: u00007" in event.communicate(timeout=60)[0]
     erased = cli("forget", "--run", run, "--user", "u00007")

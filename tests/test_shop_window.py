@@ -11,6 +11,7 @@ from tiny import ROOT, tiny_run
 
 from recsys.core.runs import read_json, run_dir
 from recsys.serve.serving import run_params
+from recsys.serve.triton_process import session_processes
 from recsys.serve.window import shop_window
 
 pytestmark = [pytest.mark.xdist_group("shop_window"), pytest.mark.needs("chromium")]
@@ -370,7 +371,8 @@ def test_without_the_key_one_can_still_look(visit, stack):
 def test_valkey_is_killed(visit, p):
     "The page says so and still shows items."
     page = visit(tolerate="503")
-    os.kill(read_json(run_dir(p) / "valkey/valkey.json")["pid"], signal.SIGKILL)
+    pid = read_json(run_dir(p) / "valkey/valkey.json")["pid"]
+    os.kill(pid, signal.SIGSTOP)  # one that ends is started again
     page.wait_for_selector("#servers .gone")
     until(page, "document.querySelector('#alert').textContent.includes('Valkey does not answer')")
     assert page.locator("#cards .card").count() == 8 and "Valkey is gone" in page.inner_text(
@@ -380,11 +382,14 @@ def test_valkey_is_killed(visit, p):
     page.locator("#cards .pick").first.click()
     until(page, "document.querySelector('#toast').textContent.includes('was not recorded')")
     assert page.locator("#cards .card").count() == 8
+    os.kill(pid, signal.SIGCONT)
 
 
 def test_triton_is_gone(visit, stack):
     page = visit(tolerate="503")
-    stack[1].stop()
+    hanging = session_processes(stack[1].pid)
+    for pid in hanging:
+        os.kill(pid, signal.SIGSTOP)  # one that ends is started again
     until(page, "document.querySelector('#alert').textContent.includes('these are popular items')")
     assert (
         page.locator("#cards .card").count() == 8
@@ -392,3 +397,5 @@ def test_triton_is_gone(visit, stack):
         and "Triton is gone" in page.inner_text("#servers")
     )
     page.screenshot(path=SHOTS / "triton-gone.png")
+    for pid in hanging:
+        os.kill(pid, signal.SIGCONT)

@@ -172,7 +172,7 @@ def store_config(
     url: str,  # of the server that answers; used where VALKEY_URL names none
 ) -> dict:  # content of feature_store.yaml
     "Return Feast's configuration, made from parameters."
-    url = p.VALKEY_URL or url
+    url = p.VALKEY_URL or re.sub("://[^@/]*@", "://", url)  # the embedded server's own password
     password = (_URL.match(url) or {"password": ""})["password"]
     if password and not re.fullmatch(r"\$\{\w+\}", password):
         raise RecsysError(

@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..core.params import Params, RecsysError, check_value, parse_set
-from ..core.runs import resolve, run_dir
+from ..core.runs import check_writable, resolve, run_dir
 
 # %% ../../nbs/7_operate/17_cli_app.ipynb #cli-app-05
 TRAIN_GROUP = "Train"
@@ -273,6 +273,7 @@ def open_run(
         )
     params = run_params(folder, **parse_sets(sets))
     if stages:
+        check_writable(folder)
         from recsys.core.pipeline import run_here
         from recsys.core.stages import STAGES
 

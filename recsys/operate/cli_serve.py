@@ -17,7 +17,7 @@ from pathlib import Path
 
 import typer
 
-from ..core.params import Params, RecsysError
+from ..core.params import Params
 from ..core.runs import run_dir
 from recsys.operate.cli_app import (
     MAKE_LIVE_GROUP,
@@ -41,11 +41,15 @@ from recsys.operate.cli_app import (
 
 # %% ../../nbs/7_operate/23_cli_serve.ipynb #cli-serve-05
 def stop_on_signals() -> None:
-    "Let SIGINT and SIGTERM raise `KeyboardInterrupt`, also in a background job of a shell."
+    "Let SIGINT, SIGTERM and SIGHUP raise `KeyboardInterrupt`, also in a shell's background job."
     import signal
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    if (
+        signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ):  # nohup: it goes on without a terminal
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def no_news() -> str:
@@ -54,20 +58,17 @@ def no_news() -> str:
 
 
 def wait_for_end(
-    servers: tuple,  # with running(), name, log and tail()
     news: Callable[[], str] = no_news,  # returns a line to print, or an empty text
 ) -> None:
-    "Wait until Ctrl-C; raise `RecsysError` where a server ends by itself."
+    "Wait until Ctrl-C, and print what there is to say."
     try:
-        while all(server.running() for server in servers):
+        while True:
             if text := news():
                 print_line(text)
             time.sleep(0.5)
     except KeyboardInterrupt:
-        print_line("stopping")
-        return
-    ended = next(server for server in servers if not server.running())
-    raise RecsysError(f"{ended.name} ended by itself; {ended.log} says:\n{ended.tail()}")
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print_line("stopping")
 
 # %% ../../nbs/7_operate/23_cli_serve.ipynb #cli-serve-08
 def live_home(sets: list) -> tuple:  # folder of the bundle store, parameters that were given
@@ -206,7 +207,7 @@ def serve_command(
     warn_of_old_bundle(run)
     with served(params, print_line) as started:
         print_addresses(started[0], run)
-        wait_for_end((started[0],))
+        wait_for_end()
 
 
 def serve_live(sets: list) -> None:
@@ -219,7 +220,7 @@ def serve_live(sets: list) -> None:
     key = os.environ.get("RECSYS_ADMIN_KEY", "")
     with served_live(home, print_line, key, **given) as replica:
         print_addresses(replica.server, show_path(run_dir(replica.params)))
-        wait_for_end((replica.server,), replica.follow)
+        wait_for_end(replica.follow)
 
 
 @app.command(
@@ -343,8 +344,8 @@ def demo_command(
     any_port = [f"{name}=0" for name in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")]
     params = open_run_to_serve(run, [*any_port, *sets])
     warn_of_old_bundle(run)
-    with shop_window(params, print_line) as (address, server, gateway):
+    with shop_window(params, print_line) as (address, _, _):
         print_line(f"ready: {address}")
         if browser and has_display():
             webbrowser.open(address)
-        wait_for_end((server, gateway))
+        wait_for_end()

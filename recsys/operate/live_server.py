@@ -7,6 +7,7 @@ __all__ = ['FOLLOW_RETRY_SECONDS', 'LiveServer', 'served_live', 'replica_folder'
 
 # %% ../../nbs/7_operate/22_live_server.ipynb #live-server-02
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..core.params import Params, RecsysError
+from ..core.runs import make_private, run_dir
+from ..online.supervisor import Supervisor
 from ..online.valkey import OwnedProcess, hide_password, valkey_for
 from recsys.operate.bundle_store import (
     bundle_path,
@@ -35,7 +38,7 @@ from recsys.operate.promote import (
 from ..recommend.bundle import check_bundle
 from ..serve.alarms import ALARMS_FILE, Alarms, print_alarm
 from ..serve.server import Canary, TritonServer
-from ..serve.serving import run_params, started, worker_process
+from ..serve.serving import StoreKeeper, run_params, started, worker_process
 from ..serve.watch import AlarmWatch, ServedBundle, file_checks
 
 # %% ../../nbs/7_operate/22_live_server.ipynb #live-server-06
@@ -52,6 +55,7 @@ class LiveServer:
         url: str,  # of Valkey
         server: TritonServer,
         canary: Canary,
+        supervisor: Supervisor,  # of the server, and of the worker where it is here
         say: Callable = print_alarm,  # takes a line about an alarm
     ):
         self.home = home
@@ -59,6 +63,7 @@ class LiveServer:
         self.url = url
         self.server = server
         self.canary = canary
+        self.supervisor = supervisor
         self.live = checked_live(home)  # the pointer that was followed last
         self.alarms = Alarms(say, server.home / ALARMS_FILE)
         self.loaded = self.live["version"]  # '' where it could not be loaded
@@ -70,7 +75,7 @@ class LiveServer:
     def stop(self) -> None:
         "End the worker, where this server has it."
         if self.worker:
-            self.worker.stop()
+            self.supervisor.release(self.worker.name)
             self.worker = None
         self.lock.release()
 
@@ -153,16 +158,23 @@ class LiveServer:
                 self.lock.acquire(timeout=0)
         if not self.lock.is_locked:
             return
-        if self.worker and self.worker.running() and not has_moved:
-            return
+        if self.worker and not has_moved:
+            return  # the supervisor sees to it
         if self.worker:
-            self.worker.stop()
+            self.supervisor.release(self.worker.name)
         bundle = bundle_path(self.home, version)
         self.worker = worker_process(self.params, self.url, self.server.home, "--bundle", bundle)
+        self.supervisor.watch(self.worker)
 
 # %% ../../nbs/7_operate/22_live_server.ipynb #live-server-14
 def _say_nothing(text: str) -> None:
     "Ignore a line about what is going on."
+
+
+def _fill_live(home: Path, url: str) -> None:
+    "Fill the online store for what is live; one of several servers does it at a time."
+    with live_lock(home):
+        fill_online(home, read_live(home)["version"], url)
 
 
 @contextlib.contextmanager
@@ -179,7 +191,11 @@ def served_live(
         )
     live = checked_live(home)
     params = run_params(run_folder(home, live["online_run"]), **over)
-    with valkey_for(params) as url, replica_folder(home) as folder, contextlib.ExitStack() as stack:
+    make_private(run_dir(params))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(replica_folder(home))
+        supervisor = stack.enter_context(Supervisor(folder, say))
+        url = stack.enter_context(valkey_for(params, supervisor.watching))
         say(f"Valkey answers at {hide_password(url)}")
         with live_lock(home):
             others = replicas_of(home)
@@ -189,10 +205,11 @@ def served_live(
                 lay_out(home)
             if fill_online(home, read_live(home)["version"], url):
                 say("the online store is filled")
+        stack.enter_context(StoreKeeper(url, functools.partial(_fill_live, home, url), say))
         server, canary = stack.enter_context(
-            started(params, url, live_repository(home), key, folder)
+            started(params, url, live_repository(home), key, folder, supervisor.watching)
         )
-        replica = LiveServer(home, params, url, server, canary, say)
+        replica = LiveServer(home, params, url, server, canary, supervisor, say)
         online = live_folder(home) / "online.json"
         checks = file_checks(params, ServedBundle(live_repository(home)), online)
         stack.enter_context(AlarmWatch(replica.alarms, checks))

@@ -340,6 +340,7 @@ class Failure(StrictModel):
     "Why there is no other answer."
 
     error: str
+    code: str = Field("", description="where something can't be written: which kind of failure")
 
 
 STATUSES = {

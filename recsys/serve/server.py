@@ -42,6 +42,7 @@ from recsys.serve.triton_process import (
     ADMIN_HEADER,
     ServerOptions,
     backend_dir,
+    close_memory,
     distinct_ports,
     server_env,
     session_memory,
@@ -240,13 +241,19 @@ class TritonServer(OwnedProcess, ModelControl):
             grpc=f"127.0.0.1:{self.grpc_port}",
             metrics=f"http://127.0.0.1:{self.metrics_port}/metrics",
         )
-        sweep_memory()
+        self.seconds = seconds
         backends = backend_dir(self.home / "backends", environment)
         command = self._options().command(backends)
         log = self.home / "triton.log"
         OwnedProcess.__init__(self, command, log, "tritonserver", environment)
+
+    def start(self) -> None:
+        "Start the server and wait until it is ready; again, it has the same ports and key."
+        sweep_memory()
+        OwnedProcess.start(self)
         try:
-            self.wait_ready(self.ready, seconds)
+            self.wait_ready(self.ready, self.seconds)
+            self.close_memory()
             self._announce()
         except BaseException:
             self.stop()
@@ -271,6 +278,10 @@ class TritonServer(OwnedProcess, ModelControl):
             if "version" in failure
         ]
         return "\n".join(reasons) or OwnedProcess.tail(self, lines)
+
+    def close_memory(self) -> None:
+        "Close the shared memory of all members, also of those that were loaded since."
+        close_memory(self.shared_memory)
 
     def memory(self) -> dict:  # processes; pss and rss in MiB
         "Return the memory of the server and its stubs."

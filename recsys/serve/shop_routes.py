@@ -30,6 +30,7 @@ from recsys.serve.api import (
     UsersAnswer,
     failure_responses,
 )
+from .backends import StoreError
 from .serving import forget_user
 from recsys.serve.transport import (
     Gateway,
@@ -221,8 +222,11 @@ class ItemRoutes:
             raise HTTPException(409, "item_id: this item is there already")
         table = pd.DataFrame([item_row(new, item_id)])
         embeddings = stage_dir(self.backends.params, "embeddings")
-        added = await self.backends.adder.run(
-            lambda: add_items(catalogue.bundle, table, embeddings, "item")
-        )
+        try:
+            added = await self.backends.adder.run(
+                lambda: add_items(catalogue.bundle, table, embeddings, "item")
+            )
+        except OSError as error:  # the file of added items stays as it was
+            raise StoreError("disk_full", f"{type(error).__name__}: {error}") from None
         catalogue.grow()
         return dict(item=catalogue.show(item_id), added=added)

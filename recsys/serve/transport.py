@@ -11,6 +11,7 @@ __all__ = ['LOCAL_HOSTS', 'MAX_BODY_BYTES', 'MAX_BODY_SECONDS', 'MAX_DROPPED_BYT
            'RequestRecord', 'GatewayMiddleware', 'guarded_app']
 
 # %% ../../nbs/6_serve/16_transport.ipynb #transport-02
+import contextlib
 import hashlib
 import hmac
 import json
@@ -39,7 +40,7 @@ from ..core.params import Params, RecsysError, RequestRefused
 from ..recommend.request import Id
 from .alarms import AlarmGauge, Alarms, read_alarms
 from .api import validation_message
-from .backends import Backends
+from .backends import Backends, StoreError
 
 # %% ../../nbs/6_serve/16_transport.ipynb #transport-05
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -119,8 +120,9 @@ class GatewayMetrics:
 
 
 def print_json(line: dict) -> None:
-    "Write a line of the log."
-    print(json.dumps(line), flush=True)
+    "Write a line of the log; a disk that is full must not cost the answer."
+    with contextlib.suppress(OSError):
+        print(json.dumps(line), flush=True)
 
 
 class Gateway:
@@ -341,9 +343,15 @@ def json_response(content: Any, status: int = 200, headers: dict | None = None) 
 INTERNAL = "internal error; the gateway's log says more"
 
 
-def failure_response(status: int, message: str, headers: dict | None = None) -> Response:
+def failure_response(
+    status: int,
+    message: str,
+    headers: dict | None = None,
+    code: str = "",  # of `STORE_FAILURES`
+) -> Response:
     "Return the response of a failure."
-    return json_response(dict(error=message[:300]), status, headers)
+    coded = dict(code=code) if code else {}
+    return json_response(dict(error=message[:300]) | coded, status, headers)
 
 
 def allowed_methods(request: Request) -> list:
@@ -380,6 +388,9 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         return failure_response(405, f"expected {allowed}", {"Allow": allowed})
     if error.status_code == 404 and request.scope.get("route") is None:
         return failure_response(404, "no such path; /openapi.json lists them")
+    if isinstance(error, StoreError):
+        request.scope["record"].note["cause"] = error.cause
+        return failure_response(503, error.detail, code=error.code)
     return failure_response(error.status_code, error.detail)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADMIN_HEADER', 'RESTRICTED', 'triton_folder', 'server_env', 'check_stub', 'backend_dir', 'ServerOptions',
-           'distinct_ports', 'session_processes', 'session_memory', 'sweep_memory']
+           'distinct_ports', 'session_processes', 'session_memory', 'sweep_memory', 'close_memory']
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-02
 import contextlib
@@ -240,6 +240,18 @@ def sweep_memory(
         with contextlib.suppress(OSError, ValueError):
             if (stopped and file.name.startswith(stopped)) or _is_left_behind(file):
                 file.unlink()
+
+
+def close_memory(
+    prefix: str,  # how the names of a server's shared memory begin
+) -> None:
+    """Close the shared memory of a server for other users; it holds requests and answers.
+
+    Triton makes each region with mode 644 and undoes the umask, so it is done afterwards.
+    """
+    for file in Path("/dev/shm").glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            file.chmod(0o600)
 
 
 def _is_left_behind(file: Path) -> bool:
