@@ -20,11 +20,11 @@ from k8s_rules import PATHS, ROOT, containers
 from test_k8s import rule_groups, template
 from tiny import tiny_run
 
-from recsys.core.params import PARAMS
 from recsys.core.runs import read_json, write_json
 from recsys.online.valkey import EmbeddedValkey, connect, free_port
 from recsys.operate.bundle_store import keep_bundle, read_live, set_live
-from recsys.serve.server import Client
+from recsys.operate.pods import POD_PORTS
+from recsys.serve.server import Client, send_http
 from recsys.serve.triton_process import session_processes
 
 pytestmark = [pytest.mark.xdist_group("pods"), pytest.mark.needs("kubectl")]
@@ -156,9 +156,9 @@ def until(check, seconds=90.0):
 def test_containers_as_they_are_written(pod, home, valkey):
     c, ports = pod.known["triton"], pod.ports
     assert {p["name"]: p["containerPort"] for p in c["ports"]} == dict(
-        http=PARAMS["HTTP_PORT"].default,
-        grpc=PARAMS["GRPC_PORT"].default,
-        metrics=PARAMS["METRICS_PORT"].default,
+        http=POD_PORTS["HTTP_PORT"],
+        grpc=POD_PORTS["GRPC_PORT"],
+        metrics=POD_PORTS["METRICS_PORT"],
     )
     own = [
         x for n in ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT") for x in ("--set", f"{n}={ports[n]}")
@@ -175,6 +175,9 @@ def test_containers_as_they_are_written(pod, home, valkey):
     for path in PATHS["triton"]:
         assert ask(ports["HTTP_PORT"], path)[0] == 200, path
     assert ask(ports["HTTP_PORT"], "/v2/models/recommendr/ready")[0] >= 400
+    # what may do harm wants the key
+    for path in ("/v2/models/recommender/infer", "/v2/repository/index"):
+        assert send_http(f"http://127.0.0.1:{ports['HTTP_PORT']}", path, b"{}")[0] == 403, path
 
     # the same bundle from everyone; the pointer moves, the follower moves the server
     follow = pod("follow", *own)

@@ -13,8 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +30,15 @@ from recsys.recommend.bundle import Bundle
 from recsys.recommend.fallbacks import FALLBACKS, REQUEST_STEPS
 from recsys.serve.ensemble import ensemble_from
 from recsys.serve.repository import next_version, pinned_version, read_config
-from recsys.serve.server import Client, ModelControl
+from recsys.serve.server import Client, send_http
 from recsys.serve.serving import forget_user, online_parts, run_params, served
-from recsys.serve.triton_process import session_processes
+from recsys.serve.triton_process import (
+    RESTRICTED,
+    ServerOptions,
+    backend_dir,
+    find_stubs,
+    session_processes,
+)
 
 pytestmark = pytest.mark.xdist_group("serving")  # one server for all
 
@@ -141,13 +145,18 @@ def check_meeting(p, server, client, member):
 
 
 def executions(server, member):
-    page = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics").read().decode()
     return sum(
         float(x)
         for x in re.findall(
-            r'nv_inference_exec_count{model="' + member + r'",version="\d+"} (\S+)', page
+            r'nv_inference_exec_count{model="' + member + r'",version="\d+"} (\S+)',
+            server.metrics_page(),
         )
     )
+
+
+def fallback_counters(server):
+    "Return how many requests each step has answered by a fallback, as the metrics page has it."
+    return dict(re.findall(r'recsys_fallbacks_total{stage="(\w+)"} (\d+)', server.metrics_page()))
 
 
 def infer(server, **inputs):
@@ -155,12 +164,9 @@ def infer(server, **inputs):
     body = dict(
         inputs=[dict(name=n, datatype=d, shape=s, data=x) for n, (d, s, x) in inputs.items()]
     )
-    url = f"{server.http}/v2/models/recommender/infer"
-    try:
-        with urllib.request.urlopen(url, json.dumps(body).encode()) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+    path = "/v2/models/recommender/infer"
+    status, text = send_http(server.http, path, json.dumps(body).encode(), seconds=20)
+    return status, json.loads(text)
 
 
 ONE = ("INT32", [1, 1], [3])
@@ -219,14 +225,60 @@ def test_bytes_and_numbers_that_json_cannot_hold(stack, field, array, words):
     assert len(stack[3].recommend(k=3)["item_ids"]) == 3
 
 
-def test_model_control_needs_the_key(stack):
+def test_no_other_user_can_steer_the_server(stack, tmp_path):
+    """The server's only port is that of gRPC, where model control is closed: also for who knows
+    what the process list shows. The socket that steers it lies in a folder of this user's own.
+    """
     server = stack[0]
-    without_key = ModelControl(server.http, "", server.repository)
-    for command in (without_key.load, without_key.unload):
-        with pytest.raises(RecsysError, match="answered 4"):
-            command("retrieve")
+    assert listening_ports(server.pid) == {int(server.grpc.split(":")[1])}
+    for pid in session_processes(server.pid):
+        assert server.key not in Path(f"/proc/{pid}/cmdline").read_text()
     assert oct((server.home / "server.json").stat().st_mode & 0o777) == "0o600"
-    assert server.ready()
+    assert oct(server.sockets.stat().st_mode & 0o777) == "0o700"
+    script = (ROOT / "tests" / "raw_grpc.py").read_text()
+    proof = tmp_path / "proof"
+    arguments = [str(server.pid), server.grpc, str(proof)]
+    users = [[sys.executable, "-", *arguments]]
+    if os.geteuid() == 0 and (python := shutil.which("python3", path="/usr/bin:/bin")):
+        opens_socket = f"import socket; socket.socket(1).connect('{server.sockets}/http.sock')"
+        as_nobody = ["su", "-s", "/bin/sh", "nobody", "-c"]
+        refused = subprocess.run([*as_nobody, f'{python} -c "{opens_socket}"'], capture_output=True)
+        assert b"PermissionError" in refused.stderr
+        users.append([*as_nobody, shlex.join([python, "-", *arguments])])
+    for user in users:
+        tried = subprocess.run(user, input=script, capture_output=True, text=True)
+        assert tried.stdout.splitlines() == [
+            "live: answered",  # this client can speak
+            "load without a key: refused",
+            "load with the header of ps: refused",
+            "load with it in small letters: refused",
+        ], tried
+    assert not proof.exists() and "proof" not in {name for name, _ in server.loaded()}
+
+
+def listening_ports(pid):
+    "Return the TCP ports on which a process listens."
+    inodes = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(file)))
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in inodes:  # LISTEN
+                ports.add(int(words[1].split(":")[1], 16))
+    return ports
+
+
+def test_a_port_of_http_wants_the_key(p, tmp_path):
+    "In a container HTTP has a port: health is open, inference and model control want the key."
+    backends = backend_dir(tmp_path / "backends")
+    options = ServerOptions(tmp_path, "recommender", 8000, 8001, 8002, "the key", "recsys_1_")
+    (restricted,) = (x for x in options.command(backends) if x.startswith("--http-restricted-api"))
+    apis, _, header = restricted.partition("=")[2].partition(":")
+    assert set(apis.split(",")) == {"inference", *RESTRICTED.split(",")}
+    assert header == "admin-key=the key"
 
 
 def test_an_event_changes_the_next_page(p, stack, parts):
@@ -519,6 +571,15 @@ def test_fused_pages_are_the_same(fused):
     ] == ["page"]
     assert compare(p, url, client, 100) <= 1  # ties
     check_meeting(p, server, client, "page")
+    assert "" not in logged_request_ids(p)  # nobody saw the page of the server's own warm-up
+
+
+def logged_request_ids(p):
+    "Return the ids of all pages that were logged."
+    import pyarrow.parquet as pq
+
+    files = (run_dir(p) / "impressions").glob("dt=*/*.parquet")
+    return {row for file in files for row in pq.read_table(file)["request_id"].to_pylist()}
 
 
 def test_fused_refuses_and_goes_on(fused):
@@ -537,14 +598,7 @@ def test_fused_refuses_and_goes_on(fused):
         assert all(set(fallbacks(client)) == {"user_features", "seen_filter"} for _ in range(20))
     finally:
         os.kill(pid, signal.SIGCONT)
-    counted = dict(
-        re.findall(
-            r'recsys_fallbacks_total{stage="(\w+)"} (\d+)',
-            urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics")
-            .read()
-            .decode(),
-        )
-    )
+    counted = fallback_counters(server)
     assert (
         int(counted["user_features"]) >= 20 and int(counted["seen_filter"]) >= 20
     )  # of both processes together
@@ -555,6 +609,30 @@ def test_fused_refuses_and_goes_on(fused):
         os.kill(pid, signal.SIGKILL)
     assert until(lambda: canary.revived["page"], 60), canary_log(canary)
     assert len(client.recommend(k=3)["item_ids"]) == 3
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_of_two_stubs_fails(fused, fault):
+    """While one of two processes is dead or stopped, no request fails; in the end there are two
+    again, and neither is an old one.
+    """
+    _, server, _, canary, client = fused
+    assert until(lambda: len(find_stubs(server.pid)) == 2), find_stubs(server.pid)
+    old = {stub.pid for stub in find_stubs(server.pid)}
+    before = canary.revived["page"]
+    os.kill(min(old), fault)
+    asked = 0
+    while canary.revived["page"] == before and asked < 10_000:
+        assert len(client.recommend(k=3, request_id="canary")["item_ids"]) == 3
+        asked += 1
+    assert canary.revived["page"] > before, canary_log(canary)
+
+    def are_replaced():
+        present = {stub.pid for stub in find_stubs(server.pid)}
+        return len(present) == 2 and not present & old
+
+    assert until(are_replaced), canary_log(canary)
+    assert all(len(client.recommend(k=3)["item_ids"]) == 3 for _ in range(20))
 
 
 def stubs_of(server, member):
@@ -610,14 +688,7 @@ def test_valkey_hangs_and_dies(p, stack):
     finally:
         os.kill(pid, signal.SIGCONT)
     assert until(lambda: fallbacks(client) == {}, 60) is True
-    counted = dict(
-        re.findall(
-            r'recsys_fallbacks_total{stage="(\w+)"} (\d+)',
-            urllib.request.urlopen(f"http://127.0.0.1:{stack[0].metrics_port}/metrics")
-            .read()
-            .decode(),
-        )
-    )
+    counted = fallback_counters(stack[0])
     assert int(counted["user_features"]) >= 20 and int(counted["seen_filter"]) >= 20
     with EmbeddedValkey(run_dir(p) / "another valkey") as second:
         assert second.url != url
@@ -722,8 +793,8 @@ def cli(*args, **env):
 def test_recsys_serve(tmp_path):
     "From start to Ctrl-C as a user does it: the curl line works, nothing is left behind."
     run = tiny_run(tmp_path / "outputs") / "tiny"
-    http = free_port()
-    sets = ["--set", f"HTTP_PORT={http}", "--set", "GRPC_PORT=0", "--set", "METRICS_PORT=0"]
+    grpc = free_port()
+    sets = ["--set", f"GRPC_PORT={grpc}"]
     process = cli("serve", "--run", run, *sets)
     lines = []
     for line in process.stdout:
@@ -732,9 +803,9 @@ def test_recsys_serve(tmp_path):
             break
     assert lines and lines[-1].startswith("and:"), process.stderr.read()
     curl = next(shlex.split(x.split("try:", 1)[1]) for x in lines if x.startswith("try:"))
-    assert curl[:2] == ["curl", "-s"] and curl[3] == "-d"
-    with urllib.request.urlopen(urllib.request.Request(curl[2], curl[4].encode())) as answer:
-        found = {o["name"]: o["data"] for o in json.load(answer)["outputs"]}
+    assert curl[:3] == ["curl", "-s", "--unix-socket"] and curl[5] == "-d"
+    answer = send_http(f"unix://{curl[3]}", curl[4].partition("localhost")[2], curl[6].encode())
+    found = {o["name"]: o["data"] for o in json.loads(answer[1])["outputs"]}
     assert len(set(found["item_ids"])) == 5 and json.loads(found["reasons"][0])["fallbacks"] == []
     second = cli("serve", "--run", run, *sets)
     out, err = second.communicate(timeout=120)
@@ -744,7 +815,7 @@ def test_recsys_serve(tmp_path):
         and "--as NAME" in err
         and "Traceback" not in err
     ), err
-    assert read_json(run / "triton/server.json")["http"].endswith(str(http))  # untouched
+    assert read_json(run / "triton/server.json")["http"] == f"unix://{curl[3]}"  # untouched
     event = cli("event", "--run", run, "--user", "u00007", "--item", found["item_ids"][0])
     assert "new: u00007" in event.communicate(timeout=60)[0]
     erased = cli("forget", "--run", run, "--user", "u00007")
@@ -756,7 +827,8 @@ def test_recsys_serve(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, process.stderr.read()
     assert not any(session_processes(pid) for pid in pids)
-    assert check_port(http, "HTTP_PORT") == http  # free again
+    assert check_port(grpc, "GRPC_PORT") == grpc  # free again
+    assert not Path(curl[3]).parent.exists()
 
 
 def test_a_changed_file_is_named_before_the_start(p, tmp_path):

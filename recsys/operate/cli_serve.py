@@ -170,10 +170,10 @@ def print_addresses(server, run: str) -> None:
     "Print where a server listens, and commands to try."
     from recsys.serve.server import curl_line
 
+    key = f"; HTTP wants the key in {show_path(server.home / 'server.json')}"
     print_line(
-        f"ready: HTTP {server.http}, gRPC {server.grpc}, "
-        f"metrics http://127.0.0.1:{server.metrics_port}/metrics; "
-        f"model control needs the key in {show_path(server.home / 'server.json')}"
+        f"ready: HTTP {server.http}, gRPC {server.grpc}, metrics {server.metrics}"
+        f"{key if server.http_port else ''}"
     )
     print_line(f"try:   {curl_line(server.http, user_id='u00042', device_type='mobile', k=5)}")
     print_line(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STORE_FAILURES', 'FOLLOW_RETRY_SECONDS', 'BoundedExecutor', 'StoreError', 'store_failure', 'served_bundle',
-           'find_bundle', 'triton_address', 'BundleParts', 'open_bundle_parts', 'example_users', 'Backends',
-           'open_backends']
+           'find_bundle', 'triton_address', 'triton_metrics', 'BundleParts', 'open_bundle_parts', 'example_users',
+           'Backends', 'open_backends']
 
 # %% ../../nbs/6_serve/15_backends.ipynb #backends-02
 import asyncio
@@ -31,7 +31,7 @@ from .alarms import ALARMS_FILE
 from .catalogue import Catalogue
 from .member import bundle_folder
 from .repository import pinned_version
-from .server import running_server
+from .server import running_server, send_http
 from .step_members import NoUsers, online_users
 from .triton_client import TritonPages
 from .watch import file_checks, read_online
@@ -122,6 +122,18 @@ def triton_address(params: Params) -> str:  # host:port
         return params.TRITON_URL
     server: Any = running_server(stage_dir(params, "triton") / "repository")
     return server.grpc if server else f"127.0.0.1:{params.GRPC_PORT}"
+
+
+def triton_metrics(params: Params, grpc: str) -> str:  # Prometheus' format; '' where it has a port
+    "Return the metrics page of the server behind a gRPC address, where a socket holds the page."
+    files = [stage_dir(params, "triton") / "server.json"]
+    files += (run_dir(params).parent / "live" / "replicas").glob("*/server.json")
+    for file in files:
+        with contextlib.suppress(OSError, RecsysError, KeyError):
+            told = read_json(file)
+            if told["grpc"] == grpc and told["metrics"].startswith("unix:"):
+                return send_http(told["metrics"], "/metrics", seconds=1)[1]
+    return ""
 
 # %% ../../nbs/6_serve/15_backends.ipynb #backends-13
 @dataclass

@@ -24,7 +24,7 @@ from recsys.serve.repository import (
     Tensor,
     write_repository,
 )
-from .response_members import Page, Rerank
+from .response_members import CANARY, Page, Rerank
 from .server import running_server
 from .step_members import ItemFeatures, Retrieve, SeenFilter, UserFeatures
 
@@ -147,7 +147,7 @@ def ensemble_from(
         _member_source(Page),
         batching=0,
         instances=2,
-        warmup=dict(k=np.ones((1, 1), np.int32)),
+        warmup=dict(k=np.ones((1, 1), np.int32), request_id=np.array([[CANARY]], object)),
     )
     members = (fused,) if layout == "fused" else ensemble_members(bundle)
     return members, Ensemble("recommender", REQUEST, RESPONSE, wire_steps(members))

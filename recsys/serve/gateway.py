@@ -7,6 +7,7 @@ __all__ = ['HealthRoutes', 'with_examples', 'describe', 'add_pages', 'lifespan',
            'ignore_signal']
 
 # %% ../../nbs/6_serve/20_gateway.ipynb #gateway-02
+import asyncio
 import contextlib
 import gc
 import os
@@ -22,7 +23,7 @@ from starlette.routing import Route
 from ..core.params import Params
 from ..online.valkey import check_port, running_valkey
 from .api import Health
-from .backends import open_backends
+from .backends import open_backends, triton_metrics
 from .connections import Door, bounded_protocol
 from .page_routes import PageRoutes
 from .shop_routes import ItemRoutes, UserRoutes
@@ -96,10 +97,14 @@ class HealthRoutes:
         return json_response(found, 503 if self.gateway.stopping else 200)
 
     async def metrics(self) -> Response:
-        "Return Prometheus' page."
+        "Return Prometheus' page; on one machine with that of Triton, which has no port there."
         from prometheus_client import generate_latest
 
         page = generate_latest(self.gateway.metrics.registry)
+        backends = self.gateway.backends
+        page += (
+            await asyncio.to_thread(triton_metrics, backends.params, backends.triton.url)
+        ).encode()
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, request: Request) -> Response:

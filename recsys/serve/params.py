@@ -30,8 +30,8 @@ _TRITON_PARAMS = (
     ),
     dict(
         name="HTTP_PORT",
-        default=8000,
-        doc="Triton's HTTP port; 0: any free one",
+        default=0,
+        doc="Triton's HTTP port, which wants a key; 0: a socket that only this user can open",
         low=0,
         high=65535,
     ),
@@ -44,8 +44,9 @@ _TRITON_PARAMS = (
     ),
     dict(
         name="METRICS_PORT",
-        default=8002,
-        doc="Triton's metrics port; 0: any free one",
+        default=0,
+        doc="Triton's metrics port; 0: a socket that only this user can open; the gateway's "
+        "/metrics passes the page on",
         low=0,
         high=65535,
     ),

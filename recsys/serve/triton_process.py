@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['ADMIN_HEADER', 'RESTRICTED', 'triton_folder', 'server_env', 'check_stub', 'backend_dir', 'ServerOptions',
-           'distinct_ports', 'session_processes', 'session_memory', 'sweep_memory', 'close_memory']
+           'socket_folder', 'renew_sockets', 'distinct_ports', 'session_processes', 'session_memory', 'sweep_memory',
+           'close_memory', 'sweep_sockets', 'Stub', 'process_state', 'find_stubs']
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-02
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +129,8 @@ def backend_dir(
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-15
 ADMIN_HEADER = "admin-key"  # HTTP header with the key of model control
-RESTRICTED = "model-repository,shared-memory,trace,logging"  # APIs that need the key
+RESTRICTED = "model-repository,shared-memory,trace,logging"  # APIs that steer the server
+_CLOSED_HEADER = "NO CLIENT CAN SEND THIS"  # gRPC header of the calls that nobody may make
 _DEEP_STACK = ("sh", "-c", 'ulimit -s 1048576 2>/dev/null; exec "$0" "$@"')  # KiB
 
 
@@ -136,13 +140,14 @@ class ServerOptions:
 
     repository: Path
     ensemble: str
-    http_port: int
+    http_port: int  # 0: a socket in `sockets`
     grpc_port: int
-    metrics_port: int
-    key: str  # of model control
+    metrics_port: int  # 0: a socket in `sockets`
+    key: str  # of inference and model control over HTTP, where that has a port
     shared_memory: str  # how the names of the stubs' shared memory begin
     host: str = "127.0.0.1"  # where the ports listen
     exit_seconds: int = 3  # for requests under way when it is told to end
+    sockets: Path | None = None  # a folder for this user only, see `socket_folder`
 
     def command(
         self,
@@ -154,28 +159,74 @@ class ServerOptions:
         options = [f"--{name}={value}" for name, value in self._values(backends).items()]
         return [*_DEEP_STACK, str(program), *options, "--disable-auto-complete-config"]
 
+    def url(self, door: str, port: int) -> str:
+        "Return where a door, http or metrics, is found on this machine."
+        return f"http://127.0.0.1:{port}" if port else f"unix://{self.sockets}/{door}.sock"
+
     def _values(self, backends: Path) -> dict:
         "Return the options with a value."
-        restricted = f"{RESTRICTED}:{ADMIN_HEADER}={self.key}"
-        return {
-            "http-address": self.host,
-            "http-port": self.http_port,
+        values = {
+            **self._door("http", self.http_port),
             "grpc-address": self.host,
             "grpc-port": self.grpc_port,
-            "metrics-address": self.host,
-            "metrics-port": self.metrics_port,
+            **self._door("metrics", self.metrics_port),
             "model-repository": self.repository,
             "backend-directory": backends,
             "model-control-mode": "explicit",
             "load-model": self.ensemble,
             "exit-timeout-secs": self.exit_seconds,
-            "http-restricted-api": restricted,
-            "grpc-restricted-protocol": restricted,
+            "grpc-restricted-protocol": f"{RESTRICTED}:{_CLOSED_HEADER}=-",
+            "grpc-infer-allocation-pool-size": 0,
             "backend-config": f"python,shm-region-prefix-name={self.shared_memory}",
             "allow-gpu-metrics": "false",
             "allow-cpu-metrics": "false",
             "pinned-memory-pool-byte-size": 0,
         }
+        if self.http_port:
+            values["http-restricted-api"] = f"inference,{RESTRICTED}:{ADMIN_HEADER}={self.key}"
+        return values
+
+    def _door(self, door: str, port: int) -> dict:
+        """Return the options of a door: an address and a port, or a socket.
+
+        Triton's HTTP library takes `unix:` and a path for an address, and ignores the port. Triton
+        wants different ports all the same.
+        """
+        if port:
+            return {f"{door}-address": self.host, f"{door}-port": port}
+        unused = dict(http=1, metrics=2)[door]
+        return {f"{door}-address": f"unix:{self.sockets}/{door}.sock", f"{door}-port": unused}
+
+
+def socket_folder(
+    owner: int,  # process id of the server's owner
+) -> Path:
+    """Return a new folder for sockets that only this user can enter.
+
+    A socket's path has at most 107 bytes, which the folder of a run may exceed. So it lies among
+    the temporary files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"recsys_{owner}_"))  # mode 700
+    if len(f"{folder}/metrics.sock") > 107:
+        folder.rmdir()
+        raise RecsysError(
+            f"TMPDIR: {tempfile.gettempdir()} is too long a path for sockets; "
+            "set TMPDIR to one of at most 60 characters"
+        )
+    return folder
+
+
+def renew_sockets(
+    folder: Path,  # of `socket_folder`
+) -> None:
+    "Prepare a folder for a new start: it exists, is this user's own, and holds no old socket."
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise RecsysError(f"{folder}: another user has taken this folder; start again")
+    for socket in folder.glob("*.sock"):
+        socket.unlink()
 
 
 def distinct_ports(
@@ -254,7 +305,60 @@ def close_memory(
             file.chmod(0o600)
 
 
+def sweep_sockets() -> None:
+    "Remove the folders of sockets that owners have left who are gone."
+    for folder in Path(tempfile.gettempdir()).glob("recsys_*_*"):
+        with contextlib.suppress(OSError, ValueError):
+            if folder.stat().st_uid == os.getuid() and _is_left_behind(folder):
+                for socket in folder.glob("*.sock"):
+                    socket.unlink()
+                folder.rmdir()
+
+
 def _is_left_behind(file: Path) -> bool:
     "Return whether the process that a file is named after is gone, and the file older than 60 s."
     owner = int(file.name.split("_")[1])
     return not Path(f"/proc/{owner}").exists() and Clock().wall() - file.stat().st_mtime > 60
+
+# %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-23
+@dataclass(frozen=True)
+class Stub:
+    "A process that runs one instance of a Python member."
+
+    pid: int
+    member: str
+    version: int  # 0: the command line does not tell
+    region: str  # name of its shared memory
+    born: int  # clock ticks since the machine started
+
+
+def process_state(
+    pid: int,
+) -> str:  # R, S, D, T, Z ...; '' where there is no such process
+    "Return the state of a process as proc(5) has it."
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    return ""
+
+
+def find_stubs(
+    leader: int,  # process id of the server
+) -> list:  # of Stub
+    "Return the living stubs of a server."
+    found = []
+    for pid in session_processes(leader):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if Path(words[0]).name != "triton_python_backend_stub":
+                continue
+            born = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+            found.append(Stub(pid, *_stub_model(words), words[2], born))
+    return found
+
+
+def _stub_model(words: list) -> tuple[str, int]:  # member, version
+    "Return which model a stub runs: one word names the instance, such as page_0_1."
+    instance = next(word for word in reversed(words) if re.fullmatch(r".+_\d+_\d+", word))
+    member = instance.rsplit("_", 2)[0]
+    versions = re.findall(rf"/{re.escape(member)}/(\d+)\b", " ".join(words))
+    return member, int(versions[0]) if versions else 0
