@@ -559,6 +559,20 @@ def any_table_ends_in_a_result_or_in_a_message(n=2_000, seeds=(1, 2, 3)):
     return not faults, dict(seeds=list(seeds), tables_a_seed=n, faults=faults)
 
 
+def failure_matrix():
+    "Every dependency in every way: pages always come, nothing is lost or doubled, all heals."
+    from failure_matrix import failure_matrix as run_matrix
+
+    return run_matrix()
+
+
+def soak():
+    "Half the capacity for SOAK_MINUTES with kills, promotions and additions: all stays flat."
+    from soak import soak as run_soak
+
+    return run_soak()
+
+
 PROOFS = [
     any_table_ends_in_a_result_or_in_a_message,
     notebooks_run_in_a_kernel,
@@ -571,6 +585,8 @@ PROOFS = [
     gateway_never_breaks,
     promotions_are_whole,
     quiet_days_stay_quiet,
+    failure_matrix,
+    soak,
 ]
 
 

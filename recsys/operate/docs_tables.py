@@ -6,7 +6,7 @@
 __all__ = ['MAIN_METRICS', 'LONG_VALUE', 'cell_text', 'is_number', 'table_line', 'markdown_table', 'command_page',
            'command_names', 'allowed_values', 'params_page', 'request_page', 'fallback_page', 'alarm_page',
            'missing_note', 'interval_text', 'system_table', 'segment_table', 'evaluation_page', 'flatten_values',
-           'benchmark_page', 'record_values', 'run_page']
+           'benchmark_page', 'outcome_text', 'failure_rows', 'failure_page', 'record_values', 'run_page']
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-02
 import html
@@ -271,6 +271,58 @@ def benchmark_page(outputs: Path) -> str:  # Markdown
         for subject, value in read_json(outputs / file).items():
             rows = [dict(what=k or subject, measured=v) for k, v in flatten_values(value)]
             parts += [f"### {cell_text(subject)}", markdown_table(rows)]
+    return "\n\n".join(parts) + "\n"
+
+# %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-fm2
+def outcome_text(outcomes: dict) -> str:  # outcome -> how often
+    "Return outcomes and their counts as a text."
+    return ", ".join(f"{count} x {outcome}" for outcome, count in outcomes.items())
+
+
+def failure_rows(found: dict) -> list:  # of dictionaries, a row a case
+    "Return the cases of a failure matrix as rows of a table."
+    return [
+        {
+            "dependency": row["dependency"],
+            "way": row["way"],
+            "how": row["how"],
+            "pages": outcome_text(row["pages"]),
+            "events": outcome_text(row["events"]),
+            "longest page, ms": row["longest_page_ms"],
+            "lost": row["lost"],
+            "doubled": row["doubled"],
+            "seconds until normal": row["seconds_until_normal"],
+        }
+        for row in found["rows"]
+    ]
+
+
+def failure_page(outputs: Path) -> str:  # Markdown
+    "Return a page with what clients get while something fails, and the figures of the soak."
+    parts = [
+        "# Failures and soak",
+        "Each row is one failure under traffic of 10 pages and 2 events a second through the "
+        "gateway: what clients got from the failure on, the longest page, the acknowledged events "
+        "that were lost or counted twice, and the seconds until all answers were as before, from "
+        "the moment on at which the cause was gone. What answers instead of a failed step is in "
+        "the table of [fallbacks](fallbacks.md), what an operator sees in that of "
+        "[alarms](alarms.md).",
+    ]
+    file = outputs / "failure_matrix.json"
+    if file.is_file():
+        found = read_json(file)
+        parts.append(markdown_table(failure_rows(found)))
+        left = [f"- {row['dependency']}: {row['why']}" for row in found["not_tried"]]
+        parts += ["Not tried:", "\n".join(left)] if left else []
+    else:
+        parts.append(missing_note("failure matrix", file, "make prove ARGS=failure_matrix"))
+    parts.append("## Soak")
+    file = outputs / "soak.json"
+    if file.is_file():
+        values = [pair for pair in flatten_values(read_json(file)) if pair[0] != "samples"]
+        parts.append(markdown_table([dict(what=k, measured=v) for k, v in values]))
+    else:
+        parts.append(missing_note("soak", file, "make prove ARGS=soak"))
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-23
