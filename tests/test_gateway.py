@@ -26,6 +26,7 @@ from recsys.recommend.fallbacks import FALLBACKS
 from recsys.serve.api import (
     EventsAnswer,
     Explanation,
+    Health,
     ItemsAnswer,
     Options,
     PageAnswer,
@@ -546,6 +547,19 @@ def test_an_item_joins_between_two_trainings(http_):
         lambda: [x["title"] for x in http_("GET", "/v1/users/curious")[1]["history"]]
         == [new["title"]]
     )
+
+
+def test_readyz_tells_of_the_processes_and_of_the_worker(http_):
+    def ready():
+        return Health.model_validate(http_("GET", "/readyz")[1])
+
+    assert until(lambda: ready().worker and "worker" in ready().processes, 60), ready()
+    found = ready()
+    assert {child.state for child in found.processes.values()} <= {"running", "starting", "waiting"}
+    assert len(found.processes) >= 3, found.processes
+    assert until(lambda: ready().worker.last_success > found.worker.last_success)
+    page = http_("GET", "/metrics")[1].decode()
+    assert 'recsys_process_restarts{process="worker"}' in page and "recsys_worker_lag " in page
 
 
 def test_metrics_and_log(stack):

@@ -7,7 +7,7 @@ __all__ = ['EventType', 'STATUSES', 'BODY_STATUSES', 'PageBody', 'ShownItem', 'I
            'schema_at', 'resolve_schema', 'as_number', 'validation_message', 'Event', 'Events', 'Recorded',
            'EventsAnswer', 'Forgotten', 'UserAnswer', 'UsersAnswer', 'QueryModel', 'ItemsQuery', 'Category',
            'ItemsAnswer', 'NewItem', 'Added', 'like_request', 'query_fields', 'ExplainQuery', 'Explanation', 'Options',
-           'Raised', 'Health', 'Failure', 'failure_responses']
+           'Raised', 'ChildHealth', 'WorkerHealth', 'Health', 'Failure', 'failure_responses']
 
 # %% ../../nbs/6_serve/12_api.ipynb #api-02
 from typing import Annotated, Any, get_type_hints
@@ -326,6 +326,21 @@ class Raised(StrictModel):
     since: float = Field(description="seconds since 1970 UTC")
 
 
+class ChildHealth(StrictModel):
+    "How a process of the server is, as its supervisor says."
+
+    state: str = Field(description="running, starting or waiting")
+    restarts: int
+
+
+class WorkerHealth(StrictModel):
+    "How far the worker is, as it says itself, at most once a second."
+
+    lag: int = Field(description="events that it has not read yet")
+    last_success: float = Field(description="seconds since 1970 UTC")
+    restarts: int = Field(description="failures after which it went on")
+
+
 class Health(StrictModel):
     "Whether the service lives and what it can ask."
 
@@ -334,6 +349,8 @@ class Health(StrictModel):
     triton: bool | None = None
     valkey: bool | None = None
     bundle_version: str | None = None
+    processes: dict[str, ChildHealth] | None = None
+    worker: WorkerHealth | None = None
 
 
 class Failure(StrictModel):
