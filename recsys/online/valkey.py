@@ -46,8 +46,11 @@ _FOLLOW_PARENT = (
 
 
 def _open_private(path: str, flags: int) -> int:
-    "Open a file; where it is new, only this user can read it."
-    return os.open(path, flags, 0o600)
+    "Open a file that only this user can read from then on."
+    descriptor = os.open(path, flags, 0o600)
+    with contextlib.suppress(OSError):  # it was made by somebody else
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 class OwnedProcess:
