@@ -20,6 +20,7 @@ from malformed import send_all, send_raw, warm_up
 from tiny import ROOT, tiny_run
 
 from recsys.core.runs import read_json, run_dir
+from recsys.online.events import FORGOTTEN
 from recsys.online.popularity import day_name
 from recsys.online.valkey import OwnedProcess, connect, free_port, running_valkey
 from recsys.recommend.fallbacks import FALLBACKS
@@ -264,6 +265,24 @@ def test_forgetting_a_user_leaves_others_alone_whatever_their_ids(http_):
         return item in [x["item_id"] for x in http_.page(user_id=user, k=20)["items"]]
 
     assert [is_shown(user) for user in users] == [True, False, False, True, False]
+
+
+def test_forgetting_covers_streams_and_logs_and_says_what_remains(http_, p):
+    client = connect(running_valkey(p), 2000)
+    item = http_.page(user_id="secret", k=1)["items"][0]["item_id"]
+    assert send(http_, dict(item_id=item, user_id="secret")) == ["new"]
+
+    def is_named():
+        rows = logged(p) + logged(p, "feature_store/features")
+        streams = client.xrange("events") + client.xrange("events:dead")
+        keys = [key for key in client.scan_iter(count=5000) if b"secret" in key]
+        return "secret" in {r["user_id"] for r in rows}, b"secret" in repr(streams).encode(), keys
+
+    assert until(lambda: is_named()[0], 60)
+    status, said, _, _ = http_("DELETE", "/v1/users/secret")
+    assert status == 200 and said["erased"] >= 3 and len(said["remains"]) == 3
+    assert until(lambda: is_named() == (False, False, []), 60), is_named()
+    assert until(lambda: not client.exists(FORGOTTEN))
 
 
 def test_broken_keys_of_one_user_cost_nobody_else_anything(http_, stack, p):

@@ -22,6 +22,14 @@ def read_files(
     columns: dict,  # name -> pyarrow.DataType
 ):  # pyarrow.Table
     "Read columns of all parquet files below a folder; raise `RecsysError` with file and column."
+    try:
+        return _read_once(folder, columns)
+    except FileNotFoundError:  # the worker has put the files of a day into one meanwhile
+        return _read_once(folder, columns)
+
+
+def _read_once(folder, columns: dict):
+    "Read columns of the files that lie below a folder now."
     import pyarrow as pa
     import pyarrow.dataset as ds
 
@@ -41,6 +49,8 @@ def _read_file(file, columns: dict):
 
     try:
         found = file.physical_schema.names
+    except FileNotFoundError:
+        raise
     except (OSError, pa.ArrowInvalid) as e:
         raise RecsysError(f"{file.path}: not a readable parquet file ({str(e):.150})") from None
     missing = [name for name in columns if name not in found]

@@ -84,6 +84,14 @@ _STORE_PARAMS = (
     ),
     dict(name="ATHENA_WORKGROUP", default="primary", doc="STORE aws: Athena workgroup"),
     dict(
+        name="LOG_DAYS",
+        default=400,
+        doc="days for which the worker keeps its logs of events, features and impressions; "
+        "older days are removed whole; 0: for ever",
+        low=0,
+        high=10000,
+    ),
+    dict(
         name="FEATURE_LOG_DAYS",
         default=3,
         doc="number of last days for which the feature log is written",

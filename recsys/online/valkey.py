@@ -109,7 +109,10 @@ class OwnedProcess:
     def tail(self, lines: int = 8) -> str:
         "Return the last lines that this process wrote to its log."
         with open(self.log, "rb") as log_file:
-            log_file.seek(self.log_start)
+            size = log_file.seek(0, os.SEEK_END)
+            log_file.seek(
+                self.log_start if self.log_start <= size else 0
+            )  # a rotated log is shorter
             return "\n".join(log_file.read().decode(errors="replace").splitlines()[-lines:])
 
     def stop(

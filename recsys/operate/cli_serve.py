@@ -290,15 +290,17 @@ def forget_command(
     run: str = RUN_OPTION,
     sets: list[str] = VALKEY_SET_OPTION,
 ):
-    "Erase what is known online of a user: seen items, history, features."
+    "Erase what is known of a user: seen items, history, features, events, rows of the logs."
     from recsys.online.valkey import valkey_for
-    from recsys.serve.serving import forget_user, online_parts
+    from recsys.serve.serving import forget_user, online_parts, what_remains
 
     params = open_run(run, sets)
     with valkey_for(params) as url:
         recorder = online_parts(params, url)[1]
         keys = forget_user(recorder.client, recorder.seen, user)
     print_line(f"{keys} keys of user {user} erased")
+    for sentence in what_remains(params):
+        print_line(f"remains: {sentence}")
 
 # %% ../../nbs/7_operate/23_cli_serve.ipynb #cli-serve-17
 _GATEWAY_SET_OPTION = set_option("GATEWAY_PORT=8081 or TRITON_URL=host:8001")

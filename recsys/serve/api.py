@@ -196,6 +196,7 @@ class Forgotten(StrictModel):
     "What was erased of a user."
 
     erased: int = Field(description="keys that were there")
+    remains: list[str] = Field(description="where the user may still be found, and until when")
 
 
 class UserAnswer(StrictModel):

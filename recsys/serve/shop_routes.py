@@ -31,7 +31,7 @@ from recsys.serve.api import (
     failure_responses,
 )
 from .backends import StoreError
-from .serving import forget_user
+from .serving import forget_user, what_remains
 from recsys.serve.transport import (
     Gateway,
     GuardedRoute,
@@ -95,7 +95,7 @@ class UserRoutes:
             "/v1/users/{user_id}",
             self.forget,
             methods=["DELETE"],
-            summary="Erase what the online side knows of a user",
+            summary="Erase what the online side and the logs know of a user",
             response_model=Forgotten,
             responses=failure_responses(*KEY_STATUSES, 400, 404, 422),
         )
@@ -147,7 +147,7 @@ class UserRoutes:
         erased = await self.backends.ask_valkey(
             lambda: forget_user(recorder.client, recorder.seen, user_id)
         )
-        return dict(erased=erased)
+        return dict(erased=erased, remains=what_remains(self.backends.params))
 
 # %% ../../nbs/6_serve/19_shop_routes.ipynb #shop-routes-13
 def item_row(new: NewItem, item_id: str) -> dict:  # column -> value
