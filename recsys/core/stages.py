@@ -112,7 +112,7 @@ FULL = (
     ),
     Stage(
         "embeddings",
-        "2_models/02_embeddings",
+        "2_models/03_embeddings",
         "recsys.models.embeddings:run_embeddings",
         after=("data_prep",),
         artefacts=(
@@ -128,7 +128,7 @@ FULL = (
     ),
     Stage(
         "two_tower",
-        "2_models/04_two_tower",
+        "2_models/05_two_tower",
         "recsys.models.two_tower:run_two_tower",
         after=("data_prep", "embeddings"),
         artefacts=(
@@ -149,7 +149,7 @@ FULL = (
     ),
     Stage(
         "index",
-        "2_models/05_index",
+        "2_models/06_index",
         "recsys.models.index:run_index",
         after=("two_tower",),
         artefacts=(Artefact("index.faiss", serves=True), Artefact("index.json", serves=True)),
@@ -157,7 +157,7 @@ FULL = (
     ),
     Stage(
         "neighbours",
-        "2_models/09_case_retrieval",
+        "2_models/10_case_retrieval",
         "recsys.models.case_retrieval:run_neighbours",
         after=("data_prep", "embeddings", "two_tower"),
         artefacts=(
@@ -169,7 +169,7 @@ FULL = (
     ),
     Stage(
         "dlrm",
-        "2_models/14_dlrm",
+        "2_models/15_dlrm",
         "recsys.models.dlrm:run_dlrm",
         after=("data_prep", "embeddings", "two_tower", "neighbours"),
         artefacts=(

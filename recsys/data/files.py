@@ -6,7 +6,7 @@
 __all__ = ['KIND_OF_ENDING', 'PACKED', 'DELIMITERS', 'DELIMITER_NAMES', 'ROWS_OF_A_PIECE', 'BYTES_OF_A_PIECE', 'LINE_TO_LOOK_AT',
            'CLASS_OF_KIND', 'kind_of_name', 'is_hidden', 'partition_values', 'FileOptions', 'explain_errors',
            'TableFile', 'decoded', 'ParquetTable', 'marked_encoding', 'guess_delimiter', 'undecodable_line',
-           'ReplacedDelimiter', 'CsvTable', 'JsonTable', 'FilePiece', 'TableFiles']
+           'ReplacedDelimiter', 'CsvTable', 'JsonTable', 'FilePiece', 'TableFiles', 'KeptPieces']
 
 # %% ../../nbs/1_data/13_files.ipynb #files-02
 import codecs
@@ -18,10 +18,10 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -495,3 +495,39 @@ class TableFiles:
             for piece in file.pieces(self.names if names is None else names):
                 yield FilePiece(file, first_row, piece)
                 first_row += len(piece)
+
+# %% ../../nbs/1_data/13_files.ipynb #files-kept-1
+class KeptPieces:
+    "The pieces of a source; what was read to the end once is read from a temporary file again."
+
+    def __init__(
+        self,
+        pieces: Callable[[], Iterator],  # of one schema
+        folder: Path,  # for the temporary file
+    ):
+        self.pieces, self.folder = pieces, folder
+        self.file: Any = None  # holds all pieces
+
+    def __call__(self) -> Iterator[pa.Table]:
+        return self._from_file() if self.file is not None else self._first_reading()
+
+    def _first_reading(self) -> Iterator[pa.Table]:
+        "Yield the pieces of the source and write them."
+        file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (read later, removed by itself)
+        writer = None
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        for piece in self.pieces():
+            if writer is None:
+                writer = pa.ipc.new_stream(file, piece.schema, options=options)
+            writer.write_table(piece)
+            yield piece
+        if writer is not None:
+            writer.close()
+            self.file = file
+
+    def _from_file(self) -> Iterator[pa.Table]:
+        "Yield the pieces as they were written."
+        self.file.seek(0)
+        with pa.ipc.open_stream(self.file) as stream:
+            for batch in stream:
+                yield pa.Table.from_batches([batch])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN_TABLES', 'ROWS_A_PIECE', 'FIRST_SALES', 'MIN_PRODUCTS', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'SHOWN', 'Source',
            'open_readers', 'tables_source', 'name_products', 'first_prices', 'completejourney_source', 'read_catalog',
-           'make_shop', 'shop_source', 'count_items', 'choose_items', 'KeptPieces', 'between', 'cut_at', 'join_added',
+           'make_shop', 'shop_source', 'count_items', 'choose_items', 'between', 'cut_at', 'join_added',
            'continue_tables', 'column_table', 'format_columns', 'write_interactions', 'open_source', 'leave_out_users',
            'run_ingest']
 
@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +47,7 @@ from recsys.data.checks import (
 )
 from .columns import ColumnUse, ReadingRules, TableReader
 from .features import table_features
-from .files import TableFiles
+from .files import KeptPieces, TableFiles
 from .hints import single_category_notes
 from .limits import count_users, limit_notes, users_above, without_users
 from .splits import check_split, choice_types
@@ -299,42 +298,6 @@ def choose_items(
     if source.items is None:
         return pd.DataFrame(dict(item_id=sorted(kept)))
     return source.items[source.items.item_id.isin(kept)].reset_index(drop=True)
-
-# %% ../../nbs/1_data/16_sources.ipynb #sources-kept-1
-class KeptPieces:
-    "The pieces of a source; what was read to the end once is read from a temporary file again."
-
-    def __init__(
-        self,
-        pieces: Callable[[], Iterator],  # of one schema
-        folder: Path,  # for the temporary file
-    ):
-        self.pieces, self.folder = pieces, folder
-        self.file: Any = None  # holds all pieces
-
-    def __call__(self) -> Iterator[pa.Table]:
-        return self._from_file() if self.file is not None else self._first_reading()
-
-    def _first_reading(self) -> Iterator[pa.Table]:
-        "Yield the pieces of the source and write them."
-        file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (read later, removed by itself)
-        writer = None
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        for piece in self.pieces():
-            if writer is None:
-                writer = pa.ipc.new_stream(file, piece.schema, options=options)
-            writer.write_table(piece)
-            yield piece
-        if writer is not None:
-            writer.close()
-            self.file = file
-
-    def _from_file(self) -> Iterator[pa.Table]:
-        "Yield the pieces as they were written."
-        self.file.seek(0)
-        with pa.ipc.open_stream(self.file) as stream:
-            for batch in stream:
-                yield pa.Table.from_batches([batch])
 
 # %% ../../nbs/1_data/16_sources.ipynb #sources-27
 def between(
