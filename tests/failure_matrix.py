@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from live_stack import NORMAL, LiveStack, Traffic, count_events, until
+from redis.exceptions import ResponseError
 
 from recsys.core.runs import find_root, progress, write_json
 from recsys.data.additions import additions_file
@@ -164,7 +165,12 @@ def fill_memory(stack):
     "Let Valkey refuse writes for want of memory."
     client = stack.client()
     client.config_set("maxmemory", 1)
-    return lambda: client.config_set("maxmemory", 0)
+    try:
+        client.set("{probe}", "x")
+    except ResponseError:  # what it answers when its memory is full
+        return lambda: client.config_set("maxmemory", 0)
+    client.config_set("maxmemory", 0)
+    raise AssertionError("Valkey still takes writes: nothing was tried")
 
 
 def fill_disk(stack):
