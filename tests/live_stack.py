@@ -107,7 +107,7 @@ class LiveStack:
         sets = [part for name in ANY_PORTS for part in ("--set", name)]
         self.server = self.start("serve", "serve", "--live", "--set", f"OUTPUTS={self.home}", *sets)
         said = self.home / "serve.out"
-        assert until(lambda: "ready:" in said.read_text(), 240), said.read_text()[-3000:]
+        assert until(lambda: "ready:" in said.read_text(), 600), said.read_text()[-3000:]
         told = read_json(self.replica / "server.json")
         self.gateway = self.start(
             "gateway",
