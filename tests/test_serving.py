@@ -37,6 +37,7 @@ from recsys.serve.triton_process import (
     ServerOptions,
     backend_dir,
     find_stubs,
+    region_bytes,
     session_processes,
 )
 
@@ -633,6 +634,26 @@ def test_one_of_two_stubs_fails(fused, fault):
 
     assert until(are_replaced), canary_log(canary)
     assert all(len(client.recommend(k=3)["item_ids"]) == 3 for _ in range(20))
+
+
+def test_memory_returns_after_a_large_request(fused):
+    "A refused text of 100 MB leaves no memory behind, neither shared nor the server's own."
+    _, server, _, canary, client = fused
+
+    def kept_mib():
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        own = int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
+        return own + sum(region_bytes(stub) for stub in find_stubs(server.pid)) / 2**20
+
+    before = kept_mib()
+    with Client(server.grpc, timeout=60) as own, pytest.raises(RecsysError, match="user_id"):
+        own.recommend(user_id="u" * 100_000_000, k=3)
+    assert until(lambda: len(find_stubs(server.pid)) == 2 and kept_mib() < before + 20, 60), (
+        before,
+        kept_mib(),
+        canary_log(canary),
+    )
+    assert len(client.recommend(k=3)["item_ids"]) == 3
 
 
 def stubs_of(server, member):

@@ -50,6 +50,7 @@ from recsys.serve.triton_process import (
     distinct_ports,
     find_stubs,
     process_state,
+    region_bytes,
     renew_sockets,
     server_env,
     session_memory,
@@ -663,6 +664,9 @@ class StubWatch(threading.Thread):
 
     every = 0.2  # seconds between two looks at the states
     patience = 1.0  # seconds that a stub may be stopped, and that an old one may take to end
+    unloading = 10.0  # seconds that healthy old stubs may take to end
+    most_memory = 64 * 2**20  # bytes that a stub may share with the server
+    pause = 30.0  # seconds between two replacements of a member for its memory
 
     def __init__(
         self,
@@ -683,6 +687,7 @@ class StubWatch(threading.Thread):
         self.reported: set = set()  # members that a failed request has named
         self.hanging: set = set()  # members whose processes live and don't answer
         self.next_scan = 0.0
+        self.next_diet: dict = {}  # member -> when it may be replaced for its memory again
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -715,6 +720,7 @@ class StubWatch(threading.Thread):
         now = time.monotonic()
         if self.suspects or now > self.next_scan:
             self.scan()
+            self.give_back(now)
             self.next_scan = now + 1
         self.kill_stopped(now)
         self.kill_outdated(now)
@@ -755,6 +761,16 @@ class StubWatch(threading.Thread):
             if now > moment:
                 _kill(pid)
 
+    def give_back(self, now: float) -> None:
+        "Replace a member whose shared memory a large request has blown up; it never shrinks."
+        for stub in list(self.stubs.values()):
+            is_soon = now < self.next_diet.get(stub.member, 0.0)
+            if is_soon or stub.pid in self.outdated or region_bytes(stub) <= self.most_memory:
+                continue
+            self.next_diet[stub.member] = now + self.pause
+            self.note(f"{stub.member}: process {stub.pid} shares {region_bytes(stub) >> 20} MiB")
+            self.replace(stub.member, stub.version, self.unloading)
+
     def judge(self, member: str, version: int) -> None:
         "Replace a member's processes where its version is loaded and lacks one."
         alive = [s for s in self.stubs.values() if (s.member, s.version) == (member, version)]
@@ -770,7 +786,7 @@ class StubWatch(threading.Thread):
             return
         self.replace(member, version)
 
-    def replace(self, member: str, version: int) -> None:
+    def replace(self, member: str, version: int, patience: float = patience) -> None:
         "Load a member again; its present processes end, by themselves or after a while."
         present = [s.pid for s in self.stubs.values() if (s.member, s.version) == (member, version)]
         began = time.monotonic()
@@ -782,7 +798,7 @@ class StubWatch(threading.Thread):
         ended = time.monotonic()
         self.server.close_memory()
         self.suspects.pop((member, version), None)
-        self.outdated |= dict.fromkeys(present, ended + self.patience)
+        self.outdated |= dict.fromkeys(present, ended + patience)
         self.scan()
         self.revived[member] += 1
         self.note(f"{member} is back after {ended - began:.1f} s")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ADMIN_HEADER', 'RESTRICTED', 'triton_folder', 'server_env', 'check_stub', 'backend_dir', 'ServerOptions',
            'socket_folder', 'renew_sockets', 'distinct_ports', 'session_processes', 'session_memory', 'sweep_memory',
-           'close_memory', 'sweep_sockets', 'Stub', 'process_state', 'find_stubs']
+           'close_memory', 'sweep_sockets', 'Stub', 'region_bytes', 'process_state', 'find_stubs']
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-02
 import contextlib
@@ -36,6 +36,15 @@ def triton_folder() -> Path:
     return program.parent.parent
 
 
+_DEFAULTS = dict(
+    OMP_NUM_THREADS="1",
+    OPENBLAS_NUM_THREADS="1",
+    MALLOC_ARENA_MAX="2",
+    MALLOC_MMAP_THRESHOLD_="8192",  # bytes; larger blocks go back to the system at once
+    MALLOC_TRIM_THRESHOLD_="65536",
+)  # variables of the server and its members, unless the caller's environment has them
+
+
 def server_env(
     extra: dict | None = None,  # more variables
 ) -> dict:
@@ -56,8 +65,8 @@ def server_env(
     for name, paths in first.items():
         given = [environment[name]] if environment.get(name) else []
         environment[name] = os.pathsep.join([*map(str, paths), *given])
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment.setdefault(name, "1")
+    for name, value in _DEFAULTS.items():
+        environment.setdefault(name, value)
     environment.pop("PYTHONHOME", None)
     return environment
 
@@ -330,6 +339,13 @@ class Stub:
     version: int  # 0: the command line does not tell
     region: str  # name of its shared memory
     born: int  # clock ticks since the machine started
+
+
+def region_bytes(stub: Stub) -> int:
+    "Return the size of the memory that a stub shares with the server."
+    with contextlib.suppress(OSError):
+        return Path("/dev/shm", stub.region).stat().st_size
+    return 0
 
 
 def process_state(
