@@ -151,7 +151,8 @@ def what_remains(p: Params) -> list:  # sentences
         f"rows in the logs of events, features and pages: {logs}",
         "tables that the run was trained on, and what was learned from them: until they are made "
         "again without this user",
-        "backups of the run's folder and of Valkey's files: as long as you keep them",
+        "Valkey's append-only file: an hour at most; backups of it and of the run's folder: as "
+        "long as you keep them",
     ]
 
 # %% ../../nbs/6_serve/11_serving.ipynb #ensemble-71
