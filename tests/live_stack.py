@@ -107,7 +107,12 @@ class LiveStack:
         sets = [part for name in ANY_PORTS for part in ("--set", name)]
         self.server = self.start("serve", "serve", "--live", "--set", f"OUTPUTS={self.home}", *sets)
         said = self.home / "serve.out"
-        assert until(lambda: "ready:" in said.read_text(), 600), said.read_text()[-3000:]
+
+        def has_started():
+            return "ready:" in said.read_text() or self.server.poll() is not None
+
+        until(has_started, 600)
+        assert "ready:" in said.read_text(), said.read_text()[-3000:]
         told = read_json(self.replica / "server.json")
         self.gateway = self.start(
             "gateway",
