@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['find_root', 'resolve', 'current_umask', 'atomic_path', 'write_json', 'read_json', 'sha256_file', 'matching_paths',
-           'list_files', 'file_states', 'progress', 'claim', 'make_private', 'check_writable', 'run_dir', 'stage_dir',
-           'base_folder', 'run_lock', 'StageRecord', 'file_record', 'save_record', 'record_stage', 'stage_keys']
+           'list_files', 'file_states', 'PatientStream', 'progress', 'claim', 'make_private', 'check_writable',
+           'run_dir', 'stage_dir', 'base_folder', 'run_lock', 'StageRecord', 'file_record', 'save_record',
+           'record_stage', 'stage_keys']
 
 # %% ../../nbs/0_core/01_runs.ipynb #runs-02
 import contextlib
@@ -196,10 +197,30 @@ def file_states(pattern: str) -> dict:  # path -> size and time of change
     return {info.path: f"{info.size} bytes, {info.mtime_ns} ns" for info in infos}
 
 # %% ../../nbs/0_core/01_runs.ipynb #runs-21
+class PatientStream:
+    """Standard error for bars of progress; what can't be written is left out.
+
+    A bar that fails while it writes, as on a full disk, would keep the lock of all bars.
+    """
+
+    def write(self, text: str) -> None:
+        "Write a text, where that is possible."
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        "Write what is kept back, where that is possible."
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(sys.stderr, name)
+
+
 def progress(iterable: Iterable, desc: str, total: int | None = None):
     "Iterate and show a bar with rate and time left on stderr."
     return tqdm(
-        iterable, desc=desc, total=total, mininterval=0.5, file=sys.stderr, dynamic_ncols=True
+        iterable, desc=desc, total=total, mininterval=0.5, file=PatientStream(), dynamic_ncols=True
     )
 
 # %% ../../nbs/0_core/01_runs.ipynb #runs-24
