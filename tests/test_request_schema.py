@@ -17,7 +17,7 @@ from recsys.recommend.request import (
 from recsys.serve.backends import Backends
 from recsys.serve.page_routes import PageRoutes
 from recsys.serve.repository import REQUEST
-from recsys.serve.server import request_tensors
+from recsys.serve.request_tensors import request_tensors
 from recsys.serve.tensors import request_of
 from recsys.serve.transport import Gateway, guarded_app
 

@@ -233,7 +233,7 @@ FULL = (
     ),
     Stage(
         "triton",
-        "6_serve/08_ensemble",
+        "6_serve/10_ensemble",
         "recsys.serve.ensemble:run_triton",
         after=("bundle", "feature_store"),
         artefacts=(Artefact("online.json"), Artefact("repository")),

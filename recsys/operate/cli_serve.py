@@ -168,7 +168,7 @@ _SERVE_SET_OPTION = set_option("GRPC_PORT=9001 or VALKEY_URL=valkeys://host:6379
 
 def print_addresses(server, run: str) -> None:
     "Print where a server listens, and commands to try."
-    from recsys.serve.server import curl_line
+    from recsys.serve.request_tensors import curl_line
 
     key = f"; HTTP wants the key in {show_path(server.home / 'server.json')}"
     print_line(

@@ -169,7 +169,7 @@ def alarm_page() -> str:  # Markdown
         "# Alarms\n\nA running server keeps its last good state where a file or a process fails, "
         "and raises an alarm: `/readyz` says `degraded` and lists the code, `recsys_alarm{code}` "
         "is 1 in `/metrics`, the terminal has the details. It clears by itself. This is the table "
-        "that the code reads ([alarms](nb/6_serve/09_alarms.md)).\n\n" + markdown_table(rows)
+        "that the code reads ([alarms](nb/6_serve/11_alarms.md)).\n\n" + markdown_table(rows)
     )
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-17

@@ -37,7 +37,8 @@ from recsys.operate.promote import (
 )
 from ..recommend.bundle import check_bundle
 from ..serve.alarms import ALARMS_FILE, Alarms, print_alarm
-from ..serve.server import Canary, TritonServer
+from ..serve.canary import Canary
+from ..serve.server import TritonServer
 from ..serve.serving import StoreKeeper, run_params, started, worker_process
 from ..serve.watch import AlarmWatch, ServedBundle, file_checks
 

@@ -41,8 +41,9 @@ from recsys.operate.promote import (
     settle,
 )
 from ..recommend.bundle import Bundle
+from ..serve.canary import Canary
 from ..serve.response_members import CANARY
-from ..serve.server import Canary, Client, ModelControl
+from ..serve.server import Client, ModelControl
 from ..serve.serving import run_params
 from ..serve.triton_process import ServerOptions, backend_dir, server_env
 
