@@ -37,7 +37,13 @@ from recsys.online.popularity import (
     log_folders,
     write_rows,
 )
-from .valkey import answers, connect, hide_password, valkey_for
+from recsys.online.valkey import (
+    answers,
+    connect,
+    hide_password,
+    set_by_signals,
+    valkey_for,
+)
 from ..recommend.bundle import Bundle
 
 # %% ../../nbs/5_online/12_worker.ipynb #worker-07
@@ -440,8 +446,7 @@ def run_worker(
     "Work for a run until told to stop; return the worker's statistics."
     stop = stop or threading.Event()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        set_by_signals(stop)
     if not wait_for_valkey(p, stop):
         return {}
     with valkey_for(p) as url:

@@ -30,7 +30,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ..core.clock import Clock, start_variable
 from ..core.params import Params, RecsysError
-from ..online.valkey import connect, hide_password
+from ..online.valkey import connect, hide_password, set_by_signals
 from .bundle_store import bundle_path, live_lock, read_live, store_home
 from recsys.operate.promote import (
     answered_by,
@@ -488,6 +488,5 @@ def run_pod(
 def stop_at_signal() -> threading.Event:
     "Return an event that SIGTERM and SIGINT set."
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    set_by_signals(stop)
     return stop

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOCAL_HOSTS', 'MAX_BODY_BYTES', 'MAX_BODY_SECONDS', 'MAX_DROPPED_BYTES', 'PathId', 'Handler', 'METHODS_WITH_BODY',
-           'api_key', 'to_json', 'INTERNAL', 'SECURITY_HEADERS', 'UNLOGGED', 'GatewayLimits', 'GatewayMetrics',
-           'print_json', 'Gateway', 'JsonRequest', 'check_query', 'decode_segment', 'check_time', 'guard',
-           'GuardedRoute', 'KeyedRoute', 'HealthRoute', 'json_response', 'failure_response', 'allowed_methods',
+           'api_key', 'to_json', 'INTERNAL', 'SECURITY_HEADERS', 'UNLOGGED', 'names_this_machine', 'GatewayLimits',
+           'GatewayMetrics', 'print_json', 'Gateway', 'JsonRequest', 'check_query', 'decode_segment', 'check_time',
+           'guard', 'GuardedRoute', 'KeyedRoute', 'HealthRoute', 'json_response', 'failure_response', 'allowed_methods',
            'input_schema', 'on_http_error', 'on_invalid_fields', 'on_refusal', 'on_own_fault', 'add_error_handlers',
            'RequestRecord', 'GatewayMiddleware', 'guarded_app']
 
@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import time
 import traceback
@@ -44,6 +45,14 @@ from .backends import Backends, StoreError
 
 # %% ../../nbs/6_serve/18_transport.ipynb #transport-05
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+
+
+def names_this_machine(
+    hosts: list,  # values of the header Host
+) -> bool:
+    "Return whether a request names this machine, once and with nothing else than a port behind."
+    return len(hosts) == 1 and bool(_LOCAL_HOST.fullmatch(hosts[0]))
 
 
 @dataclass(frozen=True)
@@ -158,8 +167,8 @@ class Gateway:
 
         This stops DNS rebinding: a foreign site whose name resolves to this machine.
         """
-        host = request.headers.get("host", "").rsplit(":", 1)[0].strip("[]")
-        if self.limits.local_only and host not in LOCAL_HOSTS:
+        hosts = request.headers.getlist("host")
+        if self.limits.local_only and not names_this_machine(hosts):
             message = "host: expected a name of this machine; set GATEWAY_HOST to serve others"
             raise HTTPException(403, message)
 
