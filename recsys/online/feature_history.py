@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HistoryRules', 'history_rules', 'history_state', 'event_types', 'log_rows', 'top_category_schedules',
            'utc_timestamps', 'user_history_table', 'fill_recent', 'fill_seen', 'popularity_scores', 'raw_categories',
-           'category_key', 'fill_popularity']
+           'fill_popularity']
 
 # %% ../../nbs/5_online/03_feature_history.ipynb #feature-history-02
 import functools
@@ -19,7 +19,7 @@ from ..core.runs import progress, run_dir
 from ..data.asof import history_at, mark_cases, top_category_schedule
 from ..data.features import FIRST
 from .seen import recent_entry, recent_name, run_scripts
-from ..recommend.bloom import window
+from ..recommend.bloom import category_key, window
 
 # %% ../../nbs/5_online/03_feature_history.ipynb #feature-history-07
 @dataclass(frozen=True)
@@ -321,11 +321,6 @@ def raw_categories(bundle) -> list:
     "Return each item's raw category; '' where it has none or the encoder doesn't know it."
     names = history_rules(bundle).names
     return [names[c] if names[c] != "?" else "" for c in bundle.categories]
-
-
-def category_key(category: str) -> str:
-    "Return the key of a category's sorted set; '' is the set of all items."
-    return f"{{pop}}:c:{category}" if category else "{pop}:all"
 
 
 def fill_popularity(

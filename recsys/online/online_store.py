@@ -18,8 +18,8 @@ from ..core.params import RecsysError
 from ..core.runs import read_json
 from ..data.asof import NEVER, KnownPast, history_features, newest_items
 from ..data.features import NULL, OOV
-from .feature_history import category_key
 from .valkey import Breaker
+from ..recommend.bloom import category_key
 
 # %% ../../nbs/5_online/06_online_store.ipynb #online-store-09
 _KEY_START = (

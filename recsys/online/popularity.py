@@ -18,10 +18,9 @@ from ..core.clock import DAY, Clock
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir
 from .events import EVENT_FIELDS, IMPRESSION_FIELDS, as_text, check_event
-from .feature_history import category_key
 from .feature_views import log_folder
 from .seen import run_scripts
-from ..recommend.bloom import escape_id
+from ..recommend.bloom import category_key, escape_id
 from ..recommend.request import ID_RULE
 
 # %% ../../nbs/5_online/08_popularity.ipynb #popularity-06

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINKS', 'hash_ids', 'places', 'bloom_size', 'bloom_error', 'BloomFilter', 'ChainedFilter', 'window', 'bucket_expiry',
-           'escape_id', 'key_start', 'bucket_name', 'bucket_error', 'as_hashes', 'SeenItems']
+           'escape_id', 'key_start', 'category_key', 'bucket_name', 'bucket_error', 'as_hashes', 'SeenItems']
 
 # %% ../../nbs/3_recommend/02_bloom.ipynb #bloom-02
 import hashlib
@@ -183,6 +183,11 @@ def escape_id(text: str) -> str:
 def key_start(user: str) -> str:
     "Return what all keys of a user begin with; the braces keep them on one node of a cluster."
     return f"{{u:{escape_id(user)}}}"
+
+
+def category_key(category: str) -> str:
+    "Return the key of a category's popular items; '' is the key of those of the whole catalogue."
+    return f"{{pop}}:c:{category}" if category else "{pop}:all"
 
 
 def bucket_name(user: str, day: int) -> str:
