@@ -62,7 +62,7 @@ def two_runs(home):
 def requests_of(run, n=12):
     "Greedy requests with one right answer: known users, new ones, anonymous visitors."
     users = [u.decode() for u in load_arrays(run / "data_prep/users.npz")["user_id"][:n]]
-    now = read_json(run / "data_prep/meta.json")["span"][1] + 1
+    now = read_json(run / "bundle/manifest.json")["data"]["train"][1] + 1  # the clock's start
     return [
         dict(
             user_id=u if i % 3 else "" if i % 2 else f"new {i}",

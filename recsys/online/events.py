@@ -118,6 +118,7 @@ local ids, recent, outbox, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, event, entry = ARGV[1], ARGV[2], ARGV[3]
 local keep, remember = tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
+redis.call('ZADD', ids, 'XX', 'GT', 0, id)  -- changes nothing; is refused where memory is full
 redis.call('ZREMRANGEBYSCORE', ids, '-inf', time[1] - remember)
 if redis.call('ZADD', ids, 'NX', time[1], id) == 0 then return 0 end
 redis.call('EXPIRE', ids, remember)
