@@ -352,7 +352,11 @@ def test_which_event_types_are_choices_is_said(ingest):
     [
         ("e.csv", b"user_id,item_id,timestamp\n", "e.csv: no usable interactions"),
         ("e.csv", events().to_csv(index=False).encode("utf-16-le"), "ENCODING: utf-16-le"),
-        ("e.csv.gz", gzip.compress(b"user_id,item_id\n" * 99)[:-9], "e.csv.gz: can't be read"),
+        (
+            "e.csv.gz",
+            gzip.compress(b"user_id,item_id\n" * 99, mtime=0)[:-9],
+            "e.csv.gz: can't be read",
+        ),
         ("e.xlsx", b"PK" + bytes(99), "e.xlsx is a workbook"),
         ("e.jsonl", b"1\n2\n", "e.jsonl: expected JSON objects"),
         (
