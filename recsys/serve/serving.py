@@ -11,7 +11,6 @@ import contextlib
 import functools
 import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from .repository import pinned_version
 from .response_members import CANARY
 from .server import Client, TritonServer
 from .step_members import online_users
-from .watch import AlarmWatch, ServedBundle, file_checks
+from .watch import AlarmWatch, PeriodicThread, ServedBundle, file_checks
 
 # %% ../../nbs/6_serve/13_serving.ipynb #ensemble-66
 def fill_store(
@@ -50,7 +49,7 @@ def fill_store(
     return True
 
 # %% ../../nbs/6_serve/13_serving.ipynb #serving-s2-1
-class StoreKeeper(threading.Thread):
+class StoreKeeper(PeriodicThread):
     "Fills the online store again where Valkey has lost it."
 
     def __init__(
@@ -60,33 +59,22 @@ class StoreKeeper(threading.Thread):
         say: Callable,  # takes a line for the terminal
         every: float = 2.0,  # seconds between two looks
     ):
-        super().__init__(daemon=True, name="store keeper")
+        super().__init__("store keeper", every)
         self.url = url
         self.fill = fill
         self.say = say
-        self.every = every
         self.began = clock_start(connect(url, 5000))  # the replayed clock goes on
         self.last_error = ""
-        self.ended = threading.Event()
 
-    def __enter__(self) -> "StoreKeeper":
-        self.start()
-        return self
+    def once(self) -> None:
+        "Look once; what fails is tried again at the next look."
+        try:
+            self.fill_if_lost()
+            self.last_error = ""
+        except Exception as error:
+            self.note_failure(error)
 
-    def __exit__(self, *_) -> None:
-        self.ended.set()
-        self.join()
-
-    def run(self) -> None:
-        "Look until the block ends; what fails is tried again at the next look."
-        while not self.ended.wait(self.every):
-            try:
-                self.once()
-                self.last_error = ""
-            except Exception as error:
-                self.note_failure(error)
-
-    def once(self) -> bool:  # it had to be filled
+    def fill_if_lost(self) -> bool:  # it had to be filled
         "Fill the store where the key of a filled one is missing."
         from recsys.online.feature_store import FILLED
 
