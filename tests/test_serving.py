@@ -120,7 +120,7 @@ def check_meeting(p, server, client, member):
             and a["item_ids"].tolist() == b["item_ids"].tolist()
             and np.allclose(a["propensities"], b["propensities"], rtol=1e-3)
         ), q
-        same_sources(a, b, q)
+        same_sources(a, b, q, q)
         assert (b["stage_ms"] >= 0).all()
 
     def read():

@@ -112,13 +112,15 @@ def check_event(
     return checked | dict(timestamp=check_timestamp(event.get("timestamp"), now))
 
 # %% ../../nbs/5_online/07_events.ipynb #events-13
-NO_ROOM = 2  # answer of RECORD_EVENT for a new event whose bucket of the seen filter is full
+# Answers of RECORD_EVENT: 0 is a known event, 1 a new one
+NO_ROOM = 2  # a new one whose bucket of the seen filter is full
 RECORD_EVENT = """
 local ids, recent, outbox, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, event, entry = ARGV[1], ARGV[2], ARGV[3]
 local keep, remember = tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
-redis.call('ZADD', ids, 'XX', 'GT', 0, id)  -- changes nothing; is refused where memory is full
+-- a write that changes nothing: where memory is full, the script is refused here
+redis.call('ZADD', ids, 'XX', 'GT', 0, id)
 redis.call('ZREMRANGEBYSCORE', ids, '-inf', time[1] - remember)
 if redis.call('ZADD', ids, 'NX', time[1], id) == 0 then return 0 end
 redis.call('EXPIRE', ids, remember)
@@ -127,7 +129,8 @@ local put = redis.pcall('HSET', outbox, id, string.sub(event, 1, -2) .. recorded
 if type(put) == 'table' and put.err then redis.call('ZREM', ids, id); return put end
 pcall(push_recent, recent, entry, keep)  -- where it is no list, the worker makes a dead letter
 local ok, mark = pcall(mark_seen, seen, ARGV[6], ARGV[7])
-return ok and mark == -1 and 2 or 1
+if ok and mark == -1 then return 2 end
+return 1
 """
 
 

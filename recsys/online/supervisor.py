@@ -123,7 +123,7 @@ class Watch(threading.Thread):
                     self.care()
 
     def bring_back(self) -> None:
-        "Say why the child ended, wait, and start it once; where that fails the next look tries."
+        "Say why the child ended, wait, and start it once; `run` tries again where that fails."
         noticed = time.monotonic()
         code = self.child.stop()
         pause = self.pauses.after(noticed - self.began)

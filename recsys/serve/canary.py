@@ -54,7 +54,7 @@ class StubWatch(threading.Thread):
         self.handles: dict = {}  # file descriptor -> pid
         self.poll = select.poll()
         self.stopped: dict = {}  # pid -> since when it is stopped
-        self.suspects: dict = {}  # (member, version) -> when to ask whether it lacks a process
+        self.suspects: dict = {}  # (member, version; 0 is any) -> when to judge it
         self.outdated: dict = {}  # pid of a replaced process -> when it is killed
         self.reported: set = set()  # members that a failed request has named
         self.hanging: set = set()  # members whose processes live and don't answer
@@ -144,10 +144,12 @@ class StubWatch(threading.Thread):
             self.replace(stub.member, stub.version, self.unloading)
 
     def judge(self, member: str, version: int) -> None:
-        "Replace a member's processes where its version is loaded and lacks one."
+        "Load a version of a member again where it has fewer processes than its configuration says."
         alive = [s for s in self.stubs.values() if (s.member, s.version) == (member, version)]
         wanted = instance_count(self.server.repository, member)
-        self.suspects[member, version] = time.monotonic() + 1  # unless it is settled below
+        self.suspects[member, version] = (
+            time.monotonic() + 1
+        )  # where the server can't say, or the load fails
         try:
             loaded = {(name, number) for name, number in self.server.loaded() if name == member}
         except RecsysError:
@@ -159,7 +161,7 @@ class StubWatch(threading.Thread):
         self.replace(member, version)
 
     def replace(self, member: str, version: int, patience: float = patience) -> None:
-        "Load a member again; its present processes end, by themselves or after a while."
+        "Load a member again; after `patience` s, `kill_outdated` ends old processes."
         present = [s.pid for s in self.stubs.values() if (s.member, s.version) == (member, version)]
         began = time.monotonic()
         try:
@@ -173,7 +175,7 @@ class StubWatch(threading.Thread):
         self.outdated |= dict.fromkeys(present, ended + patience)
         self.scan()
         self.revived[member] += 1
-        self.note(f"{member} is back after {ended - began:.1f} s")
+        self.note(f"{member} is back, loaded again in {ended - began:.1f} s")
 
     def _release(self, handle: int) -> int:  # pid
         "Forget a file descriptor."

@@ -89,9 +89,9 @@ CHANNEL_OPTIONS = (
 )
 
 
-SECOND_AFTER = 0.05  # seconds without an answer until a second attempt
-_MOST_SECOND = 2  # second attempts at once
-_NO_QUEUE = 2  # requests under way of which none has to wait
+SECOND_AFTER = 0.05  # seconds without an answer until a second attempt is thought of
+_MOST_SECOND = 2  # second attempts under way at once, so that an overload is not doubled
+_NO_QUEUE = 2  # with so few under way none waits in a queue: silence means stuck
 
 
 class Attempts:
@@ -103,26 +103,30 @@ class Attempts:
         self.loop = asyncio.get_running_loop()
         self.began = self.loop.time()
         self.seconds = seconds
-        self.number = pages.sent = pages.sent + 1
+        self.serial = pages.sent = pages.sent + 1
         self.first = pages.stub.ModelInfer(message, timeout=seconds)
         self.second: asyncio.Task | None = None
         self.answer: Any = None  # of the second attempt
-        self.timer = self.loop.call_later(SECOND_AFTER, self.look)
+        self.timer = self.loop.call_later(SECOND_AFTER, self.check_stuck)
 
     async def result(self) -> Any:  # ModelInferResponse
-        "Return the answer that comes first; raise the first attempt's error where none comes."
+        """Return the answer that comes first.
+
+        An error of the first attempt is raised at once, unless it is that of a dead member: then
+        the second attempt is waited for.
+        """
         from grpc import RpcError
 
         try:
             answer = await self.first
         except asyncio.CancelledError:
             if self.answer is None:
-                raise  # the client went away
+                raise  # not `send_second` has cancelled it: the client went away
             answer = self.answer
         except RpcError as error:
             if not dead_member(error.details() or ""):
                 raise
-            self.try_again()
+            self.start_second()
             if self.second:
                 await self.second
             if self.answer is None:
@@ -132,36 +136,36 @@ class Attempts:
             self.timer.cancel()
             if self.second:
                 self.second.cancel()
-        self.pages.answered = max(self.pages.answered, self.number)
+        self.pages.newest_answered = max(self.pages.newest_answered, self.serial)
         self.pages.last_answer = self.loop.time()
         return answer
 
-    def look(self) -> None:
+    def check_stuck(self) -> None:
         "Start the second attempt if the first is stuck; else look again later."
-        is_stuck = self.pages.answered > self.number or self.pages.under_way <= _NO_QUEUE
-        if is_stuck and self.pages.second_attempts < _MOST_SECOND:
-            self.try_again()
+        is_stuck = self.pages.newest_answered > self.serial or self.pages.under_way <= _NO_QUEUE
+        if is_stuck and self.pages.second_under_way < _MOST_SECOND:
+            self.start_second()
         else:
-            self.timer = self.loop.call_later(SECOND_AFTER, self.look)
+            self.timer = self.loop.call_later(SECOND_AFTER, self.check_stuck)
 
-    def try_again(self) -> None:
-        "Start the second attempt, once."
+    def start_second(self) -> None:
+        "Start the second attempt, once; a page that is asked twice changes nothing."
         if self.second is None:
-            self.second = self.loop.create_task(self.ask_again())
+            self.second = self.loop.create_task(self.send_second())
 
-    async def ask_again(self) -> None:
+    async def send_second(self) -> None:
         "Send the request again, and end the first attempt where this one is answered."
         from grpc import RpcError
 
         left = self.began + self.seconds - self.loop.time()
-        self.pages.second_attempts += 1
+        self.pages.second_under_way += 1
         try:
             self.answer = await self.pages.stub.ModelInfer(self.message, timeout=max(0.001, left))
             self.first.cancel()
         except RpcError:
             pass  # the first attempt says what is wrong
         finally:
-            self.pages.second_attempts -= 1
+            self.pages.second_under_way -= 1
 
 
 class TritonPages:
@@ -175,11 +179,11 @@ class TritonPages:
         self.url = url
         self.ensemble = ensemble
         self.breaker = Breaker("triton")
-        self.sent = 0  # requests so far; each has its number
-        self.answered = 0  # largest number that was answered
+        self.sent = 0  # requests so far; a request's serial number is this count
+        self.newest_answered = 0  # largest serial number that was answered
         self.last_answer = 0.0  # when, by the clock of the event loop
         self.under_way = 0  # requests without an answer yet
-        self.second_attempts = 0  # of them
+        self.second_under_way = 0  # of them
 
     @cached_property
     def channel(self) -> Any:
