@@ -201,6 +201,10 @@ class LiveStack:
         "Return the codes of the alarms that hold."
         return [alarm["code"] for alarm in self.ask("GET", "/readyz")[1].get("alarms") or []]
 
+    def is_ready(self):
+        "Return whether no alarm holds but that of dead letters, which stays for an hour."
+        return set(self.alarms()) <= {"dead_letters"}
+
 
 def page_outcome(status, page):
     "Return status, source and fallbacks of a page as a text."

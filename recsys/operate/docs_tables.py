@@ -6,7 +6,8 @@
 __all__ = ['MAIN_METRICS', 'LONG_VALUE', 'cell_text', 'is_number', 'table_line', 'markdown_table', 'command_page',
            'command_names', 'allowed_values', 'params_page', 'request_page', 'fallback_page', 'alarm_page',
            'missing_note', 'interval_text', 'system_table', 'segment_table', 'evaluation_page', 'flatten_values',
-           'benchmark_page', 'outcome_text', 'failure_rows', 'failure_page', 'record_values', 'run_page']
+           'benchmark_page', 'outcome_text', 'event_text', 'failure_row', 'failure_tables', 'failure_page',
+           'record_values', 'run_page']
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-02
 import html
@@ -275,26 +276,66 @@ def benchmark_page(outputs: Path) -> str:  # Markdown
 
 # %% ../../nbs/7_operate/12_docs_tables.ipynb #docs-tables-fm2
 def outcome_text(outcomes: dict) -> str:  # outcome -> how often
-    "Return outcomes and their counts as a text."
-    return ", ".join(f"{count} x {outcome}" for outcome, count in outcomes.items())
+    "Return the outcomes of pages in words, with their counts."
+    words = []
+    for outcome, count in outcomes.items():
+        status, _, answer = outcome.partition(" ")
+        source, _, codes = answer.partition(" (")
+        what = f"with {codes.rstrip(')')}" if codes else "as usual"
+        if source == "popularity":
+            what = f"of popular items: {codes.rstrip(')')}"
+        words.append(f"{count} {what if status == '200' else f'failed: {outcome}'}")
+    return "; ".join(words)
 
 
-def failure_rows(found: dict) -> list:  # of dictionaries, a row a case
-    "Return the cases of a failure matrix as rows of a table."
-    return [
-        {
-            "dependency": row["dependency"],
-            "way": row["way"],
-            "how": row["how"],
-            "pages": outcome_text(row["pages"]),
-            "events": outcome_text(row["events"]),
-            "longest page, ms": row["longest_page_ms"],
-            "lost": row["lost"],
-            "doubled": row["doubled"],
-            "seconds until normal": row["seconds_until_normal"],
-        }
-        for row in found["rows"]
+def event_text(outcomes: dict) -> str:  # outcome -> how often
+    "Return the outcomes of events in words, with their counts."
+    recorded = sum(count for outcome, count in outcomes.items() if outcome.startswith("200"))
+    refused = [
+        f"{count} refused, {outcome}"
+        for outcome, count in outcomes.items()
+        if not outcome.startswith("200")
     ]
+    return "; ".join([f"{recorded} recorded", *refused])
+
+
+def failure_row(case: dict) -> dict:
+    "Return a case of the failure matrix as a row of a table."
+    before = case.get("before", {})
+    return {
+        "what fails": f"{case['way']}: {case['how']}",
+        "pages": outcome_text(case["pages"]),
+        "events": event_text(case["events"]),
+        "alarms": ", ".join(case["alarms"]),
+        "longest page, ms": case["longest_page_ms"],
+        "before, ms": before.get("longest_page_ms"),
+        "pages over 100 ms": case["slow_pages"],
+        "before": before.get("slow_pages"),
+        "events lost": case["lost"],
+        "counted twice": case["doubled"],
+        "normal again, s": case["seconds_until_normal"],
+    }
+
+
+def failure_tables(cases: list) -> list:  # parts of a page
+    "Return a heading and a table for each dependency, and a summary before them."
+    failed = sum(
+        count
+        for case in cases
+        for outcome, count in case["pages"].items()
+        if not outcome.startswith("200")
+    )
+    unhealed = [case["dependency"] for case in cases if case["seconds_until_normal"] is None]
+    parts = [
+        f"{len(cases)} cases. Pages that failed: {failed}. Acknowledged events that were lost: "
+        f"{sum(case['lost'] for case in cases)}, counted twice: "
+        f"{sum(case['doubled'] for case in cases)}. Cases that did not heal: "
+        f"{', '.join(unhealed) or 'none'}."
+    ]
+    for dependency in dict.fromkeys(case["dependency"] for case in cases):
+        own = [failure_row(case) for case in cases if case["dependency"] == dependency]
+        parts += [f"## {dependency.capitalize()}", markdown_table(own)]
+    return parts
 
 
 def failure_page(outputs: Path) -> str:  # Markdown
@@ -302,16 +343,18 @@ def failure_page(outputs: Path) -> str:  # Markdown
     parts = [
         "# Failures and soak",
         "Each row is one failure under traffic of 10 pages and 2 events a second through the "
-        "gateway: what clients got from the failure on, the longest page, the acknowledged events "
-        "that were lost or counted twice, and the seconds until all answers were as before, from "
-        "the moment on at which the cause was gone. What answers instead of a failed step is in "
-        "the table of [fallbacks](fallbacks.md), what an operator sees in that of "
-        "[alarms](alarms.md).",
+        "gateway. `pages` and `events` are what clients got from the failure on; the codes are "
+        "those of the table of [fallbacks](fallbacks.md), and `alarms` are those of the table of "
+        "[alarms](alarms.md) that `/readyz` listed meanwhile. `before` is the same traffic in the "
+        "seconds before the failure: a page that is as long there waited for other programs of "
+        "the machine. `normal again` counts from the moment at which the cause was gone (at "
+        "which it came, where a process was killed) to the last answer that was not as usual. "
+        "Only an emptied Valkey may lose events: those that the worker had not taken yet.",
     ]
     file = outputs / "failure_matrix.json"
     if file.is_file():
         found = read_json(file)
-        parts.append(markdown_table(failure_rows(found)))
+        parts += failure_tables(found["rows"])
         left = [f"- {row['dependency']}: {row['why']}" for row in found["not_tried"]]
         parts += ["Not tried:", "\n".join(left)] if left else []
     else:
