@@ -40,7 +40,7 @@ from ..serve.alarms import ALARMS_FILE, Alarms, print_alarm
 from ..serve.canary import Canary
 from ..serve.server import TritonServer
 from ..serve.serving import StoreKeeper, run_params, started, worker_process
-from ..serve.watch import AlarmWatch, ServedBundle, file_checks
+from ..serve.watch import AlarmWatch, server_checks
 
 # %% ../../nbs/7_operate/22_live_server.ipynb #live-server-06
 POINTER_RETRY_SECONDS = 5  # until a pointer that can't be followed is tried again
@@ -211,8 +211,7 @@ def served_live(
             started(params, url, live_repository(home), key, folder, supervisor.watching)
         )
         replica = LiveServer(home, params, url, server, canary, supervisor, say)
-        online = live_folder(home) / "online.json"
-        checks = file_checks(params, ServedBundle(live_repository(home)), online)
+        checks = server_checks(params, live_repository(home), url, supervisor)
         stack.enter_context(AlarmWatch(replica.alarms, checks))
         stack.callback(replica.stop)
         replica.follow()

@@ -80,6 +80,26 @@ _RULES = (
         "restore impressions.salt of the run with its owner and mode 600",
     ),
     AlarmRule(
+        "process_down",
+        "a process of the server does not start, or ends again and again; what it does waits, "
+        "everything else goes on",
+        "look into that process's log and into processes.json of the server: disk, memory, a "
+        "port that is taken",
+    ),
+    AlarmRule(
+        "care_failed",
+        "what the supervisor does beside a process fails, such as closing the shared memory of "
+        "Triton's members to other users; the process runs on",
+        "look into the detail on the terminal; until it is over, let no other user log in",
+    ),
+    AlarmRule(
+        "dead_letters",
+        "events or impressions of the last hour can't be used and were put aside; all others count",
+        "look at XREVRANGE events:dead + - COUNT 10 (or impressions:dead), mend the cause and "
+        "append the letters to the stream events again; the alarm ends an hour after the last "
+        "letter, or when the stream of letters is deleted",
+    ),
+    AlarmRule(
         "pictures_unreadable",
         "the pictures of the catalogue can't be read; drawings take their place",
         "restore data_prep/items.parquet of the run",

@@ -34,7 +34,7 @@ from .repository import pinned_version
 from .server import running_server, send_http
 from .step_members import NoUsers, online_users
 from .triton_client import TritonPages
-from .watch import file_checks, read_online
+from .watch import DeadLetters, file_checks, read_online
 
 # %% ../../nbs/6_serve/17_backends.ipynb #backends-07
 class BoundedExecutor:
@@ -218,6 +218,7 @@ class Backends:
         return file_checks(self.params, lambda: self.catalogue.bundle, online) | dict(
             bundle_not_followed=lambda: self.follow_fault,
             pictures_unreadable=lambda: self.catalogue.images_fault,
+            dead_letters=DeadLetters(self.url),
         )
 
     def server_alarms(self) -> Path | None:

@@ -32,7 +32,7 @@ from .repository import pinned_version
 from .response_members import CANARY
 from .server import Client, TritonServer
 from .step_members import online_users
-from .watch import AlarmWatch, PeriodicThread, ServedBundle, file_checks
+from .watch import AlarmWatch, PeriodicThread, server_checks
 
 # %% ../../nbs/6_serve/13_serving.ipynb #ensemble-66
 def fill_store(
@@ -234,7 +234,7 @@ def served(
         fill = functools.partial(fill_store, p, url)
         stack.enter_context(StoreKeeper(url, fill, say))
         server, canary = stack.enter_context(started(p, url, repository, key, watching=watching))
-        checks = file_checks(p, ServedBundle(repository), repository.parent / "online.json")
+        checks = server_checks(p, repository, url, supervisor)
         alarms = Alarms(say, home / ALARMS_FILE)
         stack.enter_context(AlarmWatch(alarms, checks))
         if worker:
