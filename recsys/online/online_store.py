@@ -6,9 +6,12 @@
 __all__ = ['user_key', 'decode_value', 'load_settings', 'OnlineUsers', 'forget_features']
 
 # %% ../../nbs/5_online/06_online_store.ipynb #online-store-02
+import math
 import struct
 from bisect import bisect_right
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -18,7 +21,7 @@ from ..core.params import RecsysError
 from ..core.runs import read_json
 from ..data.asof import NEVER, KnownPast, history_features, newest_items
 from ..data.features import NULL, OOV
-from .valkey import Breaker
+from .valkey import Breaker, TimeLimit
 from ..recommend.bloom import category_key
 
 # %% ../../nbs/5_online/06_online_store.ipynb #online-store-09
@@ -111,11 +114,13 @@ class OnlineUsers:
         seen,  # seen.SeenStore
         breaker: Breaker,
         settings: dict,  # `load_settings`
+        limit: TimeLimit | None = None,  # of a request's waits for the server; the client's, too
     ):
         self.bundle = bundle
         self.client = client
         self.filter = seen
         self.breaker = breaker
+        self.limit = limit or TimeLimit(math.inf)
         self.project = settings["project"]
         self.names = [f["name"] for f in settings["fields"]]
         self.fields = [bytes.fromhex(f["field"]) for f in settings["fields"]]
@@ -135,7 +140,7 @@ class OnlineUsers:
         wanted = [i for i, user in enumerate(users) if user]
         if wanted:
             ids = [users[i] for i in wanted]
-            for i, values in zip(wanted, self.breaker.call(lambda: self._hashes(ids))):
+            for i, values in zip(wanted, self._ask(lambda: self._hashes(ids))):
                 rows[i] = [decode_value(v) for v in values]
         return dict(zip(self.names, zip(*rows)))
 
@@ -165,7 +170,7 @@ class OnlineUsers:
             return np.zeros(rows.shape, bool), np.zeros(len(users), np.int64)
         at = np.maximum(rows, 0)
         hashes, names = list(self.bundle.hashes[at]), list(self.bundle.names[at])
-        masks, n_dropped = self.breaker.call(
+        masks, n_dropped = self._ask(
             lambda: self.filter.seen_and_dropped(users, hashes, names, now)
         )
         return np.stack(masks) & (rows >= 0), n_dropped
@@ -181,12 +186,17 @@ class OnlineUsers:
     ) -> np.ndarray:  # item rows, at most n, each once: the category's by popularity, then others
         "Return what is popular now."
         keys = [category_key(name) for name in dict.fromkeys([category, ""])]
-        row_of, ranked = self.bundle.row_of, self.breaker.call(lambda: self._top_of_sets(keys, n))
+        row_of, ranked = self.bundle.row_of, self._ask(lambda: self._top_of_sets(keys, n))
         names = [item.decode() for items in ranked for item in items]
         found = list(dict.fromkeys(row_of[name] for name in names if name in row_of))
         if len(found) < n:
             found = list(dict.fromkeys([*found, *self.bundle.by_popularity.tolist()]))
         return np.array(found[:n], np.int64)
+
+    def _ask(self, work: Callable) -> Any:
+        "Return what a function reads, where the request has time left and the breaker is closed."
+        self.limit.left()
+        return self.breaker.call(work)
 
     def _hashes(self, users: list) -> list:
         "Return the fields of each user's hash."

@@ -202,7 +202,8 @@ class Recommender:
     def pages(self, request: dict) -> dict:  # as `recommend`, item_ids as bytes
         "Answer a batch of requests; item ids are bytes, sources are arrays."
         self.bundle.grow()
-        return self.pinned().answer_request(request)
+        with self.users.limit:
+            return self.pinned().answer_request(request)
 
     def answer_request(self, request: dict) -> dict:
         "Run the seven steps of a batch of requests on this recommender's bundle."

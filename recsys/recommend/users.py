@@ -6,6 +6,7 @@
 __all__ = ['UserEvents', 'anonymous_state', 'UserMemory']
 
 # %% ../../nbs/3_recommend/06_users.ipynb #users-02
+import contextlib
 from functools import lru_cache
 
 import numpy as np
@@ -70,6 +71,8 @@ def anonymous_state(bundle: Bundle, n: int) -> dict:  # as `UserMemory.state`
 # %% ../../nbs/3_recommend/06_users.ipynb #users-17
 class UserMemory:
     "What is known of users from a run's tables and the events observed since."
+
+    limit: contextlib.AbstractContextManager = contextlib.nullcontext()  # nothing is waited for
 
     def __init__(self, prep, bundle: Bundle):
         self.prep = prep

@@ -9,8 +9,9 @@ __all__ = ['SERVE_PARAMS']
 _TRITON_PARAMS = (
     dict(
         name="VALKEY_TIMEOUT_MS",
-        default=30.0,
-        doc="longest time that a request waits for Valkey, milliseconds",
+        default=40.0,
+        doc="longest time that a request waits for Valkey, in all its steps together, "
+        "milliseconds; with LAYOUT ensemble each member that asks has it for itself",
         low=1.0,
         high=10000.0,
     ),

@@ -7,6 +7,7 @@ __all__ = ['ROW_COLUMN', 'RANK_COLUMN', 'NoUsers', 'served_users', 'online_users
            'unpack_lists', 'candidate_search', 'Retrieve', 'SeenFilter', 'ItemFeatures']
 
 # %% ../../nbs/6_serve/08_step_members.ipynb #step-members-02
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..core.runs import read_json
 from ..models.sources import CANDIDATE_SOURCES, Retrieved
 from ..online.online_store import OnlineUsers
 from ..online.seen import SeenStore
-from ..online.valkey import Breaker, Unavailable, connect
+from ..online.valkey import Breaker, TimeLimit, Unavailable, connect
 from ..recommend.bundle import Bundle
 from ..recommend.candidates import CandidateSearch, ServedQuery
 from ..recommend.fallbacks import FallbackLog
@@ -35,6 +36,8 @@ from .tensors import add_note, check_equal_k, pack_context, request_of, unpack_c
 # %% ../../nbs/6_serve/08_step_members.ipynb #ensemble-22
 class NoUsers:
     "Store of users for a server without Valkey: every call raises `Unavailable`."
+
+    limit: contextlib.AbstractContextManager = contextlib.nullcontext()  # nothing is waited for
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -57,7 +60,9 @@ def online_users(
     online: dict,  # content of online.json
 ) -> OnlineUsers:
     "Return the store of users behind a Valkey server."
-    client = connect(url, online["VALKEY_TIMEOUT_MS"])
+    timeout_ms = online["VALKEY_TIMEOUT_MS"]
+    limit = TimeLimit(timeout_ms / 1e3)
+    client = connect(url, timeout_ms, limit)
     seen = SeenStore(
         client,
         bundle.serving.SEEN_DAYS,
@@ -66,7 +71,7 @@ def online_users(
         online["SEEN_STORE"],
         online["RECENT_EVENTS"],
     )
-    return OnlineUsers(bundle, client, seen, Breaker("valkey"), online["layout"])
+    return OnlineUsers(bundle, client, seen, Breaker("valkey"), online["layout"], limit)
 
 # %% ../../nbs/6_serve/08_step_members.ipynb #ensemble-25
 class StepMember(PythonMember):
@@ -95,7 +100,8 @@ class StepMember(PythonMember):
             self.noted_faults = bundle.additions_faults
             for code, detail in self.noted_faults.items():
                 self.pb.Logger.log_warn(f"{self.name}: {code}: {detail}")
-        return super().answer_merged(inputs)
+        with self.recommender.users.limit:
+            return super().answer_merged(inputs)
 
 # %% ../../nbs/6_serve/08_step_members.ipynb #ensemble-27
 class UserFeatures(StepMember):
