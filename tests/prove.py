@@ -311,6 +311,31 @@ def gateway_never_breaks(n=10_000):
             return alive and grown < 30_000, figures | dict(grown_kib=grown)
 
 
+def triton_never_breaks(n=10_000, seeds=(0, 1)):
+    """Generated requests to Triton's gRPC, most of them broken: no answer names internals, each
+    one comes, and the server's memory returns.
+    """
+    from grpc_fuzz import fuzz_grpc, memory_after
+    from tiny import tiny_run
+
+    from recsys.serve.canary import StubWatch
+    from recsys.serve.serving import run_params, served
+
+    with tempfile.TemporaryDirectory() as d:
+        run = tiny_run(Path(d) / "outputs") / "tiny"
+        p = run_params(run, HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0)
+        with served(p, worker=False) as (server, _, canary):
+            fuzz_grpc(server, 2_000, seed=99)  # what stays after the first large requests
+            before = server.memory()["pss"]
+            counts = {seed: fuzz_grpc(server, n // len(seeds), seed) for seed in seeds}
+            most = before + StubWatch.most_memory / 2**20
+            after = memory_after(server, most)
+            alive = server.ready() and server.running()
+            figures = dict(requests=n, statuses=counts, mib_before=before, mib_after=after)
+            figures |= dict(probes=canary.probes, failed_probes=canary.failures)
+    return alive and after <= most, figures
+
+
 def resident_kib(pid):
     "Return the resident memory of a process, KiB."
     status = Path(f"/proc/{pid}/status").read_text()
@@ -583,6 +608,7 @@ PROOFS = [
     offpolicy_covers_the_truth,
     explanations_add_up,
     gateway_never_breaks,
+    triton_never_breaks,
     promotions_are_whole,
     quiet_days_stay_quiet,
     failure_matrix,

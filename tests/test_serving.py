@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from grpc_fuzz import fuzz_grpc
 from sameness import compare, same_sources
 from tiny import ROOT, tiny_run
 
@@ -634,6 +635,19 @@ def test_one_of_two_stubs_fails(fused, fault):
 
     assert until(are_replaced), canary_log(canary)
     assert all(len(client.recommend(k=3)["item_ids"]) == 3 for _ in range(20))
+
+
+def test_no_grpc_request_gets_more_than_a_refusal(fused):
+    """Generated requests, most of them broken: no answer names internals, each one comes, and the
+    server and its processes live.
+    """
+    _, server, _, _, client = fused
+    assert until(lambda: len(find_stubs(server.pid)) == 2), find_stubs(server.pid)
+    old = {stub.pid for stub in find_stubs(server.pid)}
+    counts = fuzz_grpc(server, 300)
+    assert counts["OK"] > 10 and counts["INVALID_ARGUMENT"] > 50, counts
+    assert {stub.pid for stub in find_stubs(server.pid)} == old
+    assert len(client.recommend(k=3)["item_ids"]) == 3
 
 
 def test_memory_returns_after_a_large_request(fused):

@@ -145,16 +145,36 @@ def read_log(
     )
     pages = pages.filter(pc.greater_equal(pages["timestamp"], since))
     clicks = read_files(events, dict(request_id=text, item_id=text))
-    pages = _with_known_settings(_with_own_id(pages))
+    read = len(pages)
+    pages = _with_own_id(pages)
+    own = len(pages)
+    pages = _with_known_settings(pages)
+    known = len(pages)
     policy = read_policy(pages["request_id"].to_pylist(), pages["policy"].to_pylist())
     if sampled_only:
         is_sampled = policy["temperature"] > GREEDY_TEMPERATURE
         pages, policy = pages.filter(pa.array(is_sampled)), take_requests(policy, is_sampled)
     if not len(pages):
-        which = " at a temperature above 0" if sampled_only else ""
-        which += f" since {since}" if since else ""
-        raise RecsysError(f"{impressions}: no pages{which} whose request_id is their own")
+        left_out = {
+            "without a request_id of their own": read - own,
+            "under settings whose probabilities can't be computed again (pins)": own - known,
+            "at temperature 0": known,
+        }
+        raise RecsysError(f"{impressions}: {_nothing_left(read, since, left_out)}")
     return _as_log(pages, clicks, policy, catalog)
+
+
+def _nothing_left(
+    read: int,  # pages that were read
+    since: int,
+    left_out: dict,  # reason -> pages
+) -> str:
+    "Return a sentence that says why no page of a log can be judged."
+    which = f" since {since}" if since else ""
+    if not read:
+        return f"there are no pages{which}"
+    reasons = [f"{count:,} {reason}" for reason, count in left_out.items() if count]
+    return f"none of {read:,} pages{which} can be judged: {', '.join(reasons)}"
 
 
 def unknown_settings(

@@ -25,7 +25,7 @@ from recsys.core.runs import (
     run_dir,
     write_json,
 )
-from .content_files import open_image, read_source
+from .content_files import NO_PICTURE, open_image, read_source
 from .encoders import ContentEncoder, load_encoders, unit
 
 # %% ../../nbs/2_models/03_embeddings.ipynb #embeddings-08
@@ -137,8 +137,7 @@ def _encode_batch(
         try:
             contents[key] = encoder.parse(read_source(source))
         except Exception as e:
-            place = type(e).__name__ if isinstance(source, bytes) else source
-            undecodable[key] = f"{place}: {e}"
+            undecodable[key] = str(e) or type(e).__name__
     vectors = encoder.encode(list(contents.values())) if contents else []
     if not np.isfinite(vectors).all():
         raise RecsysError(
@@ -179,7 +178,10 @@ def encode_rows(
     )
     new_sources = {key: sources[first_row[key]] for key in new}
     found, undecodable = encode_contents(new_sources, encoder, folder, desc)
-    unreadable |= {row: undecodable[key] for row, key in enumerate(keys) if key in undecodable}
+    for row, key in enumerate(keys):
+        if key in undecodable:
+            place = "" if isinstance(sources[row], bytes) else f"{sources[row]}: "
+            unreadable[row] = f"{place}{undecodable[key]}"
     vector_of, zeros = known | found, np.zeros(encoder.dim, np.float32)
     vectors = np.array([vector_of.get(key, zeros) for key in keys], np.float32)
     return EncodedRows(

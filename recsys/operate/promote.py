@@ -162,6 +162,9 @@ def sweep_repository(home: Path) -> list:  # numbers that were removed
     for number in removed:
         for path in (*repository.glob(f"*/{number}"), folder / "bundles" / number):
             shutil.rmtree(path)
+    for pointer in folder.glob("bundles/*.added"):
+        if not pointer.with_suffix("").is_dir():
+            pointer.unlink()
     return removed
 
 # %% ../../nbs/7_operate/04_promote.ipynb #promote-20

@@ -35,8 +35,8 @@ class StubWatch(threading.Thread):
     "A thread that replaces a member's processes where one of them has ended or was stopped."
 
     every = 0.2  # seconds between two looks at the states
-    patience = 1.0  # seconds that a stub may be stopped, and that an old one may take to end
-    unloading = 10.0  # seconds that healthy old stubs may take to end
+    patience = 1.0  # seconds that a stub may be stopped
+    unloading = 10.0  # seconds that old stubs may take to end, see above
     most_memory = 64 * 2**20  # bytes that a stub may share with the server
     pause = 30.0  # seconds between two replacements of a member for its memory
 
@@ -92,6 +92,7 @@ class StubWatch(threading.Thread):
         now = time.monotonic()
         if self.suspects or now > self.next_scan:
             self.scan()
+            self.find_missing()
             self.give_back(now)
             self.next_scan = now + 1
         self.kill_stopped(now)
@@ -103,7 +104,7 @@ class StubWatch(threading.Thread):
             member = self.hanging.pop()
             for version in sorted({s.version for s in self.stubs.values() if s.member == member}):
                 self.note(f"{member}: its processes do not answer")
-                self.replace(member, version)
+                self.replace(member, version, 0.0)
 
     def scan(self) -> None:
         "Take in the stubs that have been started meanwhile."
@@ -114,6 +115,15 @@ class StubWatch(threading.Thread):
                     self.stubs[stub.pid] = stub
                     self.handles[handle] = stub.pid
                     self.poll.register(handle, select.POLLIN)
+
+    def find_missing(self) -> None:
+        "Suspect versions with too few processes: one may have ended before it was first seen."
+        present = Counter((stub.member, stub.version) for stub in self.stubs.values())
+        for member in self.server.members():
+            wanted = instance_count(self.server.repository, member)
+            for version in pinned_versions(self.server.repository, member):
+                if present[member, version] < wanted:
+                    self.suspects.setdefault((member, version), 0.0)
 
     def kill_stopped(self, now: float) -> None:
         "Kill stubs that are stopped for longer than `patience`, unless the server is, too."
@@ -141,7 +151,7 @@ class StubWatch(threading.Thread):
                 continue
             self.next_diet[stub.member] = now + self.pause
             self.note(f"{stub.member}: process {stub.pid} shares {region_bytes(stub) >> 20} MiB")
-            self.replace(stub.member, stub.version, self.unloading)
+            self.replace(stub.member, stub.version)
 
     def judge(self, member: str, version: int) -> None:
         "Load a version of a member again where it has fewer processes than its configuration says."
@@ -160,7 +170,7 @@ class StubWatch(threading.Thread):
             return
         self.replace(member, version)
 
-    def replace(self, member: str, version: int, patience: float = patience) -> None:
+    def replace(self, member: str, version: int, patience: float = unloading) -> None:
         "Load a member again; after `patience` s, `kill_outdated` ends old processes."
         present = [s.pid for s in self.stubs.values() if (s.member, s.version) == (member, version)]
         began = time.monotonic()
@@ -173,6 +183,7 @@ class StubWatch(threading.Thread):
         self.server.close_memory()
         self.suspects.pop((member, version), None)
         self.outdated |= dict.fromkeys(present, ended + patience)
+        self.kill_outdated(time.monotonic())
         self.scan()
         self.revived[member] += 1
         self.note(f"{member} is back, loaded again in {ended - began:.1f} s")

@@ -55,12 +55,18 @@ def decode(
     return np.array(flat, dtype=object).reshape(array.shape).tolist()
 
 # %% ../../nbs/6_serve/02_member.ipynb #member-15
+def _required_inputs(config: dict) -> list:  # of names
+    "Return the inputs of a model's configuration that are not optional."
+    return [tensor["name"] for tensor in config["input"] if not tensor.get("optional")]
+
+
 class PythonMember:
     "Serve a function on arrays as a Triton model: `setup` once, `answer` for each batch."
 
     merge = False  # answer several requests of equal shapes with one call of `answer`
     strict = False  # refuse numbers that aren't finite, text that isn't UTF-8, long inputs
     limit = 100_000  # most elements of one input of a strict member
+    required: list = []  # names of the inputs that are not optional
 
     def setup(self) -> None:
         "Load what the member needs; `self.bundle` is the folder of its version's bundle."
@@ -83,6 +89,7 @@ class PythonMember:
         self.model_folder = Path(args["model_repository"])
         self.bundle = bundle_folder(self.model_folder, self.version)
         self.outputs = [output["name"] for output in self.config["output"]]
+        self.required = _required_inputs(self.config)
         self.setup()
         # What setup has loaded stays for good: the garbage collector need not look at it again.
         gc.collect()
@@ -129,6 +136,9 @@ class PythonMember:
     def read(self, request) -> dict:  # input -> array
         "Return the inputs of a request as arrays; a strict member checks them."
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        missing = [name for name in self.required if name not in inputs]
+        if missing:  # Triton only counts the inputs where some are optional
+            raise RequestRefused(f"{', '.join(missing)}: missing")
         if self.strict:
             for name, array in inputs.items():
                 self.check_input(name, array)

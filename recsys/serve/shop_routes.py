@@ -30,7 +30,7 @@ from recsys.serve.api import (
     UsersAnswer,
     failure_responses,
 )
-from .backends import StoreError
+from .backends import StoreError, give_memory_back
 from .serving import forget_user, what_remains
 from recsys.serve.transport import (
     Gateway,
@@ -222,10 +222,15 @@ class ItemRoutes:
             raise HTTPException(409, "item_id: this item is there already")
         table = pd.DataFrame([item_row(new, item_id)])
         embeddings = stage_dir(self.backends.params, "embeddings")
+
+        def place() -> int:
+            try:
+                return add_items(catalogue.bundle, table, embeddings, "item")
+            finally:
+                give_memory_back()
+
         try:
-            added = await self.backends.adder.run(
-                lambda: add_items(catalogue.bundle, table, embeddings, "item")
-            )
+            added = await self.backends.adder.run(place)
         except OSError as error:  # the file of added items stays as it was
             raise StoreError("disk_full", f"{type(error).__name__}: {error}") from None
         catalogue.grow()
