@@ -532,7 +532,7 @@ class Bundle(FixedParts, CatalogueParts):
         self.added += rows
 
     def _replace_rows(self, replaced: dict) -> None:  # place among the added -> row
-        "Put other rows in the places of added ones; the parts are made again from the files."
+        "Put other rows in the places of added ones."
         rows = [replaced.get(i, row) for i, row in enumerate(self.added)]
         self.snapshot = self.snapshot.with_added(tuple(rows))
         first = self.snapshot.files.n_items

@@ -9,7 +9,8 @@ __all__ = ['NEIGHBOUR_ARRAYS', 'LONGEST_ID', 'LARGEST_VALUE', 'ITEM_PARTS', 'Unk
            'append_in_stock', 'read_categories', 'append_categories', 'read_popularity', 'append_popularity',
            'read_by_popularity', 'append_by_popularity', 'read_vectors', 'append_vectors', 'read_index', 'append_index',
            'read_item_columns', 'append_item_columns', 'read_neighbours', 'append_neighbours', 'read_shown',
-           'shown_values', 'append_display_rows', 'AddedRowCheck', 'is_placeholder', 'ItemPart', 'CatalogueSnapshot']
+           'shown_values', 'append_display_rows', 'AddedRowCheck', 'is_placeholder', 'first_rows', 'first_codes',
+           'first_of_index', 'first_columns', 'first_neighbours', 'first_shown', 'ItemPart', 'CatalogueSnapshot']
 
 # %% ../../nbs/3_recommend/04_snapshot.ipynb #snapshot-02
 import threading
@@ -430,12 +431,46 @@ def is_placeholder(row: dict) -> bool:  # of `Bundle.added`
     return row["item_id"].startswith("\0")
 
 # %% ../../nbs/3_recommend/04_snapshot.ipynb #snapshot-35
+def first_rows(value, n_items: int, files: BundleFiles):
+    "Return the trained items of a part, without the added ones at its end."
+    return value[:n_items]
+
+
+def first_codes(codes: np.ndarray, n_items: int, files: BundleFiles) -> np.ndarray:
+    "Return the codes of the trained items; padding stays last."
+    return np.append(codes[:n_items], codes[-1])
+
+
+def first_of_index(index, n_items: int, files: BundleFiles):
+    "Return the index of the trained items; one of FAISS can't be cut and is read again."
+    return index[:n_items] if isinstance(index, np.ndarray) else read_index(files)
+
+
+def first_columns(table: ItemColumns, n_items: int, files: BundleFiles) -> ItemColumns:
+    "Return the columns of the trained items."
+    columns = {name: values[:n_items] for name, values in table.columns.items()}
+    return ItemColumns(columns, table.ids[:n_items])
+
+
+def first_neighbours(table: dict | None, n_items: int, files: BundleFiles) -> dict | None:
+    "Return the neighbours of the trained items."
+    if table is None:
+        return None
+    return table | {name: table[name][:n_items] for name in NEIGHBOUR_ARRAYS}
+
+
+def first_shown(table, n_items: int, files: BundleFiles):  # pyarrow.Table
+    "Return what people read of the trained items."
+    return table.slice(0, n_items)
+
+
 @dataclass(frozen=True)
 class ItemPart:
-    "How one per-item part of a bundle is read and extended."
+    "How one per-item part of a bundle is read, extended, and cut to the trained items again."
 
     read: Callable[[BundleFiles], Any]  # value for the trained items
     append: Callable[[Any, list], Any]  # value, added items -> a new value with them at the end
+    cut: Callable[[Any, int, BundleFiles], Any] = first_rows  # -> value for the trained items
 
 
 ITEM_PARTS = dict(
@@ -443,15 +478,15 @@ ITEM_PARTS = dict(
     names=ItemPart(read_names, append_names),
     hashes=ItemPart(read_hashes, append_hashes),
     in_stock=ItemPart(read_in_stock, append_in_stock),
-    encoded_ids=ItemPart(read_encoded_ids, append_encoded_ids),
+    encoded_ids=ItemPart(read_encoded_ids, append_encoded_ids, first_codes),
     categories=ItemPart(read_categories, append_categories),
     popularity=ItemPart(read_popularity, append_popularity),
     by_popularity=ItemPart(read_by_popularity, append_by_popularity),
     vectors=ItemPart(read_vectors, append_vectors),
-    index=ItemPart(read_index, append_index),
-    columns=ItemPart(read_item_columns, append_item_columns),
-    neighbours=ItemPart(read_neighbours, append_neighbours),
-    shown=ItemPart(read_shown, append_display_rows),
+    index=ItemPart(read_index, append_index, first_of_index),
+    columns=ItemPart(read_item_columns, append_item_columns, first_columns),
+    neighbours=ItemPart(read_neighbours, append_neighbours, first_neighbours),
+    shown=ItemPart(read_shown, append_display_rows, first_shown),
 )
 
 
@@ -498,13 +533,17 @@ class CatalogueSnapshot:
         return CatalogueSnapshot(self.files, (*self.added, *rows), loaded)
 
     def with_added(self, rows: tuple) -> "CatalogueSnapshot":
-        "Return the snapshot with other added items; its parts are read again from the files."
+        """Return the snapshot with other added items.
+
+        It has the same parts in memory, cut and extended, and reads nothing: the request that
+        finds a repaired line waits no longer than for an item that is new."""
         with self._lock:
-            names = list(self._loaded)
-        fresh = CatalogueSnapshot(self.files, rows)
-        for name in names:  # here, and not in the request that needs a part first
-            fresh.part(name)
-        return fresh
+            loaded = dict(self._loaded)
+        n_items, files = self.files.n_items, self.files
+        parts = {
+            name: ITEM_PARTS[name].cut(value, n_items, files) for name, value in loaded.items()
+        }
+        return CatalogueSnapshot(files, (), parts).extended(list(rows))
 
     def replaced(self, name: str, value) -> "CatalogueSnapshot":
         "Return the snapshot with another value of one part, for experiments and tests."
