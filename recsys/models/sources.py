@@ -11,7 +11,7 @@ __all__ = ['DEMAND_WEIGHTS', 'MIN_DEMAND_GAIN', 'SOURCE_CLASSES', 'CANDIDATE_SOU
 
 # %% ../../nbs/2_models/09_sources.ipynb #sources-02
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -162,9 +162,13 @@ def popular_rows(
     return np.stack(ordered)
 
 
-def place_scores(n_queries: int, width: int) -> np.ndarray:  # float32 [B, width]
-    "Return scores that only keep an order: minus the share of the list in front of a place."
-    return np.tile(-np.arange(width, dtype=np.float32) / width, (n_queries, 1))
+def place_scores(
+    n_queries: int,
+    width: int,
+    n_items: int,  # of the catalogue: a score must not depend on how many items were asked for
+) -> np.ndarray:  # float32 [B, width]
+    "Return scores that only keep an order: minus the share of the catalogue in front of a place."
+    return np.tile(-np.arange(width, dtype=np.float32) / n_items, (n_queries, 1))
 
 
 class PopularitySource(SourceDefaults):
@@ -176,7 +180,7 @@ class PopularitySource(SourceDefaults):
     def candidates(self, query: RetrievalQuery, n: int) -> tuple:
         "Return scores that only keep the order (float32) and item rows, both [B, n]."
         rows = popular_rows(self.parts, query.category, n)
-        return place_scores(*rows.shape), rows
+        return place_scores(*rows.shape, len(self.parts.by_popularity)), rows
 
 # %% ../../nbs/2_models/09_sources.ipynb #sources-15
 DEMAND_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # of a trend beside an inner product
@@ -315,6 +319,15 @@ class Retrieved:
     scores: np.ndarray  # inner products [B, W], best first, -inf padded
     rows: np.ndarray  # item rows [B, W], -1 padded
     lists: dict  # name of a source -> its own scores, item rows [B, N]
+
+    def with_base_until(self, ends: np.ndarray) -> "Retrieved":
+        "Return the lists with the base source's one cut for each request at its own length [B]."
+        lists = dict(self.lists)
+        for name, (scores, rows) in self.lists.items():
+            if CANDIDATE_SOURCES[name].is_base:
+                is_kept_place = np.arange(rows.shape[1]) < ends[:, None]
+                lists[name] = scores, np.where(is_kept_place, rows, -1)
+        return replace(self, lists=lists)
 
     def found_by(
         self,
