@@ -26,7 +26,7 @@ lint: setup ## ruff over notebooks, tests and benchmarks, mypy over the package
 	@mypy
 
 test: lint ## prove every behaviour, in small counts
-	@$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 prove: setup ## prove the big counts, which may take hours; writes outputs/prove.json
 	@$(PY) tests/prove.py $(ARGS)

@@ -48,3 +48,29 @@ def test_a_group_stays_on_one_worker(pytester):
     pytester.runpytest_subprocess("-n", "2", "--dist", "loadgroup").assert_outcomes(passed=12)
     workers = (pytester.path / "workers").read_text().split()
     assert len(workers) == 6 and len(set(workers)) == 1
+
+
+def test_long_groups_are_started_first_in_their_own_order(pytester):
+    shutil.copy(Path(__file__).with_name("conftest.py"), pytester.path)
+    pytester.makeini("[pytest]\nmarkers = needs(*tools): system tools")
+    pytester.makepyfile("""
+        import pytest
+        def test_short(): pass
+        @pytest.mark.xdist_group("run")
+        def test_run(): pass
+        @pytest.mark.xdist_group("gateway")
+        @pytest.mark.parametrize("n", [2, 1])
+        def test_gateway(n): pass
+        @pytest.mark.parametrize("notebook", ["0_core/00_params", "2_models/15_dlrm"])
+        def test_notebook(notebook): pass
+    """)
+    result = pytester.runpytest_subprocess("-v", "-p", "xdist")
+    started = [line.split("::")[1].split(" ")[0] for line in result.outlines if " PASSED" in line]
+    assert started == [
+        "test_gateway[2]",
+        "test_gateway[1]",
+        "test_run",
+        "test_notebook[2_models/15_dlrm]",
+        "test_short",
+        "test_notebook[0_core/00_params]",
+    ]
