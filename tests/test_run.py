@@ -183,6 +183,15 @@ def test_a_variant_takes_over_what_its_parameters_leave_unchanged(done):
     assert "--as" in recsys(*args[:4], "../x").stderr
 
 
+def test_a_run_without_validation_trains(done):
+    "Messages name VALID: 0 as a way out, so no cell of a stage may need what validation measures."
+    args = ("run", "--params", done[1], "--as", "unvalidated", "--set", "VALID=0")
+    run = recsys(*args, "--set", "TT_EPOCHS=1", "--to", "two_tower")
+    assert run.returncode == 0, run.stdout + run.stderr
+    metrics = stages(done[0].parent / "unvalidated")["two_tower"]["metrics"]
+    assert metrics["epochs"] == 1 and "recall@10" not in metrics
+
+
 def test_commands_say_when_the_bundle_is_older_than_its_stages(done, tmp_path):
     copy = shutil.copytree(done[0], tmp_path / "old", ignore=shutil.ignore_patterns("*.lock"))
     assert bundle_warning(copy) == ""

@@ -180,7 +180,8 @@ class PopularitySource(SourceDefaults):
     def candidates(self, query: RetrievalQuery, n: int) -> tuple:
         "Return scores that only keep the order (float32) and item rows, both [B, n]."
         rows = popular_rows(self.parts, query.category, n)
-        return place_scores(*rows.shape, len(self.parts.by_popularity)), rows
+        scores = place_scores(len(rows), rows.shape[1], len(self.parts.by_popularity))
+        return scores, rows
 
 # %% ../../nbs/2_models/09_sources.ipynb #sources-15
 DEMAND_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # of a trend beside an inner product

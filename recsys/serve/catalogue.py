@@ -11,7 +11,7 @@ import hashlib
 import html
 import time
 import urllib.parse
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ..recommend.bundle import Bundle
@@ -28,6 +28,7 @@ IMAGE_RETRY_SECONDS = 5  # until a file of pictures that can't be read is tried 
 MAX_IMAGE_BYTES = 512 * 2**20  # pictures of a run that are kept in memory
 
 
+@lru_cache(maxsize=2**16)  # a page asks for ten of them
 def image_path(item_id: str) -> str:
     "Return the path of an item's picture at the gateway."
     return f"/v1/items/{urllib.parse.quote(item_id, safe='')}/image"
