@@ -9,6 +9,7 @@ __all__ = ['IMAGE_TYPES', 'IMAGE_RETRY_SECONDS', 'MAX_IMAGE_BYTES', 'image_path'
 # %% ../../nbs/6_serve/15_catalogue.ipynb #catalogue-02
 import hashlib
 import html
+import threading
 import time
 import urllib.parse
 from functools import cached_property, lru_cache
@@ -101,6 +102,7 @@ class Catalogue:
         self.bundle = bundle
         self.folder = folder
         self._images: dict | None = None  # not read yet
+        self._reading = threading.Lock()  # of their file
         self._next_try = 0.0  # to read pictures, `time.monotonic`
         self.images_fault = ""  # why the pictures can't be read
         self.row_of = bundle.row_of
@@ -148,9 +150,11 @@ class Catalogue:
     @property
     def images(self) -> dict:  # item id -> bytes or None
         "The pictures of the run's catalogue; {} while their file can't be read."
-        if self._images is None and time.monotonic() >= self._next_try:
-            self._next_try = time.monotonic() + IMAGE_RETRY_SECONDS
-            self._read_images()
+        if self._images is None:
+            with self._reading:  # many pictures are asked for at once, in threads
+                if self._images is None and time.monotonic() >= self._next_try:
+                    self._read_images()
+                    self._next_try = time.monotonic() + IMAGE_RETRY_SECONDS
         return self._images or {}
 
     def _read_images(self) -> None:

@@ -31,7 +31,7 @@ from .backends import open_backends, triton_metrics
 from .connections import Door, bounded_protocol
 from .page_routes import PageRoutes
 from .shop_routes import ItemRoutes, UserRoutes
-from .transport import Gateway, HealthRoute, guarded_app, json_response
+from .transport import Gateway, HealthRoute, LogWriter, guarded_app, json_response
 from .watch import AlarmWatch
 
 # %% ../../nbs/6_serve/22_gateway.ipynb #gateway-07
@@ -159,10 +159,7 @@ class HealthRoutes:
         except HTTPException:
             has_valkey = False
         has_triton = await backends.triton.ready()
-        alarms = self.gateway.alarms
-        alarms.update("valkey_gone", "" if has_valkey else "it does not answer the gateway")
-        alarms.update("triton_gone", "" if has_triton else "it does not answer the gateway")
-        raised = self.gateway.all_alarms()
+        raised = await asyncio.to_thread(self.update_alarms, has_valkey, has_triton)
         status = "degraded" if raised else "ready"
         found = dict(
             status="stopping" if self.gateway.stopping else status,
@@ -175,12 +172,19 @@ class HealthRoutes:
         )
         return json_response(found, 503 if self.gateway.stopping else 200)
 
+    def update_alarms(self, has_valkey: bool, has_triton: bool) -> list:
+        "Note what can be asked and return all alarms; it reads files and writes a line."
+        alarms = self.gateway.alarms
+        alarms.update("valkey_gone", "" if has_valkey else "it does not answer the gateway")
+        alarms.update("triton_gone", "" if has_triton else "it does not answer the gateway")
+        return self.gateway.all_alarms()
+
     async def metrics(self) -> Response:
         "Return Prometheus' page; on one machine with that of Triton, which has no port there."
         from prometheus_client import generate_latest
 
         await self.server_health.look()
-        page = generate_latest(self.gateway.metrics.registry)
+        page = await asyncio.to_thread(generate_latest, self.gateway.metrics.registry)
         backends = self.gateway.backends
         page += (
             await asyncio.to_thread(triton_metrics, backends.params, backends.triton.url)
@@ -269,7 +273,8 @@ def serve_gateway(
     import uvicorn
 
     url = valkey or os.path.expandvars(params.VALKEY_URL) or running_valkey(params)
-    gateway = Gateway(open_backends(params, url), os.environ.get("RECSYS_API_KEY", ""))
+    log = LogWriter()
+    gateway = Gateway(open_backends(params, url), os.environ.get("RECSYS_API_KEY", ""), log)
     port = check_port(params.GATEWAY_PORT, "GATEWAY_PORT")
     door = Door(params.GATEWAY_CLIENT_CONNECTIONS, gateway.metrics.count_refusal)
     gateway.metrics.watch(door)
@@ -300,7 +305,11 @@ def serve_gateway(
     # uvicorn handles both signals and, when it is done, raises them again
     signal.signal(signal.SIGINT, ignore_signal)
     signal.signal(signal.SIGTERM, ignore_signal)
-    uvicorn.Server(config).run()
+    log.start()
+    try:
+        uvicorn.Server(config).run()
+    finally:
+        log.close()
 
 
 def ignore_signal(number: int, frame: Any) -> None:

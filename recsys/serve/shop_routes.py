@@ -6,6 +6,7 @@
 __all__ = ['KEY_STATUSES', 'MIN_EXAMPLE_EVENTS', 'MAX_EXAMPLES', 'checked_event', 'UserRoutes', 'item_row', 'ItemRoutes']
 
 # %% ../../nbs/6_serve/21_shop_routes.ipynb #shop-routes-02
+import asyncio
 import secrets
 from typing import Annotated, Any
 
@@ -204,7 +205,8 @@ class ItemRoutes:
         "Return an item's picture."
         if item_id not in self.backends.catalogue.row_of:
             raise HTTPException(404, "no such item")
-        kind, content = self.backends.catalogue.image(item_id)
+        image = self.backends.catalogue.image  # the first one reads the file of pictures
+        kind, content = await asyncio.to_thread(image, item_id)
         return Response(content, media_type=kind)
 
     async def add(self, new: NewItem) -> Any:

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['LOCAL_HOSTS', 'MAX_BODY_BYTES', 'MAX_BODY_SECONDS', 'MAX_DROPPED_BYTES', 'PathId', 'Handler', 'METHODS_WITH_BODY',
            'api_key', 'to_json', 'INTERNAL', 'SECURITY_HEADERS', 'UNLOGGED', 'names_this_machine', 'GatewayLimits',
-           'GatewayMetrics', 'print_json', 'Gateway', 'JsonRequest', 'check_query', 'decode_segment', 'check_time',
-           'guard', 'GuardedRoute', 'KeyedRoute', 'HealthRoute', 'json_response', 'failure_response', 'allowed_methods',
-           'input_schema', 'on_http_error', 'on_invalid_fields', 'on_refusal', 'on_own_fault', 'add_error_handlers',
-           'RequestRecord', 'GatewayMiddleware', 'guarded_app']
+           'GatewayMetrics', 'print_json', 'LogWriter', 'Gateway', 'JsonRequest', 'check_query', 'decode_segment',
+           'check_time', 'guard', 'GuardedRoute', 'KeyedRoute', 'HealthRoute', 'json_response', 'failure_response',
+           'allowed_methods', 'input_schema', 'on_http_error', 'on_invalid_fields', 'on_refusal', 'on_own_fault',
+           'add_error_handlers', 'RequestRecord', 'GatewayMiddleware', 'guarded_app']
 
 # %% ../../nbs/6_serve/18_transport.ipynb #transport-02
 import contextlib
 import hashlib
 import hmac
 import json
+import queue
 import re
 import secrets
+import threading
 import time
 import traceback
 import urllib.parse
@@ -132,6 +134,39 @@ def print_json(line: dict) -> None:
     "Write a line of the log; a disk that is full must not cost the answer."
     with contextlib.suppress(OSError):
         print(json.dumps(line), flush=True)
+
+
+class LogWriter(threading.Thread):
+    "Writes the lines of a log from a thread; whoever calls it never waits."
+
+    def __init__(
+        self,
+        write: Callable = print_json,  # takes a dict
+        size: int = 10_000,  # lines that may wait
+    ):
+        super().__init__(daemon=True, name="log")
+        self.write = write
+        self.lines: queue.Queue = queue.Queue(size)
+        self.dropped = 0  # since the last line that was taken
+
+    def __call__(self, line: dict) -> None:
+        "Take a line; drop it where too many wait."
+        try:
+            self.lines.put_nowait(line | dict(dropped=self.dropped) if self.dropped else line)
+            self.dropped = 0
+        except queue.Full:
+            self.dropped += 1
+
+    def run(self) -> None:
+        "Write until None comes."
+        while (line := self.lines.get()) is not None:
+            self.write(line)
+
+    def close(self, seconds: float = 2.0) -> None:
+        "Write what waits, for some seconds at most."
+        with contextlib.suppress(queue.Full):
+            self.lines.put(None, timeout=seconds)
+            self.join(seconds)
 
 
 class Gateway:
