@@ -44,7 +44,9 @@ pytestmark = pytest.mark.xdist_group("gateway")  # one of everything for all
 @pytest.fixture(scope="module")
 def p(tmp_path_factory):
     folder = tiny_run(tmp_path_factory.mktemp("gateway") / "outputs")
-    return run_params(folder / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, GATEWAY_PORT=0)
+    ports = dict(HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, GATEWAY_PORT=0)
+    # other tests run beside these: a pause of theirs must not make a page popular
+    return run_params(folder / "tiny", **ports, GATEWAY_SILENCE_MS=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -669,7 +671,7 @@ def test_triton_hangs(stack):
                     and said["fallbacks"][0]["code"] == "triton_failed"
                 )
             ), said.get("fallbacks", said)
-        gateway.page(k=3)  # waits for the gateway's own patience, and opens the breaker
+        gateway.page(k=3)  # waits for the gateway's own timeout, and opens the breaker
         for _ in range(5):
             status, said, _, _ = gateway(
                 "POST",

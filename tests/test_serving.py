@@ -21,6 +21,7 @@ from grpc_fuzz import fuzz_grpc
 from sameness import compare, same_sources
 from tiny import ROOT, tiny_run
 
+from recsys.core.clock import START_VARIABLE
 from recsys.core.params import RecsysError
 from recsys.core.pipeline import run_here
 from recsys.core.runs import read_json, run_dir, stage_dir, write_json
@@ -771,6 +772,28 @@ def test_a_killed_worker_comes_back_and_loses_nothing(p, stack, parts):
 
     assert until(lambda: int(told().get(b"pid", 0)) == after["pid"])
     assert float(told()[b"last_success"]) > after["since"] - 1 and told()[b"lag"] == b"0"
+
+
+def test_a_worker_starts_without_feast_and_by_the_clock_that_it_is_told(p):
+    """What a killed worker imports is how long events wait for it. Its clock began when its server
+    says, whatever a Valkey says that was emptied meanwhile: none answers here.
+    """
+    code = (
+        "import sys\n"
+        "from recsys.online.worker import open_worker\n"
+        "from recsys.serve.serving import run_params\n"
+        f"worker = open_worker(run_params({str(run_dir(p))!r}), 'valkey://127.0.0.1:1')\n"
+        "expected = worker.work.bundle.clock(1000).at_wall(2000)\n"
+        "print(worker.clock.at_wall(2000) - expected)\n"
+        "print(*sorted({'feast', 'pandas', 'pyarrow'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), START_VARIABLE: "1000"},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.stdout, run.stderr) == ("0\n\n", ""), run.stderr
 
 
 def test_what_is_served_belongs_to_this_user(p, stack):

@@ -18,16 +18,17 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from ..core.clock import clock_start
+from ..core.clock import clock_start, given_start
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir, stage_dir
 from .batch_work import BatchWork, is_poison
 from .events import FORGOTTEN, append_events, as_json, impression_salt
 from .feature_history import history_rules, raw_categories
 from .feature_store import FILLED, materialise_until
-from .feature_views import open_store
+from .feature_views import store_folder
 from .live_features import HistoryWriter
 from .log_upkeep import LogUpkeep
+from .online_store import load_settings
 from recsys.online.popularity import (
     WorkerReplacedError,
     done_field,
@@ -417,19 +418,20 @@ def open_worker(
     p: Params,
     url: str,  # of the server
     bundle=None,  # the run's own where missing
-    store=None,  # feast.FeatureStore; the run's own where missing
     **settings,  # of Worker
 ) -> Worker:
     "Return the worker of a run; raise `RecsysError` if the stage feature_store has not run."
     bundle = bundle or Bundle(stage_dir(p, "bundle"))
+    client = connect(url, 10_000)
+    began = given_start() or clock_start(client)
     work = BatchWork(
-        connect(url, 10_000),
+        client,
         history_rules(bundle),
-        HistoryWriter(store or open_store(p, url)),
+        HistoryWriter(client, load_settings(store_folder(p))),
         p,
         categories=raw_categories(bundle),
         bundle=bundle,
-        clock=bundle.clock(clock_start(connect(url, 10_000))),
+        clock=bundle.clock(began),
     )
     folders = log_folders(p)
     upkeep = LogUpkeep(folders, work.clock, p.LOG_DAYS, run_dir(p), usable_salt(p))

@@ -302,5 +302,5 @@ def open_backends(
     "Open what the gateway asks, for the bundle that is served now."
     online = read_online(stage_dir(params, "triton") / "online.json")
     parts = open_bundle_parts(params, url, served_bundle(params), online)
-    triton = TritonPages(triton_address(params))
+    triton = TritonPages(triton_address(params), silence=params.GATEWAY_SILENCE_MS / 1e3)
     return Backends(params, url, triton, parts, example_users(params), online=online)

@@ -35,7 +35,7 @@ class StubWatch(threading.Thread):
     "A thread that replaces a member's processes where one of them has ended or was stopped."
 
     every = 0.2  # seconds between two looks at the states
-    patience = 1.0  # seconds that a stub may be stopped
+    patience = 0.4  # seconds that a stub may be stopped
     unloading = 10.0  # seconds that old stubs may take to end, see above
     most_memory = 64 * 2**20  # bytes that a stub may share with the server
     pause = 30.0  # seconds between two replacements of a member for its memory

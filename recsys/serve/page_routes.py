@@ -8,6 +8,7 @@ __all__ = ['IGNORED_BY_POPULAR_PAGES', 'plain_reason', 'reported_user', 'placed_
 
 # %% ../../nbs/6_serve/19_page_routes.ipynb #page-routes-02
 import json
+import random
 from typing import Annotated
 
 import numpy as np
@@ -218,6 +219,7 @@ class PageRoutes:
         left = max(0.001, min(timeout, own_timeout) - record.seconds)
         try:
             fields = triton_fields(body) | dict(k=k, request_id=request_id)
+            fields.setdefault("seed", random.getrandbits(53))  # a second attempt draws the same
             answer = await self.backends.triton.ask(left, timeout >= own_timeout, fields)
             page = page_of_answer(self.backends, answer)
         except Unavailable as error:

@@ -81,6 +81,14 @@ _GATEWAY_PARAMS = (
         high=60000.0,
     ),
     dict(
+        name="GATEWAY_SILENCE_MS",
+        default=60.0,
+        doc="shortest time without any answer of Triton, milliseconds, after which a page is "
+        "answered with popular items; it grows with the usual time of an answer",
+        low=1.0,
+        high=60000.0,
+    ),
+    dict(
         name="GATEWAY_IN_FLIGHT",
         default=32,
         doc="requests that the gateway handles at the same time; more are refused",

@@ -507,7 +507,7 @@ class Client:
             tensor.set_data_from_numpy(array)
             tensors.append(tensor)
         try:
-            answer = self._ask_twice(name, tensors)
+            answer = self._ask_again(name, tensors)
         except InferenceServerException as error:
             status = str(error.status() or "refused").removeprefix("StatusCode.")
             raise RecsysError(f"{name} at {self.url}: {status}: {error.message()}") from None
@@ -516,16 +516,17 @@ class Client:
             for output in answer.get_response().outputs
         }
 
-    def _ask_twice(self, model: str, tensors: list):
-        "Return Triton's answer; a request that met a member's dead process is asked once more."
+    def _ask_again(self, model: str, tensors: list):
+        "Return Triton's answer; in its time, a request that met a dead process is asked again."
         from tritonclient.utils import InferenceServerException
 
-        try:
-            return self.client.infer(model, tensors, client_timeout=self.timeout)
-        except InferenceServerException as error:
-            if not dead_member(error.message() or ""):
-                raise
-        return self.client.infer(model, tensors, client_timeout=self.timeout)
+        end = time.monotonic() + self.timeout
+        while True:
+            try:
+                return self.client.infer(model, tensors, client_timeout=self.timeout)
+            except InferenceServerException as error:
+                if time.monotonic() > end or not dead_member(error.message() or ""):
+                    raise
 
     def recommend(self, **request) -> dict:
         """Return the pages of one user or of several; what is None is left to the server.

@@ -39,6 +39,7 @@ def window_files() -> dict:  # path -> (media type, content)
 GATEWAY_PARAMS = (
     "GATEWAY_HOST",
     "GATEWAY_TIMEOUT_MS",
+    "GATEWAY_SILENCE_MS",
     "GATEWAY_IN_FLIGHT",
     "GATEWAY_CLIENT_CONNECTIONS",
     "GATEWAY_KEYED_PAGES",
