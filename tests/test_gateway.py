@@ -643,6 +643,8 @@ def test_triton_hangs(stack):
     turned away; the breaker spares the rest the wait.
     """
     gateway, server, process = stack
+    # the gateway's channel to Triton is open, whatever was tested before
+    assert until(lambda: gateway.page(k=3)["source"] == "two-tower")
     pids = session_processes(server.pid)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)

@@ -120,8 +120,7 @@ def write_live(
     switch: bool = True,  # pin the bundle; False: write its members only
 ) -> int:  # number in the repository
     "Write a stored bundle into the live repository and return its number there."
-    online = read_record(home, version)["online"]
-    bundle = bundle_path(home, version)
+    bundle, online = bundle_path(home, version), read_record(home, version)["online"]
     return export_bundle(bundle, live_folder(home), online, keep=keep, switch=switch)
 
 
@@ -162,9 +161,7 @@ def sweep_repository(home: Path) -> list:  # numbers that were removed
     for number in removed:
         for path in (*repository.glob(f"*/{number}"), folder / "bundles" / number):
             shutil.rmtree(path)
-    for pointer in folder.glob("bundles/*.added"):
-        if not pointer.with_suffix("").is_dir():
-            pointer.unlink()
+        (folder / "bundles" / f"{number}.added").unlink(missing_ok=True)
     return removed
 
 # %% ../../nbs/7_operate/04_promote.ipynb #promote-20
