@@ -6,8 +6,8 @@ What flat means. Each promotion is one of a new bundle. With the first, a second
 processes stand beside the live one's for good (a rollback needs them); the store and the live
 repository grow until they hold KEEP_BUNDLES (5), the first one and four more; the first added
 item loads the encoders' libraries. So the first third of the run is the warm-up, and it must hold
-`WARM_UP_PROMOTIONS` of them, which takes a run of ten minutes. Then the median of the last third may exceed the
-median of the middle third by 5 %, for memory, descriptors, processes and files.
+`WARM_UP_PROMOTIONS` of them, which takes a run of ten minutes. Then the median of the last third
+may exceed the median of the middle third by 5 %, for memory, descriptors, processes and files.
 
 Memory is what processes have for themselves or share with each other (anonymous and shared
 memory). Pages of program files are left out: how many of them are counted depends on what else

@@ -18,7 +18,7 @@ import yaml
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, run_dir
 from ..data.features import Contract
-from .valkey import hide_password
+from .valkey import hide_password, refuse_clear_password
 
 # %% ../../nbs/5_online/04_feature_views.ipynb #feature-views-06
 KNOWN = "recsys_known"  # field that is 1 for users and items of the training data
@@ -173,12 +173,7 @@ def store_config(
 ) -> dict:  # content of feature_store.yaml
     "Return Feast's configuration, made from parameters."
     url = p.VALKEY_URL or re.sub("://[^@/]*@", "://", url)  # the embedded server's own password
-    password = (_URL.match(url) or {"password": ""})["password"]
-    if password and not re.fullmatch(r"\$\{\w+\}", password):
-        raise RecsysError(
-            f"VALKEY_URL is {hide_password(url)!r} with its password in clear; "
-            "put it into the environment and write ${VALKEY_PASSWORD} instead"
-        )
+    refuse_clear_password(url)
     common = dict(
         project=PROJECT,
         online_store=dict(type="redis", connection_string=connection_string(url)),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOADING_SECONDS', 'OwnedProcess', 'set_by_signals', 'free_port', 'check_port', 'TimeLimit', 'hide_password',
            'connect', 'answers', 'serves_folder', 'Unavailable', 'Breaker', 'package_file', 'kept_password',
-           'EmbeddedValkey', 'valkey_for', 'running_valkey']
+           'EmbeddedValkey', 'refuse_clear_password', 'valkey_for', 'running_valkey']
 
 # %% ../../nbs/5_online/01_valkey.ipynb #valkey-02
 import contextlib
@@ -481,6 +481,16 @@ class EmbeddedValkey(OwnedProcess):
         return [x for name, value in options.items() for x in (f"--{name}", value)]
 
 # %% ../../nbs/5_online/01_valkey.ipynb #valkey-36
+def refuse_clear_password(url: str) -> None:  # VALKEY_URL as it was given
+    "Raise `RecsysError` where a URL has a password that is no ${NAME} of the environment."
+    found = re.match(r"\w+://[^:@/]*:([^@/]+)@", url)
+    if found and not re.fullmatch(r"\$\{\w+\}", found[1]):
+        raise RecsysError(
+            f"VALKEY_URL is {hide_password(url)!r} with its password in clear; "
+            "put it into the environment and write ${VALKEY_PASSWORD} instead"
+        )
+
+
 @contextlib.contextmanager
 def valkey_for(
     p: Params,  # VALKEY_URL, VALKEY_PORT, SEEN_STORE, RUN, OUTPUTS
@@ -488,6 +498,7 @@ def valkey_for(
 ):  # yields the URL of a server that answers
     "Yield the URL of a run's server: the named one, a running one, else one for this block."
     if p.VALKEY_URL:
+        refuse_clear_password(p.VALKEY_URL)
         url = os.path.expandvars(p.VALKEY_URL)  # user and password come from the environment
         if not answers(url):
             raise RecsysError(
