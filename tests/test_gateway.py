@@ -686,8 +686,9 @@ def test_triton_hangs(stack):
                 and said["fallbacks"][0]["stage"] == "triton"
             )
         # the breaker is open: the gateway no longer waits for Triton, and its log says why
-        log = Path(process.log).read_text()
-        assert "did not answer in" in log and '"why": "triton: Unavailable' in log
+        log = Path(process.log)
+        assert until(lambda: '"why": "triton: Unavailable' in log.read_text())
+        assert "did not answer in" in log.read_text()
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)

@@ -193,46 +193,52 @@ class TimeLimit(threading.local):
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self.until: float | None = None  # end of the block's time, `time.monotonic`
+        self.waited: float | None = None  # seconds of the block that runs; None: none runs
 
     def __enter__(self) -> "TimeLimit":
-        self.until = time.monotonic() + self.seconds
+        self.waited = 0.0
         return self
 
     def __exit__(self, *_) -> None:
-        self.until = None
+        self.waited = None
 
     def left(self) -> float:  # seconds
         "Return how long the next wait may take; raise `TimeoutError` where nothing is left."
-        if self.until is None:
+        if self.waited is None:
             return self.seconds
-        left = self.until - time.monotonic()
-        if left <= 0:
+        if self.waited >= self.seconds:
             raise TimeoutError(f"{self.seconds * 1e3:g} ms of waiting are used up")
-        return left
+        return self.seconds - self.waited
+
+    def spend(self, since: float) -> None:  # `time.monotonic`
+        "Count a wait."
+        if self.waited is not None:
+            self.waited += time.monotonic() - since
 
 
 class _LimitedSocket:
-    "A socket whose waits end with a time limit."
+    "A socket whose waits for an answer end with a time limit."
 
     def __init__(self, connected, limit: TimeLimit):
         self._socket = connected
         self._limit = limit
-        # plain attributes, because these are called several times a request
+        # Plain attributes, because these are called several times a request. A request's commands
+        # fit into the socket's buffer, so that sending them is no wait.
         self.settimeout, self.gettimeout = connected.settimeout, connected.gettimeout
-        self._send, self._receive = connected.sendall, connected.recv_into
+        self.sendall, self._receive = connected.sendall, connected.recv_into
 
     def __getattr__(self, name: str):
         return getattr(self._socket, name)
 
-    def sendall(self, data) -> None:
-        self.settimeout(self._limit.left())
-        self._send(data)
-
     def recv_into(self, buffer) -> int:
-        if self.gettimeout():  # 0: redis-py only looks whether something is there
-            self.settimeout(self._limit.left())
-        return self._receive(buffer)
+        if not self.gettimeout():  # 0: redis-py only looks whether something is there
+            return self._receive(buffer)
+        self.settimeout(self._limit.left())
+        began = time.monotonic()
+        try:
+            return self._receive(buffer)
+        finally:
+            self._limit.spend(began)
 
 
 def _limited_class(connection_class: type, limit: TimeLimit) -> type:
@@ -241,7 +247,11 @@ def _limited_class(connection_class: type, limit: TimeLimit) -> type:
     class LimitedConnection(connection_class):
         def _connect(self):
             self.socket_connect_timeout = limit.left()
-            return _LimitedSocket(super()._connect(), limit)
+            began = time.monotonic()
+            try:
+                return _LimitedSocket(super()._connect(), limit)
+            finally:
+                limit.spend(began)
 
     return LimitedConnection
 
