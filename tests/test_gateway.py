@@ -20,7 +20,7 @@ from malformed import send_all, send_raw, warm_up
 from tiny import ROOT, tiny_run
 
 from recsys.core.runs import read_json, run_dir
-from recsys.online.events import FORGOTTEN
+from recsys.online.events import FORGOTTEN, hash_user, impression_salt
 from recsys.online.popularity import day_name
 from recsys.online.valkey import OwnedProcess, connect, free_port, running_valkey
 from recsys.recommend.fallbacks import FALLBACKS
@@ -287,6 +287,73 @@ def test_forgetting_covers_streams_and_logs_and_says_what_remains(http_, p):
     assert until(lambda: not client.exists(FORGOTTEN))
 
 
+def kind_and_items(http_, **fields):
+    "Return of what kind somebody is, and the items of the page."
+    page = http_.page(k=8, **fields)
+    return page["user"], [x["item_id"] for x in page["items"]]
+
+
+def identify(http_, visitor, user):
+    "Say that a visitor is a user; return the status and what became of it."
+    status, said, _, _ = http_("POST", "/v1/identify", dict(visitor_id=visitor, user_id=user))
+    return status, said.get("result") or said["error"]
+
+
+def test_a_visitor_who_logs_in_brings_history_and_seen_items_along(http_, p):
+    kind, shown = kind_and_items(http_, visitor_id="cookie 1")
+    looked = [dict(item_id=x, visitor_id="cookie 1", event_id=f"look {x}") for x in shown[:3]]
+    assert kind == "visitor" and send(http_, *looked) == ["new"] * 3
+    kind, after = kind_and_items(http_, visitor_id="cookie 1")
+    assert kind == "visitor" and not set(shown[:3]) & set(after)
+    assert kind_and_items(http_, user_id="cookie 1")[0] == "new"  # a user with the same id
+    assert set(shown[:3]) & set(kind_and_items(http_, user_id="cookie 1")[1])
+
+    assert identify(http_, "cookie 1", "buyer") == (200, "merged")
+    for who in (dict(user_id="buyer"), dict(visitor_id="cookie 1")):
+        kind, page = kind_and_items(http_, **who)
+        assert kind == "new" and not set(shown[:3]) & set(page)  # not visitor any more
+    assert send(http_, *looked) == ["duplicate"] * 3  # sent again after the login
+    assert identify(http_, "cookie 1", "buyer") == (200, "before")
+    status, said = identify(http_, "cookie 1", "somebody else")
+    assert status == 409 and "another user" in said and "buyer" not in said
+    assert send(http_, dict(item_id=after[0], visitor_id="cookie 1", event_id="late")) == ["new"]
+
+    def history():
+        return [x["item_id"] for x in http_("GET", "/v1/users/buyer")[1]["history"]]
+
+    assert until(lambda: len(history()) == 4), history()  # by the worker
+    assert set(history()) == {after[0], *shown[:3]}
+    assert until(lambda: len([r for r in logged(p) if r["visitor_id"] == "cookie 1"]) == 4)
+    rows = {r["event_id"]: r["user_id"] for r in logged(p) if r["visitor_id"] == "cookie 1"}
+    assert rows == {x["event_id"]: "" for x in looked} | dict(late="buyer")
+
+
+def test_forgetting_a_user_covers_merged_visitors_and_a_visitor_can_be_forgotten(http_, p):
+    client = connect(running_valkey(p), 2000)
+    item = kind_and_items(http_, visitor_id="cookie 2")[1][0]
+    for visitor in ("cookie 2", "cookie 3", "cookie 4"):
+        assert send(http_, dict(item_id=item, visitor_id=visitor)) == ["new"]
+    assert identify(http_, "cookie 2", "to forget") == (200, "merged")
+    assert kind_and_items(http_, visitor_id="cookie 2")[0] == "new"
+    salt = impression_salt(p)
+    hashes = {name: hash_user(name, salt) for name in ("cookie 2", "cookie 3", "cookie 4")}
+
+    def is_named(name):
+        rows = {r["visitor_id"] for r in logged(p)}
+        pages = {r["visitor"] for r in logged(p, "impressions")}
+        keys = [k for k in client.scan_iter(count=5000) if name.replace(" ", "%20").encode() in k]
+        return name in rows, hashes[name] in pages, bool(keys)
+
+    assert until(lambda: is_named("cookie 2")[:2] == (True, True), 60)
+    assert http_("DELETE", "/v1/users/to%20forget")[0] == 200
+    assert http_("DELETE", "/v1/visitors/cookie%203")[0] == 200
+    nothing = (False, False, False)
+    assert until(lambda: is_named("cookie 2") == nothing == is_named("cookie 3"), 60)
+    assert until(lambda: is_named("cookie 4")[::2] == (True, True), 60)
+    assert kind_and_items(http_, visitor_id="cookie 2")[0] == "visitor"  # a stranger again
+    assert identify(http_, "cookie 2", "somebody else") == (200, "merged")
+
+
 def test_broken_keys_of_one_user_cost_nobody_else_anything(http_, stack, p):
     client = connect(running_valkey(p), 2000)
     client.set("{u:poison}:ids", "no set")
@@ -483,8 +550,9 @@ def says_nothing_of_the_server(answer):
     return sentences and "127.0.0.1" not in text and "Error" not in text
 
 
-def test_an_explanation_for_a_user_needs_the_key(http_):
-    for query in ("item_id=i001&user_id=u0001", "user_id=u0001&item_id=none"):
+def test_an_explanation_for_a_user_or_visitor_needs_the_key(http_):
+    queries = ("item_id=i001&user_id=u0001", "user_id=u0001&item_id=none")
+    for query in (*queries, "item_id=i001&visitor_id=v"):
         for key in ("", "wrong"):
             assert http_("GET", f"/v1/explanations?{query}", key=key)[0] == 401
     assert http_("GET", "/v1/explanations?item_id=i001&draws=10", key="")[0] == 200
@@ -492,12 +560,12 @@ def test_an_explanation_for_a_user_needs_the_key(http_):
 
 def test_writes_need_the_key(http_):
     keyed = [
-        (method.upper(), path.replace("{user_id}", "u0001"))
+        (method.upper(), path.replace("{user_id}", "u0001").replace("{visitor_id}", "v1"))
         for path, operations in http_("GET", "/openapi.json")[1]["paths"].items()
         for method, operation in operations.items()
         if "security" in operation
     ]
-    assert len(keyed) == 5
+    assert len(keyed) == 7
     for method, path in keyed:
         for key in ("", "wrong", http_.key + "x", http_.key[:-1]):
             assert http_(method, path, b"{}", key=key)[0] == 401

@@ -75,6 +75,7 @@ def by_the_client(name, value):
 WRONG = [
     ("user_id", "u" * 257),
     ("user_id", "a\0"),
+    ("visitor_id", "v" * 257),
     ("device_type", "d" * 257),
     ("request_id", "r" * 257),
     ("timestamp", -1),
@@ -174,7 +175,7 @@ def test_a_page_length_of_another_type_is_refused_in_the_same_words(client, valu
 
 
 def test_an_unknown_field_is_refused_by_name_at_every_door(client):
-    words = "K: no such field; there are user_id, device_type"
+    words = "K: no such field; there are user_id, visitor_id, device_type"
     with pytest.raises(RecsysError, match=words):
         read_request(dict(K=3), SERVING, CLOCK)
     with pytest.raises(RecsysError, match=words):

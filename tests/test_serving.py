@@ -33,7 +33,7 @@ from recsys.recommend.fallbacks import FALLBACKS, REQUEST_STEPS
 from recsys.serve.ensemble import ensemble_from
 from recsys.serve.repository import next_version, pinned_version, read_config
 from recsys.serve.server import Client, send_http
-from recsys.serve.serving import forget_user, online_parts, run_params, served
+from recsys.serve.serving import forget_person, online_parts, run_params, served
 from recsys.serve.triton_process import (
     RESTRICTED,
     ServerOptions,
@@ -313,7 +313,7 @@ def test_an_event_changes_the_next_page(p, stack, parts):
     rows = [parts[0].bundle.row_of[i] for i in shown]
     assert until(lambda: sorted(state()["rows"][0, -2:].tolist()) == sorted(rows)), state()["rows"]
     assert state()["inputs"]["top_category"][0] >= 3
-    assert forget_user(recorder.client, recorder.seen, "a cookie") >= 3
+    assert forget_person(recorder.client, recorder.seen, "a cookie") >= 3
     assert (
         ask()["item_ids"].tolist() == before["item_ids"].tolist() and (state()["rows"] == -1).all()
     )

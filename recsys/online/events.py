@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EVENT_FIELDS', 'EVENT_TYPE_RULE', 'NO_ROOM', 'RECORD_EVENT', 'FORGOTTEN', 'IMPRESSION_FIELDS', 'SHORTEST_SALT',
-           'as_text', 'check_timestamp', 'check_event', 'user_keys', 'outbox_name', 'as_json', 'append_events',
-           'Recorder', 'open_recorder', 'forget_events', 'forget_stream_entries', 'impression_salt', 'salt_fault',
-           'hash_user', 'to_json_value', 'as_impression', 'ImpressionLog']
+           'as_text', 'check_timestamp', 'check_event', 'event_person', 'user_keys', 'outbox_name', 'as_json',
+           'append_events', 'Recorder', 'open_seen', 'open_recorder', 'forget_events', 'forget_stream_entries',
+           'impression_salt', 'salt_fault', 'hash_user', 'to_json_value', 'as_impression', 'ImpressionLog']
 
 # %% ../../nbs/5_online/07_events.ipynb #events-02
 import contextlib
@@ -25,7 +25,7 @@ from pathlib import Path
 from ..core.clock import DAY, Clock
 from ..core.params import Params, RecsysError, RequestRefused
 from ..core.runs import run_dir
-from .seen import PUSH_RECENT, SeenStore, run_scripts
+from .seen import PUSH_RECENT, SeenStore, alias_name, run_scripts, visitors_name
 from .valkey import connect
 from ..recommend.bloom import key_start
 from recsys.recommend.request import (
@@ -34,6 +34,9 @@ from recsys.recommend.request import (
     TEXT_RULE,
     WITHOUT_BAR,
     FieldRule,
+    ids_of_person,
+    is_visitor,
+    person_of,
     refuse_future,
 )
 
@@ -41,6 +44,7 @@ from recsys.recommend.request import (
 EVENT_FIELDS = (
     "event_id",
     "user_id",
+    "visitor_id",
     "item_id",
     "timestamp",
     "event_type",
@@ -85,7 +89,7 @@ _TEXT_RULES = dict(event_id=ID_RULE, item_id=ID_RULE, event_type=EVENT_TYPE_RULE
 
 
 def check_event(
-    event: dict,  # EVENT_FIELDS; user_id '' is anonymous; device_type and request_id are optional
+    event: dict,  # EVENT_FIELDS; user_id, visitor_id, device_type and request_id are optional
     items,  # known item ids, set or dict
     now=None,  # clock, seconds; missing: any moment will do
 ) -> dict:  # the same, ids as text, empty fields left out
@@ -111,13 +115,23 @@ def check_event(
     checked = {name: text for name, text in texts.items() if text}
     return checked | dict(timestamp=check_timestamp(event.get("timestamp"), now))
 
+
+def event_person(event: dict) -> str:  # see `person_of`; '' is anonymous
+    "Return whose event a checked event is: the user's, else the visitor's, else nobody's."
+    return person_of(event.get("user_id", ""), event.get("visitor_id", ""))
+
 # %% ../../nbs/5_online/07_events.ipynb #events-13
-# Answers of RECORD_EVENT: 0 is a known event, 1 a new one
+# Answers of RECORD_EVENT: 0 is a known event, 1 a new one; a text is the user to whom it belongs
 NO_ROOM = 2  # a new one whose bucket of the seen filter is full
 RECORD_EVENT = """
-local ids, recent, outbox, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local ids, recent, outbox, seen, alias = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, event, entry = ARGV[1], ARGV[2], ARGV[3]
 local keep, remember = tonumber(ARGV[4]), tonumber(ARGV[5])
+local owner = alias and redis.call('GET', alias)
+if owner then  -- the visitor was merged into this user, with all ids known until then
+  redis.call('EXPIRE', alias, ARGV[8])
+  return redis.call('ZSCORE', ids, id) and 0 or owner
+end
 local time = redis.call('TIME')
 -- a write that changes nothing: where memory is full, the script is refused here
 redis.call('ZADD', ids, 'XX', 'GT', 0, id)
@@ -128,21 +142,22 @@ local recorded = string.format(',"recorded_ms":%d%03d}', time[1], math.floor(tim
 local put = redis.pcall('HSET', outbox, id, string.sub(event, 1, -2) .. recorded)
 if type(put) == 'table' and put.err then redis.call('ZREM', ids, id); return put end
 pcall(push_recent, recent, entry, keep)  -- where it is no list, the worker makes a dead letter
+if alias then redis.call('EXPIRE', recent, ARGV[8]) end
 local ok, mark = pcall(mark_seen, seen, ARGV[6], ARGV[7])
 if ok and mark == -1 then return 2 end
 return 1
 """
 
 
-def user_keys(user: str) -> list:
-    "Return the keys of a user's events: ids, recent list, outbox."
-    start = key_start(user)
+def user_keys(person: str) -> list:
+    "Return the keys of a person's events: ids, recent list, outbox."
+    start = key_start(person)
     return [f"{start}:{name}" for name in ("ids", "recent", "outbox")]
 
 
-def outbox_name(user: str) -> str:
-    "Return the key of a user's outbox."
-    return user_keys(user)[2]
+def outbox_name(person: str) -> str:
+    "Return the key of a person's outbox."
+    return user_keys(person)[2]
 
 
 def as_json(event: dict) -> str:
@@ -209,21 +224,25 @@ class Recorder:
         texts: list,  # the same as JSON
         now: int,  # clock
     ) -> list:  # keys and arguments of each call
-        "Return the calls of the script that record events of known users."
+        "Return the calls of the script that record events of users and visitors."
         tokens = self.seen.filter.tokens([e["item_id"] for e in events])
         ttls = self.seen.ttls("", [e["timestamp"] for e in events], now)
         keep, remember = self.p.RECENT_EVENTS, self.p.EVENT_DAYS * DAY
         calls = []
         for event, text, ttl, token in zip(events, texts, ttls, tokens):
-            user, ts = event["user_id"], event["timestamp"]
+            person, ts = event_person(event), event["timestamp"]
             entry = f"{ts}|{event.get('event_type', '')}|{event['item_id']}"
-            keys = [*user_keys(user), self.seen.bucket(user, ts)]
-            calls.append((keys, [event["event_id"], text, entry, keep, remember, ttl, token]))
+            keys = [*user_keys(person), self.seen.bucket(person, ts)]
+            arguments = [event["event_id"], text, entry, keep, remember, ttl, token]
+            if is_visitor(person):
+                keys.append(alias_name(person))
+                arguments.append(self.p.VISITOR_DAYS * DAY)
+            calls.append((keys, arguments))
         return calls
 
-    def _run(self, calls: list) -> list:  # for each: 0 known, 1 new, 2 new but not in the filter
+    def _run(self, calls: list) -> list:  # answers of RECORD_EVENT
         "Run the script calls; a filter that isn't part of the script is marked in front of them."
-        marks = [(keys[-1], *arguments[-2:]) for keys, arguments in calls]  # bucket, ttl, token
+        marks = [(keys[3], *arguments[5:7]) for keys, arguments in calls]  # bucket, ttl, token
         mark_seen = functools.partial(self.seen.filter.add_marks, marks=marks)
         return run_scripts(self.client, self.script, calls, first=mark_seen, keep_errors=True)
 
@@ -240,25 +259,36 @@ class Recorder:
 
     def _record(self, events: list, now: int) -> list:
         "Change the users' keys in one round trip, then append what is new to the stream."
-        texts = [as_json(e) for e in events]
-        known = [i for i, e in enumerate(events) if "user_id" in e]
+        events, texts = list(events), [as_json(e) for e in events]
         results = ["anonymous"] * len(events)
-        if known:
-            calls = self.script_calls([events[i] for i in known], [texts[i] for i in known], now)
-            for i, answer in zip(known, self._run(calls)):
-                results[i] = self._result(answer, texts[i])
-                self.seen.dropped += answer == NO_ROOM
+        left = [i for i, event in enumerate(events) if event_person(event)]
+        while left:  # a second time those of visitors who were merged into users
+            calls = self.script_calls([events[i] for i in left], [texts[i] for i in left], now)
+            answers = dict(zip(left, self._run(calls)))
+            left = [i for i, answer in answers.items() if isinstance(answer, bytes)]
+            for i in left:
+                events[i] = dict(events[i], user_id=answers[i].decode())
+                texts[i] = as_json(events[i])
+            for i in answers.keys() - set(left):
+                results[i] = self._result(answers[i], texts[i])
+                self.seen.dropped += answers[i] == NO_ROOM
         kept = ("new", "anonymous")
         to_append = [text for text, result in zip(texts, results) if result in kept]
         try:
             append_events(self.client, to_append, self.p.STREAM_LENGTH)
         except Exception:
-            if len(known) < len(events):
+            if "anonymous" in results:
                 raise  # nothing else remembers an anonymous event
             self.left += results.count("new")  # the worker finds these in the outboxes
         return results
 
 # %% ../../nbs/5_online/07_events.ipynb #events-33
+def open_seen(client, p: Params, bundle) -> SeenStore:
+    "Return the seen filter of a run."
+    s, settings = bundle.serving, (p.SEEN_STORE, p.RECENT_EVENTS)
+    return SeenStore(client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, *settings)
+
+
 def open_recorder(
     p: Params,
     url: str,  # of the server
@@ -266,45 +296,44 @@ def open_recorder(
     clock: Clock | None = None,  # the recommender's; the wall clock where missing
 ) -> Recorder:
     "Return the recorder of a run."
-    client, s = connect(url, 1000), bundle.serving
-    seen = SeenStore(
-        client, s.SEEN_DAYS, s.SEEN_CAPACITY, s.SEEN_ERROR, p.SEEN_STORE, p.RECENT_EVENTS
-    )
-    return Recorder(client, seen, bundle, p, clock)
+    client = connect(url, 1000)
+    return Recorder(client, open_seen(client, p, bundle), bundle, p, clock)
 
 
-def forget_events(client, user: str) -> int:  # keys that were there
-    "Erase a user's recent events, their ids and the outbox; return how many keys were erased."
-    return client.unlink(*user_keys(user)) if user else 0
+def forget_events(client, person: str) -> int:  # keys that were there
+    "Erase a person's recent events, ids, outbox and joins; return how many keys were erased."
+    keys = [*user_keys(person), alias_name(person), visitors_name(person)]
+    return client.unlink(*keys) if person else 0
 
 
-FORGOTTEN = "{recsys}:forgotten"  # hash: user -> request, whose rows the worker has to erase
+FORGOTTEN = "{recsys}:forgotten"  # hash: person -> request, whose rows the worker has to erase
 _EVENT_STREAMS = ("events", "events:dead")
 
 
-def _names_user(fields: dict, user: str) -> bool:
-    "Return whether a stream entry holds an event of a user."
+def _names_person(fields: dict, persons: list, ids: list) -> bool:
+    "Return whether a stream entry holds an event of one of some persons, whose ids are given."
     text = fields.get(b"event") or fields.get(b"field:event") or b""
     try:
-        return json.loads(text).get("user_id") == user
-    except (ValueError, AttributeError):
-        return user.encode() in text
+        return event_person(json.loads(text)) in persons
+    except (ValueError, AttributeError, TypeError):
+        return any(one.encode() in text for one in ids)
 
 
 def forget_stream_entries(
     client,
-    user: str,
+    persons: list,  # see `person_of`
     at_once: int = 5000,  # entries a round trip
 ) -> int:  # entries that were there
-    "Erase a user's events from the streams, and have the worker erase them from the logs."
-    client.hset(FORGOTTEN, user, secrets.token_hex(8))
-    quoted = user.encode(), json.dumps(user)[1:-1].encode()
+    "Erase persons' events from the streams, and have the worker erase them from the logs."
+    client.hset(FORGOTTEN, mapping={person: secrets.token_hex(8) for person in persons})
+    ids = ["".join(ids_of_person(person)) for person in persons]
+    quoted = [one.encode() for one in ids] + [json.dumps(one)[1:-1].encode() for one in ids]
     erased = 0
     for stream in _EVENT_STREAMS:
         after = "-"
         while entries := client.xrange(stream, after, count=at_once):
             maybe = [e for e in entries if any(q in v for q in quoted for v in e[1].values())]
-            named = [entry for entry, fields in maybe if _names_user(fields, user)]
+            named = [entry for entry, fields in maybe if _names_person(fields, persons, ids)]
             if named:
                 erased += client.xdel(stream, *named)
             after = b"(" + entries[-1][0]
@@ -314,6 +343,7 @@ def forget_stream_entries(
 IMPRESSION_FIELDS = (
     "request_id",
     "user",
+    "visitor",
     "device_type",
     "timestamp",
     "bundle_version",
@@ -386,14 +416,14 @@ def to_json_value(value):
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def as_impression(user: str, fields: dict, salt: bytes) -> str:
+def as_impression(user: str, fields: dict, salt: bytes, visitor: str = "") -> str:
     "Return an impression as JSON; raise `RecsysError` for a field that no impression has."
     if extra := set(fields) - set(IMPRESSION_FIELDS):
         raise RecsysError(
             f"impression: no field {sorted(extra)[0]}, expected {', '.join(IMPRESSION_FIELDS)}"
         )
     return json.dumps(
-        fields | dict(user=hash_user(user, salt)),
+        fields | dict(user=hash_user(user, salt), visitor=hash_user(visitor, salt)),
         default=to_json_value,
         ensure_ascii=False,
         separators=(",", ":"),
@@ -429,13 +459,14 @@ class ImpressionLog:
     def log_impression(
         self,
         user_id: str,  # hashed before it leaves the process
+        visitor_id: str = "",  # hashed, too
         **fields,  # of IMPRESSION_FIELDS, whatever JSON or numpy holds
     ) -> bool:  # False: the queue was full, the impression is lost
         "Put an impression into the queue; return whether there was room."
         if not self._thread:
             self._start()
         try:
-            self.queue.put_nowait((user_id, fields))
+            self.queue.put_nowait((user_id, visitor_id, fields))
             return True
         except queue.Full:
             with self._lock:
@@ -477,9 +508,9 @@ class ImpressionLog:
     def _send(self, rows: list) -> int:  # sent
         "Append impressions to the stream in one round trip; none is sent twice."
         texts = []
-        for user, fields in rows:  # one that can't be written doesn't hold up the rest
+        for user, visitor, fields in rows:  # one that can't be written doesn't hold up the rest
             with contextlib.suppress(ValueError, TypeError, UnicodeError):
-                texts.append(as_impression(user, fields, self.salt).encode())
+                texts.append(as_impression(user, fields, self.salt, visitor).encode())
         if not texts:
             return 0
         pipe = self.client.pipeline(transaction=False)

@@ -21,8 +21,10 @@ from ..core.params import RecsysError
 from ..core.runs import read_json
 from ..data.asof import NEVER, KnownPast, history_features, newest_items
 from ..data.features import NULL, OOV
+from .seen import alias_name
 from .valkey import Breaker, TimeLimit
 from ..recommend.bloom import category_key
+from ..recommend.request import is_visitor
 
 # %% ../../nbs/5_online/06_online_store.ipynb #online-store-09
 _KEY_START = (
@@ -157,31 +159,41 @@ class OnlineUsers:
 
     def read(
         self,
-        users: list,  # ids, '' is anonymous
-    ) -> dict:  # feature -> what Feast holds for each user, decoded, None where missing
-        "Return both views of a batch of users, read in one round trip."
-        rows = [[None] * len(self.fields)] * len(users)
-        wanted = [i for i, user in enumerate(users) if user]
+        persons: list,  # see `person_of`; '' is anonymous
+    ) -> dict:  # feature -> what Feast holds for each person, decoded, None where missing
+        "Return both views of a batch of persons, read in one round trip."
+        return self.read_owners(persons)[0]
+
+    def read_owners(
+        self,
+        persons: list,  # see `person_of`; '' is anonymous
+    ) -> tuple[dict, list]:  # as `read`; persons, merged visitors as their users
+        "Return both views of a batch; where merged visitors are in it, in two round trips."
+        rows, owners = [[None] * len(self.fields)] * len(persons), list(persons)
+        wanted = [i for i, person in enumerate(persons) if person]
         if wanted:
-            ids = [users[i] for i in wanted]
-            for i, values in zip(wanted, self._ask(lambda: self._hashes(ids))):
+            asked = [persons[i] for i in wanted]
+            found, changed = self._ask(lambda: self._hashes(asked))
+            for i, values in zip(wanted, found):
                 rows[i] = [decode_value(v) for v in values]
-        return dict(zip(self.names, zip(*rows)))
+                owners[i] = changed.get(persons[i], persons[i])
+        return dict(zip(self.names, zip(*rows))), owners
 
     def state(
         self,
-        users: list,  # ids, '' is anonymous
+        persons: list,  # see `person_of`; '' is anonymous
         now: np.ndarray,  # seconds, [B]
-    ) -> dict:  # inputs: user and history features [B]; rows: history as item rows [B, L]; known
+    ) -> dict:  # inputs: user and history features [B]; rows: history as item rows [B, L]; known;
+        # persons: the same, but a merged visitor is the user
         "Return the user's side of a batch of requests."
-        read = self.read(users)
+        read, owners = self.read_owners(persons)
         known = np.array([v is not None for v in read[self.known]], bool)
         columns: dict = {f.source: self._column(read[f.name], f.kind) for f in self.features}
-        columns["user_id"] = [user if k else "" for user, k in zip(users, known)]
-        inputs = self.bundle.encoder.encode("user", columns, len(users))
+        columns["user_id"] = [person if k else "" for person, k in zip(owners, known)]
+        inputs = self.bundle.encoder.encode("user", columns, len(persons))
         past = self._known_past(read, now)
         inputs |= history_features(self.bundle.contract, past, self.bundle.encoded_ids)
-        return dict(inputs=inputs, rows=past.rows, known=known)
+        return dict(inputs=inputs, rows=past.rows, known=known, persons=owners)
 
     def seen_batch(
         self,
@@ -222,15 +234,31 @@ class OnlineUsers:
         self.limit.left()
         return self.breaker.call(work)
 
-    def _hashes(self, users: list) -> list:
-        "Return the fields of each user's hash."
-        if len(users) == 1:  # saves the cost of a pipeline
-            key = user_key(users[0], self.project)
-            return [self.client.execute_command("HMGET", key, *self.fields)]
+    def _hashes(self, persons: list) -> tuple[list, dict]:  # values of each; merged visitor -> user
+        "Return the fields of each person's hash, of a merged visitor those of the user's."
+        visitors = [person for person in persons if is_visitor(person)]
+        if len(persons) == 1 and not visitors:  # saves the cost of a pipeline
+            return [self._ask_fields(self.client, persons[0])], {}
         pipe = self.client.pipeline(transaction=False)
-        for user in users:
-            pipe.execute_command("HMGET", user_key(user, self.project), *self.fields)
-        return pipe.execute()
+        for person in persons:
+            self._ask_fields(pipe, person)
+        for visitor in visitors:
+            pipe.get(alias_name(visitor))
+        answers = pipe.execute()
+        aliases = zip(visitors, answers[len(persons) :])
+        owners = {visitor: user.decode() for visitor, user in aliases if user}
+        found = answers[: len(persons)]
+        merged = [i for i, person in enumerate(persons) if person in owners]
+        if merged:
+            for i in merged:
+                self._ask_fields(pipe, owners[persons[i]])
+            for i, values in zip(merged, pipe.execute()):
+                found[i] = values
+        return found, owners
+
+    def _ask_fields(self, client, person: str):
+        "Ask a client or a pipeline for the fields of a person's hash."
+        return client.execute_command("HMGET", user_key(person, self.project), *self.fields)
 
     def _known_past(self, read: dict, now: np.ndarray) -> KnownPast:
         "Return what was read of the users' past, as of each request's moment."

@@ -44,6 +44,14 @@ _VALKEY_PARAMS = (
         high=30,
     ),
     dict(
+        name="VISITOR_DAYS",
+        default=30,
+        doc="days after the last event of a visitor for which history, features and the user to "
+        "whom the visitor was merged are kept",
+        low=1,
+        high=400,
+    ),
+    dict(
         name="POPULARITY_HALF_LIFE",
         default=7.0,
         doc="half-life of online popularity, days",

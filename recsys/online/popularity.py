@@ -17,7 +17,13 @@ from pathlib import Path
 from ..core.clock import DAY, Clock
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir
-from .events import EVENT_FIELDS, IMPRESSION_FIELDS, as_text, check_event
+from recsys.online.events import (
+    EVENT_FIELDS,
+    IMPRESSION_FIELDS,
+    as_text,
+    check_event,
+    event_person,
+)
 from .feature_views import log_folder
 from .seen import run_scripts
 from ..recommend.bloom import category_key, escape_id
@@ -63,15 +69,15 @@ def done_key(ts: int) -> str:
     return f"{{pop}}:done:{day_name(ts)}"
 
 
-def event_identity(event: dict) -> tuple:  # user id, '' where anonymous; event id
-    "Return by what an event is known: an event id belongs to its user."
-    return event.get("user_id", ""), event["event_id"]
+def event_identity(event: dict) -> tuple:  # person, '' where anonymous; event id
+    "Return by what an event is known: an event id belongs to its user or visitor."
+    return event_person(event), event["event_id"]
 
 
 def done_field(event: dict) -> str:
     "Return the field of an event in the hash of counted events."
-    user, event_id = event_identity(event)
-    return f"{escape_id(user)}:{event_id}"
+    person, event_id = event_identity(event)
+    return f"{escape_id(person)}:{event_id}"
 
 # %% ../../nbs/5_online/08_popularity.ipynb #popularity-10
 COUNT_POPULARITY = """
@@ -103,11 +109,11 @@ return answer
 _MAX_EXPONENT = 900.0  # 2^900 is within a double, and leaves room for sums
 
 
-def forget_counted(client, user: str) -> int:  # fields erased
-    "Erase which events of a user were counted; what they added to popularity names nobody."
+def forget_counted(client, person: str) -> int:  # fields erased
+    "Erase which events of a person were counted; what they added to popularity names nobody."
     erased = 0
     for key in client.scan_iter(match="{pop}:done:*", count=5000):
-        found = client.hscan_iter(key, match=f"{escape_id(user)}:*", count=5000)
+        found = client.hscan_iter(key, match=f"{escape_id(person)}:*", count=5000)
         if fields := [field for field, _ in found]:
             erased += client.hdel(key, *fields)
     return erased
@@ -220,15 +226,16 @@ def write_dead_letters(
                 client.xadd(dead, letter, maxlen=length, approximate=True)
 
 
-def outbox_owner(fields: dict) -> dict | None:  # user_id and event_id; None where unreadable
+def outbox_owner(fields: dict) -> dict | None:  # the ids of an event; None where unreadable
     "Return whose outbox holds the event of a broken entry."
     try:
         event = json.loads(fields[b"event"])
-        return dict(
-            user_id=as_text("user_id", event["user_id"], ID_RULE),
-            event_id=as_text("event_id", event["event_id"], ID_RULE),
-        )
-    except (RecsysError, ValueError, TypeError, KeyError):
+        owner = dict(event_id=as_text("event_id", event["event_id"], ID_RULE))
+        for name in ("user_id", "visitor_id"):
+            if text := as_text(name, event.get(name)):
+                owner[name] = text
+        return owner if event_person(owner) else None
+    except (RecsysError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 # %% ../../nbs/5_online/08_popularity.ipynb #popularity-27

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HEADER', 'MARK_BITMAP', 'BF_LEAST', 'BF_SHARE', 'MARK_NOTHING', 'PUSH_RECENT', 'ADD_SEEN', 'SEEN_STORES',
            'BITMAP_LIMIT', 'Link', 'chain_links', 'in_bitmaps', 'lua_links', 'BucketFilter', 'BitmapFilter',
-           'ModuleFilter', 'has_bf', 'recent_name', 'recent_entry', 'recent_items', 'run_scripts', 'SeenStore']
+           'ModuleFilter', 'has_bf', 'recent_name', 'alias_name', 'visitors_name', 'recent_entry', 'recent_items',
+           'run_scripts', 'SeenStore']
 
 # %% ../../nbs/5_online/02_seen.ipynb #seen-02
 import functools
@@ -277,6 +278,16 @@ end
 def recent_name(user: str) -> str:
     "Return the key of a user's recent list."
     return f"{key_start(user)}:recent"
+
+
+def alias_name(visitor: str) -> str:
+    "Return the key that holds into which user a visitor was merged, see `visitors`."
+    return f"{key_start(visitor)}:user"
+
+
+def visitors_name(user: str) -> str:
+    "Return the key of the visitors who were merged into a user."
+    return f"{key_start(user)}:visitors"
 
 
 def recent_entry(ts: int, event_type: str, item: str | bytes) -> bytes:

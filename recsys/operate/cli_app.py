@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TRAIN_GROUP', 'ASK_GROUP', 'JUDGE_GROUP', 'SERVE_GROUP', 'MAKE_LIVE_GROUP', 'CLUSTER_GROUP', 'PROJECT_GROUP',
            'COMMAND_GROUPS', 'OTHER_COMMANDS', 'app', 'RUN_OPTION', 'PARAMS_FILE_OPTION', 'SET_OVER_FILE_OPTION',
-           'USER_OPTION', 'DEVICE_OPTION', 'AT_OPTION', 'K_OPTION', 'EXCLUDE_OPTION', 'TEMPERATURE_OPTION',
-           'DIVERSITY_OPTION', 'SEED_OPTION', 'FIELD_OPTION', 'JSON_OPTION', 'VALKEY_SET_OPTION', 'command_group',
-           'GroupedCommands', 'examples', 'show_version', 'common_options', 'print_line', 'print_as_json',
-           'print_to_stderr', 'print_note', 'plain_console', 'table_with_columns', 'print_rows', 'show_path',
-           'output_to_stderr', 'without_display', 'set_option', 'parse_sets', 'parse_time', 'folder_of_run', 'open_run',
-           'warn_of_old_bundle']
+           'USER_OPTION', 'VISITOR_OPTION', 'DEVICE_OPTION', 'AT_OPTION', 'K_OPTION', 'EXCLUDE_OPTION',
+           'TEMPERATURE_OPTION', 'DIVERSITY_OPTION', 'SEED_OPTION', 'FIELD_OPTION', 'JSON_OPTION', 'VALKEY_SET_OPTION',
+           'command_group', 'GroupedCommands', 'examples', 'show_version', 'common_options', 'print_line',
+           'print_as_json', 'print_to_stderr', 'print_note', 'plain_console', 'table_with_columns', 'print_rows',
+           'words_of_ids', 'show_path', 'output_to_stderr', 'without_display', 'set_option', 'parse_sets', 'parse_time',
+           'folder_of_run', 'open_run', 'warn_of_old_bundle']
 
 # %% ../../nbs/7_operate/17_cli_app.ipynb #cli-app-02
 import contextlib
@@ -170,6 +170,13 @@ def print_rows(
     plain_console(160).print(table)
 
 
+def words_of_ids(user: str, visitor: str = "") -> str:
+    "Return in words whom two ids stand for."
+    if user:
+        return f"user {user}"
+    return f"visitor {visitor}" if visitor else "an anonymous visitor"
+
+
 def show_path(path: Path) -> str:
     "Return a path relative to the working folder where it lies below it."
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
@@ -194,7 +201,13 @@ PARAMS_FILE_OPTION = typer.Option(..., help="parameters of the run, a YAML file"
 SET_OVER_FILE_OPTION = typer.Option(
     [], "--set", help="KEY=VALUE that wins over the file; may stand several times"
 )
-USER_OPTION = typer.Option("", help="id of the user; left out: an anonymous visitor")
+USER_OPTION = typer.Option("", help="id of the user; left out: nobody is logged in")
+VISITOR_OPTION = typer.Option(
+    "",
+    "--visitor",
+    help="id of the visitor, such as a cookie, whom the request is for where it names no user; "
+    "left out: unknown",
+)
 DEVICE_OPTION = typer.Option("", help="device of the visitor; left out: unknown")
 AT_OPTION = typer.Option(
     "", help="moment of the request, seconds since 1970 or ISO 8601; left out: the run's clock"

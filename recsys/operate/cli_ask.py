@@ -27,6 +27,7 @@ from recsys.operate.cli_app import (
     SEED_OPTION,
     TEMPERATURE_OPTION,
     USER_OPTION,
+    VISITOR_OPTION,
     app,
     examples,
     parse_time,
@@ -38,6 +39,7 @@ from recsys.operate.cli_app import (
     show_path,
     table_with_columns,
     warn_of_old_bundle,
+    words_of_ids,
 )
 
 # %% ../../nbs/7_operate/20_cli_ask.ipynb #cli-ask-05
@@ -144,6 +146,7 @@ def recommend_to_file(
 def recommend_command(
     run: str = RUN_OPTION,
     user: str = USER_OPTION,
+    visitor: str = VISITOR_OPTION,
     device: str = DEVICE_OPTION,
     at: str = AT_OPTION,
     k: int | None = K_OPTION,
@@ -160,6 +163,7 @@ def recommend_command(
 ):
     "Recommend from a run: what, with which score, from where."
     request = dict(
+        visitor_id=visitor,
         device_type=device,
         timestamp=parse_time(at) if at else None,
         k=k,
@@ -168,8 +172,11 @@ def recommend_command(
         seed=seed,
     ) | read_fields(fields)
     if users or out:
-        if user or as_json:
-            raise RecsysError("--users: it goes with --out, and not with --user or --json")
+        if user or visitor or as_json:
+            raise RecsysError(
+                "--users: it goes with --out, and not with --user, --visitor or --json"
+            )
+        del request["visitor_id"]
         recommend_to_file(run, users, out, exclude, request)
         return
     from recsys.recommend.recommender import load_run, one_answer
@@ -192,6 +199,7 @@ def recommend_command(
 def explain_command(
     item: str = typer.Option(..., help="item id"),
     user: str = USER_OPTION,
+    visitor: str = VISITOR_OPTION,
     run: str = RUN_OPTION,
     device: str = DEVICE_OPTION,
     at: str = AT_OPTION,
@@ -212,6 +220,7 @@ def explain_command(
     warn_of_old_bundle(run)
     request = dict(
         user_id=user,
+        visitor_id=visitor,
         device_type=device,
         timestamp=parse_time(at) if at else None,
         exclude=excluded_items(exclude, recommender.bundle),
@@ -224,6 +233,5 @@ def explain_command(
     if as_json:
         print_as_json(found)
         return
-    visitor = f"user {user}" if user else "an anonymous visitor"
-    print_rows(f"Item {found['item_id']} for {visitor}", explained_rows(found))
+    print_rows(f"Item {found['item_id']} for {words_of_ids(user, visitor)}", explained_rows(found))
     print_line(in_words(found))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['stop_on_signals', 'no_news', 'wait_for_end', 'live_home', 'open_run_to_serve', 'promote_command', 'rollback_command',
            'status_command', 'print_addresses', 'serve_command', 'serve_live', 'worker_command', 'event_command',
-           'forget_command', 'has_display', 'serve_gateway_command', 'demo_command']
+           'identify_command', 'forget_command', 'has_display', 'serve_gateway_command', 'demo_command']
 
 # %% ../../nbs/7_operate/23_cli_serve.ipynb #cli-serve-02
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import typer
 
-from ..core.params import Params
+from ..core.params import Params, RecsysError
 from ..core.runs import run_dir
 from recsys.operate.cli_app import (
     MAKE_LIVE_GROUP,
@@ -25,6 +25,7 @@ from recsys.operate.cli_app import (
     SERVE_GROUP,
     USER_OPTION,
     VALKEY_SET_OPTION,
+    VISITOR_OPTION,
     app,
     examples,
     open_run,
@@ -37,6 +38,7 @@ from recsys.operate.cli_app import (
     show_path,
     warn_of_old_bundle,
     without_display,
+    words_of_ids,
 )
 
 # %% ../../nbs/7_operate/23_cli_serve.ipynb #cli-serve-05
@@ -251,6 +253,7 @@ def worker_command(
 def event_command(
     item: str = typer.Option(..., help="item id"),
     user: str = USER_OPTION,
+    visitor: str = VISITOR_OPTION,
     kind: str = typer.Option("view", "--type", help="event type, such as view or purchase"),
     at: str = typer.Option("", help="moment of the event; left out: now, by the run's clock"),
     event_id: str = typer.Option(
@@ -272,12 +275,37 @@ def event_command(
         event = dict(
             event_id=event_id or secrets.token_hex(8),
             user_id=user,
+            visitor_id=visitor,
             item_id=item,
             timestamp=parse_time(at) if at else recorder.clock.now(),
             event_type=kind,
         )
         done = recorder.record_event(event)
-    print_line(f"{done}: {user or 'an anonymous visitor'}, {kind} of {item}")
+    print_line(f"{done}: {words_of_ids(user, visitor)}, {kind} of {item}")
+
+
+@app.command(
+    "identify",
+    rich_help_panel=SERVE_GROUP,
+    epilog=examples("recsys identify --run quickstart --visitor cookie-7 --user u00042"),
+)
+def identify_command(
+    visitor: str = typer.Option(..., help="visitor id"),
+    user: str = typer.Option(..., help="user id"),
+    run: str = RUN_OPTION,
+    sets: list[str] = VALKEY_SET_OPTION,
+):
+    "Merge a visitor who logged in into a user, once; the running worker does the rest."
+    from recsys.online.valkey import valkey_for
+    from recsys.online.visitors import Visitors
+    from recsys.serve.serving import online_parts
+
+    params = open_run(run, sets)
+    with valkey_for(params) as url:
+        recorder = online_parts(params, url)[1]
+        visitors = Visitors(recorder.client, recorder.seen, params, recorder.clock)
+        done = visitors.identify(visitor, user)
+    print_line(f"{done}: {words_of_ids('', visitor)} is {words_of_ids(user)}")
 
 
 @app.command(
@@ -286,19 +314,24 @@ def event_command(
     epilog=examples("recsys forget --run quickstart --user u00042"),
 )
 def forget_command(
-    user: str = typer.Option(..., help="user id"),
+    user: str = typer.Option("", help="user id; visitors who were merged into the user go too"),
+    visitor: str = typer.Option("", help="visitor id, in place of a user's"),
     run: str = RUN_OPTION,
     sets: list[str] = VALKEY_SET_OPTION,
 ):
     "Erase what is known of a user: seen items, history, features, events, rows of the logs."
     from recsys.online.valkey import valkey_for
-    from recsys.serve.serving import forget_user, online_parts, what_remains
+    from recsys.recommend.request import person_of
+    from recsys.serve.serving import forget_person, online_parts, what_remains
+
+    if bool(user) == bool(visitor):
+        raise RecsysError("forget: expected either --user or --visitor")
 
     params = open_run(run, sets)
     with valkey_for(params) as url:
         recorder = online_parts(params, url)[1]
-        keys = forget_user(recorder.client, recorder.seen, user)
-    print_line(f"{keys} keys of user {user} erased")
+        keys = forget_person(recorder.client, recorder.seen, person_of(user, visitor))
+    print_line(f"{keys} keys of {words_of_ids(user, visitor)} erased")
     for sentence in what_remains(params):
         print_line(f"remains: {sentence}")
 

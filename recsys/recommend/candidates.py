@@ -193,7 +193,7 @@ class CandidateSearch:
             return never, np.zeros_like(never)
         real_rows = np.maximum(rows, 0)
         answer = fallbacks.attempt(
-            lambda: self.users.seen_batch(request["user_id"], real_rows, request["timestamp"]),
+            lambda: self.users.seen_batch(request["person"], real_rows, request["timestamp"]),
             "seen_filter_failed",
         )
         if answer is None:

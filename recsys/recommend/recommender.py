@@ -21,7 +21,7 @@ from ..models.sources import item_sources, sources_text
 from .bundle import Bundle, run_session
 from .candidates import Candidates, CandidateSearch, ServedQuery
 from .fallbacks import REQUEST_STEPS, FallbackLog, StepTimer, finite, starts_popular
-from .request import read_request
+from .request import is_visitor, person_of, read_request
 from .rerank import order_pages
 from .users import UserMemory, anonymous_state
 
@@ -32,11 +32,14 @@ def request_features(
     request: dict,  # of `read_request`
     fallbacks: FallbackLog,
 ) -> tuple:  # query features {name: [B]}, known [B]
-    "Return the features of users and moments; anonymous ones where users can't be read."
-    ids, moments = request["user_id"], request["timestamp"]
-    state = fallbacks.attempt(lambda: users.state(ids, moments), "user_features_failed")
+    """Return the features of persons and moments; anonymous ones where these can't be read.
+
+    A visitor who was merged into a user is that user in `request["person"]` from here on."""
+    persons, moments = request["person"], request["timestamp"]
+    state = fallbacks.attempt(lambda: users.state(persons, moments), "user_features_failed")
     if state is None:
-        state = anonymous_state(bundle, len(ids))
+        state = anonymous_state(bundle, len(persons))
+    request["person"] = state.get("persons", persons)
     features = {
         feature.name: state["inputs"][feature.name]
         for feature in bundle.contract.side("user", "history")
@@ -105,15 +108,17 @@ def score_candidates(
     return run_session(query.bundle.ranker, query_inputs | item_inputs)
 
 # %% ../../nbs/3_recommend/09_recommender.ipynb #recommender-26
-def kind_of_user(user: str, known: bool) -> str:
-    "Return `anonymous`, `known` (to training) or `new`."
-    if not user:
+def kind_of_user(person: str, known: bool) -> str:
+    "Return `anonymous`, `visitor`, or of a user `known` (to training) or `new`."
+    if not person:
         return "anonymous"
+    if is_visitor(person):
+        return "visitor"
     return "known" if known else "new"
 
 
 def page_reasons(
-    users: list,  # ids [B]
+    persons: list,  # [B]
     known,  # bool [B]
     ranks: np.ndarray,  # retrieval's places from 1 [B, k], 0: it has none, -1: no item
     fallbacks: FallbackLog,
@@ -123,10 +128,10 @@ def page_reasons(
 
     The key `notes` is there only where the request asked for something in vain."""
     reasons = []
-    for user, is_known, places, failed in zip(users, known, ranks.tolist(), fallbacks):
+    for person, is_known, places, failed in zip(persons, known, ranks.tolist(), fallbacks):
         reasons.append(
             dict(
-                user=kind_of_user(user, is_known),
+                user=kind_of_user(person, is_known),
                 source="popularity" if starts_popular(failed) else "two-tower",
                 ranks=[place for place in places if place >= 0],
                 fallbacks=failed,
@@ -165,7 +170,7 @@ def make_pages(
         bundle_version=bundle.version,
         source_ranks=source_ranks,
         source_scores=source_scores,
-        reasons=page_reasons(request["user_id"], known, ranks, fallbacks, page.notes),
+        reasons=page_reasons(request["person"], known, ranks, fallbacks, page.notes),
     )
 
 # %% ../../nbs/3_recommend/09_recommender.ipynb #recommender-29
@@ -251,6 +256,7 @@ def title_of(request: dict, kind: str, timestamp: int, version: str) -> str:
 
     who = {
         "anonymous": "an anonymous visitor",
+        "visitor": f"the visitor {request.get('visitor_id')}",
         "new": f"the new user {request.get('user_id')}",
         "known": f"user {request.get('user_id')}",
     }[kind]

@@ -7,9 +7,9 @@ __all__ = ['MAX_EXCLUDED', 'MAX_RULES', 'MAX_BYTES_A_CHARACTER', 'WITHOUT_NUL', 
            'Second', 'PageLength', 'Temperature', 'Diversity', 'Seed', 'MaxPerCategory', 'Factor', 'Place',
            'RULE_SHAPES', 'REQUEST_RULES', 'TEXT_RULE', 'ID_RULE', 'StrictModel', 'as_integer', 'bounds_of',
            'from_parameter', 'without_default', 'may_be_missing', 'PageRule', 'PageRequest', 'plain_schema', 'counted',
-           'found_words', 'number_words', 'FieldRule', 'request_rules', 'check_known_fields', 'field_help',
-           'request_table', 'random_seeds', 'RequestDefaults', 'fill_missing', 'read_numbers', 'read_texts',
-           'read_lists', 'read_json_text', 'refuse_future', 'read_request']
+           'found_words', 'number_words', 'FieldRule', 'request_rules', 'check_known_fields', 'person_of', 'is_visitor',
+           'ids_of_person', 'field_help', 'request_table', 'random_seeds', 'RequestDefaults', 'fill_missing',
+           'read_numbers', 'read_texts', 'read_lists', 'read_json_text', 'refuse_future', 'read_request']
 
 # %% ../../nbs/3_recommend/01_request.ipynb #request-02
 import json
@@ -127,7 +127,12 @@ class PageRule(StrictModel):
 class PageRequest(StrictModel):
     "A request for a page of items."
 
-    user_id: Text = Field("", description="id of the user; empty: an anonymous visitor")
+    user_id: Text = Field("", description="id of the user; empty: nobody is logged in")
+    visitor_id: Text = Field(
+        "",
+        description="id of the visitor, such as a cookie, whom the request is for where it names "
+        "no user; empty: unknown",
+    )
     device_type: Text = Field("", description="device of the visitor; empty: unknown")
     timestamp: Second | None = Field(
         None,
@@ -374,6 +379,24 @@ def check_known_fields(names: Iterable, model: type[BaseModel] = PageRequest) ->
             known = ", ".join(model.model_fields)
             raise RequestRefused(f"{name!s:.40}: no such field; there are {known}")
 
+# %% ../../nbs/3_recommend/01_request.ipynb #request-v2
+_VISITOR = "\0"  # in front of a visitor's id; no id that comes in may hold it
+
+
+def person_of(user_id: str, visitor_id: str = "") -> str:
+    "Return whom two ids stand for: the user, else the visitor, else '' for nobody."
+    return user_id or (_VISITOR + visitor_id if visitor_id else "")
+
+
+def is_visitor(person: str) -> bool:
+    "Return whether a person is a visitor, not a user."
+    return person.startswith(_VISITOR)
+
+
+def ids_of_person(person: str) -> tuple[str, str]:  # user_id, visitor_id; one of them is ''
+    "Return the ids that `person_of` made a person from."
+    return ("", person[1:]) if is_visitor(person) else (person, "")
+
 # %% ../../nbs/3_recommend/01_request.ipynb #request-16
 def field_help(name: str) -> str:
     "Return the help of a command line option for a field of a request."
@@ -512,12 +535,13 @@ def read_request(
     serving: Params,  # parameters of the bundle, for defaults
     clock: Clock,  # the time of a request that names none
     is_served: bool = False,  # refuse moments more than a day after the clock
-) -> dict:  # all fields, each [B]
+) -> dict:  # all fields and `person`, see `person_of`, each [B]
     "Fill in defaults and check a batch of requests; raise `RecsysError` naming the field."
     if not REQUEST_RULES.keys() >= request.keys():
         check_known_fields(request)
-    users = request.get("user_id")
-    n_requests = 1 if users is None or isinstance(users, str) else max(1, len(users))
+    given = (request.get(name) for name in ("user_id", "visitor_id"))
+    sizes = [len(ids) for ids in given if ids is not None and not isinstance(ids, str)]
+    n_requests = max(1, *sizes) if sizes else 1
     defaults = RequestDefaults(serving, clock)
     checked: dict[str, Any] = {}
     for name, rule in REQUEST_RULES.items():
@@ -530,4 +554,5 @@ def read_request(
             checked[name] = read_numbers(rule, value, n_requests, defaults)
     if is_served and request.get("timestamp") is not None:
         refuse_future(int(checked["timestamp"].max()), clock.now())
+    checked["person"] = list(map(person_of, checked["user_id"], checked["visitor_id"]))
     return checked

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EventType', 'STATUSES', 'BODY_STATUSES', 'PageBody', 'ShownItem', 'ItemSource', 'Placed', 'Fallback', 'PageAnswer',
-           'schema_at', 'resolve_schema', 'as_number', 'validation_message', 'Event', 'Events', 'Recorded',
-           'EventsAnswer', 'Forgotten', 'UserAnswer', 'UsersAnswer', 'QueryModel', 'ItemsQuery', 'Category',
-           'ItemsAnswer', 'NewItem', 'Added', 'like_request', 'query_fields', 'ExplainQuery', 'Explanation', 'Options',
-           'Raised', 'ChildHealth', 'WorkerHealth', 'Health', 'Failure', 'failure_responses']
+           'schema_at', 'resolve_schema', 'as_number', 'validation_message', 'Event', 'Events', 'IdentifyBody',
+           'Identified', 'Recorded', 'EventsAnswer', 'Forgotten', 'UserAnswer', 'UsersAnswer', 'QueryModel',
+           'ItemsQuery', 'Category', 'ItemsAnswer', 'NewItem', 'Added', 'like_request', 'query_fields', 'ExplainQuery',
+           'Explanation', 'Options', 'Raised', 'ChildHealth', 'WorkerHealth', 'Health', 'Failure', 'failure_responses']
 
 # %% ../../nbs/6_serve/14_api.ipynb #api-02
 from typing import Annotated, Any, get_type_hints
@@ -86,7 +86,7 @@ class PageAnswer(StrictModel):
 
     request_id: str
     user: str = Field(
-        description="known, new, anonymous, or unknown where it could not be looked up"
+        description="known, new, visitor, anonymous, or unknown where it could not be looked up"
     )
     source: str = Field(description="two-tower or popularity")
     bundle_version: str
@@ -157,6 +157,7 @@ class Event(StrictModel):
 
     item_id: Id
     user_id: Text = ""
+    visitor_id: Text = Field("", description="whose event it is where it names no user")
     event_id: Id | None = Field(
         None, description="sent again with the same id it counts once; missing: one is made"
     )
@@ -176,6 +177,21 @@ class Events(StrictModel):
     events: Annotated[list[Event], Field(min_length=1, max_length=100)]
 
 
+class IdentifyBody(StrictModel):
+    "A visitor who logged in."
+
+    visitor_id: Id
+    user_id: Id
+
+
+class Identified(StrictModel):
+    "What became of a visitor."
+
+    result: str = Field(
+        description="merged, or before: the visitor was merged into this user before"
+    )
+
+
 class Recorded(StrictModel):
     "What became of an event."
 
@@ -193,7 +209,7 @@ class EventsAnswer(StrictModel):
 
 # %% ../../nbs/6_serve/14_api.ipynb #api-15
 class Forgotten(StrictModel):
-    "What was erased of a user."
+    "What was erased of a user or a visitor."
 
     erased: int = Field(description="keys that were there")
     remains: list[str] = Field(description="where the user may still be found, and until when")
@@ -367,7 +383,7 @@ STATUSES = {
     403: "no API key is set, so this is switched off",
     404: "no such item, user or path",
     408: "the body came too slowly",
-    409: "in conflict with the clock or the catalogue",
+    409: "in conflict with the clock, the catalogue, or another user",
     413: "the body is too large",
     415: "the body is not application/json",
     422: "a field is out of its bounds",

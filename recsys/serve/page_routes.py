@@ -41,16 +41,16 @@ from recsys.serve.transport import (
 
 # %% ../../nbs/6_serve/19_page_routes.ipynb #page-routes-07
 def plain_reason(
-    user: str,  # known, new, anonymous or unknown
+    user: str,  # known, new, visitor, anonymous or unknown
     source: str,  # two-tower or popularity
     rank: int | None,  # place among what retrieval found
 ) -> str:
     "Return in plain words where an item comes from."
     if source == "popularity":
         return "popular with everyone"
-    to = dict(known="this person's history and taste", new="this visitor's clicks").get(
-        user, "this device and time of day"
-    )
+    clicks = "this visitor's clicks"
+    known_by = dict(known="this person's history and taste", new=clicks, visitor=clicks)
+    to = known_by.get(user, "this device and time of day")
     return f"no. {rank} nearest to {to}" if rank else f"near to {to}"
 
 
@@ -115,9 +115,11 @@ def triton_fields(body: PageBody) -> dict:
     """Return the fields of a body that are sent to Triton: those that were given.
 
     `timeout_ms` is left out: it is how long the gateway waits for Triton, and no input of the
-    ensemble. Empty lists are left out like missing fields.
+    ensemble. Empty lists and an empty `visitor_id` are left out like missing fields.
     """
     fields = body.model_dump(exclude={"timeout_ms"}, exclude_none=True)
+    if not body.visitor_id:
+        del fields["visitor_id"]
     return {name: value for name, value in fields.items() if value != []}
 
 
@@ -161,7 +163,7 @@ def popular_page(
         why = plain_reason("", "popularity", None) if rank else "pinned by the request"
         items.append(catalogue.show(catalogue.ids[row]) | place | dict(reason=why))
     return dict(
-        user="unknown" if body.user_id else "anonymous",
+        user="unknown" if body.user_id or body.visitor_id else "anonymous",
         source="popularity",
         bundle_version=catalogue.bundle.version,
         items=items,
@@ -184,7 +186,8 @@ class PageRoutes:
             methods=["POST"],
             summary="A page of items for a user",
             response_model=PageAnswer,
-            description="With GATEWAY_KEYED_PAGES, a page for a `user_id` needs the API key.",
+            description="With GATEWAY_KEYED_PAGES, a page for a `user_id` or a `visitor_id` needs "
+            "the API key.",
             responses=failure_responses(*BODY_STATUSES, 401, 403, 409, 503),
         )
         self.router.add_api_route(
@@ -193,7 +196,7 @@ class PageRoutes:
             methods=["GET"],
             summary="Why an item is on a user's page, or why not",
             response_model=Explanation,
-            description="With a `user_id` it needs the API key in `X-API-Key`.",
+            description="With a `user_id` or a `visitor_id` it needs the API key in `X-API-Key`.",
             responses=failure_responses(401, 403, 404, 409, 422, 429, 503),
         )
         self.router.add_api_route(
@@ -208,7 +211,7 @@ class PageRoutes:
     async def recommend(self, body: PageBody, request: Request) -> Response:
         "Ask Triton for a page within the time that is left; answer with popular items without it."
         record: RequestRecord = request.scope["record"]
-        if body.user_id and self.gateway.limits.keyed_pages:
+        if (body.user_id or body.visitor_id) and self.gateway.limits.keyed_pages:
             self.gateway.check_key(request)
         if body.timestamp is not None:
             check_time(body.timestamp, self.backends.recommender.clock)
@@ -241,10 +244,10 @@ class PageRoutes:
     async def explanation(
         self, query: Annotated[ExplainQuery, Query()], request: Request
     ) -> Response:
-        "Explain an item's place, in a thread; for a user only with the key."
+        "Explain an item's place, in a thread; for a user or visitor only with the key."
         from recsys.recommend.explain import GROUPS, explain, in_words
 
-        if query.user_id:
+        if query.user_id or query.visitor_id:
             self.gateway.check_key(request)
         recommender = self.backends.recommender
         check_time(query.timestamp, recommender.clock)

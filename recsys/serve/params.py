@@ -106,7 +106,8 @@ _GATEWAY_PARAMS = (
     dict(
         name="GATEWAY_KEYED_PAGES",
         default=False,
-        doc="a page for a user_id needs the gateway's API key; pages of anonymous visitors do not",
+        doc="a page for a user_id or a visitor_id needs the gateway's API key; one for neither "
+        "does not",
     ),
 )
 

@@ -21,6 +21,7 @@ from ..recommend.bundle import Bundle
 from ..recommend.candidates import Candidates
 from ..recommend.fallbacks import REQUEST_STEPS, DetailLog, finite, public_notes
 from ..recommend.recommender import make_pages
+from ..recommend.request import ids_of_person
 from ..recommend.rerank import logged_settings
 from recsys.serve.step_members import (
     RANK_COLUMN,
@@ -65,7 +66,8 @@ def log_pages(
         page = {n: answer[n][i, : request["k"][i]] for n in PAGE_COLUMNS}
         sampled = request["temperature"][i] > 0
         log.log_impression(
-            request["user_id"][i],
+            ids_of_person(request["person"][i])[0],
+            request["visitor_id"][i],
             request_id=request_id,
             device_type=request["device_type"][i],
             timestamp=int(request["timestamp"][i]),

@@ -17,6 +17,8 @@ from starlette.responses import Response
 from ..core.clock import Clock
 from ..core.runs import stage_dir
 from ..online.events import Recorder
+from ..online.visitors import Visitors, VisitorTakenError
+from ..recommend.request import person_of
 from recsys.serve.api import (
     BODY_STATUSES,
     Added,
@@ -24,6 +26,8 @@ from recsys.serve.api import (
     Events,
     EventsAnswer,
     Forgotten,
+    Identified,
+    IdentifyBody,
     ItemsAnswer,
     ItemsQuery,
     NewItem,
@@ -32,7 +36,7 @@ from recsys.serve.api import (
     failure_responses,
 )
 from .backends import StoreError, give_memory_back
-from .serving import forget_user, what_remains
+from .serving import forget_person, what_remains
 from recsys.serve.transport import (
     Gateway,
     GuardedRoute,
@@ -77,6 +81,17 @@ class UserRoutes:
             responses=failure_responses(*BODY_STATUSES, *KEY_STATUSES, 404, 409),
         )
         self.router.add_api_route(
+            "/v1/identify",
+            self.identify,
+            methods=["POST"],
+            summary="Merge a visitor who logged in into a user, once",
+            description="From the answer on, events and pages with only this `visitor_id` are "
+            "the user's, and the visitor's events hide items on the user's pages. The user's "
+            "history and features have them when the worker has done its part, as after an event.",
+            response_model=Identified,
+            responses=failure_responses(*BODY_STATUSES, *KEY_STATUSES, 409),
+        )
+        self.router.add_api_route(
             "/v1/users",
             self.users,
             methods=["GET"],
@@ -96,7 +111,16 @@ class UserRoutes:
             "/v1/users/{user_id}",
             self.forget,
             methods=["DELETE"],
-            summary="Erase what the online side and the logs know of a user",
+            summary="Erase what the online side and the logs know of a user and merged visitors",
+            response_model=Forgotten,
+            responses=failure_responses(*KEY_STATUSES, 400, 404, 422),
+        )
+        self.router.add_api_route(
+            "/v1/visitors/{visitor_id}",
+            self.forget_visitor,
+            methods=["DELETE"],
+            summary="Erase what the online side and the logs know of a visitor",
+            description="What was merged into a user is the user's and stays.",
             response_model=Forgotten,
             responses=failure_responses(*KEY_STATUSES, 400, 404, 422),
         )
@@ -142,11 +166,31 @@ class UserRoutes:
             history=[catalogue.show(catalogue.ids[row]) for row in newest_first],
         )
 
+    async def identify(self, body: IdentifyBody) -> dict:
+        "Merge a visitor into a user; 409 where the visitor was merged into another one."
+        recorder = self.backends.open_recorder()
+        visitors = Visitors(recorder.client, recorder.seen, recorder.p, recorder.clock)
+        try:
+            result = await self.backends.ask_valkey(
+                lambda: visitors.identify(body.visitor_id, body.user_id)
+            )
+        except VisitorTakenError as error:
+            raise HTTPException(409, str(error)) from None
+        return dict(result=result)
+
     async def forget(self, user_id: PathId) -> dict:
-        "Erase a user's online state."
+        "Erase a user's online state and that of merged visitors."
+        return await self.forget_person(person_of(user_id))
+
+    async def forget_visitor(self, visitor_id: PathId) -> dict:
+        "Erase a visitor's online state."
+        return await self.forget_person(person_of("", visitor_id))
+
+    async def forget_person(self, person: str) -> dict:
+        "Erase what is kept of a user or a visitor."
         recorder = self.backends.open_recorder()
         erased = await self.backends.ask_valkey(
-            lambda: forget_user(recorder.client, recorder.seen, user_id)
+            lambda: forget_person(recorder.client, recorder.seen, person)
         )
         return dict(erased=erased, remains=what_remains(self.backends.params))
 

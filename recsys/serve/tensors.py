@@ -55,11 +55,12 @@ def pack_context(
         values.tolist() if isinstance(values, np.ndarray) else values
         for values in (
             *(request[name] for name in CONTEXT_FIELDS),
+            request["person"],
             np.asarray(known),
             request_ids,
         )
     ]
-    names = (*CONTEXT_FIELDS, "known", "request_id")
+    names = (*CONTEXT_FIELDS, "person", "known", "request_id")
     return json_column([dict(zip(names, values)) for values in zip(*columns)])
 
 
@@ -68,7 +69,8 @@ def unpack_context(
 ) -> tuple:  # fields of the request [B], known [B], request ids [B]
     "Return the request, the known flags and the request ids that `pack_context` wrote."
     rows = [json.loads(text.split(b"\n", 1)[0]) for text in context[:, 0]]
-    request: dict = {name: [row[name] for row in rows] for name in CONTEXT_FIELDS}
+    names = (*CONTEXT_FIELDS, "person")
+    request: dict = {name: [row[name] for row in rows] for name in names}
     request |= {name: np.array(request[name]) for name in _ARRAY_FIELDS}
     return request, [row["known"] for row in rows], [row["request_id"] for row in rows]
 
