@@ -119,7 +119,7 @@ CHANNEL_OPTIONS = (
 
 SECOND_AFTER = 0.05  # seconds without an answer until a second attempt is thought of, at most
 SECOND_SHARE = 0.05  # of the requests may be sent twice
-OPEN_AFTER = 0.5  # seconds of silence that open the breaker
+OPEN_AFTER = 1.0  # seconds of silence that open the breaker
 PROBE_PAUSE = 0.2  # seconds between two probes of a server that gave no answer
 _PROBE_SECONDS = 1.0  # that a probe waits
 _MOST_SAVED = 10  # second attempts that may be sent at once
@@ -227,6 +227,7 @@ class TritonPages:
         self.ensemble = ensemble
         self.breaker = Breaker("triton", pause=math.inf)  # `probe` closes it
         self.probing: asyncio.Task | None = None
+        self.probes: set = set()  # calls under way
         self.pace = Pace(silence)
         self.sent = 0  # requests so far; a request's serial number is this count
         self.newest_answered = 0  # largest serial number that was answered
@@ -252,8 +253,9 @@ class TritonPages:
 
     async def close(self) -> None:
         "End the probe and close the channel."
-        if self.probing:
-            self.probing.cancel()
+        for task in (self.probing, *self.probes):
+            if task:
+                task.cancel()
         await self.channel.close()
 
     async def ready(self) -> bool:
@@ -359,13 +361,23 @@ class TritonPages:
             self.probing = loop.create_task(self.probe())
 
     async def probe(self) -> None:
-        "Ask for the canary's page until there is an answer, and close the breaker."
+        """Ask for the canary's page until there is an answer.
+
+        A probe that meets a dead instance is held for a second, so none waits for another.
+        """
+        loop = asyncio.get_running_loop()
+        while self.breaker.reason:
+            await asyncio.sleep(PROBE_PAUSE)
+            call = loop.create_task(self.probe_once())
+            self.probes.add(call)
+            call.add_done_callback(self.probes.discard)
+
+    async def probe_once(self) -> None:
+        "Ask for the canary's page, and close the breaker when it is answered."
         from grpc import RpcError
 
         message = write_infer_request(self.ensemble, dict(k=1, request_id=CANARY))
-        while self.breaker.reason:
-            await asyncio.sleep(PROBE_PAUSE)
-            with contextlib.suppress(RpcError):
-                began = asyncio.get_running_loop().time()
-                await self.stub.ModelInfer(message, timeout=_PROBE_SECONDS)
-                self.note_answer(self.sent, asyncio.get_running_loop().time() - began)
+        began = asyncio.get_running_loop().time()
+        with contextlib.suppress(RpcError):
+            await self.stub.ModelInfer(message, timeout=_PROBE_SECONDS)
+            self.note_answer(self.sent, asyncio.get_running_loop().time() - began)
