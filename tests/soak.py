@@ -232,7 +232,7 @@ def soak():
     )
     write_json(find_root() / "outputs/soak.json", figures | dict(samples=samples))
     always = all(outcome.startswith("200") for outcome in outcomes)
-    exact = counts["lost"] == counts["doubled"] == 0
+    exact = counts["lost"] == counts["put_aside"] == counts["doubled"] == 0
     is_warm = figures["warm_up_promotions"] >= WARM_UP_PROMOTIONS
     flat = is_warm and max(changes.values()) <= FLAT
     return always and exact and bool(normal) and flat, figures

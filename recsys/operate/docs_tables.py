@@ -312,6 +312,7 @@ def failure_row(case: dict) -> dict:
         "pages over 100 ms": case["slow_pages"],
         "before": before.get("slow_pages"),
         "events lost": case["lost"],
+        "put aside": case.get("put_aside", 0),
         "counted twice": case["doubled"],
         "normal again, s": case["seconds_until_normal"],
     }
@@ -349,7 +350,9 @@ def failure_page(outputs: Path) -> str:  # Markdown
         "seconds before the failure: a page that is as long there waited for other programs of "
         "the machine. `normal again` counts from the moment at which the cause was gone (at "
         "which it came, where a process was killed) to the last answer that was not as usual. "
-        "Only an emptied Valkey may lose events: those that the worker had not taken yet.",
+        "Only an emptied Valkey may lose events: those that the worker had not taken yet. "
+        "Events are `put aside` into the [dead letters](howto/operations.md#dead-letters) where "
+        "the keys of their user are broken.",
     ]
     file = outputs / "failure_matrix.json"
     if file.is_file():
