@@ -308,6 +308,15 @@ class Worker:
         self.client.xack(stream, GROUP, *segment.ids)
         self.work.fault("ack")
         segment.ids, segment.rows = [], {}
+        if stream == "impressions":
+            self.drop_done(stream, last)
+
+    def drop_done(self, stream: str, last: str) -> None:
+        "Remove the entries of a stream that are acknowledged, up to the last one that was written."
+        pending = self.client.xpending(stream, GROUP)
+        oldest = pending["min"].decode() if pending["pending"] else last
+        keep_from = min(oldest, last, key=entry_order)
+        self.client.xtrim(stream, minid=keep_from, approximate=True)
 
     def repair(
         self,
