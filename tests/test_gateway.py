@@ -71,7 +71,7 @@ class Http:
         self.port, self.key = port, key
 
     def __call__(self, method, path, body=None, key=None, headers=()):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         begin = time.perf_counter()
         try:
             data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -556,6 +556,27 @@ def test_an_explanation_for_a_user_or_visitor_needs_the_key(http_):
         for key in ("", "wrong"):
             assert http_("GET", f"/v1/explanations?{query}", key=key)[0] == 401
     assert http_("GET", "/v1/explanations?item_id=i001&draws=10", key="")[0] == 200
+
+
+def test_explanations_have_a_process_that_is_started_again_and_keeps_no_page_waiting(stack):
+    http_, _, gateway = stack
+
+    def explained():
+        return http_("GET", "/v1/explanations?item_id=i001&draws=10")[0] == 200
+
+    def processes():
+        command = ["pgrep", "-P", str(gateway.pid), "-f", "explainer import answer_questions"]
+        found = subprocess.run(command, capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    assert explained()
+    (first,) = processes()
+    assert os.getpriority(os.PRIO_PROCESS, first) > os.getpriority(os.PRIO_PROCESS, gateway.pid)
+    os.kill(first, signal.SIGKILL)
+    assert http_.page(k=3)["source"] == "two-tower"
+    assert until(explained)
+    (second,) = processes()
+    assert second != first
 
 
 def test_writes_need_the_key(http_):

@@ -20,20 +20,17 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from ..core.clock import clock_start
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir, stage_dir
 from ..data.features import load_arrays
 from ..online.events import Recorder, open_recorder
-from ..online.valkey import connect
-from ..recommend.bundle import Bundle
 from ..recommend.recommender import Recommender
 from .alarms import ALARMS_FILE
 from .catalogue import Catalogue
+from .explainer import Explainer, open_recommender
 from .member import bundle_folder
 from .repository import pinned_version
 from .server import running_server, send_http
-from .step_members import NoUsers, online_users
 from .triton_client import TritonPages
 from .watch import DeadLetters, file_checks, read_online
 
@@ -152,7 +149,7 @@ class BundleParts:
     "What belongs to one bundle."
 
     catalogue: Catalogue
-    recommender: Recommender  # for explanations and user features
+    recommender: Recommender  # for user features
     recorder: Recorder | None  # of events; None: no Valkey is known
 
 
@@ -163,16 +160,9 @@ def open_bundle_parts(
     online: dict | None = None,  # content of online.json; None: it is read
 ) -> BundleParts:
     "Open what belongs to a bundle."
-    bundle = Bundle(folder)
-    online = dict(online or read_online(stage_dir(params, "triton") / "online.json"))
-    online["VALKEY_TIMEOUT_MS"] = 500  # a person waits, not a page
-    try:
-        began = clock_start(connect(url, 1000)) if url else None
-    except Exception:
-        began = None  # Valkey is gone; it is asked again with each event
-    clock = bundle.clock(began)
-    users = online_users(bundle, url, online) if url else NoUsers()
-    recommender = Recommender(bundle, users, clock)
+    online = online or read_online(stage_dir(params, "triton") / "online.json")
+    recommender = open_recommender(folder, url, online)
+    bundle, clock = recommender.bundle, recommender.clock
     recorder = open_recorder(params, url, bundle, clock) if url else None
     return BundleParts(Catalogue(bundle, run_dir(params)), recommender, recorder)
 
@@ -201,9 +191,10 @@ class Backends:
     store: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("valkey", threads=4, limit=64)
     )
-    explainer: BoundedExecutor = field(
+    explanations: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("explanations", threads=1, limit=4)
     )
+    explainer: Explainer = field(default_factory=Explainer)
     adder: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("new items", threads=1, limit=16)
     )
@@ -260,6 +251,15 @@ class Backends:
         except (RedisError, OSError) as error:
             raise store_failure(error) from None
 
+    async def explain(
+        self,
+        question: dict,  # of `explainer.answer_question`
+    ) -> dict:  # of `recommend.explain.explain`
+        "Return an explanation by the bundle that is open; raise 429 where too many wait."
+        online = self.online or read_online(stage_dir(self.params, "triton") / "online.json")
+        source = dict(folder=str(self.catalogue.bundle.folder), url=self.url, online=online)
+        return await self.explanations.run(lambda: self.explainer.ask(source, question))
+
     def follow(self, version: str) -> None:
         "Open the bundle that answers now, in the background."
         is_busy = self.loading is not None and not self.loading.done()
@@ -288,9 +288,10 @@ class Backends:
             self.next_try = time.monotonic() + FOLLOW_RETRY_SECONDS
 
     async def close(self) -> None:
-        "Close the channel to Triton and end the threads."
+        "Close the channel to Triton and end the threads and the explainer's process."
         await self.triton.close()
         self.store.stop()
+        self.explanations.stop()
         self.explainer.stop()
         self.adder.stop()
 
