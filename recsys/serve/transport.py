@@ -477,7 +477,7 @@ SECURITY_HEADERS = [
         b"base-uri 'none'; form-action 'self'",
     ),
 ]
-UNLOGGED = ("healthz", "readyz", "metrics")  # asked every few seconds
+UNLOGGED = ("healthz", "readyz", "metrics")  # asked every few seconds; logged where they fail
 
 
 @dataclass
@@ -546,7 +546,7 @@ class GatewayMiddleware:
         metrics.seconds.labels(record.operation, record.status).observe(seconds)
         if record.status >= 400:
             metrics.count_refusal(record.status)
-        if record.operation not in UNLOGGED:
+        if record.operation not in UNLOGGED or "error" in record.note:
             line = dict(
                 time=round(Clock().wall(), 3),
                 id=record.id,
