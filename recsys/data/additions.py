@@ -130,12 +130,25 @@ def append_added(
             numbered = dict(row, n=number)
             numbered["seal"] = last_seal = seal(numbered, last_seal)
             text += _as_line(numbered).encode() + b"\n"
-        with open(file, "ab") as stream:
-            stream.truncate(end)  # cuts off a line that an earlier writer left unfinished
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write_at(file, end, text)
     return len(old) + len(rows)
+
+
+def _write_at(
+    file: str | Path,
+    end: int,  # bytes; what lies behind was left unfinished by an earlier writer
+    text: bytes,
+) -> None:
+    "Write a text behind the first bytes of a file; where the disk is full, the file stays whole."
+    with open(file, "ab", buffering=0) as stream:
+        stream.truncate(end)
+        try:
+            while text:
+                text = text[stream.write(text) :]
+            os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(end)
+            raise
 
 # %% ../../nbs/1_data/08_additions.ipynb #additions-l2
 @dataclass
