@@ -11,7 +11,8 @@ may exceed the median of the middle third by 5 %, for memory, descriptors, proce
 
 Memory is what processes have for themselves or share with each other (anonymous and shared
 memory). Pages of program files are left out: how many of them are counted depends on what else
-runs on the machine, and the system can drop them at any time.
+runs on the machine, and the system can drop them at any time. Zombies are counted apart: Triton
+keeps the entry of each stub that was killed while a request was in it, see `serve.canary`.
 """
 
 import contextlib
@@ -97,13 +98,15 @@ def sample(stack):
     files = [file for file in stack.home.rglob("*") if not set(file.parts) & set(LOGS)]
     logs = [file for name in LOGS for file in (stack.run / name).rglob("*.parquet")]
     memory = Counter()
-    for pid in pids:
+    living = [pid for pid in pids if command_line(pid)]
+    for pid in living:
         memory[kind_of(stack, pid)] += round(memory_of(pid), 1)
     return dict(
         memory_mib=sum(memory.values()),
         memory_by_kind=dict(memory),
         descriptors=sum(map(descriptors_of, pids)),
-        processes=len(pids),
+        processes=len(living),
+        zombies=len(pids) - len(living),
         files=len(files),
         log_files=len(logs),
         log_bytes=sum(file.stat().st_size for file in stack.home.rglob("*.log")),
