@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastapi import HTTPException
 
-from ..core.clock import clock_start
+from ..core.clock import clock_start, given_start
 from ..core.params import RecsysError, RequestRefused
 from ..online.valkey import connect
 from ..recommend.bundle import Bundle
@@ -35,11 +35,10 @@ def open_recommender(
     online: dict,  # content of online.json
 ) -> Recommender:
     "Return the recommender of a bundle with the users of a store."
-    bundle = Bundle(folder)
-    try:
-        began = clock_start(connect(url, 1000)) if url else None
-    except Exception:
-        began = None  # Valkey is gone; each request asks it again
+    bundle, began = Bundle(folder), given_start()
+    if url and began is None:
+        with contextlib.suppress(Exception):  # Valkey is gone; each request asks it again
+            began = clock_start(connect(url, 1000))
     settings = online | dict(VALKEY_TIMEOUT_MS=PATIENT_TIMEOUT_MS)
     users = online_users(bundle, url, settings) if url else NoUsers()
     return Recommender(bundle, users, bundle.clock(began))
