@@ -15,13 +15,12 @@ import contextlib
 import hashlib
 import hmac
 import json
-import queue
 import re
 import secrets
-import threading
 import time
 import traceback
 import urllib.parse
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +43,7 @@ from ..recommend.request import Id
 from .alarms import AlarmGauge, Alarms, read_alarms
 from .api import validation_message
 from .backends import Backends, StoreError
+from .watch import PeriodicThread
 
 # %% ../../nbs/6_serve/19_transport.ipynb #transport-05
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -136,37 +136,42 @@ def print_json(line: dict) -> None:
         print(json.dumps(line), flush=True)
 
 
-class LogWriter(threading.Thread):
-    "Writes the lines of a log from a thread; whoever calls it never waits."
+class LogWriter(PeriodicThread):
+    "Writes the lines of a log ten times a second from a thread; whoever calls it never waits."
 
     def __init__(
         self,
         write: Callable = print_json,  # takes a dict
         size: int = 10_000,  # lines that may wait
     ):
-        super().__init__(daemon=True, name="log")
+        super().__init__("log", every=0.1)
         self.write = write
-        self.lines: queue.Queue = queue.Queue(size)
+        self.size = size
+        self.lines: deque = deque()
         self.dropped = 0  # since the last line that was taken
 
     def __call__(self, line: dict) -> None:
         "Take a line; drop it where too many wait."
-        try:
-            self.lines.put_nowait(line | dict(dropped=self.dropped) if self.dropped else line)
-            self.dropped = 0
-        except queue.Full:
+        if len(self.lines) >= self.size:
             self.dropped += 1
+            return
+        self.lines.append(line | dict(dropped=self.dropped) if self.dropped else line)
+        self.dropped = 0
+
+    def once(self) -> None:
+        "Write what waits."
+        while self.lines:
+            self.write(self.lines.popleft())
 
     def run(self) -> None:
-        "Write until None comes."
-        while (line := self.lines.get()) is not None:
-            self.write(line)
+        "Write again and again until `close`, and then what is left."
+        super().run()
+        self.once()
 
     def close(self, seconds: float = 2.0) -> None:
         "Write what waits, for some seconds at most."
-        with contextlib.suppress(queue.Full):
-            self.lines.put(None, timeout=seconds)
-            self.join(seconds)
+        self.ended.set()
+        self.join(seconds)
 
 
 class Gateway:
