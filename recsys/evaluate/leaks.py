@@ -95,9 +95,8 @@ def _verdict_on(
         return "leak" if is_significant else "ok"
     if is_significant:
         return "ok"
-    size = abs(difference) if wanted == "effect" else difference
-    is_missing = size + criteria.z * error < criteria.margin * score
-    return "leak" if is_missing else "unclear"
+    is_missing = abs(difference) + criteria.z * error < criteria.margin * score
+    return "leak" if wanted == "effect" and is_missing else "unclear"
 
 
 def judge_difference(
@@ -156,10 +155,8 @@ def check_labels(
             "labels", name, len(positions), difference, deviation, wanted, criteria, 0, text
         )
 
-    true_labels = judge("true labels", prep, "rise")
-    if true_labels["verdict"] == "leak":
-        true_labels |= {"wrong": 0, "verdict": "unclear"}
-    return [true_labels, judge("shuffled labels", shuffle_labels(prep, seed), "none")]
+    shuffled = shuffle_labels(prep, seed)
+    return [judge("true labels", prep, "rise"), judge("shuffled labels", shuffled, "none")]
 
 # %% ../../nbs/4_evaluate/16_leaks.ipynb #leaks-21
 MOMENTS: dict[str, int | None] = {  # name -> seconds after the event; None: nothing is known
@@ -279,6 +276,9 @@ def check_time_shift(
                 "time", check, len(users), change, error, wanted, criteria, as_prepared, text
             )
         )
+    known, own_event = rows[2:]
+    if known["verdict"] != "ok" and own_event["verdict"] == "leak":
+        own_event |= {"wrong": 0, "verdict": "unclear"}  # no history matters to this model
     return rows
 
 # %% ../../nbs/4_evaluate/16_leaks.ipynb #leaks-27
