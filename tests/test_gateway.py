@@ -687,12 +687,10 @@ def test_metrics_and_log(stack):
     assert {"time", "id", "operation", "status", "ms"} <= set(lines[-1]) and all(
         x["status"] != 500 for x in lines
     )
-    assert (
-        "private" not in log
-        and gateway.key not in log
-        and "visitor" not in log
-        and "u0001" not in log
-    )
+    for secret in ("private", gateway.key, "u0001"):
+        assert secret not in log
+    # operations may be named after visitors; nothing else is
+    assert "visitor" not in json.dumps([line | dict(operation="") for line in lines])
 
 
 def test_it_follows_a_new_version(p, stack, tmp_path):
