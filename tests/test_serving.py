@@ -881,7 +881,7 @@ def test_recsys_serve(tmp_path):
     ), err
     assert read_json(run / "triton/server.json")["http"] == f"unix://{curl[3]}"  # untouched
     event = cli("event", "--run", run, "--user", "u00007", "--item", found["item_ids"][0])
-    assert "new: u00007" in event.communicate(timeout=60)[0]
+    assert "new: user u00007" in event.communicate(timeout=60)[0]
     erased = cli("forget", "--run", run, "--user", "u00007")
     assert "keys of user u00007 erased" in erased.communicate(timeout=60)[0]
     pids = [
