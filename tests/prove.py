@@ -552,7 +552,7 @@ def notebooks_run_in_a_kernel():
         warnings = [x for x in lines if "Warning" in x or "tensorflow" in x.lower()]
         if warnings:
             noisy[name] = warnings[:3]
-    return not failed and not noisy, dict(failed=failed, noisy=noisy, seconds=seconds)
+    return not failed and not noisy, dict(failed=failed, noisy=noisy, seconds_by_notebook=seconds)
 
 
 def any_table_ends_in_a_result_or_in_a_message(n=2_000, seeds=(1, 2, 3)):
