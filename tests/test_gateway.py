@@ -675,6 +675,7 @@ def test_readyz_tells_of_the_processes_and_of_the_worker(http_):
 def test_metrics_and_log(stack):
     gateway, _, process = stack
     gateway.page(user_id="a very private name", k=2, request_id="private too")
+    assert gateway("POST", "/v1/recommendations", b" " * (2**20 + 1))[0] == 413
     page = gateway("GET", "/metrics")[1].decode()
     assert "nv_inference_request_success" in page  # Triton's own, which has no port
     assert (
@@ -682,6 +683,7 @@ def test_metrics_and_log(stack):
         and 'recsys_gateway_refused_total{status="413"}' in page
         and "recsys_gateway_seen_dropped 0.0" in page
     )
+    assert until(lambda: '"status": 413' in Path(process.log).read_text())  # written in a thread
     log = Path(process.log).read_text()
     lines = [json.loads(x) for x in log.splitlines() if x.startswith("{")]
     assert {"time", "id", "operation", "status", "ms"} <= set(lines[-1]) and all(
