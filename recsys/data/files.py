@@ -513,7 +513,7 @@ class KeptPieces:
 
     def _first_reading(self) -> Iterator[pa.Table]:
         "Yield the pieces of the source and write them."
-        file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (read later, removed by itself)
+        file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (removed by itself)
         writer = None
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         for piece in self.pieces():

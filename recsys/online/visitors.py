@@ -116,6 +116,8 @@ class Visitors:
 
     def identify(self, visitor_id: str, user_id: str) -> str:  # merged, or before
         "Say that a visitor is a user; raise `VisitorTakenError` where it was another user."
+        from redis.exceptions import RedisError
+
         visitor_id = as_text("visitor_id", visitor_id, ID_RULE)
         user_id = as_text("user_id", user_id, ID_RULE)
         visitor = person_of("", visitor_id)
@@ -131,7 +133,7 @@ class Visitors:
             raise VisitorTakenError("visitor_id: this visitor was merged into another user")
         if not is_new:
             return "before"
-        with contextlib.suppress(Exception):  # the worker finds the record in the outbox
+        with contextlib.suppress(RedisError, OSError):  # the worker finds the record in the outbox
             append_events(self.client, [text], self.p.STREAM_LENGTH)
             self.merge(record)
         return "merged"

@@ -35,9 +35,11 @@ def open_recommender(
     online: dict,  # content of online.json
 ) -> Recommender:
     "Return the recommender of a bundle with the users of a store."
+    from redis.exceptions import RedisError
+
     bundle, began = Bundle(folder), given_start()
     if url and began is None:
-        with contextlib.suppress(Exception):  # Valkey is gone; each request asks it again
+        with contextlib.suppress(RedisError, OSError):  # Valkey is gone; requests ask it again
             began = clock_start(connect(url, 1000))
     settings = online | dict(VALKEY_TIMEOUT_MS=PATIENT_TIMEOUT_MS)
     users = online_users(bundle, url, settings) if url else NoUsers()
@@ -142,9 +144,10 @@ class Explainer:
 
     def stop(self) -> None:
         "End the process, where one runs."
-        if self.connection:
-            self.connection.close()
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-        self.process = self.connection = None
+        connection, process = self.connection, self.process  # another thread may stop it, too
+        self.connection = self.process = None
+        if connection:
+            connection.close()
+        if process:
+            process.kill()
+            process.wait()
