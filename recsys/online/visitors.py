@@ -28,9 +28,9 @@ from ..recommend.request import ID_RULE, ids_of_person, is_visitor, person_of
 
 # %% ../../nbs/5_online/09_visitors.ipynb #visitors-07
 def merge_record(visitor_id: str, user_id: str, now: int) -> dict:
-    "Return a new record of a merge, as it stands in outbox and stream."
+    "Return a new record of a merge; the outbox adds the moment at which it was written."
     return dict(
-        event_id=f"\0{secrets.token_hex(8)}",
+        event_id=f"\0{secrets.token_hex(8)}",  # no client's id may hold NUL
         visitor_id=visitor_id,
         merged_into=user_id,
         timestamp=now,
@@ -53,6 +53,8 @@ def read_merge(fields: dict) -> dict | None:  # of a stream entry, bytes
         raise RecsysError("a merge of a visitor that can't be read") from None
 
 # %% ../../nbs/5_online/09_visitors.ipynb #visitors-10
+# The alias is set in the same step as the record, and from then on the visitor's events are
+# recorded as the user's: nothing new can come to what is joined.
 IDENTIFY = """
 local alias, outbox = KEYS[1], KEYS[2]
 local owner = redis.call('GET', alias)
@@ -80,7 +82,7 @@ for _ = 1, tonumber(next_value()) do push_recent(recent, next_value(), keep) end
 for i = 5, #KEYS do
   local bucket, bitmap, ttl = KEYS[i], next_value(), next_value()
   redis.call('SET', scratch, bitmap)
-  local sums = {0, 0}
+  local sums = {0, 0}  -- the first 8 bytes are two counts, which OR would spoil
   for _, key in ipairs({bucket, scratch}) do
     local counts = redis.call('BITFIELD', key, 'GET', 'u32', 0, 'GET', 'u32', 32)
     sums = {sums[1] + counts[1], sums[2] + counts[2]}
@@ -121,6 +123,8 @@ class Visitors:
         visitor_id = as_text("visitor_id", visitor_id, ID_RULE)
         user_id = as_text("user_id", user_id, ID_RULE)
         visitor = person_of("", visitor_id)
+        # First the mark on the user's side, '' until merged: MERGE_VISITOR takes a user without it
+        # as forgotten. The two sides lie in different slots, so that one script can't write both.
         self.client.hsetnx(visitors_name(user_id), visitor_id, "")
         record = merge_record(visitor_id, user_id, self.clock.now())
         text = as_json(record)
@@ -128,7 +132,7 @@ class Visitors:
         arguments = [user_id, record["event_id"], text, self.p.VISITOR_DAYS * DAY]
         [(is_new, owner)] = run_scripts(self.client, IDENTIFY, [(keys, arguments)])
         if owner.decode() != user_id:
-            if not self.client.hget(visitors_name(user_id), visitor_id):
+            if not self.client.hget(visitors_name(user_id), visitor_id):  # the mark from above
                 self.client.hdel(visitors_name(user_id), visitor_id)
             raise VisitorTakenError("visitor_id: this visitor was merged into another user")
         if not is_new:
@@ -138,7 +142,7 @@ class Visitors:
             self.merge(record)
         return "merged"
 
-    def merge(self, record: dict) -> bool:  # the user is there, and has what was the visitor's
+    def merge(self, record: dict) -> bool:  # whether the user is there and has it all
         "Join what is kept of a visitor to the user's; done again it changes nothing."
         user, visitor = record["merged_into"], person_of("", record["visitor_id"])
         now = self.clock.now()

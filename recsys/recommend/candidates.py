@@ -124,7 +124,9 @@ class Candidates:
     rows: np.ndarray  # item rows [B, C]
     scores: np.ndarray  # retrieval's scores [B, C], -inf padded
     ranks: np.ndarray  # places in retrieval's order, from 0 [B, C]; -1 where it has none
-    found: Retrieved  # what they were chosen from; the base source's list ends with the last one
+    found: (
+        Retrieved  # the lists they were chosen from; the base source's ends with the last of them
+    )
 
 
 @dataclass
@@ -214,17 +216,19 @@ class CandidateSearch:
             width = found.rows.shape[1]
             if width >= n_items or (n_left >= widths).all():
                 break
-            found = self.retrieve(min(n_items, 2 * width), FallbackLog(len(fallbacks)))
+            more = FallbackLog(len(fallbacks))
+            found = self.retrieve(min(n_items, 2 * width), more)
+            fallbacks.add_new(more)
         for i, notes in enumerate(last_fallbacks):
             fallbacks[i] += notes
-        short = show_again(seen, n_left, self.request["k"])
+        short = show_again(seen, n_left, self.request["k"])  # clears places of `seen`
         if len(short):
             reason = "too few items that may be shown were left"
             fallbacks.note("seen_items_shown", reason, short)
         places = first_places(~(never | seen), widths)
         each, is_padding = np.arange(len(places))[:, None], places < 0
         last = places[each[:, 0], widths - 1]
-        ends = np.where(last < 0, width, last + 1)  # what each request used of the lists
+        ends = np.where(last < 0, width, last + 1)  # places up to each request's last candidate
         chosen = Candidates(
             rows=np.where(is_padding, -1, found.rows[each, places]),
             scores=np.where(is_padding, -np.inf, found.scores[each, places]),
@@ -232,12 +236,13 @@ class CandidateSearch:
             found=found.with_base_until(ends),
         )
         named = items_to_rank(self.request)
-        return self.with_items(chosen, named) if any(named) else chosen
+        return self.with_items(chosen, named, fallbacks) if any(named) else chosen
 
     def with_items(
         self,
         chosen: Candidates,
         named: list,  # of B lists of item ids
+        fallbacks: FallbackLog,
     ) -> Candidates:
         "Return candidates with more items behind them, where they exist and may be shown."
         n_items, row_of, added = len(self.bundle.ids), self.bundle.row_of, []
@@ -249,7 +254,9 @@ class CandidateSearch:
         new_rows = np.full((len(added), max(map(len, added))), -1)
         for i, own in enumerate(added):
             new_rows[i, : len(own)] = own
-        never, seen = self.hide(new_rows, FallbackLog(len(added)))
+        more = FallbackLog(len(added))
+        never, seen = self.hide(new_rows, more)
+        fallbacks.add_new(more)
         new_rows = np.where(never | seen, -1, new_rows)
         new_scores = self._own_scores(new_rows).astype(chosen.scores.dtype)
         return Candidates(
@@ -260,7 +267,7 @@ class CandidateSearch:
         )
 
     def _own_scores(self, rows: np.ndarray) -> np.ndarray:  # float32 [B, M], -inf padded
-        "Return the towers' inner products with items; below every popular item without a vector."
+        "Return the towers' inner products with items; `LAST_SCORE` where there is no query vector."
         scores = np.full(rows.shape, LAST_SCORE, np.float32)
         if self.query is not None and np.isfinite(self.query).all():
             scores = np.einsum("bd,bmd->bm", self.query, self.bundle.vectors[rows])

@@ -160,6 +160,12 @@ class FallbackLog(list):
         for i in range(len(self)) if which is None else which:
             self[i].append(fallback_note(code, reason))
 
+    def add_new(self, later: "FallbackLog") -> None:
+        "Add the notes of a later try whose codes a request does not have yet."
+        for own, notes in zip(self, later):
+            codes = {note["code"] for note in own}
+            own += [note for note in notes if note["code"] not in codes]
+
     def attempt(
         self,
         work: Callable,

@@ -86,7 +86,7 @@ def read_infer_response(message: Any) -> dict:  # output -> list of one user's v
     }
 
 # %% ../../nbs/6_serve/16_triton_client.ipynb #triton-client-pace-1
-PATIENCE_IN_MEDIANS = 5
+PATIENCE_IN_MEDIANS = 5  # usual answers that silence may last
 _REMEMBERED = 1000  # answers whose times are known
 _FEWEST = 20  # answers until something is known of their time
 
@@ -118,11 +118,11 @@ CHANNEL_OPTIONS = (
 
 
 SECOND_AFTER = 0.05  # seconds without an answer until a second attempt is thought of, at most
-SECOND_SHARE = 0.05  # of the requests may be sent twice
+SECOND_SHARE = 0.05  # of a second attempt that each request earns
 OPEN_AFTER = 1.0  # seconds of silence that open the breaker
 PROBE_PAUSE = 0.2  # seconds between two probes of a server that gave no answer
 _PROBE_SECONDS = 1.0  # that a probe waits
-_MOST_SAVED = 10  # second attempts that may be sent at once
+_MOST_SAVED = 10  # earned second attempts that are kept for later
 _NO_QUEUE = 2  # with so few under way none waits in a queue: silence means stuck
 _SHORTEST_LOOK = 0.005  # seconds between two looks at a request
 
@@ -145,7 +145,7 @@ class Attempts:
         self.second: asyncio.Task | None = None
         self.answer: Any = None  # of the second attempt
         self.is_given_up = False
-        self.overtaken = 0.0  # when it was seen that a later request had been answered before
+        self.overtaken_at = 0.0  # when a later request was seen answered before; 0: not yet
         self.patience = pages.pace.patience
         self.second_after = min(SECOND_AFTER, self.patience / 2)
         self.timer = self.loop.call_later(self.second_after, self.look)
@@ -169,7 +169,7 @@ class Attempts:
         except RpcError as error:
             if not dead_member(error.details() or ""):
                 raise
-            self.start_second(is_free=True)
+            self.start_second(is_free=True)  # the first has ended, so nothing runs twice
             assert self.second is not None
             await asyncio.wait([self.second], timeout=min(self.patience, self.seconds))
             if self.answer is None:
@@ -185,21 +185,23 @@ class Attempts:
     def look(self) -> None:
         "Give up where Triton is silent, start the second attempt if the first is stuck, or wait."
         now, pages = self.loop.time(), self.pages
-        if not self.overtaken and pages.newest_answered > self.serial:
-            self.overtaken = now
-        heard = self.overtaken or max(self.began, pages.last_answer)
+        if not self.overtaken_at and pages.newest_answered > self.serial:
+            self.overtaken_at = now
+        heard = self.overtaken_at or max(self.began, pages.last_answer)
         left = heard + self.patience - now
         if left <= 0:
             self.is_given_up = True
             self.first.cancel()
             return
         is_alone = pages.under_way <= _NO_QUEUE and now - heard >= self.second_after
-        if self.overtaken or is_alone:
+        if self.overtaken_at or is_alone:
             self.start_second()
         pause = max(_SHORTEST_LOOK, min(self.second_after, left))
         self.timer = self.loop.call_later(pause, self.look)
 
-    def start_second(self, is_free: bool = False) -> None:  # is_free: the first attempt has ended
+    def start_second(
+        self, is_free: bool = False
+    ) -> None:  # is_free: none of the earned ones is spent
         "Start the second attempt, once; a page that is asked twice changes nothing."
         if self.second is None and (is_free or self.pages.may_send_second()):
             self.second = self.loop.create_task(self.send_second())
