@@ -2,7 +2,7 @@
 // The shop window: asks the gateway that served it, and nobody else. A click is an event; the page is then asked for again and compared.
 const $ = (id) => document.getElementById(id);
 const STAGES = { user_features: "visitor", query_tower: "query tower", retrieve: "retrieve", seen_filter: "seen filter", item_features: "item features", dlrm: "rank", rerank: "rerank" };
-const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed: 1, asked: 0, clicked: new Map(), waiting: null, servers: "", key: sessionStorage.getItem("key") || "", fresh: "visitor-" + Math.random().toString(36).slice(2, 8) };
+const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed: 1, asked: 0, clicked: new Map(), waiting: null, servers: "", unanswered: false, key: sessionStorage.getItem("key") || "", fresh: "visitor-" + Math.random().toString(36).slice(2, 8) };
 
 function el(tag, props = {}, ...inside) {
   const e = document.createElement(tag);
@@ -55,14 +55,18 @@ async function ask() {
   try {
     const page = await call("POST", "/v1/recommendations", request());
     if (mine !== state.asked) return null;
+    state.unanswered = false;
     page.browser_ms = performance.now() - began;
     state.page = page;
     showPage(page);
     return page;
-  } catch (e) { warn(e.message); return null; } finally { if (mine === state.asked) $("cards").ariaBusy = "false"; }
+  } catch (e) { if (mine === state.asked) { state.unanswered = true; warn(e.message); } return null; } finally { if (mine === state.asked) $("cards").ariaBusy = "false"; }
 }
 // The steps that failed; the other fallbacks are limits, which stay when everything is up.
 const failures = (page) => page.fallbacks.filter((f) => !["seen_items_shown", "seen_filter_full"].includes(f.code));
+const serverOf = (stage) => (["user_features", "popularity", "seen_filter"].includes(stage) ? "valkey" : "triton");
+// Is the shown page worse than the servers are now? What failed is back, or was only slow.
+const spoiled = (ready) => state.unanswered || (state.page && failures(state.page).some((f) => ready[serverOf(f.stage)]));
 function showPage(page) {
   const who = { known: "a known visitor", new: "a new visitor", anonymous: "an anonymous visitor", unknown: "a visitor of whom nothing is known now" }[page.user];
   const gone = new Set(failures(page).map((f) => f.stage));
@@ -216,7 +220,7 @@ async function watch() {  // tells when a server behind goes or comes back
     if (state.servers && state.servers !== now) { state.servers = now; if (state.key && $("user").childElementCount < 4) await loadUsers(); await refresh(); }
     state.servers = now;
     if (state.waiting) { const visitor = await loadVisitor(); if (state.waiting && knows(visitor, state.waiting.item)) await changed(visitor); }
-    else if (state.page && failures(state.page).length && r.triton && r.valkey) await refresh();  // what failed is back, or was only slow
+    else if (spoiled(r)) await refresh();
   } catch { $("servers").replaceChildren(el("span", { className: "chip gone" }, "The gateway is gone")); }
 }
 async function loadUsers() {
