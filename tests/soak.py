@@ -7,7 +7,12 @@ processes stand beside the live one's for good (a rollback needs them); the stor
 repository grow until they hold KEEP_BUNDLES (5), the first one and four more; the first added
 item loads the encoders' libraries. So the first third of the run is the warm-up, and it must hold
 `WARM_UP_PROMOTIONS` of them, which takes a run of ten minutes. Then the median of the last third
-may exceed the median of the middle third by 5 %, for memory, descriptors, processes and files.
+may exceed the median of the middle third by 5 %, for descriptors, processes, files, and the memory
+of a process of each kind. Memory is judged a process, because a sample that meets a killed stub
+holds one stub less: sums would follow the number of stubs that stand, which is judged apart. A
+kind below `SMALL_MIB` is not judged by shares.
+
+Files are counted without the logs of traffic, see `LOGS`; `files_by_folder` says where they lie.
 
 Memory is what processes have for themselves or share with each other (anonymous and shared
 memory). Pages of program files are left out: how many of them are counted depends on what else
@@ -18,6 +23,7 @@ keeps the entry of each stub that was killed while a request was in it, see `ser
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -38,6 +44,7 @@ CAPACITY_SECONDS = 10
 SAMPLE_SECONDS = 5
 ACTION_SECONDS = 12  # between two kills, promotions or additions
 FLAT = 0.05  # change of a figure that counts as flat
+SMALL_MIB = 20  # memory of a process, below which its change is not judged
 WARM_UP_PROMOTIONS = 4  # in the first third of a run
 LOGS = ("events", "impressions", "features")  # folders that grow with traffic by design
 
@@ -92,18 +99,27 @@ def descriptors_of(pid):
         return 0
 
 
+def folder_of(stack, file):
+    "Return the first folders of a file's path, without the numbers of versions."
+    parts = file.relative_to(stack.home).parent.parts[:3]
+    return re.sub(r"[0-9]+", "#", "/".join(parts))
+
+
 def sample(stack):
     "Return what must stay flat: memory, descriptors, processes and files outside of the logs."
     pids = stack.children()
     files = [file for file in stack.home.rglob("*") if not set(file.parts) & set(LOGS)]
     logs = [file for name in LOGS for file in (stack.run / name).rglob("*.parquet")]
-    memory = Counter()
+    memory, number = Counter(), Counter()
     living = [pid for pid in pids if command_line(pid)]
     for pid in living:
-        memory[kind_of(stack, pid)] += round(memory_of(pid), 1)
+        kind = kind_of(stack, pid)
+        number[kind] += 1
+        memory[kind] += memory_of(pid)
     return dict(
-        memory_mib=sum(memory.values()),
-        memory_by_kind=dict(memory),
+        memory_mib=round(sum(memory.values()), 1),
+        memory_by_kind={kind: round(memory[kind] / number[kind], 1) for kind in sorted(number)},
+        files_by_folder=dict(sorted(Counter(folder_of(stack, file) for file in files).items())),
         descriptors=sum(map(descriptors_of, pids)),
         processes=len(living),
         zombies=len(pids) - len(living),
@@ -177,17 +193,25 @@ def change(values):
     return (last - middle) / max(middle, 1)
 
 
-def memory_medians(samples):
-    "Return the median memory of each kind of process in the thirds of a run, in MiB."
+def medians_by(name, samples):
+    "Return the medians of each entry of a figure in the thirds of a run; entries by their name."
     third = len(samples) // 3
     parts = (samples[:third], samples[third : 2 * third], samples[-third:])
-    kinds = sorted({kind for sample in samples for kind in sample["memory_by_kind"]})
+    entries = sorted({entry for sample in samples for entry in sample[name]})
+    medians = {entry: [] for entry in entries}
+    for entry in entries:
+        for part in parts:
+            values = [sample[name][entry] for sample in part if entry in sample[name]]
+            medians[entry].append(round(statistics.median(values), 1) if values else 0.0)
+    return medians
+
+
+def memory_changes(memory_by_kind):
+    "Return by what share the memory of a process grew from the middle third to the last."
     return {
-        kind: [
-            round(statistics.median(sample["memory_by_kind"].get(kind, 0.0) for sample in part), 1)
-            for part in parts
-        ]
-        for kind in kinds
+        f"memory of a {kind}": round((last - middle) / middle, 4)
+        for kind, (_, middle, last) in memory_by_kind.items()
+        if middle >= SMALL_MIB
     }
 
 
@@ -214,8 +238,11 @@ def soak():
         seconds = sorted(row[1] for row in pages)
     changes = {
         name: round(change([s[name] for s in samples]), 4)
-        for name in ("memory_mib", "descriptors", "processes", "files")
+        for name in ("descriptors", "processes", "files")
     }
+    memory_by_kind = medians_by("memory_by_kind", samples)
+    changes |= memory_changes(memory_by_kind)
+    folders = medians_by("files_by_folder", samples)
     figures = dict(
         minutes=minutes,
         capacity_pages_a_second=round(most, 1),
@@ -228,7 +255,8 @@ def soak():
         errors=disturber.errors,
         warm_up_promotions=sum(moment < minutes * 20 for moment in disturber.moments),
         change_after_warm_up=changes,
-        memory_by_kind=memory_medians(samples),
+        memory_mib_of_a_process=memory_by_kind,
+        folders_that_grew={name: row for name, row in folders.items() if row[2] > row[1]},
         first=samples[len(samples) // 3],
         last=samples[-1],
         **counts,
