@@ -159,6 +159,7 @@ def test_a_changed_parameter_runs_what_depends_on_it(done):
     assert changed("BOOTSTRAP=60") == ["evaluate"]
     assert changed("BASELINES=repeat") == ["baselines"]
     assert changed("DLRM_LR=0.01") == ["dlrm"]  # the rest follows once its files have changed
+    assert changed("TRAIN_SEED=1") == ["two_tower", "dlrm", "baselines"]  # data and cases stay
     random = [s.name for s in select_stages() if "SEED" in notebook_parameters(s.notebook)]
     assert changed("SEED=1") == random and {"ingest", "two_tower", "dlrm"} <= set(random)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOMS', 'CORE_PARAMS', 'PARAMS', 'RecsysError', 'RequestRefused', 'Param', 'room_params', 'collect_params',
-           'find_params', 'check_value', 'Params', 'default_params', 'parse_set', 'load_params']
+           'find_params', 'check_value', 'Params', 'default_params', 'training_params', 'parse_set', 'load_params']
 
 # %% ../../nbs/0_core/00_params.ipynb #params-02
 import difflib
@@ -73,6 +73,14 @@ CORE_PARAMS = (
         "folder of all runs, relative to the project's root",
     ),
     Param("SEED", 42, "seed of all random numbers", low=0, high=2147483647),
+    Param(
+        "TRAIN_SEED",
+        -1,
+        "seed of training, where it differs from SEED: initial weights, batches, negatives; "
+        "-1: that of SEED",
+        low=-1,
+        high=2147483647,
+    ),
     Param(
         "PROOFS",
         False,
@@ -216,6 +224,13 @@ class Params(dict):
 def default_params(**over) -> Params:
     "Return the defaults, changed by keyword."
     return Params(over, source="default_params")
+
+
+def training_params(params: Params) -> Params:
+    "Return parameters whose SEED is the one of training: TRAIN_SEED, where it is given."
+    if params.TRAIN_SEED < 0:
+        return params
+    return Params({**params, "SEED": params.TRAIN_SEED}, source="TRAIN_SEED")
 
 # %% ../../nbs/0_core/00_params.ipynb #params-31
 class _FlatLoader(yaml.SafeLoader):

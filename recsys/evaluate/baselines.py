@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.params import Params, RecsysError
+from ..core.params import Params, RecsysError, training_params
 from ..core.runs import atomic_path, progress, read_json, record_stage, run_dir, write_json
 from ..data.prepared import Prepared, load_prepared, past_items
 from recsys.evaluate.cases import (
@@ -182,7 +182,7 @@ def tune_baseline(
         return {setting: values[0] for setting, values in grid.items()}, []
     training = np.flatnonzero(events["case"] & (events["split"] == 0))
     return tune_settings(
-        FACTORIES[name](fit_data(prep, training, params.SEED)),
+        FACTORIES[name](fit_data(prep, training, training_params(params).SEED)),
         grid,
         known_of(prep, positions, params.BASELINE_HISTORY),
         np.asarray(events["item"][positions]),
@@ -202,7 +202,8 @@ def baseline_lists(
 ) -> np.ndarray:  # item rows [B, depth], -1 padded
     "Return a baseline's lists for the test cases, fitted on training and validation cases."
     fitted = np.flatnonzero(prep.events["case"] & (prep.events["split"] < 2))
-    baseline = FACTORIES[name](fit_data(prep, fitted, params.SEED))(**settings)
+    data = fit_data(prep, fitted, training_params(params).SEED)
+    baseline = FACTORIES[name](data)(**settings)
     cases = known_of(prep, positions, params.BASELINE_HISTORY)
     return list_items(baseline, cases, depth, hidden_items(prep, positions, params))
 

@@ -22,7 +22,7 @@ import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
 
-from ..core.params import Params, RecsysError
+from ..core.params import Params, RecsysError, training_params
 from ..core.runs import StageRecord, progress, record_stage, stage_dir, write_json
 from ..data.features import OOV, pack
 from ..data.prepared import Prepared, load_prepared
@@ -456,7 +456,7 @@ def training_metrics(curve: list, tried: list) -> dict:  # of `fit_ranker`, of `
 def run_dlrm(params: Params) -> dict:  # metrics
     "Train the ranker, save its state, export it and check the export."
     with record_stage(params, "dlrm") as record:
-        prep = load_prepared(params)
+        prep, params = load_prepared(params), training_params(params)
         table = load_table(held_out(stage_dir(params, "neighbours")))
         with record.timing("fit"):
             model, curve = fit_ranker(prep, params, table=table)

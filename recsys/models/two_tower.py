@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
-from ..core.params import PARAMS, Params, RecsysError
+from ..core.params import PARAMS, Params, RecsysError, training_params
 from ..core.ranking import ndcg_of_rank, rank_discount
 from ..core.runs import atomic_path, progress, record_stage
 from ..data.features import pack, save_arrays
@@ -521,7 +521,7 @@ def run_two_tower(
 ) -> dict:  # curve (one row an epoch) and the metrics of stage.json
     "Run the stage: train both towers and write ONNX, item vectors and training state."
     with record_stage(params, "two_tower") as record:
-        prep = load_prepared(params)
+        prep, params = load_prepared(params), training_params(params)
         with record.timing("build"):
             model = build_towers(prep.contract, params, content_by_id(prep))
         with record.timing("fit"):
