@@ -89,8 +89,10 @@ def metric_figures(cases=100_000, items=2_465, draws=1000):
     """
     import resource
 
+    from recsys.core.means import paired_bootstrap
     from recsys.core.ranking import roc_auc
     from recsys.evaluate import metrics as m
+    from recsys.evaluate.calibration import calibration_error, log_loss
     from recsys.evaluate.cases import blocks
 
     rng = np.random.default_rng(0)
@@ -144,10 +146,10 @@ def metric_figures(cases=100_000, items=2_465, draws=1000):
     ]
     m.coverage(top, items), m.gini(m.exposure(top[:, :10], items))
     for name in ("ndcg@10", "recall@10"):
-        m.paired_bootstrap(each[name], each[name] * 0.9, users, draws)
+        paired_bootstrap(each[name], each[name] * 0.9, users, draws)
     chance = np.concatenate(chance).ravel()
     label = rng.random(len(chance)) < chance
-    roc_auc(label, chance), m.log_loss(label, chance), m.calibration_error(label, chance)
+    roc_auc(label, chance), log_loss(label, chance), calibration_error(label, chance)
     (seconds, cpu), peak = (
         clock() - began - drawing,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

@@ -14,18 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.means import paired_bootstrap, per_user_mean
 from ..core.params import RecsysError
 from ..core.runs import read_json
 from ..data.asof import NEVER
 from ..data.features import NULL, Contract, columns_of, load_arrays
 from ..data.prepared import Prepared
-from recsys.evaluate.metrics import (
-    case_metrics,
-    metric_rows,
-    paired_bootstrap,
-    per_user_mean,
-    rank_of_relevant,
-)
+from .metrics import case_metrics, metric_rows, rank_of_relevant
 from .systems import model_lists
 from ..recommend.bundle import Bundle, cpu_session, run_session
 from ..recommend.snapshot import ItemColumns

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ..core.means import per_user_mean
 from ..data.asof import history_at
 from ..data.features import NULL
 from ..data.prepared import Prepared
-from .metrics import case_metrics, per_user_mean, rank_of_relevant
+from .metrics import case_metrics, rank_of_relevant
 from ..models.index import top_k
 
 # %% ../../nbs/4_evaluate/02_cases.ipynb #cases-07

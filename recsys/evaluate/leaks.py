@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..core.means import user_means
 from ..core.params import Params
 from ..core.ranking import rank_discount
 from ..core.runs import record_stage, run_dir, write_json
@@ -21,7 +22,7 @@ from ..data.asof import NEVER, top_category
 from ..data.features import NULL
 from ..data.prepared import Prepared, load_prepared
 from .cases import is_masked
-from .metrics import case_metrics, rank_of_relevant, user_means
+from .metrics import case_metrics, rank_of_relevant
 from .raw_tables import RawRun, check_result
 from .recomputed_features import check_features, check_interaction_features
 from .recomputed_tables import check_counts, check_learned

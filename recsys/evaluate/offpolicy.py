@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..core.means import bootstrap_means
 from ..core.params import RecsysError
-from .metrics import bootstrap_means
 from recsys.evaluate.page_chances import (
     GREEDY_TEMPERATURE,
     draw_pages,

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAGE_LENGTH', 'pick_examples', 'where_lost', 'name_items', 'make_examples', 'format_number', 'Interval', 'Difference',
-           'interval_of', 'select_rows', 'interval_table', 'shown_metrics', 'summarize', 'systems_section',
-           'load_evaluation', 'metrics_section', 'segments_sections', 'inputs_sections', 'Mark', 'Reliability',
-           'draw_reliability', 'calibration_section', 'ExampleCard', 'examples_sections', 'runs_section', 'run_names',
-           'compare_with', 'write_page']
+           'interval_of', 'select_rows', 'interval_table', 'shown_metrics', 'summarize', 'visitor_rows',
+           'systems_section', 'load_evaluation', 'metrics_section', 'segments_sections', 'inputs_sections', 'Mark',
+           'Reliability', 'draw_reliability', 'calibration_section', 'ExampleCard', 'examples_sections', 'runs_section',
+           'run_names', 'compare_with', 'write_page']
 
 # %% ../../nbs/4_evaluate/12_page.ipynb #page-02
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import numpy as np
 from ..core.clock import seen_since
 from ..core.pages import Row, Section, Table, render_page
 from ..core.params import Params
+from ..core.run_summary import VISITORS
 from ..core.runs import atomic_path, read_json, run_dir
 from ..data.prepared import Prepared, load_prepared, past_items
 from .ablations import NOT_RETRAINED
@@ -231,7 +232,7 @@ def shown_metrics(
 def summarize(
     rows: list[dict],  # of metrics.json
     fits: dict,  # of fitted_on.json
-) -> list[dict]:  # {system, value, low, high, recall@10, mrr@10, coverage@10, ..., fitted_on}
+) -> list[dict]:  # {system, value, low, high, over cases, recall@10, coverage@10, ..., fitted_on}
     "Return the headline figures of each system, best NDCG@10 first."
     overall = {(r["system"], r["metric"]): r for r in rows if r["segment"] == "all"}
     names = [*shown_metrics(rows, (True, False)), f"coverage@{PAGE_LENGTH}"]
@@ -243,6 +244,7 @@ def summarize(
             {
                 "system": system,
                 **{key: ndcg[key] for key in ("value", "low", "high")},
+                "over cases": ndcg.get("over_cases"),
                 **{name: overall[system, name]["value"] for name in names},
                 "fitted_on": fits[system],
             }
@@ -261,13 +263,14 @@ def _accuracy_table(systems: list[dict], metrics: list[dict]) -> Table:
             format_number(row["value"]),
             f"{format_number(row['low'])} to {format_number(row['high'])}",
             interval_of(row, "value", scale),
+            format_number(row["over cases"]),
             *(format_number(row[name]) for name in others),
             row["fitted_on"],
         ]
         for row in systems
     ]
     titles = [f"{metric.title}@{PAGE_LENGTH}" for metric in others.values()]
-    head = ["system", "NDCG@10", "95 % interval", "", *titles, "fitted on"]
+    head = ["system", "NDCG@10", "95 % interval", "", "over cases", *titles, "fitted on"]
     return Table(rows, head, text=(0, len(head) - 1))
 
 
@@ -284,15 +287,51 @@ def _shown_table(systems: list[dict], metrics: list[dict]) -> Table:
     return Table(rows, head, "What is shown, chosen or not")
 
 
+def visitor_rows(
+    systems: list[dict],  # of `summarize`
+    rows: list[dict],  # of metrics.json
+) -> list[dict]:  # {system, warm users, new users, anonymous cases}
+    "Return the main metric of each system for warm users, new users and anonymous cases."
+    found = {(r["system"], r["segment"]): r for r in rows if r["metric"] == MAIN_METRIC}
+    present = {
+        segment: found["full", segment] for segment in VISITORS if ("full", segment) in found
+    }
+    return [
+        {"system": row["system"]}
+        | {VISITORS[segment]: found[row["system"], segment]["value"] for segment in present}
+        for row in systems
+    ]
+
+
+def _visitors_table(systems: list[dict], rows: list[dict]) -> Table:
+    "Return the table of each system's NDCG@10 for warm users, new users and anonymous cases."
+    table = visitor_rows(systems, rows)
+    n_cases = {r["segment"]: r["n"] for r in rows if r["metric"] == MAIN_METRIC}
+    present = [segment for segment, name in VISITORS.items() if name in table[0]]
+    head = ["system", *(f"{VISITORS[name]}, {n_cases[name]:,} cases" for name in present)]
+    cells = [
+        [row["system"], *(format_number(row[VISITORS[name]]) for name in present)] for row in table
+    ]
+    return Table(cells, head, "NDCG@10 by what is known of the visitor")
+
+
 def systems_section(
     found: dict,  # of `load_evaluation`
 ) -> Section:
     "Return the section on the quality of each system and what it shows."
-    systems = summarize(found["metrics"], found["fitted_on"])
+    metrics = found["metrics"]
+    systems = summarize(metrics, found["fitted_on"])
+    tables = [
+        _accuracy_table(systems, metrics),
+        _visitors_table(systems, metrics),
+        _shown_table(systems, metrics),
+    ]
     return Section(
-        [_accuracy_table(systems, found["metrics"]), _shown_table(systems, found["metrics"])],
+        tables,
         "Systems",
-        "Metrics are averaged per user, then over users; intervals are of a bootstrap over users. "
+        "Metrics are averaged per user, then over users; anonymous cases weigh by their share of "
+        "the cases, not as a user each. Intervals are of a bootstrap over users. The column over "
+        "cases is NDCG@10 with each case counting the same. "
         "The system full is what a visitor sees, full_unfiltered the same without the seen "
         "filter, retrieval the candidates in their own order.",
     )

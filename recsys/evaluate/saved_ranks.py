@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.means import per_user_mean
 from ..core.params import RecsysError
 from ..data.features import load_arrays, save_arrays
 from ..data.prepared import Prepared
-from .metrics import case_metric, main_metrics, metric_rows, per_user_mean
+from .metrics import OVER_CASES, case_metric, main_metrics, metric_rows
 from .systems import load_item_ids, load_user_ids
 from ..recommend.bloom import hash_ids
 
@@ -160,7 +161,9 @@ def compare_runs(
     names: tuple[str, str] = ("the first", "the second"),  # for messages
     draws: int = 1000,  # resamples of users
     seed: int = 42,  # of the draws
-) -> list[dict]:  # {system, segment, metric, first, second, difference, low, high, n}
+) -> list[
+    dict
+]:  # {system, segment, metric, first, second, difference, low, high, n, over_cases, ...}
     "Return by how much each system of the first run exceeds that of the second, paired."
     check_same(a, b, names)
     systems = [system for system in a.ranks if system in b.ranks]
@@ -187,6 +190,7 @@ def compare_runs(
                     "low": row["low"],
                     "high": row["high"],
                     "n": row["n"],
+                    **{name: row[name] for name in OVER_CASES},
                 }
             )
     return rows

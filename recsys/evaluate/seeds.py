@@ -12,16 +12,17 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from ..core.means import bootstrap_both_means, both_means
 from ..core.params import RecsysError
-from .metrics import bootstrap_means, user_means
 from .saved_ranks import SavedRanks, check_same, compared_metrics
 
 # %% ../../nbs/4_evaluate/22_seeds.ipynb #seeds-05
 def interval_over_seeds(
-    by_seed: np.ndarray,  # [S, U], one value per seed and user
+    by_seed: np.ndarray,  # [S, B], one value per seed and case
     draws: int = 1000,  # resamples of users
     seed: int = 42,  # of the resamples
     level: float = 0.95,  # of the interval
+    users: np.ndarray | None = None,  # user row [B], -1 anonymous; None: each case another user
 ) -> dict:  # value, std, min, max over seeds, low, high, users_low, users_high
     """Return the mean with its spread over seeds and an interval over users and seeds.
 
@@ -32,9 +33,13 @@ def interval_over_seeds(
     if not by_seed.size:
         raise RecsysError("interval_over_seeds: found no values, expected at least one")
     n_seeds = len(by_seed)
-    of_seeds, value = by_seed.mean(1), float(by_seed.mean())
+    if users is None:
+        users = np.arange(by_seed.shape[1])
+    of_seeds = both_means(by_seed.T, users)[0]
+    value = float(of_seeds.mean())
     ends = [(1 - level) / 2, (1 + level) / 2]
-    users_low, users_high = np.quantile(bootstrap_means(by_seed.mean(0), draws, seed), ends)
+    resampled = bootstrap_both_means(by_seed.mean(0), users, draws, seed)[:, 0]
+    users_low, users_high = np.quantile(resampled, ends)
     std, half = None, 0.0
     if n_seeds > 1:
         std = float(of_seeds.std(ddof=1))
@@ -70,11 +75,9 @@ def _by_seed(
     system: str,
     metric: str,  # such as ndcg@10
     mask: np.ndarray,  # of a segment, bool [B]
-) -> np.ndarray:  # [S, U]
-    "Return one value per seed and user of a segment."
-    users = runs[0].users[mask]
-    values = [compared_metrics(run, system)[metric][mask] for run in runs]
-    return user_means(np.stack(values, 1), users).T
+) -> np.ndarray:  # [S, B]
+    "Return one value per seed and case of a segment."
+    return np.stack([compared_metrics(run, system)[metric][mask] for run in runs])
 
 
 def seed_rows(
@@ -89,7 +92,8 @@ def seed_rows(
     rows = []
     for system in common_systems(runs):
         for metric in compared_metrics(runs[0], system):
-            found = interval_over_seeds(_by_seed(runs, system, metric, every), draws, seed)
+            values = _by_seed(runs, system, metric, every)
+            found = interval_over_seeds(values, draws, seed, users=runs[0].users)
             rows.append(dict(system=system, metric=metric, seeds=len(runs), n=len(every)) | found)
     return rows
 
@@ -107,15 +111,16 @@ def paired_row(
     mask = first[0].cuts[segment]
     one = _by_seed(first, systems[0], metric, mask)
     two = _by_seed(second, systems[1], metric, mask)
-    found = interval_over_seeds(one - two, draws, seed)
+    users = first[0].users[mask]
+    found = interval_over_seeds(one - two, draws, seed, users=users)
     difference = found.pop("value")
     return dict(
         system=systems[0],
         other=systems[1],
         segment=segment,
         metric=metric,
-        first=float(one.mean()),
-        second=float(two.mean()),
+        first=float(both_means(one.T, users)[0].mean()),
+        second=float(both_means(two.T, users)[0].mean()),
         difference=difference,
         seeds=len(first),
         n=int(mask.sum()),

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..core.means import bootstrap_both_means, both_means
 from ..core.params import Params
 from ..core.runs import read_json, run_dir
 from ..core.stages import stages_with
@@ -19,9 +20,9 @@ from .cases import DEPTH
 from recsys.evaluate.metrics import (
     MAIN_METRIC,
     METRICS,
+    OVER_CASES,
     REPORTED_LENGTHS,
     ListCases,
-    bootstrap_means,
     case_metric,
     case_metrics,
     main_metrics,
@@ -29,7 +30,6 @@ from recsys.evaluate.metrics import (
     metric_rows,
     rank_of_relevant,
     recall_of_rank,
-    user_means,
 )
 from .systems import load_user_ids
 
@@ -189,7 +189,7 @@ def compare_systems(
     seed: int,  # of the draws
     system: str = "full",  # compared with each other system
     metric: str = MAIN_METRIC,
-) -> list[dict]:  # {system, other, segment, metric, difference, low, high}
+) -> list[dict]:  # {system, other, segment, metric, difference, low, high, over_cases, ...}
     "Return by how much one system exceeds each other one, paired, with intervals over users."
     events, rows = prep.events, []
     users, relevant = (np.asarray(events[name][positions]) for name in ("user", "item"))
@@ -209,6 +209,7 @@ def compare_systems(
                     "difference": row["value"],
                     "low": row["low"],
                     "high": row["high"],
+                    **{name: row[name] for name in OVER_CASES},
                 }
             )
     return rows
@@ -230,12 +231,17 @@ def share_rows(
     for segment, mask in cuts.items():
         if not mask.any():
             continue
-        means = user_means(both[mask], users[mask])
-        full, oracle = means.mean(0)
-        drawn = bootstrap_means(means, draws, seed)
-        if oracle > 0:
-            ratios = drawn[:, 0] / np.maximum(drawn[:, 1], 1e-12)
-            low, high = np.quantile(ratios, (0.025, 0.975))
+        values, of_segment = both[mask], users[mask]
+        full, oracle = both_means(values, of_segment).T  # each over users and over cases
+        drawn = bootstrap_both_means(values, of_segment, draws, seed)
+        ratios = drawn[:, :, 0] / np.maximum(drawn[:, :, 1], 1e-12)
+        ends = np.quantile(ratios, (0.025, 0.975), axis=0)
+        if oracle[0] > 0:
+            over_users, over_cases = np.stack([full / oracle, *ends], 1)
             name = f"share of the oracle's {metric}"
-            rows.append(metric_row("full", segment, name, full / oracle, low, high, mask.sum()))
+            n_users = len(np.unique(of_segment[of_segment >= 0]))
+            value, low, high = over_users
+            second = tuple(over_cases)
+            n = len(of_segment)
+            rows.append(metric_row("full", segment, name, value, low, high, n, n_users, second))
     return rows

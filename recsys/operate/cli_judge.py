@@ -77,7 +77,14 @@ def evaluate_command(
 ):
     "Print how good a run's systems are and write a page. What is missing is evaluated first."
     without_display()
-    from recsys.evaluate.page import compare_with, load_evaluation, run_names, summarize, write_page
+    from recsys.evaluate.page import (
+        compare_with,
+        load_evaluation,
+        run_names,
+        summarize,
+        visitor_rows,
+        write_page,
+    )
 
     with output_to_stderr():
         params = open_run(run, [], ("evaluate",))
@@ -88,8 +95,9 @@ def evaluate_command(
     compared = compare_with(params, other) if other else []
     page = write_page(params, out or run_dir(params) / "evaluation.html", other, compared)
     systems = summarize(found["metrics"], found["fitted_on"])
+    visitors = visitor_rows(systems, found["metrics"])
     if as_json:
-        head = dict(run=params.RUN, page=str(page), systems=systems)
+        head = dict(run=params.RUN, page=str(page), systems=systems, visitors=visitors)
         print_as_json(head | dict(context=found["context"], compared=compared))
         return
     title = (
@@ -97,6 +105,7 @@ def evaluate_command(
         "value is NDCG@10 with its 95 % interval"
     )
     print_rows(title, [four_digits(row) for row in systems])
+    print_rows("NDCG@10 by what is known of the visitor", [four_digits(row) for row in visitors])
     if other:
         print_comparison(compared, run_names(params, other))
     print_line(f"page: {show_path(page)}")

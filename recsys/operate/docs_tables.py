@@ -226,6 +226,7 @@ def evaluation_page(
     path = run_dir(params) / "evaluate" / "metrics.json"
     head = (
         f"# Evaluation\n\nRun `{params.RUN}`: held-out cases, each over the whole catalogue; "
+        "Means are over users, anonymous cases weigh by their share of the cases; "
         "95 % intervals by bootstrap over users. From `evaluate/metrics.json`.\n\n"
     )
     if not path.is_file():

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.means import per_user_mean
 from ..core.params import Params, RecsysError
 from recsys.core.runs import (
     base_folder,
@@ -223,7 +224,7 @@ def compare_with_base(
     p: Params,  # EVAL_CASES, BOOTSTRAP, SEED, MASK_HISTORY
     prep: Prepared,
     base: Path,  # the base run's folder
-) -> tuple:  # NDCG@10 of each system; paired differences by segment
+) -> tuple:  # NDCG@10 of each system, mean over users; paired differences by segment
     "Return how the fine-tuned bundle, its base and popularity rank the held-out days."
     cases = test_cases(prep, p.EVAL_CASES, p.SEED)
     masked = is_masked(prep, p.MASK_HISTORY)
@@ -233,11 +234,11 @@ def compare_with_base(
         lists[name] = model_lists(bundle, prep, cases, masked)["full"]
     n_shown = lists["tuned"].shape[1]
     lists["popularity"] = np.tile(tuned.by_popularity[:n_shown], (len(cases), 1))
-    relevant = np.asarray(prep.events["item"][cases])
+    users, relevant = (np.asarray(prep.events[name][cases]) for name in ("user", "item"))
     ndcg = {}
     for name, rows in lists.items():
         by_case = case_metrics(rank_of_relevant(rows, relevant), (10,))["ndcg@10"]
-        ndcg[name] = float(by_case.mean())
+        ndcg[name] = per_user_mean(by_case, users)
     return ndcg, compare_systems(lists, prep, cases, p.BOOTSTRAP, p.SEED, system="tuned")
 
 # %% ../../nbs/7_operate/01_finetune.ipynb #finetune-30
@@ -295,7 +296,7 @@ def run_finetune(
         with record.timing("judge"):
             ndcg, differences = compare_with_base(p, prep, base)
         for name, value in ndcg.items():
-            record.metrics[f"{name} ndcg@10, mean over cases"] = value
+            record.metrics[f"{name} ndcg@10"] = value
         for row in differences:
             interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
             record.note(

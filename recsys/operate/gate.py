@@ -17,19 +17,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from ..core.clock import DAY, seen_since
+from ..core.means import paired_bootstrap, per_user_mean
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir, sha256_file
 from ..data.features import as_bytes
 from ..data.prep import encode_tables
 from ..data.prepared import Prepared, load_prepared, open_prepared
 from ..evaluate.cases import DEPTH, is_masked
-from recsys.evaluate.metrics import (
-    case_metric,
-    paired_bootstrap,
-    per_user_mean,
-    rank_metric,
-    rank_of_relevant,
-)
+from ..evaluate.metrics import case_metric, rank_metric, rank_of_relevant
 from ..evaluate.segments import fine_segments, segments
 from ..evaluate.systems import model_lists, past_mask
 from ..recommend.bundle import Bundle
