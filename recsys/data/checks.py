@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_EXACT', 'EARLIEST', 'LATEST', 'UNITS', 'WHOLE_NUMBER', 'ISO_TIME', 'READABLE_COLUMNS', 'CHECK_NAMES',
            'INTERACTION_COLUMNS', 'KEPT', 'NO_ROW', 'BLANKS', 'whole_numbers', 'date_text', 'as_seconds', 'as_ids',
-           'texts_of', 'categories_of', 'prices_of', 'with_types', 'explain_failures', 'check_table', 'check_columns',
-           'reason_without', 'check_interactions']
+           'texts_of', 'categories_of', 'prices_of', 'with_types', 'explain_failures', 'check_table', 'as_order',
+           'check_columns', 'reason_without', 'check_interactions']
 
 # %% ../../nbs/1_data/09_checks.ipynb #checks-02
 from collections import Counter
@@ -297,7 +297,33 @@ def check_table(
     return frame.sort_values(key, ignore_index=True)
 
 # %% ../../nbs/1_data/09_checks.ipynb #checks-19
-INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "event_type", "device_type")
+INTERACTION_COLUMNS = ("user_id", "item_id", "timestamp", "event_type", "device_type", "order")
+
+
+def as_order(
+    column,  # arrow column of numbers
+    file: str,  # for messages
+):  # arrow column float64; NaN and null are missing
+    "Return the column `order` as floats; raises `RecsysError` for what is no exact number."
+    if pa.types.is_string(column.type) and column.null_count == len(column):
+        column = column.cast(pa.float64())  # a table that is continued may lack the column
+    kind = column.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+    if not is_number:
+        raise RecsysError(
+            f"{file}: order is {kind}, expected numbers that grow from event to event; COLUMNS: "
+            "{order: ...} names another column, and IGNORE: [order] does without it"
+        )
+    values = column.cast(pa.float64(), safe=False)
+    row = pc.index(pc.greater_equal(pc.abs(values), float(MAX_EXACT)), True).as_py()
+    if row >= 0:
+        raise RecsysError(
+            f"{file}: order {column[row].as_py()} (row {row}) is not below 2**53, from where on "
+            "neighbouring numbers are no longer told apart; number the events from 0"
+        )
+    return values
+
+
 KEPT = "(kept)"  # begins the reasons that are counted without dropping a row
 
 
@@ -339,13 +365,15 @@ def check_interactions(
     file: str,  # for messages
     items: pa.Array | None,  # item ids that have a row; None takes all
     dropped: Counter,  # counts by reason, added to
-) -> pa.Table:  # user_id, item_id (text), timestamp (seconds), event_type, device_type where given
+) -> pa.Table:  # INTERACTION_COLUMNS: ids as text, timestamp in seconds, the last three where given
     "Check a piece of the interactions; drop and count what has no item or time."
     check_columns(table.column_names, file)
     columns = {}
     for name in INTERACTION_COLUMNS:
         if name == "timestamp":
             columns[name] = as_seconds(table[name], file)
+        elif name == "order" and name in table.column_names:
+            columns[name] = as_order(table[name], file)
         elif name in table.column_names:
             columns[name] = as_ids(table[name], name, file)
     checked = pa.table(columns)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.params import Params, RecsysError
-from .checks import INTERACTION_COLUMNS
+from .checks import INTERACTION_COLUMNS, as_order
 from .files import FileOptions, TableFile, TableFiles
 from .names import is_category_name
 from recsys.data.values import (
@@ -105,7 +105,7 @@ def role_of(name: str, table: str) -> str:  # id, time, number, truth, bytes, te
         return "id"
     roles = dict(price="number", in_stock="truth", image_bytes="bytes")
     if table == "interactions":
-        return "time" if name == "timestamp" else "other"
+        return dict(timestamp="time", order="order").get(name, "other")
     if name in TEXT_NAMES or is_category_name(name):
         return "text"
     return roles.get(name, "other")
@@ -211,7 +211,13 @@ def _check_keys(file: TableFile, table: str, uses: list) -> None:
 
 # %% ../../nbs/1_data/15_columns.ipynb #columns-11
 READ_AS = dict(
-    id="text", time="time", number="number", truth="yes or no", bytes="bytes", text="text"
+    id="text",
+    time="time",
+    number="number",
+    order="number",
+    truth="yes or no",
+    bytes="bytes",
+    text="text",
 )
 
 
@@ -280,6 +286,7 @@ USES = dict(
     timestamp="when",
     event_type="which interactions are choices",
     device_type="feature of a request",
+    order="which of two interactions with the same timestamp is first",
     rating="which interactions are choices",
 )
 
@@ -307,12 +314,9 @@ class TableReader:
     def schema(self) -> pa.Schema:
         "Return the schema of the pieces of interactions."
         names = [use.name for use in self.used] + ["event_type"] * bool(self.rating_column)
+        types = dict(timestamp=pa.int64(), order=pa.float64())
         return pa.schema(
-            [
-                (name, pa.int64() if name == "timestamp" else pa.string())
-                for name in INTERACTION_COLUMNS
-                if name in names
-            ]
+            [(name, types.get(name, pa.string())) for name in INTERACTION_COLUMNS if name in names]
         )
 
     def _find_rating(self) -> ColumnUse | None:
@@ -359,6 +363,8 @@ class TableReader:
             return time_column(column, where, self.rules.time_format)
         if use.role == "number":
             return number_column(column, where)
+        if use.role == "order":
+            return as_order(number_column(column, where), where.file)
         if use.role == "truth":
             return truth_column(column, where)
         if use.role == "text":

@@ -219,8 +219,8 @@ def one_sided_notes(
         )
     if bulk.first == bulk.last and n_events > 1:
         notes.append(
-            f"{file}: all events have the time {date_text(bulk.first)} UTC: the order of the items "
-            "stands for the order of a user's events"
+            f"{file}: all events have the time {date_text(bulk.first)} UTC: the order of the rows "
+            "stands for the order of a user's events, unless there is a column order"
         )
     elif bulk.last - bulk.first < 3600 and n_events > 1:
         minutes = (bulk.last - bulk.first) / 60

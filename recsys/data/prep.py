@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.params import Params
 from ..core.ranking import rank_discount
 from ..core.runs import atomic_path, record_stage, stage_dir, write_json
-from .asof import event_bounds
+from .asof import event_bounds, event_moments
 from recsys.data.features import (
     NULL,
     Contract,
@@ -170,16 +170,19 @@ def choose_trends(
 MIN_REPEAT_SHARE = 0.001  # of training cases; below it REPEATS: auto leaves repetitions out
 
 
-def chosen_again(events: dict) -> np.ndarray:  # bool [n]
+def chosen_again(
+    events: dict,  # user, item, timestamp, case; in their order
+    split: str = "time",  # SPLIT: what "before" means within one second, see `event_moments`
+) -> np.ndarray:  # bool [n]
     "Mark the cases whose user chose the same item in a case strictly before."
     rows = np.flatnonzero(events["case"] & (events["user"] >= 0))
-    columns = [events[name][rows] for name in ("timestamp", "item", "user")]
-    rows = rows[np.lexsort(columns)]
-    user, item, timestamp = (events[name][rows] for name in ("user", "item", "timestamp"))
+    moment = event_moments(events["timestamp"], split)
+    rows = rows[np.lexsort((moment[rows], events["item"][rows], events["user"][rows]))]
+    user, item, moment = events["user"][rows], events["item"][rows], moment[rows]
     is_new = np.r_[True, (user[1:] != user[:-1]) | (item[1:] != item[:-1])][: len(rows)]
     first_choice = np.maximum.accumulate(np.where(is_new, np.arange(len(rows)), 0))
     again = np.zeros(len(events["case"]), bool)
-    again[rows] = timestamp > timestamp[first_choice]
+    again[rows] = moment > moment[first_choice]
     return again
 
 
@@ -309,13 +312,13 @@ def event_columns(
     tables: PrepTables,  # events with `case` and `split`
     encoder: Encoder,
     item_columns: dict,  # encoded features of the items
-    params: Params,  # TOP_CATEGORY_HOURS
+    params: Params,  # TOP_CATEGORY_HOURS, SPLIT
 ) -> dict:  # name -> array [n], and hist_items [number of cases]
     "Compute every column of the events that the later stages read."
     events = tables.events
     columns = {name: column for name, column in events.items() if name != "device"}
     columns |= _context_columns(tables, encoder)
-    first, cut = event_bounds(events["user"], events["timestamp"])
+    first, cut = event_bounds(events["user"], event_moments(events["timestamp"], params.SPLIT))
     if encoder.contract["top_category"]:
         category = item_columns["category_l1"][events["item"]]
         window = params.TOP_CATEGORY_HOURS * 3600
@@ -388,7 +391,7 @@ def save_prepared(
     save_user_columns(folder, tables, encoder)
     item_columns = save_item_columns(folder, tables, encoder, params.RECENT_DAYS)
     columns = event_columns(tables, encoder, item_columns, params)
-    again = chosen_again(events)
+    again = chosen_again(events, params.SPLIT)
     repeats = allows_repeats(again, events["case"] & (events["split"] == 0), params.REPEATS)
     if not repeats:
         columns["again"] = again

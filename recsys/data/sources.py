@@ -351,7 +351,7 @@ def join_added(
 # %% ../../nbs/1_data/16_sources.ipynb #sources-33
 def _select_columns(piece: pa.Table, names: list) -> pa.Table:
     "Return a piece with the given columns; those that it lacks are empty."
-    empty = pa.nulls(len(piece), pa.string())
+    empty = pa.nulls(len(piece), pa.string())  # of any type, see `check_interactions`
     return pa.table({name: piece[name] if name in piece.column_names else empty for name in names})
 
 

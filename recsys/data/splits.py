@@ -64,19 +64,39 @@ USER_SHIFT = 33  # bits of a time span in seconds, 272 years
 TYPES_AN_ITEM = 128  # event types are int8
 
 
-def _event_order(events: dict) -> np.ndarray:  # row numbers
-    "Return the order of events by user, timestamp, item and type."
-    since_start = events["timestamp"] - events["timestamp"].min()
-    user_and_time = ((events["user"].astype(np.int64) + 1) << USER_SHIFT) + since_start
-    item_and_type = events["item"].astype(np.int64) * TYPES_AN_ITEM + events["type"]
-    return np.lexsort((item_and_type, user_and_time))
+def _user_and_time(events: dict) -> np.ndarray:  # int64 [n]
+    "Return a number for each event that grows with the user and, within a user, with the time."
+    since_start = events["timestamp"] - events["timestamp"].min(initial=0)
+    return ((events["user"].astype(np.int64) + 1) << USER_SHIFT) + since_start
 
 
-def _is_repetition(events: dict) -> np.ndarray:  # bool [n]
-    "Mark sorted events that equal the event before, by known users."
-    columns = [events[name] for name in ("user", "timestamp", "item", "type")]
-    same = np.all([column[1:] == column[:-1] for column in columns], axis=0)
-    return np.r_[False, same] & (events["user"] >= 0)
+def _event_order(
+    events: dict,  # user, timestamp; order, where the interactions have it
+) -> np.ndarray:  # row numbers
+    "Return the order of events by user, timestamp, `order` and place in the table."
+    keys = [_user_and_time(events)]
+    if "order" in events:
+        keys.insert(0, events["order"])  # a missing one, NaN, is sorted last
+    return np.lexsort(keys)  # stable: what is left equal stays as in the table
+
+
+def _is_repetition(
+    events: dict,  # user, timestamp, item, type, and order where given; in their order
+) -> np.ndarray:  # bool [n]
+    "Mark events of known users that equal an earlier one of the same second in everything."
+    user_and_time = _user_and_time(events)
+    same_as_before = np.r_[False, user_and_time[1:] == user_and_time[:-1]]
+    is_tied = same_as_before | np.r_[same_as_before[1:], False]
+    tied = np.flatnonzero(is_tied[: len(user_and_time)] & (events["user"] >= 0))
+    item_and_type = events["item"][tied].astype(np.int64) * TYPES_AN_ITEM + events["type"][tied]
+    keys = [item_and_type, user_and_time[tied]]
+    if "order" in events:
+        keys.insert(0, np.nan_to_num(events["order"][tied], nan=np.inf))
+    order = np.lexsort(keys)  # stable: of equal rows the first comes first
+    equals = np.all([key[order][1:] == key[order][:-1] for key in keys], axis=0)
+    repeated = np.zeros(len(user_and_time), bool)
+    repeated[tied[order[1:][equals]]] = True
+    return repeated
 
 
 def read_events(
@@ -85,7 +105,7 @@ def read_events(
     items: np.ndarray,  # item ids in row order
     types: list,  # event types, in funnel order first
 ) -> dict:  # user, item int32; timestamp int64; type int8; device int16, all [n]
-    "Read the interactions as row numbers, sorted by user, time, item and type."
+    "Read the interactions as row numbers, sorted by user, time, `order` and place in the table."
     table = pq.read_table(
         folder / "interactions.parquet", read_dictionary=TEXT_COLUMNS
     ).unify_dictionaries()
@@ -101,10 +121,12 @@ def read_events(
     if "device_type" in table.column_names:
         devices = id_rows(table["device_type"], device_names(table))
         events["device"] = devices.astype(np.int16)
+    if "order" in table.column_names:
+        events["order"] = table["order"].to_numpy().astype(np.float64)  # missing: NaN
     order = _event_order(events)
     events = {name: column[order] for name, column in events.items()}
-    repetition = _is_repetition(events)
-    return {name: column[~repetition] for name, column in events.items()}
+    kept = ~_is_repetition(events)
+    return {name: column[kept] for name, column in events.items() if name != "order"}
 
 # %% ../../nbs/1_data/12_splits.ipynb #splits-11
 def in_funnel_order(types) -> list:
@@ -287,7 +309,7 @@ def mark_split(
 ) -> list:  # numbers of the event types that are cases
     "Decide which events are cases and in which split; raises `RecsysError` where a part has none."
     events, positive = tables.events, positive_types(tables.types, wanted)
-    events["case"] = mark_cases(events, positive)
+    events["case"] = mark_cases(events, positive, params.SPLIT)
     events["split"] = split_events(events, events["case"], params, file)
     return positive
 

@@ -18,7 +18,7 @@ from ..core.means import user_means
 from ..core.params import Params
 from ..core.ranking import rank_discount
 from ..core.runs import record_stage, run_dir, write_json
-from ..data.asof import NEVER, top_category
+from ..data.asof import NEVER, event_moments, is_sequence_split, most_frequent_category
 from ..data.features import NULL
 from ..data.prepared import Prepared, load_prepared
 from .cases import is_masked
@@ -171,22 +171,39 @@ MOMENTS: dict[str, int | None] = {  # name -> seconds after the event; None: not
 OLDER_MOMENTS = ("1 hour before", "1 day before", "3 days before")
 
 
-def _cuts_and_categories(
+def _cuts_at(
     prep: Prepared,
     events: dict,  # arrays of all events
+    positions: np.ndarray,  # events of known users [B]
     bounds: tuple,  # first row and end of each user's events [B]
-    now: np.ndarray,  # seconds [B]
-    hours: float,  # TOP_CATEGORY_HOURS
-) -> tuple[np.ndarray, np.ndarray]:  # row at which the past ends [B]; top category [B]
-    "Return where each user's past ends at a moment, and the top category at that moment."
-    cut, top = bounds[0].copy(), np.full(len(now), NULL)
+    seconds: int,  # after the event
+) -> np.ndarray:  # row at which the past ends [B]
+    "Return where each user's past ends some seconds after an event."
+    moments, wanted = events["timestamp"], events["timestamp"][positions] + seconds
+    if is_sequence_split(prep.meta["split"]) and seconds >= 0:
+        # around the event itself the order counts: its own place, or the one behind it
+        moments = event_moments(events["timestamp"], prep.meta["split"])
+        wanted = moments[positions] + min(seconds, 1)
+    cut = bounds[0].copy()
     for i, (first, end) in enumerate(zip(*bounds)):
-        cut[i] = first + np.searchsorted(events["timestamp"][first:end], now[i])
-        if prep.contract["top_category"]:
-            past = slice(first, cut[i])
-            categories = prep.item_columns["category_l1"][events["item"][past]]
-            top[i] = top_category(events["timestamp"][past], categories, int(now[i]), hours)
-    return cut, top
+        cut[i] = first + np.searchsorted(moments[first:end], wanted[i])
+    return cut
+
+
+def _top_categories_at(
+    prep: Prepared,
+    events: dict,  # arrays of all events
+    first: np.ndarray,  # first row of each past [B]
+    cut: np.ndarray,  # its end [B]
+    since: np.ndarray,  # second at which the window begins [B]
+) -> np.ndarray:  # encoded categories [B]
+    "Return the top category of each past."
+    top = np.full(len(first), NULL)
+    for i, (begin, end) in enumerate(zip(first, cut)):
+        begin += np.searchsorted(events["timestamp"][begin:end], since[i])
+        categories = prep.item_columns["category_l1"][events["item"][begin:end]]
+        top[i] = most_frequent_category(categories)
+    return top
 
 
 def at_moment(
@@ -202,8 +219,10 @@ def at_moment(
     start, end = (np.searchsorted(events["user"], users, side) for side in ("left", "right"))
     cut, top = start, np.full(len(positions), NULL)
     if seconds is not None:
-        now = events["timestamp"][positions] + seconds
-        cut, top = _cuts_and_categories(prep, events, (start, end), now, hours)
+        cut = _cuts_at(prep, events, positions, (start, end), seconds)
+        if prep.contract["top_category"]:
+            since = events["timestamp"][positions] + seconds - int(hours * 3600)
+            top = _top_categories_at(prep, events, start, cut, since)
     cases_before = np.r_[0, np.cumsum(events["case"])]
     changes = {"hist_first": cases_before[start], "hist_cut": cases_before[cut]}
     last = np.where(cut > start, events["timestamp"][np.maximum(cut - 1, 0)], NEVER)

@@ -65,7 +65,7 @@ def _event_type_order(name: str) -> tuple:
 def raw_events(
     file: Path,  # interactions.parquet of the stage ingest
 ) -> pd.DataFrame:  # RAW_TEXT_COLUMNS as ordered categories, timestamp
-    "Return the interactions by user (anonymous first), time, item and type, without repetitions."
+    "Return the interactions by user (anonymous first), time and order, without repetitions."
     present = [column for column in RAW_TEXT_COLUMNS if column in pq.read_schema(file).names]
     table = pq.read_table(file, read_dictionary=present).unify_dictionaries().to_pandas()
     for column in present:
@@ -76,12 +76,11 @@ def raw_events(
         table["event_type"] = pd.Categorical([""] * len(table))
     if "device_type" not in table:
         table["device_type"] = pd.Categorical([None] * len(table))
-    users, items, types = (table[c].cat.codes for c in ("user_id", "item_id", "event_type"))
-    keys = [users, table.timestamp, items, types]
-    order = np.lexsort(keys[::-1])
-    equals_previous = np.all([np.diff(key.to_numpy()[order]) == 0 for key in keys], 0)
-    is_repeated = np.r_[False, equals_previous] & table.user_id.notna().to_numpy()[order]
-    return table.iloc[order[~is_repeated]].reset_index(drop=True)
+    by = ["user", "timestamp", *(["order"] if "order" in table else [])]
+    table = table.assign(user=table.user_id.cat.codes).sort_values(by, kind="stable")
+    is_repeated = table.duplicated([*by, "item_id", "event_type"]) & table.user_id.notna()
+    kept = table[~is_repeated].drop(columns=["user", "order"], errors="ignore")
+    return kept.reset_index(drop=True)
 
 # %% ../../nbs/4_evaluate/13_raw_tables.ipynb #raw-tables-14
 def _positive_steps(
@@ -96,6 +95,7 @@ def _positive_steps(
 def raw_cases(
     table: pd.DataFrame,  # of `raw_events`
     wanted: str,  # POSITIVE_EVENTS
+    split: str = "time",  # SPLIT: whether rows within one second have an order
     window: int = 86400,  # seconds for which a later step of the funnel is the same choice
 ) -> np.ndarray:  # bool [n]
     "Return which events are cases: positive events without an earlier step before them."
@@ -112,19 +112,22 @@ def raw_cases(
             "type": table.event_type,
             "at": range(len(table)),
         }
-    )[table.user_id.notna()].sort_values("timestamp", kind="stable")
+    )[table.user_id.notna()]
+    in_sequence = split != "time"
+    known["moment"] = known["at"] if in_sequence else known["timestamp"]
+    known = known.sort_values("moment", kind="stable")
     for i, later in enumerate(steps):
         for earlier in steps[:i]:
             pairs = pd.merge_asof(
                 known[known.type == later],
-                known[known.type == earlier][["key", "timestamp", "at"]],
-                on="timestamp",
+                known[known.type == earlier][["key", "moment", "timestamp"]],
+                on="moment",
                 by="key",
-                tolerance=window,
-                allow_exact_matches=types.index(earlier) < types.index(later),
+                allow_exact_matches=not in_sequence,
                 suffixes=("", "_before"),
             )
-            is_case[pairs["at"][pairs.at_before.notna()]] = False
+            is_repeated = pairs.timestamp - pairs.timestamp_before <= window
+            is_case[pairs["at"][is_repeated]] = False
     return is_case
 
 
@@ -172,8 +175,10 @@ class RawRun:
         }
         self.stats = encoder.stats
         self.events = raw_events(folder / "interactions.parquet")
-        self.events["case"] = raw_cases(self.events, self.params.POSITIVE_EVENTS)
+        self.events["case"] = raw_cases(self.events, self.params.POSITIVE_EVENTS, self.params.SPLIT)
         self.events["split"] = raw_splits(self.events, self.params)
+        in_sequence = self.events.groupby(self.events.user_id, observed=True).cumcount()
+        self.events["place"] = in_sequence.where(self.events.user_id.notna(), 0)
 
     @property
     def event_types(self) -> list:

@@ -157,10 +157,13 @@ def _check_neighbour_part(
 def _follower_counts(
     every_choice: pd.DataFrame,  # cases of known users in any split, by user and time
     learned: np.ndarray,  # bool: which of them the table may be learned from
+    in_sequence: bool,  # choices of one second follow each other
 ) -> pd.Series:  # (item, follower) -> weighted count
     "Return how often items follow others within three steps, nearer steps counting more."
     what = every_choice.item_id.astype(str).to_numpy()
     same_second = every_choice.groupby(["user_id", "timestamp"], observed=True).cumcount()
+    if in_sequence:
+        same_second = same_second * 0
     number_of_user = every_choice.groupby("user_id", observed=True).cumcount()
     before = (number_of_user - same_second).to_numpy()  # choices strictly before
     same_second = same_second.to_numpy()
@@ -177,7 +180,8 @@ def _check_follower_part(
 ) -> list[dict]:
     "Compare the counts and similarities of followers."
     every_choice = raw.events[raw.events.case & raw.events.user_id.notna()]
-    follows = _follower_counts(every_choice, every_choice.index.isin(chosen.index))
+    in_sequence = raw.params.SPLIT != "time"
+    follows = _follower_counts(every_choice, every_choice.index.isin(chosen.index), in_sequence)
     per_item = chosen.item_id.astype(str).value_counts().reindex(ids, fill_value=0).to_numpy()
     items, places = _sample_entries(table["next_sim"], at_most)
     followers = table["next_near"][items, places]

@@ -10,6 +10,7 @@ __all__ = ['HistoryRules', 'history_rules', 'history_state', 'event_types', 'log
 # %% ../../nbs/5_online/03_feature_history.ipynb #feature-history-02
 import functools
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class HistoryRules:
     positive: list  # event types that are cases, in funnel order; empty: all are
     length: int  # HISTORY
     hours: float  # TOP_CATEGORY_HOURS
+    split: str = "time"  # SPLIT: which event of a second is first, see `mark_cases`
 
 
 def history_rules(bundle) -> HistoryRules:
@@ -48,11 +50,12 @@ def history_rules(bundle) -> HistoryRules:
         positive=bundle.manifest["data"]["positive_events"],
         length=bundle.contract["hist_items"].dim,
         hours=bundle.serving.TOP_CATEGORY_HOURS,
+        split=bundle.manifest["data"].get("split", "time"),
     )
 
 # %% ../../nbs/5_online/03_feature_history.ipynb #feature-history-11
 def history_state(
-    ts,  # seconds of one user's events, any order
+    ts,  # seconds of one user's events; within one second in order of arrival
     types: list,  # their event types
     rows,  # their item rows; -1 is not in the catalogue and doesn't count
     rules: HistoryRules,
@@ -61,19 +64,20 @@ def history_state(
     "Return one user's history features, computed from events."
     number = {name: i for i, name in enumerate(rules.positive)}
     other = len(number) if number else 0  # number of all types that are not positive
-    events = sorted(
-        {
-            (int(second), int(row), number.get(name, other))
-            for second, name, row in zip(ts, types, rows)
-            if row >= 0 and (now is None or second < now)
-        }
-    )
-    columns = zip(*events) if events else ([], [], [])
-    seconds, item_rows, numbers = (np.array(column, np.int64) for column in columns)
+    known = {  # a dictionary keeps what came first of equal events, and their order
+        (int(second), int(row), name): number.get(name, other)
+        for second, name, row in zip(ts, types, rows)
+        if row >= 0 and (now is None or second < now)
+    }
+    events = sorted(known, key=itemgetter(0))  # stable
+    seconds = np.array([second for second, *_ in events], np.int64)
+    item_rows = np.array([row for _, row, _ in events], np.int64)
+    numbers = np.array([known[event] for event in events], np.int64)
     user = np.zeros(len(seconds), np.int64)
     is_case = mark_cases(
         dict(user=user, item=item_rows, timestamp=seconds, type=numbers),
         list(range(max(1, len(number)))),
+        rules.split,
     )
     start = int(now if now is not None else seconds.max(initial=0) + 1)
     top, until = top_category_schedule(seconds, rules.categories[item_rows], start, rules.hours)

@@ -9,10 +9,12 @@ __all__ = ['read_entry', 'RecentHistory', 'HistoryWriter']
 import functools
 import math
 from bisect import bisect_left, bisect_right
+from operator import itemgetter
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ..core.clock import DAY
+from ..data.asof import is_sequence_split
 from .online_store import encode_value, user_key
 from ..recommend.request import is_visitor
 
@@ -29,19 +31,21 @@ class RecentHistory:
 
     def __init__(
         self,
-        entries: list,  # of the recent list, bytes
+        entries: list,  # of the recent list, newest first, bytes
         rules,  # HistoryRules
         row_of: dict,  # item id -> row; an item that isn't there doesn't count
     ):
         number = {name: i for i, name in enumerate(rules.positive)}
         other = len(number)  # number of all types that are not positive
         self.rules = rules
+        oldest_first = dict.fromkeys(map(read_entry, reversed(entries)))  # each event once
         self.events = sorted(
-            {
+            (
                 (second, row_of[item], number.get(kind, other))
-                for second, kind, item in map(read_entry, entries)
+                for second, kind, item in oldest_first
                 if item in row_of
-            }
+            ),
+            key=itemgetter(0),  # within one second they stay in order of arrival
         )
         self.seconds = [second for second, *_ in self.events]
         rows = [row for _, row, _ in self.events]
@@ -53,11 +57,17 @@ class RecentHistory:
     def _mark_cases(self, n_steps: int) -> None:
         "Fill `cases` and `cases_before`, by the rule of `features.mark_cases`."
         last_seen: dict = {}  # (item row, step of the funnel) -> second
-        for second, row, step in self.events:
-            is_positive = step < n_steps
-            if is_positive and not self._repeats(last_seen, second, row, step):
-                self.cases.append(self.rules.ids[row])
+        order = list(range(len(self.events)))
+        if not is_sequence_split(self.rules.split):  # within one second the earlier step is first
+            order.sort(key=lambda i: (self.seconds[i], self.events[i][2]))
+        is_case = [False] * len(self.events)
+        for i in order:
+            second, row, step = self.events[i]
+            is_case[i] = step < n_steps and not self._repeats(last_seen, second, row, step)
             last_seen[row, step] = second
+        for (_, row, _), counts in zip(self.events, is_case):
+            if counts:
+                self.cases.append(self.rules.ids[row])
             self.cases_before.append(len(self.cases))
 
     @staticmethod

@@ -78,13 +78,7 @@ def features_for(
     known = [item_id.decode() for item_id in bundle.ids]
     order = known + sorted(set(items.item_id) - set(known))
     encoded = _encode_again(prepared, bundle, params, items, order)
-    row_of = {item_id: row for row, item_id in enumerate(order)}
-    encoded_row = np.array([row_of[item_id] for item_id in items.item_id])
-    here = _event_order(prepared.events, encoded_row[prepared.events["item"]])
-    there = _event_order(encoded.events, encoded.events["item"])
-    place = np.empty(len(here), np.int64)
-    place[here] = there
-    return encoded, place[cases]
+    return encoded, cases  # the order of events doesn't depend on the rows of items
 
 
 def _encode_again(
@@ -111,11 +105,6 @@ def _encode_again(
         encoded.events = {name: np.array(values) for name, values in encoded.events.items()}
         encoded.hist_items = np.array(encoded.hist_items)
     return encoded
-
-
-def _event_order(events: dict, items: np.ndarray) -> np.ndarray:
-    "Return the rows of events sorted by user, time, item and type."
-    return np.lexsort((events["type"], items, events["timestamp"], events["user"]))
 
 # %% ../../nbs/7_operate/02_gate.ipynb #gate-14
 def popular_lists(
