@@ -381,12 +381,15 @@ def softmax_loss(
     place,  # column of each row's positive, [B]
     log_q,  # log of each candidate's chance to be in the sample, [C]
     seen,  # columns to leave out of each row, [B, S], -1 for none; never the positive's
+    launched=True,  # whether each candidate existed at each row's time, bool [B, C]; own: True
 ):  # mean cross-entropy, nats
     "Return the cross-entropy of a softmax over the catalogue, estimated from a sample of it."
     cells = tf.where(seen >= 0)
     cells = tf.stack([cells[:, 0], tf.gather_nd(seen, cells)], 1)
     corrected = tf.tensor_scatter_nd_add(
-        scores - log_q, cells, tf.fill([tf.shape(cells)[0]], _EXCLUDED)
+        tf.where(launched, scores - log_q, _EXCLUDED),
+        cells,
+        tf.fill([tf.shape(cells)[0]], _EXCLUDED),
     )
     own = tf.gather(scores, place, batch_dims=1)
     sampled = tf.gather(corrected, place, batch_dims=1)
@@ -413,9 +416,12 @@ def make_training_step(
     optimizer,
     hide: float = 0.05,  # share of candidates whose id is hidden, so that content learns to place
     kept: np.ndarray | None = None,  # vectors of all items, to train the query tower alone
-):  # (query inputs, item rows, places, log chances, seen columns) -> loss, compiled
+    launch: np.ndarray | None = None,  # second of each item's launch; None: all always existed
+):  # (query inputs, item rows, places, log chances, seen columns, times) -> loss, compiled
     "Return a compiled training step with free batch and candidate sizes."
     items = {name: tf.constant(values) for name, values in item_inputs.items()}
+    n_items = len(next(iter(item_inputs.values())))
+    launches = tf.constant(np.zeros(n_items, np.int64) if launch is None else launch)
     variables = model.trainable_variables if kept is None else query_variables(model)
     vectors = None if kept is None else tf.constant(kept)
 
@@ -435,14 +441,16 @@ def make_training_step(
             tf.TensorSpec([None], tf.int64),
             tf.TensorSpec([None], tf.float32),
             tf.TensorSpec([None, None], tf.int64),
+            tf.TensorSpec([None], tf.int64),
         ),
         autograph=False,
     )
-    def step(query_inputs, rows, place, log_q, seen):
+    def step(query_inputs, rows, place, log_q, seen, times):
         with tf.GradientTape() as tape:
             queries = model.query(query_inputs, training=True)
             scores = tf.matmul(queries, candidates(rows), transpose_b=True)
-            loss = softmax_loss(scores, place, log_q, seen)
+            launched = tf.gather(launches, rows) <= times[:, None]
+            loss = softmax_loss(scores, place, log_q, seen, launched)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         return loss
 
