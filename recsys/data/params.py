@@ -37,7 +37,7 @@ _SOURCE_PARAMS = (
     dict(
         name="MIN_ITEM_EVENTS",
         default=0,
-        doc="items with fewer interactions leave the catalogue; 0: the default of the source",
+        doc="items with fewer training events leave the catalogue; 0: the default of the source",
         low=0,
         high=1000000,
     ),

@@ -6,8 +6,8 @@
 __all__ = ['OWN_TABLES', 'ROWS_A_PIECE', 'FIRST_SALES', 'MIN_PRODUCTS', 'SOURCES', 'DEFAULT_MIN_ITEM_EVENTS', 'SHOWN', 'Source',
            'open_readers', 'tables_source', 'name_products', 'first_prices', 'completejourney_source', 'read_catalog',
            'make_shop', 'shop_source', 'count_items', 'choose_items', 'between', 'cut_at', 'join_added',
-           'continue_tables', 'column_table', 'format_columns', 'write_interactions', 'open_source', 'leave_out_users',
-           'run_ingest']
+           'continue_tables', 'column_table', 'format_columns', 'write_interactions', 'least_events', 'open_source',
+           'leave_out_users', 'run_ingest']
 
 # %% ../../nbs/1_data/16_sources.ipynb #sources-02
 import tempfile
@@ -50,7 +50,7 @@ from .features import table_features
 from .files import KeptPieces, TableFiles
 from .hints import single_category_notes
 from .limits import count_users, limit_notes, users_above, without_users
-from .splits import check_split, choice_types
+from .splits import check_split, choice_types, leave_out_rare
 
 # %% ../../nbs/1_data/16_sources.ipynb #sources-08
 @dataclass
@@ -288,8 +288,6 @@ def choose_items(
     if not counts:
         raise RecsysError(f"{source.name}: no usable interactions: item_id is empty in every row")
     kept = {item for item, n in counts.items() if n >= at_least}
-    if not counts:
-        raise RecsysError(f"{source.name}: no interactions with an item_id")
     if not kept:
         raise RecsysError(
             f"MIN_ITEM_EVENTS is {at_least}: no item of {source.name} has so many; "
@@ -491,10 +489,14 @@ def write_interactions(
     return n_rows
 
 # %% ../../nbs/1_data/16_sources.ipynb #sources-44
+def least_events(params: Params) -> int:
+    "Return MIN_ITEM_EVENTS, or the default of the source where it is 0."
+    return params.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(params.SOURCE, 0)
+
+
 def open_source(params: Params) -> tuple[Source, pd.DataFrame]:
     "Open SOURCE, cut at UNTIL, behind the tables of BASE_RUN; returns it with its catalogue."
-    source = SOURCES[params.SOURCE](params)
-    at_least = params.MIN_ITEM_EVENTS or DEFAULT_MIN_ITEM_EVENTS.get(params.SOURCE, 0)
+    source, at_least = SOURCES[params.SOURCE](params), least_events(params)
     counts_items = not params.BASE_RUN and (source.items is None or at_least > 1)
     if params.INTERACTIONS and (counts_items or params.MAX_USER_EVENTS):
         source = replace(source, pieces=KeptPieces(source.pieces, run_dir(params)))
@@ -566,6 +568,11 @@ def run_ingest(params: Params) -> dict:  # row counts and what was dropped
         with record.timing("interactions"):
             file = record.dir / "interactions.parquet"
             n_rows = write_interactions(source, items, file, dropped)
+        source.users.to_parquet(record.dir / "users.parquet", index=False)
+        if least_events(params) > 1 and not params.BASE_RUN:
+            items = leave_out_rare(record.dir, items, params, least_events(params), source.name)
+            n_left = pq.read_metadata(file).num_rows
+            dropped["of items with too few training events"], n_rows = n_rows - n_left, n_left
         n_dropped = sum(n for reason, n in dropped.items() if not reason.startswith(KEPT))
         total = n_rows + n_dropped
         _note_dropped(record, source.name, dropped, total)
@@ -580,9 +587,7 @@ def run_ingest(params: Params) -> dict:  # row counts and what was dropped
             record.note(note)
         _note_choices(record, params.POSITIVE_EVENTS)
         _note_columns(record, column_table(source, items))
-        for name, frame in (("items", items), ("users", source.users)):
-            with atomic_path(record.dir / f"{name}.parquet") as temporary:
-                frame.to_parquet(temporary, index=False)
+        items.to_parquet(record.dir / "items.parquet", index=False)
         with record.timing("split"):
             check_split(record.dir, items, params, source.name)
         record.rows.update(

@@ -6,18 +6,20 @@
 __all__ = ['VIEWS', 'PURCHASES', 'FUNNEL', 'TEXT_COLUMNS', 'USER_SHIFT', 'TYPES_AN_ITEM', 'SPLITS', 'EXACT_ROWS', 'id_rows',
            'dictionary_values', 'device_names', 'read_events', 'in_funnel_order', 'PrepTables', 'read_prep_tables',
            'choice_types', 'positive_types', 'split_edges', 'leave_one_out', 'split_events', 'mark_split',
-           'check_split']
+           'check_split', 'frequent_items', 'leave_out_rare']
 
 # %% ../../nbs/1_data/12_splits.ipynb #splits-02
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.params import Params, RecsysError
+from ..core.runs import atomic_path
 from .asof import mark_cases
 from .checks import date_text
 from .limits import IdCounts, time_bulk
@@ -354,3 +356,53 @@ def check_split(
         mark_split(read_prep_tables(folder, items), params.POSITIVE_EVENTS, params, file)
     else:
         split_events(*_unsorted_events(interactions, params), params, file)
+
+# %% ../../nbs/1_data/12_splits.ipynb #splits-frequent-2
+def frequent_items(
+    tables: PrepTables,  # of all interactions; stays as it is
+    wanted: str,  # POSITIVE_EVENTS, separated by commas
+    params: Params,  # SPLIT, VALID, TEST
+    at_least: int,  # training events that an item needs
+    file: str = "interactions",  # for messages
+) -> np.ndarray:  # bool [n_items]
+    "Mark the items with enough training events; raises `RecsysError` where none has."
+    n_items = len(tables.items)
+    is_frequent = np.ones(n_items, bool)
+    while True:
+        is_left = is_frequent[tables.events["item"]]
+        events = {name: column[is_left] for name, column in tables.events.items()}
+        mark_split(replace(tables, events=events), wanted, params, file)
+        counts = np.bincount(events["item"][events["split"] == 0], minlength=n_items)
+        if not (counts >= at_least).any():
+            raise RecsysError(
+                f"MIN_ITEM_EVENTS is {at_least}: no item of {file} has so many training events; "
+                f"the most frequent has {counts.max(initial=0)}"
+            )
+        if (counts[is_frequent] >= at_least).all():
+            return is_frequent
+        is_frequent &= counts >= at_least
+
+# %% ../../nbs/1_data/12_splits.ipynb #splits-frequent-8
+def leave_out_rare(
+    folder: Path,  # of the stage ingest: interactions and users; interactions are rewritten
+    items: pd.DataFrame,  # the catalogue so far
+    params: Params,  # POSITIVE_EVENTS, SPLIT, VALID, TEST
+    at_least: int,  # training events that an item needs
+    name: str,  # of the source, for messages
+) -> pd.DataFrame:  # the catalogue of items with enough training events
+    "Leave items with too few training events out of the catalogue and of interactions.parquet."
+    tables = read_prep_tables(folder, items)
+    is_frequent = frequent_items(tables, params.POSITIVE_EVENTS, params, at_least, name)
+    kept = items[is_frequent].reset_index(drop=True)
+    if is_frequent.all():
+        return kept
+    source = pq.ParquetFile(folder / "interactions.parquet")
+    ids = pa.array(kept.item_id, pa.string())
+    with (
+        atomic_path(folder / "interactions.parquet") as temporary,
+        pq.ParquetWriter(temporary, source.schema_arrow, compression="zstd") as writer,
+    ):
+        for batch in source.iter_batches():
+            is_left = pc.is_in(batch["item_id"].cast(pa.string()), ids)
+            writer.write_batch(batch.filter(is_left))
+    return kept
