@@ -102,6 +102,8 @@ def test_metrics_are_rows_of_the_contract(done):
         "ease",
         "als",
         "bpr",
+        "followers",
+        "context_ease",
         "oracle",
     }
     fitted = json.loads((done[0] / "evaluate/fitted_on.json").read_text())

@@ -196,14 +196,14 @@ FULL = (
     ),
     Stage(
         "baselines",
-        "4_evaluate/05_baselines",
+        "4_evaluate/07_baselines",
         "recsys.evaluate.baselines:run_baselines",
         after=("data_prep",),
         artefacts=(Artefact("baselines.json"), Artefact("cases.npy"), Artefact("lists")),
     ),
     Stage(
         "evaluate",
-        "4_evaluate/11_report",
+        "4_evaluate/13_report",
         "recsys.evaluate.report:run_evaluate",
         after=("ingest", "data_prep", "two_tower", "dlrm", "bundle", "baselines"),
         artefacts=(
@@ -217,7 +217,7 @@ FULL = (
     ),
     Stage(
         "model_card",
-        "4_evaluate/21_model_card",
+        "4_evaluate/23_model_card",
         "recsys.evaluate.model_card:run_model_card",
         after=("ingest", "data_prep", "bundle", "evaluate"),
         artefacts=(Artefact("model_card.md"), Artefact("model_card.json")),

@@ -9,14 +9,14 @@ __all__ = ['DEPTH', 'Baseline', 'HiddenItems', 'test_cases', 'is_masked', 'Cases
 # %% ../../nbs/4_evaluate/02_cases.ipynb #cases-02
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..core.means import per_user_mean
 from ..data.asof import history_at
-from ..data.features import NULL
+from ..data.features import NULL, local_time
 from ..data.prepared import Prepared
 from .metrics import case_metrics, rank_of_relevant
 from ..models.index import top_k
@@ -53,14 +53,30 @@ class Cases:
     "What a baseline may know of some cases, all of it from strictly before them."
 
     hist: np.ndarray  # history, item rows [B, L], newest last, -1 padded
+    ages: np.ndarray  # seconds from each history item to the case, int32 [B, L]; 0 where padded
     ts: np.ndarray  # time of the case, seconds UTC [B]
+    hour: np.ndarray  # local hour of the case, 0 to 23 [B]
     category: np.ndarray  # top category, encoded like the items' categories [B]; 1 if unknown
+    device: np.ndarray  # encoded device type [B]; 1 if unknown
+
+    @classmethod
+    def of_histories(
+        cls,
+        hist,  # item rows [B, L], newest last, -1 padded
+        **known,  # other fields; without them: no seconds, midnight, unknown
+    ) -> "Cases":
+        "Return cases of which only the histories and the given fields are known."
+        hist = np.array(hist)
+        zeros, unknown = np.zeros(len(hist), np.int64), np.full(len(hist), NULL)
+        fixed = dict(ages=np.zeros_like(hist), ts=zeros, hour=zeros)
+        fixed |= dict(category=unknown, device=unknown)
+        return cls(hist, **fixed | {name: np.array(values) for name, values in known.items()})
 
     def __len__(self) -> int:
         return len(self.ts)
 
     def __getitem__(self, part: slice) -> "Cases":
-        return Cases(self.hist[part], self.ts[part], self.category[part])
+        return Cases(*(getattr(self, field.name)[part] for field in fields(self)))
 
 # %% ../../nbs/4_evaluate/02_cases.ipynb #cases-18
 def known_of(
@@ -70,17 +86,28 @@ def known_of(
 ) -> Cases:
     "Return what baselines may know of some events, with histories of `length` items."
     events = prep.events
-    histories = [
-        history_at(
-            prep.hist_items, events["hist_first"][part], events["hist_cut"][part], length
-        ).astype(np.int32)
-        for part in np.array_split(positions, len(positions) // 4096 + 1)
-    ]
-    if "top_category" in events:
-        category = np.asarray(events["top_category"][positions])
-    else:
-        category = np.full(len(positions), NULL)
-    return Cases(np.concatenate(histories), np.asarray(events["timestamp"][positions]), category)
+    sizes = events["hist_cut"][positions] - events["hist_first"][positions]
+    width = int(np.clip(sizes.max(initial=0), 1, length))
+    case_times = np.asarray(events["timestamp"])[np.asarray(events["case"])]
+    histories, ages = [], []
+    for part in np.array_split(positions, len(positions) // 4096 + 1):
+        bounds = events["hist_first"][part], events["hist_cut"][part]
+        hist = history_at(prep.hist_items, *bounds, width)
+        age = events["timestamp"][part][:, None] - history_at(case_times, *bounds, width)
+        histories.append(hist.astype(np.int32))
+        ages.append(np.where(hist >= 0, age, 0).astype(np.int32))
+    unknown = np.full(len(positions), NULL)
+    timestamps = np.asarray(events["timestamp"][positions])
+    return Cases(
+        hist=np.concatenate(histories),
+        ages=np.concatenate(ages),
+        ts=timestamps,
+        hour=local_time(timestamps, prep.meta["timezone"])[0],
+        category=np.asarray(events["top_category"][positions])
+        if "top_category" in events
+        else unknown,
+        device=np.asarray(events["device_type"][positions]) if "device_type" in events else unknown,
+    )
 
 # %% ../../nbs/4_evaluate/02_cases.ipynb #cases-21
 Baseline = Callable[[Cases], np.ndarray]  # cases -> scores [b, n_items] float32

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+from ..core.params import RecsysError
 from .cases import Cases
 from .simple_baselines import history_matrix, scaled_popularity
 from ..models.neighbours import interactions_matrix, neighbours
@@ -84,12 +85,21 @@ class FitData:
     recent_items: np.ndarray  # item row of the events for recent popularity, test days included
     recent_times: np.ndarray  # their seconds UTC
     categories: np.ndarray | None = None  # encoded category of each item, None without one
+    before: np.ndarray | None = None  # items before each training event [n, 3], newest first, or -1
+    hours: np.ndarray | None = None  # local hour of each training event
+    devices: np.ndarray | None = None  # its encoded device type
     seed: int = 42
 
     @cached_property
     def counts(self) -> np.ndarray:  # [n_items]
         "Number of training events of each item."
         return np.bincount(self.items, minlength=self.n_items)
+
+    def context(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        "Return hours and devices of events, categories of items; `RecsysError` without them."
+        if self.categories is None or self.hours is None or self.devices is None:
+            raise RecsysError("context_ease: the items have no category, or the events no context")
+        return self.hours, self.devices, self.categories
 
     def interactions(self, period: float) -> sparse.csr_matrix:  # [groups, n_items] of ones
         "Return which items each user chose, or chose within each period of so many days."

@@ -41,8 +41,10 @@ _EVALUATION_PARAMS = (
 _BASELINE_PARAMS = (
     dict(
         name="BASELINES",
-        default="popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr",
-        doc="baselines to tune and evaluate, separated by commas",
+        default="popularity,recent_popularity,category_popularity,repeat,item_knn,ease,als,bpr,"
+        "followers,context_ease",
+        doc="baselines to tune and evaluate, separated by commas; "
+        "there are also vsknn and tifu_knn",
     ),
     dict(
         name="BASELINE_HISTORY",

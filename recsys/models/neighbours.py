@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BLOCK', 'FOLLOW_WEIGHTS', 'SELF_SIMILARITY', 'LEAST_FOLLOW_WEIGHT', 'TABLE_PREFIXES', 'PERIODS', 'SHRINKS', 'DECAYS',
            'FOLLOW_DECAYS', 'LARGEST_CATALOGUE', 'MIN_TABLE_GAIN', 'MIN_VOTES_NDCG', 'period_numbers',
-           'interactions_matrix', 'top_similarities', 'neighbours', 'with_known_user', 'followers', 'side_by_side',
-           'recency_weights', 'neighbour_part', 'follower_part', 'join_parts', 'make_table', 'history_votes',
-           'candidate_votes', 'similarity_square', 'TrainingVotes', 'vote_quality', 'rate_decays', 'tuned_table',
-           'why_no_table', 'related_to_try', 'choose_related', 'is_kept', 'table_metrics', 'plot_recalls', 'held_out',
-           'write_table', 'load_table']
+           'interactions_matrix', 'top_similarities', 'neighbours', 'with_known_user', 'items_before',
+           'follow_similarities', 'followers', 'side_by_side', 'recency_weights', 'neighbour_part', 'follower_part',
+           'join_parts', 'make_table', 'history_votes', 'candidate_votes', 'similarity_square', 'TrainingVotes',
+           'vote_quality', 'rate_decays', 'tuned_table', 'why_no_table', 'related_to_try', 'choose_related', 'is_kept',
+           'table_metrics', 'plot_recalls', 'held_out', 'write_table', 'load_table']
 
 # %% ../../nbs/2_models/07_neighbours.ipynb #neighbours-02
 from collections.abc import Callable
@@ -123,9 +123,20 @@ def with_known_user(prep, cases: np.ndarray) -> np.ndarray:
     return cases[np.asarray(prep.events["user"][cases]) >= 0]
 
 
-def followers(
+def items_before(
     prep,  # recsys.data.prepared.Prepared
-    cases: np.ndarray,  # rows of events
+    cases: np.ndarray,  # rows of events [n]
+) -> np.ndarray:  # item rows [n, 3], newest first, -1 padded
+    "Return the items that were chosen just before each case, as many as have a follow weight."
+    n_steps = min(len(FOLLOW_WEIGHTS), prep.length)
+    first, cut = prep.events["hist_first"][cases], prep.events["hist_cut"][cases]
+    return history_at(prep.hist_items, first, cut, n_steps)[:, ::-1]
+
+
+def follow_similarities(
+    before: np.ndarray,  # of `items_before` [n, 3]
+    chosen: np.ndarray,  # item row of each case [n]
+    n_items: int,
     top: int,  # followers kept of each item
     shrink: float = 10.0,  # see `neighbours`
 ):  # csr_matrix [n_items, n_items] float32, row i: what is chosen soon after item i
@@ -135,12 +146,6 @@ def followers(
     """
     from scipy import sparse
 
-    n_items = prep.n_items
-    cases = with_known_user(prep, cases)
-    chosen = np.asarray(prep.events["item"][cases])
-    n_steps = min(len(FOLLOW_WEIGHTS), prep.length)
-    first, cut = prep.events["hist_first"][cases], prep.events["hist_cut"][cases]
-    before = history_at(prep.hist_items, first, cut, n_steps)[:, ::-1]  # newest first
     case, lag = np.nonzero(before >= 0)
     steps = sparse.csr_matrix(
         (FOLLOW_WEIGHTS[lag], (before[case, lag], chosen[case])), (n_items, n_items)
@@ -152,6 +157,18 @@ def followers(
 
     counts = np.bincount(chosen, minlength=n_items).astype(np.float64)
     return top_similarities(count_block, counts, top, shrink)
+
+
+def followers(
+    prep,  # recsys.data.prepared.Prepared
+    cases: np.ndarray,  # rows of events
+    top: int,  # followers kept of each item
+    shrink: float = 10.0,  # see `neighbours`
+):  # csr_matrix [n_items, n_items] float32, see `follow_similarities`
+    "Return what follows each item in the cases of known users."
+    cases = with_known_user(prep, cases)
+    chosen = np.asarray(prep.events["item"][cases])
+    return follow_similarities(items_before(prep, cases), chosen, prep.n_items, top, shrink)
 
 # %% ../../nbs/2_models/07_neighbours.ipynb #neighbours-19
 def side_by_side(matrix) -> tuple:  # csr_matrix [n, n] -> int32, float32 [n, largest row]
