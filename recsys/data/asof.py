@@ -202,13 +202,18 @@ def history_features(
 ) -> dict:  # feature name -> int64 or float32 [B], hist_items [B, L]
     "Return the history features that a contract lists."
     features = {}
-    for name in contract.names("history"):
+    for feature in contract.side("history"):
+        name = feature.name
         if name not in HISTORY_FUNCTIONS:
             raise RecsysError(
                 f"the contract has the history feature {name!r}, which no function computes; "
                 "add one to HISTORY_FUNCTIONS in recsys.data.asof"
             )
-        features[name] = HISTORY_FUNCTIONS[name](past, encoded_ids)
+        known = past
+        if feature.is_left_out:
+            n_requests, length = past.rows.shape
+            known = KnownPast.nothing(n_requests, length, past.now)
+        features[name] = HISTORY_FUNCTIONS[name](known, encoded_ids)
     return features
 
 # %% ../../nbs/1_data/03_asof.ipynb #asof-22

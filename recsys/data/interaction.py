@@ -192,7 +192,9 @@ def interaction_features(
         follower_votes=of_followers,
         item_trend=np.where(is_candidate, trend, 0),
     )
-    columns = np.broadcast_arrays(*(values[feature.name] for feature in features))
+    columns = np.broadcast_arrays(
+        *(0.0 if feature.is_left_out else values[feature.name] for feature in features)
+    )
     return np.stack(columns, -1).astype(np.float32)
 
 # %% ../../nbs/1_data/04_interaction.ipynb #interaction-versions-1

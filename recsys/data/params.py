@@ -192,6 +192,12 @@ _CASES_PARAMS = (
         default=False,
         doc="give the towers and the ranker an embedding of the user id",
     ),
+    dict(
+        name="LEAVE_OUT",
+        default="",
+        doc="inputs that no model gets, in training and afterwards, separated by commas: context, "
+        "history, id, trend; `recsys ablate` measures what each is worth",
+    ),
 )
 
 # %% ../../nbs/1_data/00_params.ipynb #params-13

@@ -301,7 +301,7 @@ def _context_columns(tables: PrepTables, encoder: Encoder) -> dict:  # feature -
     contract = encoder.contract
     encoded = encode_context(encoder, tables.events["timestamp"], None)
     columns = {feature.name: encoded[feature.name] for feature in contract.side("context")}
-    if contract["device_type"] is not None:
+    if contract["device_type"] is not None and not contract["device_type"].is_left_out:
         names = np.append(tables.devices, "")  # '' is found by -1, an unknown device
         codes = encoder.encode_category("device_type", names)
         columns["device_type"] = codes[tables.events["device"]]
@@ -443,6 +443,9 @@ def _note_missing_features(record, contract: Contract, left_out: list) -> None:
     for name in ("device_type", "top_category", "text", "image"):
         if contract[name] is None:
             record.note(f"no feature {name}: the source has no such column", falls_away=True)
+    gone = [feature.name for feature in contract if feature.is_left_out]
+    if gone:
+        record.note(f"left out of all models (LEAVE_OUT): {', '.join(gone)}")
     for feature in contract.side("user", "item"):
         if feature.name != feature.source:
             record.note(f"column {feature.source!r} of {feature.side}s: {feature.name} in files")

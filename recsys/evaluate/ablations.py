@@ -271,7 +271,7 @@ def plot_ablations(rows: list):  # of `ablation_rows` -> figure
         key=lambda row: row["difference"],
     )
     lost = -largest["difference"] / max(largest["served"], 1e-12)
-    title = f"{largest['without'].capitalize()} is worth most: without it {lost:.0%} of "
+    title = f"The models rely most on {largest['without']}: without it {lost:.0%} of "
     ax.axvline(0, color="0.5", lw=0.8)
     ax.set_yticks(range(len(names)), [f"without {n}" for n in names])
     ax.invert_yaxis()

@@ -427,7 +427,7 @@ def _change_table(rows: list[dict], system: str, title: str) -> Table:
 def inputs_sections(
     found: dict,  # of `load_evaluation`
 ) -> list[Section]:
-    "Return the sections on what each input is worth; none without ablations."
+    "Return the sections on the models' reliance on each input; none without ablations."
     rows = [
         row
         | {
@@ -447,10 +447,11 @@ def inputs_sections(
     ]
     introduction = (
         f"On {overall[0]['n']:,} cases. Each input takes the value that it has where it is "
-        f"unknown, in candidates, history, index and ranker: {NOT_RETRAINED}, "
-        "so a model trained without the input may lose less."
+        f"unknown, in candidates, history, index and ranker: {NOT_RETRAINED}. "
+        "This shows how far they rely on the input and not what it is worth: models trained "
+        "without it may lose less, or nothing. `recsys ablate` trains them."
     )
-    section = Section(tables, "What each input is worth", introduction)
+    section = Section(tables, "How far the models rely on each input", introduction)
     return [section, *_context_section(found["context"])]
 
 # %% ../../nbs/4_evaluate/14_page.ipynb #page-39

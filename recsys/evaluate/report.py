@@ -268,7 +268,10 @@ def report_closer(
         f"{quality['chosen_a_case']:.2f} are found"
     )
     if ablated:
-        caption = f"What each input is worth, on {quality['cases']:,} cases: {NOT_RETRAINED}"
+        caption = (
+            f"How far the trained models rely on each input, on {quality['cases']:,} cases: "
+            f"{NOT_RETRAINED}"
+        )
         record.figure(plot_ablations(ablated), "ablations", caption)
     caption = f"Predicted and found share over the {quality['over']}"
     record.figure(plot_calibration(quality), "calibration", caption)

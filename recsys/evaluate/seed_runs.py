@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Variant', 'changed_variant', 'params_of_seed', 'source_of_seed', 'execute_run', 'train_variant', 'compare_variants',
-           'markdown_table', 'system_table', 'difference_table', 'paired_tables', 'comparison_page', 'plot_differences',
-           'plot_comparison', 'comparison_title', 'write_comparison']
+           'rows_as_markdown', 'systems_over_seeds', 'difference_table', 'paired_tables', 'comparison_page',
+           'plot_differences', 'plot_comparison', 'comparison_title', 'write_comparison']
 
 # %% ../../nbs/4_evaluate/25_seed_runs.ipynb #seed-runs-02
 import re
@@ -124,7 +124,7 @@ def compare_variants(
     return found
 
 # %% ../../nbs/4_evaluate/25_seed_runs.ipynb #seed-runs-13
-def markdown_table(rows: Sequence[dict]) -> str:
+def rows_as_markdown(rows: Sequence[dict]) -> str:
     "Return rows with the same keys as a Markdown table; fractions have four digits."
     heads = list(rows[0])
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -139,7 +139,7 @@ def _deviation_text(std: float | None) -> str:
     return "-" if std is None else f"{std:.4f}"
 
 
-def system_table(rows: list[dict]) -> list[dict]:  # of `seed_rows`
+def systems_over_seeds(rows: list[dict]) -> list[dict]:  # of `seed_rows`
     "Return the rows of the main metric as a reader wants them: best first."
     shown = [row for row in rows if row["metric"] == MAIN_METRIC]
     return [
@@ -213,10 +213,10 @@ def comparison_page(
         parts += [
             f"## Systems of {variant['name']}{changed}",
             f"Runs: {', '.join(runs)}.",
-            markdown_table(system_table(rows)),
+            rows_as_markdown(systems_over_seeds(rows)),
         ]
     for heading, table in paired_tables(found).items():
-        parts += [f"## {heading}", markdown_table(table)]
+        parts += [f"## {heading}", rows_as_markdown(table)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -68,7 +68,9 @@ def ranker_config(
         )
     embeddings = [feature.dim for feature in contract.item.kind("embedding")]
     with_table = contract.kind("categorical", "list")
-    return dict(
+    # written only where it is so: the description of every other ranker stays as it was
+    identity = dict(has_item_id=False) if contract["item_id"].is_left_out else {}
+    return identity | dict(
         dim=params.DLRM_DIM,
         bottom=_widths(params.DLRM_BOTTOM),
         top=_widths(params.DLRM_TOP),
@@ -214,6 +216,7 @@ class Ranker(tf.keras.Model):
     ):
         super().__init__()
         self.config = config
+        self.has_item_id = config.get("has_item_id", True)
         # the order in which layers and weights are made is the order of the saved weights
         self._add_tables(content)
         self._add_layers(items)
@@ -275,7 +278,8 @@ class Ranker(tf.keras.Model):
         history, ints = ints[:, -recent:], tf.concat([ints[:, :n], ints[:, -recent:]], 1)
         vectors = self.table.table(ints + offsets(self.config, names + ["item_id"] * recent))
         weight = history_weights(self.recency, history)
-        parts = [vectors[:, :n], tf.matmul(weight, vectors[:, n:])]
+        of_history = vectors[:, n:] if self.has_item_id else tf.zeros_like(vectors[:, n:])
+        parts = [vectors[:, :n], tf.matmul(weight, of_history)]
         if self.liked is not None:
             long_memory = weight[:, -1:]
             content = tf.matmul(long_memory, tf.gather(self.content, history))[:, 0]
@@ -289,7 +293,11 @@ class Ranker(tf.keras.Model):
     ):  # [N, F, dim]; the bottom MLP's comes last
         "Return one vector for each item feature: ids, pretrained embeddings, the numbers."
         n = self.config["item"]["numbers"]
-        parts = [self.table.table(ints + offsets(self.config, self.config["item"]["ids"]))]
+        names = self.config["item"]["ids"]
+        vectors = self.table.table(ints + offsets(self.config, names))
+        if not self.has_item_id:
+            vectors *= np.array([[[name != "item_id"]] for name in names], np.float32)[:, 0]
+        parts = [vectors]
         if self.embedded is not None:
             parts.append(self.embedded(floats[:, n:]))
         return tf.concat(parts + bottom(self.item_bottom, floats[:, :n]), 1)
@@ -329,7 +337,8 @@ class Ranker(tf.keras.Model):
         from_mlp = self.out(self.rest(flatten(hidden)))
         parts = from_mlp + self.direct(flatten(cross)) + self.facts(flatten(facts))
         logits = tf.reshape(parts, [-1, c])
-        logits += tf.reshape(self.popularity.table(item_id), [r, c])
+        popularity = tf.reshape(self.popularity.table(item_id), [r, c])
+        logits += popularity if self.has_item_id else tf.zeros_like(popularity)
         if training:
             return logits
         blended = logits + tf.reshape(flatten(interaction_features) @ self.blend, [-1, c])

@@ -93,9 +93,11 @@ class ItemVector(tf.keras.layers.Layer):
         table,  # mm.EmbeddingTable of the item ids
         dim: int,
         scale: np.ndarray,  # what brings the content to unit size, [width]; empty: no content
+        has_id: bool = True,  # False: items of the same content have the same vector
     ):
         super().__init__()
         self.table, self.dim, self.has_content = table, dim, len(scale) > 0
+        self.has_id = has_id
         if not self.has_content:
             return
         self.scale = tf.Variable(
@@ -108,6 +110,8 @@ class ItemVector(tf.keras.layers.Layer):
 
     def call(self, ids, content):  # [n], [n, width] -> [n, dim]
         identity = self.table(tf.expand_dims(ids, -1))
+        if not self.has_id:
+            identity = tf.zeros_like(identity)
         return identity + self.project(content * self.scale) if self.has_content else identity
 
 # %% ../../nbs/2_models/04_towers.ipynb #towers-19
@@ -276,7 +280,9 @@ class TwoTower(tf.keras.Model):
         super().__init__()
         self.contract, self.params = contract, params
         tables = embedding_tables(contract, params.TT_DIM)
-        items = ItemVector(tables["item_id"], params.TT_DIM, content_scale(contract, content))
+        has_id = not contract["item_id"].is_left_out
+        scale = content_scale(contract, content)
+        items = ItemVector(tables["item_id"], params.TT_DIM, scale, has_id)
         heads = len(COMBINERS[params.TT_COMBINER])
         self.history = None
         if heads:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHANGE_OPTION', 'SEEDS_OPTION', 'ESTIMATE_COLUMNS', 'four_digits', 'print_comparison', 'evaluate_command',
-           'leaks_command', 'train_variants', 'print_seed_comparison', 'compare_command', 'estimate_cells',
-           'show_estimates', 'note_warning', 'offpolicy_command', 'print_day', 'monitor_command']
+           'leaks_command', 'train_variants', 'print_seed_comparison', 'compare_command', 'ablate_command',
+           'estimate_cells', 'show_estimates', 'note_warning', 'offpolicy_command', 'print_day', 'monitor_command']
 
 # %% ../../nbs/7_operate/21_cli_judge.ipynb #cli-judge-02
 from pathlib import Path
@@ -174,7 +174,7 @@ def train_variants(variants: list, seeds: int) -> list:  # of `Variant`; paramet
 
 def print_seed_comparison(found: dict) -> None:  # of `compare_variants`
     "Print the systems of each variant and the paired differences."
-    from recsys.evaluate.seed_runs import paired_tables, system_table
+    from recsys.evaluate.seed_runs import paired_tables, systems_over_seeds
     from recsys.evaluate.seeds import interval_words
 
     for variant, rows in zip(found["variants"], found["systems"]):
@@ -182,7 +182,7 @@ def print_seed_comparison(found: dict) -> None:  # of `compare_variants`
             f"{variant['name']}, {found['seeds']} seed(s), {found['cases']:,} cases; "
             f"intervals cover {interval_words(found['seeds'])}"
         )
-        print_rows(title, [four_digits(row) for row in system_table(rows)])
+        print_rows(title, [four_digits(row) for row in systems_over_seeds(rows)])
     for title, rows in paired_tables(found).items():
         print_rows(title, rows)
 
@@ -239,6 +239,52 @@ def compare_command(
         return
     print_seed_comparison(found)
     print_line(f"page: {show_path(page)}, with .json and .png beside it")
+
+# %% ../../nbs/7_operate/21_cli_judge.ipynb #cli-judge-ablate-1
+@app.command(
+    "ablate",
+    rich_help_panel=JUDGE_GROUP,
+    epilog=examples(
+        "recsys ablate --params params/quickstart.yaml",
+        "recsys ablate --params params/quickstart.yaml --without image --without text --seeds 1",
+    ),
+)
+def ablate_command(
+    params: Path = PARAMS_FILE_OPTION,
+    sets: list[str] = SET_OVER_FILE_OPTION,
+    without: list[str] = typer.Option(
+        [],
+        help="input to leave out: image, text, context, history, id, neighbours or trend; may "
+        "stand several times; left out: each in turn",
+    ),
+    seeds: int = SEEDS_OPTION,
+    as_json: bool = JSON_OPTION,
+):
+    "Train a run again without each input; print what that changes, with intervals."
+    without_display()
+    from recsys.evaluate.retrained import (
+        RETRAINED_SYSTEMS,
+        ablate_by_training,
+        main_rows,
+        plot_retrained,
+        retrained_page,
+    )
+    from recsys.evaluate.seed_runs import Variant, difference_table, write_comparison
+
+    chosen = load_params(params, tuple(sets))
+    with output_to_stderr():
+        found = ablate_by_training(Variant(chosen.RUN, chosen), without, seeds, train_variants)
+    page = retrained_page(found, "ablate.png")
+    file = write_comparison(
+        run_dir(chosen) / "ablate", found, page, plot_retrained(found), "ablate"
+    )
+    if as_json:
+        print_as_json(found)
+        return
+    for system in RETRAINED_SYSTEMS:
+        title = f"{system} of {chosen.RUN}: without the input less with it, {seeds} seed(s)"
+        print_rows(title, difference_table(main_rows(found["rows"], system), "without"))
+    print_line(f"page: {show_path(file)}, with .json and .png beside it")
 
 # %% ../../nbs/7_operate/21_cli_judge.ipynb #cli-judge-14
 ESTIMATE_COLUMNS = (  # heading, side; the second interval is that of the gain
