@@ -108,11 +108,11 @@ def test_a_worse_bundle_is_refused(home, server):
     assert (
         not decision["passed"]
         and {r["rule"] for r in decision["rules"] if not r["passed"]}
-        == {"popularity", "gain", "segment"}
+        == {"popularity", "live", "segment"}
         and decision["live"] == before["version"]
     )
     assert (
-        "| NO | gain | all |" in (home / "second/promote/gate.md").read_text()
+        "| NO | live | all |" in (home / "second/promote/gate.md").read_text()
         and not (home / "second/promote/stage.json").exists()
     )
     assert read_live(home) == before and answered_by(server.server) == before["version"]

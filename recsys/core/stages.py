@@ -242,7 +242,7 @@ FULL = (
     ),
     Stage(
         "promote",
-        "7_operate/04_promote",
+        "7_operate/05_promote",
         "recsys.operate.promote:run_promote",
         after=("data_prep", "bundle", "triton"),
         online=True,

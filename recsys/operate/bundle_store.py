@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POINTER_KEYS', 'store_home', 'bundle_path', 'record_path', 'live_lock', 'sync', 'write_durable', 'keep_bundle',
-           'read_record', 'stored_versions', 'read_live', 'checked_live', 'set_live', 'after_promotion',
-           'after_rollback', 'prune_bundles']
+           'read_record', 'is_readable', 'stored_versions', 'read_live', 'checked_live', 'set_live', 'after_promotion',
+           'after_rollback', 'read_anchor', 'set_anchor', 'read_looks', 'keep_look', 'prune_bundles']
 
 # %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-02
 import os
@@ -19,7 +19,8 @@ from ..core.clock import Clock
 from ..core.params import PARAMS, Params, RecsysError
 from ..core.runs import atomic_path, read_json, run_dir, write_json
 from ..data.additions import share_additions
-from ..recommend.bundle import check_bundle
+from ..evaluate.evidence import Look
+from ..recommend.bundle import check_bundle, same_facts
 from ..serve.repository import new_folder
 
 # %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-05
@@ -102,6 +103,11 @@ def read_record(home: Path, version: str) -> dict:  # version, run, online, metr
     return read_json(record_path(home, version))
 
 
+def is_readable(home: Path, version: str) -> bool:
+    "Return whether this version of recsys can serve a stored bundle."
+    return same_facts(read_json(bundle_path(home, version) / "manifest.json"))
+
+
 def stored_versions(home: Path) -> list:
     "Return the versions in the store, the one that was kept last first."
     records = [
@@ -179,13 +185,59 @@ def after_rollback(live: dict) -> tuple:  # version; `earlier` of the pointer
     return live["predecessor"], live["earlier"][:-1]
 
 # %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-21
+def read_anchor(home: Path) -> dict:  # version, since, reason
+    "Return which stored bundle is the anchor; an empty dictionary where there is none."
+    file = Path(home) / "anchor.json"
+    anchor = read_json(file) if file.is_file() else {}
+    return anchor if anchor and bundle_path(home, anchor["version"]).is_dir() else {}
+
+
+def set_anchor(
+    home: Path,
+    version: str,  # stored
+    reason: str,
+) -> dict:  # version, since, reason
+    "Make a stored bundle the anchor; the caller holds the lock."
+    read_record(home, version)
+    check_bundle(bundle_path(home, version))
+    since = datetime.fromtimestamp(Clock().now(), timezone.utc).isoformat()
+    anchor = dict(version=version, since=since, reason=reason)
+    write_durable(Path(home) / "anchor.json", anchor)
+    return anchor
+
+# %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-24
+def read_looks(home: Path) -> list[Look]:
+    "Return the gate's looks, the oldest first; a damaged file raises `RecsysError`."
+    file = Path(home) / "looks.json"
+    if not file.is_file():
+        return []
+    try:
+        return [Look.from_json(saved) for saved in read_json(file)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecsysError(
+            f"{file}: these are not the gate's looks ({type(error).__name__}: {error}); "
+            "move the file away, and the gate counts its looks from 1 again"
+        ) from None
+
+
+def keep_look(home: Path, look: Look) -> None:
+    "Keep a look in place of an earlier one with the same question; the caller holds the lock."
+    known = stored_versions(home)
+    others = [old for old in read_looks(home) if old.question != look.question]
+    kept = [old for old in others if old.live in known]
+    write_durable(Path(home) / "looks.json", [one.to_json() for one in (*kept, look)])
+
+# %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-27
 def prune_bundles(
     home: Path,
-    keep: int,  # bundles that stay, at least the live one and its predecessor
+    keep: int,  # bundles that stay, at least the live one, its predecessor and the anchor
 ) -> list:  # versions that were removed
     "Remove old bundles and what killed processes have left; the caller holds the lock."
     live, versions = read_live(home), stored_versions(home)
     needed = [live[key] for key in ("version", "predecessor") if live.get(key)]
+    anchor = read_anchor(home).get("version")
+    if anchor and anchor not in needed:
+        needed.append(anchor)
     others = [version for version in versions if version not in needed]
     ordered = [*needed, *others]  # the most important first
     removed = [v for v in ordered[max(keep, len(needed)) :] if v in versions]
@@ -203,7 +255,9 @@ def prune_bundles(
 
 def _left_behind(home: Path) -> list:
     "Return temporary files and folders, and bundles without a record."
-    found = list(Path(home).glob(".live.json.*"))
+    found: list[Path] = []
+    for name in ("live", "anchor", "looks"):
+        found += Path(home).glob(f".{name}.json.*")
     for path in (Path(home) / "bundles").glob("*"):
         is_temporary = path.name.startswith(".")
         if is_temporary or (path.is_dir() and not record_path(home, path.name).is_file()):

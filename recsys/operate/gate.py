@@ -4,10 +4,15 @@
 
 # %% auto #0
 __all__ = ['gate_cases', 'same_encoder', 'item_ids', 'features_for', 'popular_lists', 'gate_values', 'compare_candidate',
-           'gate_segments', 'gate_rules', 'decide', 'gate_text', 'plot_gate']
+           'gate_segments', 'gate_evidence', 'Rulebook', 'gate_rules', 'beats_anchor', 'recipe_of', 'decide',
+           'gate_text', 'plot_gate']
 
 # %% ../../nbs/7_operate/02_gate.ipynb #gate-02
+import hashlib
+import json
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +29,16 @@ from ..data.features import as_bytes
 from ..data.prep import encode_tables
 from ..data.prepared import Prepared, load_prepared, open_prepared
 from ..evaluate.cases import DEPTH, is_masked
+from recsys.evaluate.evidence import (
+    Evidence,
+    Look,
+    evidence_so_far,
+    is_shown,
+    look_level,
+    look_number,
+    lower_bound,
+    paired_evidence,
+)
 from ..evaluate.metrics import case_metric, rank_metric, rank_of_relevant
 from ..evaluate.segments import fine_segments, segments
 from ..evaluate.systems import model_lists, past_mask
@@ -148,12 +163,13 @@ def gate_values(
     cases: np.ndarray,  # event rows [B]
     candidate: Bundle,
     live: Bundle | None = None,
-) -> dict:  # candidate, live, popularity -> metric of each case [B]
+    anchor: Bundle | None = None,
+) -> dict:  # candidate, live, anchor, popularity -> metric of each case [B]
     "Return the metric of each system's pages on the gate's cases."
     _, k = rank_metric(params.GATE_METRIC)
     masked = is_masked(prepared, params.MASK_HISTORY)
     values = {}
-    for name, bundle in (("candidate", candidate), ("live", live)):
+    for name, bundle in (("candidate", candidate), ("live", live), ("anchor", anchor)):
         if bundle:
             data, rows = features_for(prepared, bundle, params, cases)
             pages = model_lists(bundle, data, rows, masked, k)["full"]
@@ -176,7 +192,7 @@ def _case_values(
 # %% ../../nbs/7_operate/02_gate.ipynb #gate-19
 def compare_candidate(
     values: dict,  # of `gate_values`
-    other: str,  # live or popularity
+    other: str,  # live, anchor or popularity
     segment: str,  # its name
     mask: np.ndarray,  # bool [B], the cases of the segment
     users: np.ndarray,  # of the cases, [B]
@@ -213,85 +229,193 @@ def gate_segments(
             raise RecsysError(f"GATE_SEGMENTS names {name!r}; there are {', '.join(known)}")
     return {name: known[name] for name in names}
 
-# %% ../../nbs/7_operate/02_gate.ipynb #gate-22
+# %% ../../nbs/7_operate/02_gate.ipynb #gate-21
+def gate_evidence(
+    values: dict,  # of `gate_values`
+    segment_masks: dict,  # name of a segment -> its cases, bool [B]
+    users: np.ndarray,  # user rows of the cases, int [B]
+    params: Params,  # GATE_METRIC
+) -> dict:  # (live or anchor, segment) -> Evidence; none for segments with fewer than two users
+    "Return what the cases say of the candidate against live bundle and anchor."
+    sign = rank_metric(params.GATE_METRIC)[0].sign
+    found = {}
+    masks = dict(all=np.ones(len(users), bool)) | segment_masks
+    for other in ("live", "anchor"):
+        for segment, mask in masks.items():
+            n_units = len(set(users[mask][users[mask] >= 0])) + int((users[mask] < 0).sum())
+            if other in values and (segment == "all" or n_units > 1):
+                own, others = sign * values["candidate"][mask], sign * values[other][mask]
+                found[other, segment] = paired_evidence(own, others, users[mask])
+    return found
+
+# %% ../../nbs/7_operate/02_gate.ipynb #gate-24
+@dataclass(frozen=True)
+class Rulebook:
+    """The rules of the gate on one look.
+
+    GATE_MIN_GAIN, GATE_MAX_DROP and GATE_ANCHOR_DROP are shares of the reference's own mean: with
+    a GATE_MIN_GAIN of 0.02 the candidate must be shown to be more than 2 % better. A segment of
+    fewer than GATE_MIN_CASES cases passes.
+    """
+
+    values: dict  # of `gate_values`
+    users: np.ndarray  # user rows of the cases, int [B]
+    params: Params  # those that begin with GATE_, BOOTSTRAP, SEED
+    look: Look
+    earlier: Sequence[Look] = ()  # kept looks
+
+    def popularity(self) -> dict:
+        "Return the outcome of the rule that the candidate is above popularity."
+        row = self._compare("popularity", "all", np.ones(len(self.users), bool))
+        wanted = "wanted the whole interval above 0"
+        return self._outcome("popularity", row, row["low"] > 0, wanted)
+
+    def level(self) -> float:
+        "Return the level of this look."
+        return look_level(look_number(self.earlier, self.look), self.params.GATE_ALPHA)
+
+    def least_share(self, other: str, segment: str) -> float:
+        "Return the difference that must be reached, as a share of the reference's mean."
+        if segment != "all":
+            return -self.params.GATE_MAX_DROP
+        if other == "anchor":
+            return -self.params.GATE_ANCHOR_DROP
+        return self.params.GATE_MIN_GAIN
+
+    def shown(
+        self,
+        other: str,  # live or anchor
+        segment: str,
+        mask: np.ndarray,  # bool [B], the cases of the segment
+    ) -> dict:
+        "Return the outcome of the rule that the candidate is shown to lose no more than allowed."
+        rule = "segment" if other == "live" and segment != "all" else other
+        today = self.look.evidence.get((other, segment))
+        n_cases = int(mask.sum())
+        is_small = segment != "all" and n_cases < self.params.GATE_MIN_CASES
+        if today is None or is_small:
+            return self._unjudged(rule, other, segment, n_cases)
+        so_far, n_looks = evidence_so_far(
+            self.earlier, self.look, (other, segment), self.params.GATE_LOOKS
+        )
+        share, row = self.least_share(other, segment), self._compare(other, segment, mask)
+        passed = is_shown(so_far, today, share, self.level())
+        bound, least = lower_bound(so_far, self.level()), share * so_far.value
+        row |= dict(looks=n_looks, so_far=so_far.difference, bound=bound, least=least)
+        return self._outcome(rule, row, passed, _wanted(row, today, share))
+
+    def _compare(self, other: str, segment: str, mask: np.ndarray) -> dict:
+        "Return the figures of one comparison."
+        return compare_candidate(self.values, other, segment, mask, self.users, self.params)
+
+    def _unjudged(self, rule: str, other: str, segment: str, cases: int) -> dict:
+        "Return the outcome of a rule on a segment that is too small."
+        reason = f"{segment.replace('_', ' ')}: {cases} cases, too few to judge"
+        return dict(
+            rule=rule, other=other, segment=segment, cases=cases, passed=True, reason=reason
+        )
+
+    def _outcome(self, rule: str, row: dict, passed: bool, wanted: str) -> dict:
+        "Return a comparison with the rule's outcome and the sentence that explains it."
+        reason = (
+            f"{row['segment'].replace('_', ' ')}: {self.params.GATE_METRIC} {row['candidate']:.4f} "
+            f"against {row['other']}'s {row['value']:.4f}, {row['difference']:+.4f} "
+            f"({row['low']:+.4f} to {row['high']:+.4f}), {row['cases']:,} cases; {wanted}"
+        )
+        return row | dict(rule=rule, passed=bool(passed), reason=reason)
+
+
+def _wanted(row: dict, today: Evidence, share: float) -> str:
+    "Return what the looks show, and what is wanted."
+    looks = "shown" if row["looks"] == 1 else f"{row['looks']} looks together show it"
+    text = f"{looks} to be above {row['bound']:+.4f}, wanted {row['least']:+.4f} or more"
+    if row["bound"] >= row["least"] and today.difference < share * today.value:
+        return f"{text}, and so the estimate of today alone"
+    if row["bound"] < row["least"] < row["so_far"]:
+        return f"{text}; the loss may be smaller than allowed, more cases or days can show it"
+    return text
+
+# %% ../../nbs/7_operate/02_gate.ipynb #gate-25
 def gate_rules(
-    values: dict,  # candidate, popularity and maybe live -> metric of each case, float [B]
+    values: dict,  # candidate, popularity, maybe live and anchor -> metric of each case, float [B]
     segment_masks: dict,  # name of a segment -> its cases, bool [B]; of `gate_segments`
     users: np.ndarray,  # user rows of the cases, int [B]
     params: Params,  # those that begin with GATE_, BOOTSTRAP, SEED
-) -> list:  # of dicts: the keys of `compare_candidate`, and rule, passed, reason
-    """Return the outcome of each rule: above popularity, a gain on the whole, no segment falls.
+    look: Look,  # today's, with its evidence
+    earlier: Sequence[Look] = (),  # looks that were kept
+) -> list:  # of dicts: the keys of `compare_candidate`, and rule, passed, reason, bound, least ...
+    """Return the outcome of each rule: above popularity, and no loss against live and anchor.
 
     Without a live bundle there is only the rule on popularity, and none where GATE_POPULARITY is
-    off. GATE_MIN_GAIN and GATE_MAX_DROP are shares of the live bundle's own mean: with a minimum
-    gain of 0.02 the candidate must be at least 2 % better. A segment with fewer than
-    GATE_MIN_CASES cases passes; its dict has only rule, segment, cases, passed and reason.
+    off. A segment that is not judged has only rule, other, segment, cases, passed and reason.
     """
-    rows = []
-    everyone = np.ones(len(users), bool)
-    if params.GATE_POPULARITY:
-        row = compare_candidate(values, "popularity", "all", everyone, users, params)
-        wanted = "the whole interval above 0"
-        rows.append(_judged("popularity", row, row["low"] > 0, wanted, params))
-    if "live" not in values:
-        return rows
-    row = compare_candidate(values, "live", "all", everyone, users, params)
-    least = params.GATE_MIN_GAIN * row["value"]
-    is_gain = row["difference"] >= least
-    rows.append(_judged("gain", row, is_gain, f"{least:+.4f} or more", params))
-    for segment, mask in segment_masks.items():
-        rows.append(_judge_segment(values, segment, mask, users, params))
+    rules = Rulebook(values, users, params, look, earlier)
+    rows = [rules.popularity()] if params.GATE_POPULARITY else []
+    masks = dict(all=np.ones(len(users), bool)) | segment_masks
+    for other in ("live", "anchor"):
+        if other in values:
+            rows += [rules.shown(other, segment, mask) for segment, mask in masks.items()]
     return rows
 
+# %% ../../nbs/7_operate/02_gate.ipynb #gate-35
+def beats_anchor(
+    rules: list,  # of `gate_rules`
+) -> bool:
+    "Return whether the rules show that the candidate is better than the anchor."
+    whole = {row["rule"]: row for row in rules if row["segment"] == "all"}
+    row = whole.get("anchor", whole.get("live", {}))
+    return row.get("bound", 0.0) > 0
 
-def _judge_segment(
-    values: dict, segment: str, mask: np.ndarray, users: np.ndarray, params: Params
-) -> dict:
-    "Return the outcome of the rule that a segment may not fall below the live bundle."
-    cases = int(mask.sum())
-    if cases < params.GATE_MIN_CASES:
-        reason = f"{segment.replace('_', ' ')}: {cases} cases, too few to judge"
-        return dict(rule="segment", segment=segment, cases=cases, passed=True, reason=reason)
-    row = compare_candidate(values, "live", segment, mask, users, params)
-    least = -params.GATE_MAX_DROP * row["value"]
-    has_fallen = row["difference"] < least and row["high"] < 0
-    wanted = f"no loss beyond {least:+.4f} with the interval below 0"
-    return _judged("segment", row, not has_fallen, wanted, params)
+# %% ../../nbs/7_operate/02_gate.ipynb #gate-44
+def recipe_of(bundle: Bundle) -> str:
+    "Return a hash of the parameters that a bundle was trained with, the seeds excepted."
+    given = bundle.manifest.get("parameters", {})
+    trained_with = {
+        name: value for name, value in given.items() if name not in ("SEED", "TRAIN_SEED")
+    }
+    text = json.dumps(trained_with, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _judged(rule: str, row: dict, passed: bool, wanted: str, params: Params) -> dict:
-    "Return a comparison with the rule's outcome and the sentence that explains it."
-    reason = (
-        f"{row['segment'].replace('_', ' ')}: {params.GATE_METRIC} {row['candidate']:.4f} "
-        f"against {row['other']}'s {row['value']:.4f}, {row['difference']:+.4f} "
-        f"({row['low']:+.4f} to {row['high']:+.4f}), {row['cases']:,} cases; wanted {wanted}"
-    )
-    return row | dict(rule=rule, passed=bool(passed), reason=reason)
+def _own_version(bundle: Bundle | None) -> str:
+    "Return a bundle's version without the number of items that were added to it."
+    return bundle.version.partition("+")[0] if bundle else ""
 
-# %% ../../nbs/7_operate/02_gate.ipynb #gate-28
+
 def decide(
     params: Params,
     candidate: Bundle,
     live: Bundle | None = None,  # None: nothing is live, or it cannot be asked
-) -> dict:  # candidate, live, passed, reasons, rules ...
+    anchor: Bundle | None = None,  # None: there is none beside the live bundle
+    earlier: Sequence[Look] = (),  # looks that the store has kept
+) -> dict:  # candidate, live, anchor, passed, reasons, rules, look ...
     "Return the gate's decision on a run's candidate, with everything that speaks against it."
     prepared = load_prepared(params)
     cases = gate_cases(prepared, params)
     users, timestamps = (np.asarray(prepared.events[name][cases]) for name in ("user", "timestamp"))
     segment_masks = gate_segments(prepared, cases, params)
     first, last = int(timestamps.min()), int(timestamps.max())
-    reasons, notes, rules = [], [], []
+    reasons, rules, look = [], [], None
     overlap = f"was trained on the cases that it is judged by, which are {_iso(first)} to "
-    if _is_trained_on(prepared, candidate, first):
+    is_fair = not _is_trained_on(prepared, candidate, first)
+    if not is_fair:
         reasons.append(f"the candidate {overlap}{_iso(last)}")
-    if live is None:
-        notes.append("nothing is live: there is only popularity to compare with")
-    elif _is_trained_on(prepared, live, first):
+    notes = _notes(live, anchor)
+    if live and _is_trained_on(prepared, live, first):
         notes.append(f"the live bundle {overlap}{_iso(last)}")
     try:
-        rules = gate_rules(
-            gate_values(params, prepared, cases, candidate, live), segment_masks, users, params
+        values = gate_values(params, prepared, cases, candidate, live, anchor)
+        look = Look(
+            candidate=_own_version(candidate),
+            live=_own_version(live),
+            anchor=_own_version(anchor),
+            recipe=recipe_of(candidate),
+            metric=params.GATE_METRIC,
+            first=first,
+            last=last,
+            evidence=gate_evidence(values, segment_masks, users, params),
         )
+        rules = gate_rules(values, segment_masks, users, params, look, earlier)
     except RecsysError as error:
         reasons.append(str(error))
     except Exception as error:  # a broken bundle may fail in any way
@@ -301,6 +425,7 @@ def decide(
         run=params.RUN,
         candidate=candidate.version,
         live=live.version if live else None,
+        anchor=anchor.version if anchor else None,
         metric=params.GATE_METRIC,
         cases=len(cases),
         first=_iso(first),
@@ -309,8 +434,17 @@ def decide(
         reasons=reasons,
         notes=notes,
         rules=rules,
+        number=look_number(earlier, look) if look and look.evidence else None,
+        look=look.to_json() if look and look.evidence and is_fair else None,
         parameters={name: params[name] for name in params if name.startswith("GATE_")},
     )
+
+
+def _notes(live: Bundle | None, anchor: Bundle | None) -> list:
+    "Return what a person should know about the bundles that are compared with."
+    if live is None and anchor is None:
+        return ["nothing is live: there is only popularity to compare with"]
+    return [] if anchor else ["the live bundle is the anchor, too"]
 
 
 def _is_trained_on(prepared: Prepared, bundle: Bundle, first: int) -> bool:
@@ -322,7 +456,7 @@ def _iso(timestamp: int) -> str:
     "Return a time in seconds since 1970 UTC as text."
     return datetime.fromtimestamp(timestamp, timezone.utc).isoformat()
 
-# %% ../../nbs/7_operate/02_gate.ipynb #gate-36
+# %% ../../nbs/7_operate/02_gate.ipynb #gate-52
 def gate_text(
     decision: dict,  # of `decide`, with `forced` where a person has overruled the gate
 ) -> str:  # Markdown
@@ -332,9 +466,10 @@ def gate_text(
     parts = [f"# Bundle {decision['candidate']} of run {decision['run']}: {outcome}\n\n"]
     if decision.get("forced"):
         parts.append(f"Promoted nevertheless: {decision['forced']}\n\n")
+    anchor = f" and anchor {decision['anchor']}" if decision.get("anchor") else ""
     parts.append(
-        f"Compared with {live} on {decision['cases']:,} cases, "
-        f"{decision['first']} to {decision['last']}.\n"
+        f"Compared with {live}{anchor} on {decision['cases']:,} cases, "
+        f"{decision['first']} to {decision['last']}.\n{_rule_in_words(decision)}"
     )
     for title, lines in (("Against it", decision["reasons"]), ("Notes", decision["notes"])):
         if lines:
@@ -343,26 +478,40 @@ def gate_text(
     parts.append(
         f"\n## Rules on {metric.title}@{length}\n"
         f"{metric.title}: {metric.description}.\n\n"
-        "| passed | rule | segment | cases | difference | 95 % interval |\n"
-        "|---|---|---|---|---|---|\n"
+        "| passed | rule | segment | cases | difference | 95 % interval | shown to be above | "
+        "wanted at least | looks |\n|---|---|---|---|---|---|---|---|---|\n"
     )
     parts += [_rule_row(rule) for rule in decision["rules"]]
     given = ", ".join(f"{name} {value}" for name, value in decision["parameters"].items())
     return "".join([*parts, f"\n{given}\n"])
 
 
+def _rule_in_words(decision: dict) -> str:
+    "Return what a bundle has to show; nothing for decisions of older versions."
+    if not decision.get("number"):
+        return ""
+    level = look_level(decision["number"], decision["parameters"]["GATE_ALPHA"])
+    return (
+        "It passes where the data show, and do not only estimate, that it loses no more than the "
+        f"allowed share. This is look {decision['number']} at candidates for the live bundle's "
+        f"place, at a level of {level:.2%}; all looks together err with a probability of at most "
+        f"{decision['parameters']['GATE_ALPHA']:.0%}.\n"
+    )
+
+
 def _rule_row(rule: dict) -> str:
     "Return the outcome of a rule as a row of a Markdown table."
-    difference, low, high = (
-        f"{rule[name]:+.4f}" if name in rule else "" for name in ("difference", "low", "high")
+    difference, low, high, bound, least = (
+        f"{rule[name]:+.4f}" if name in rule else ""
+        for name in ("difference", "low", "high", "bound", "least")
     )
     passed = "yes" if rule["passed"] else "NO"
     return (
         f"| {passed} | {rule['rule']} | {rule['segment']} | {rule['cases']:,} | "
-        f"{difference} | {low} to {high} |\n"
+        f"{difference} | {low} to {high} | {bound} | {least} | {rule.get('looks', '')} |\n"
     )
 
-# %% ../../nbs/7_operate/02_gate.ipynb #gate-38
+# %% ../../nbs/7_operate/02_gate.ipynb #gate-54
 def plot_gate(
     decision: dict,  # of `decide`
 ):  # matplotlib Figure
@@ -380,6 +529,10 @@ def plot_gate(
     axes.errorbar(differences, places, xerr=[below, above], fmt="none", ecolor="0.5", capsize=3)
     axes.scatter(differences, places, c=colours, edgecolors="black", zorder=3)
     axes.axvline(0, color="0.7", lw=1)
+    for place, row in enumerate(rows):
+        if "bound" in row:  # decisions of older versions have none
+            axes.plot([row["bound"]], [place], "k|", ms=12, mew=2)
+            axes.plot([row["least"]] * 2, [place - 0.4, place + 0.4], "k:", lw=1.5)
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     (metric, length), rules = rank_metric(decision["metric"]), decision["rules"]

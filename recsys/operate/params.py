@@ -64,24 +64,47 @@ _GATE_PARAMS = (
     ),
     dict(
         name="GATE_MIN_GAIN",
-        default=0.0,
-        doc="relative gain over the live bundle that the candidate must reach; below 0: a "
-        "tolerated loss",
+        default=-0.01,
+        doc="gain over the live bundle that the candidate must be shown to have, as a share of "
+        "the live bundle's metric; below 0: the loss that is allowed",
         low=-1.0,
         high=10.0,
     ),
     dict(
         name="GATE_SEGMENTS",
         default="warm_user,new_user,anonymous",
-        doc="segments that may not fall below the live bundle, separated by commas",
+        doc="segments in which live bundle and anchor are compared as well, separated by commas",
     ),
     dict(
         name="GATE_MAX_DROP",
         default=0.05,
-        doc="relative loss that a segment may have; a larger loss refuses the candidate if "
-        "its interval lies below 0",
+        doc="share of its metric that a segment may lose against live bundle and anchor; the "
+        "candidate must be shown to lose less",
         low=0.0,
         high=1.0,
+    ),
+    dict(
+        name="GATE_ANCHOR_DROP",
+        default=0.02,
+        doc="share of the anchor's metric that all promotions together may lose; the candidate "
+        "must be shown to lose less",
+        low=0.0,
+        high=1.0,
+    ),
+    dict(
+        name="GATE_ALPHA",
+        default=0.05,
+        doc="probability that a candidate with more than the allowed loss takes a live bundle's "
+        "place, over all looks at candidates together",
+        low=1e-06,
+        high=0.5,
+    ),
+    dict(
+        name="GATE_LOOKS",
+        default=7,
+        doc="largest number of successive looks whose evidence is put together",
+        low=1,
+        high=1000,
     ),
     dict(
         name="GATE_MIN_CASES",
@@ -98,7 +121,7 @@ _GATE_PARAMS = (
     dict(
         name="KEEP_BUNDLES",
         default=5,
-        doc="bundles kept in the store, the live one and the one before it included",
+        doc="bundles kept in the store; the live one, the one before it and the anchor always stay",
         low=2,
         high=1000,
     ),
