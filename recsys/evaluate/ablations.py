@@ -29,6 +29,12 @@ from ..recommend.snapshot import ItemColumns
 CONTENT = ("image", "text")  # inputs of items, hidden in a bundle; the others are of requests
 
 
+def _user_names(contract: Contract, what: str) -> list[str]:
+    "Return the features that hiding the user id, or the user's attributes, makes unknown."
+    names = contract.names("user")
+    return [name for name in names if (name == "user_id") == (what == "user id")]
+
+
 def hideable(contract: Contract) -> list[str]:
     "Return the names of the inputs of a contract that can be hidden."
     present = {
@@ -36,20 +42,24 @@ def hideable(contract: Contract) -> list[str]:
         "text": contract["text"],
         "history": True,
         "context": contract.side("context"),
-        "user id": contract.side("user"),
+        "user id": contract["user_id"],
+        "user attributes": _user_names(contract, "user attributes"),
     }
     return [name for name, found in present.items() if found]
 
 
 def hide_query(
     prep: Prepared,
-    what: str,  # history, context or user id
+    what: str,  # history, context, user id or user attributes
 ) -> Prepared:
     "Return a copy of prepared data in which one input of every request is unknown."
     hidden, events = copy.copy(prep), dict(prep.events)
     n = len(events["user"])
-    if what == "user id":
-        events["user"] = np.full(n, -1)
+    if what.startswith("user"):
+        columns = dict(prep.user_columns)
+        for name in _user_names(prep.contract, what):
+            columns[name] = np.full_like(columns[name], columns[name][-1])  # the unknown user's
+        hidden.user_columns = columns
     if what == "context":
         events |= {f.name: np.full(n, NULL) for f in prep.contract.side("context")}
     if what == "history":

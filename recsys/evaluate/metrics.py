@@ -6,13 +6,13 @@
 __all__ = ['OVER_CASES', 'REPORTED_LENGTHS', 'MAIN_METRIC', 'METRICS', 'rank_of_relevant', 'rank_in_scores', 'hits_at',
            'mark_hits', 'recall', 'precision', 'hit_rate', 'ndcg', 'mrr', 'average_precision', 'recall_of_rank',
            'mrr_of_rank', 'exposure', 'coverage', 'gini', 'mean_of_list', 'novelty', 'popularity_bias',
-           'intra_list_diversity', 'metric_row', 'metric_rows', 'ListCases', 'Metric', 'basket_rows', 'case_metrics',
-           'rank_metric', 'case_metric', 'main_metrics']
+           'intra_list_diversity', 'metric_row', 'metric_rows', 'ListCases', 'Metric', 'basket_rows', 'repeated_rows',
+           'case_metrics', 'rank_metric', 'case_metric', 'main_metrics']
 
 # %% ../../nbs/4_evaluate/01_metrics.ipynb #metrics-02
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from scipy.stats import rankdata
@@ -286,6 +286,11 @@ class ListCases:
         "The items of each known user's basket, with the number of its first case."
         return basket_rows(self)
 
+    @cached_property
+    def is_repeat(self) -> np.ndarray:  # bool, one for each row of `baskets`
+        "Whether the user had chosen the item before the basket, in any part of the data."
+        return repeated_rows(self)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -363,19 +368,75 @@ def basket_rows(
     return case, item
 
 
-def _basket_recall(items: np.ndarray, cases: ListCases) -> np.ndarray | None:
-    "Return the found share of each basket at its first case; None without baskets."
+def repeated_rows(cases: ListCases) -> np.ndarray:  # bool, one for each row of `baskets`
+    "Return whether each item of a basket was chosen by its user before the basket's time."
     case, item = cases.baskets
-    size = np.bincount(case, minlength=len(items))
-    if size.max(initial=0) < 2:
+    user, item_of, when = (np.asarray(cases.events[name]) for name in ("user", "item", "timestamp"))
+    choices = np.flatnonzero(np.asarray(cases.events["case"]) & (user >= 0))
+    of_case = cases.positions[case]
+    n_items = len(cases.counts)
+    keys, place = np.unique(user[choices] * n_items + item_of[choices], return_inverse=True)
+    first_time = np.full(len(keys), np.iinfo(np.int64).max)
+    np.minimum.at(first_time, place, when[choices])
+    row = np.searchsorted(keys, user[of_case] * n_items + item)
+    return first_time[row] < when[of_case]
+
+
+def _basket_metric(
+    items: np.ndarray,  # item rows [B, k], -1 padded
+    cases: ListCases,
+    gain: str,  # recall or ndcg
+    part: str = "all",  # all items of a basket; repeat: those chosen before; explore: the others
+) -> np.ndarray | None:  # [B]; NaN where a basket has no item of this part
+    "Return a metric of each basket at its first case; None without baskets."
+    case, item = cases.baskets
+    if np.bincount(case, minlength=1).max() < 2:
         return None
-    is_found = (items[case] == item[:, None]).any(1)
-    found = np.bincount(case, is_found, minlength=len(items))
-    return np.where(size > 0, found / np.maximum(size, 1), np.nan)
+    if part != "all":
+        is_part = cases.is_repeat == (part == "repeat")
+        case, item = case[is_part], item[is_part]
+    size = np.bincount(case, minlength=len(items))
+    is_found = items[case] == item[:, None]
+    if gain == "recall":
+        gains, best = is_found.any(1), np.maximum(size, 1)
+    else:
+        discount = rank_discount(np.arange(items.shape[1]))
+        gains = is_found @ discount
+        best = np.cumsum(discount)[np.clip(size, 1, items.shape[1]) - 1]
+    found = np.bincount(case, gains, minlength=len(items))
+    return np.where(size > 0, found / best, np.nan)
 
 # %% ../../nbs/4_evaluate/01_metrics.ipynb #metrics-88
 REPORTED_LENGTHS = (10, 20, 50)  # list lengths of metrics of kind rank
 MAIN_METRIC = "ndcg@10"  # systems are ordered and settings are chosen by it
+_BASKET_PARTS = {  # part -> suffix of the title, whose items
+    "all": ("", "the items bought together"),
+    "repeat": (", repeats", "a basket's items that the user had chosen before"),
+    "explore": (", new items", "a basket's items that the user had not chosen before"),
+}
+_BASKET_GAINS = {  # gain -> title, what of the items
+    "recall": ("basket recall", "share of {} that are on the list, each basket once"),
+    "ndcg": ("basket NDCG", "NDCG of {}, each basket once"),
+}
+
+
+def _basket_metrics() -> list[Metric]:
+    "Return recall and NDCG of baskets, of their repeated items and of their new items."
+    return [
+        Metric(
+            name=f"basket_{gain}" + ("" if part == "all" else f"_{part}"),
+            kind="list",
+            function=partial(_basket_metric, gain=gain, part=part),
+            title=title + suffix,
+            description=words.format(whose),
+            higher_is_better=True,
+            lengths=REPORTED_LENGTHS if part == "all" else (10,),
+        )
+        for part, (suffix, whose) in _BASKET_PARTS.items()
+        for gain, (title, words) in _BASKET_GAINS.items()
+    ]
+
+
 METRICS = {
     metric.name: metric
     for metric in (
@@ -408,15 +469,7 @@ METRICS = {
             higher_is_better=True,
             lengths=REPORTED_LENGTHS,
         ),
-        Metric(
-            name="basket_recall",
-            kind="list",
-            function=_basket_recall,
-            title="basket recall",
-            description="share of the items bought together that are on the list, each basket once",
-            higher_is_better=True,
-            lengths=REPORTED_LENGTHS,
-        ),
+        *_basket_metrics(),
         Metric(
             name="coverage",
             kind="list",

@@ -205,6 +205,13 @@ def card_limits(card: dict) -> list[str]:
             f"The ranker predicts {predicted:.2f} choices a case and {observed:.2f} are found: its"
             " outputs order items, they are not probabilities."
         )
+    page = calibration.get("page")
+    if page and page["ratio"] is not None and abs(page["ratio"] - 1) > WELL_CALIBRATED:
+        limits.append(
+            f"At the first {page['places']} places the ranker predicts {page['predicted']:.3f}"
+            f" choices a page and {page['observed']:.3f} are found, a ratio of"
+            f" {page['ratio']:.2f}: recalibrate before a threshold is put on its outputs."
+        )
     for column in GROUP_COLUMNS:
         if column not in card["fairness"]:
             limits.append(f"The table of users has no groups by {column}: fairness is unknown.")

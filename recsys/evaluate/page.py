@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PAGE_LENGTH', 'pick_examples', 'where_lost', 'name_items', 'make_examples', 'format_number', 'Interval', 'Difference',
            'interval_of', 'select_rows', 'interval_table', 'shown_metrics', 'summarize', 'visitor_rows',
-           'systems_section', 'load_evaluation', 'metrics_section', 'segments_sections', 'inputs_sections', 'Mark',
-           'Reliability', 'draw_reliability', 'calibration_section', 'ExampleCard', 'examples_sections', 'runs_section',
-           'run_names', 'compare_with', 'write_page']
+           'systems_section', 'load_evaluation', 'metrics_section', 'segments_sections', 'inputs_sections',
+           'calibration_section', 'ExampleCard', 'examples_sections', 'runs_section', 'run_names', 'compare_with',
+           'write_page']
 
 # %% ../../nbs/4_evaluate/14_page.ipynb #page-02
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from ..core.run_summary import VISITORS
 from ..core.runs import atomic_path, read_json, run_dir
 from ..data.prepared import Prepared, load_prepared, past_items
 from .ablations import NOT_RETRAINED
+from .calibration import draw_reliability, page_words
 from .metrics import MAIN_METRIC, METRICS, Metric
 from .saved_ranks import SavedRanks, compare_runs, load_ranks
 from .systems import load_user_ids, model_lists
@@ -307,11 +308,9 @@ def _visitors_table(systems: list[dict], rows: list[dict]) -> Table:
     "Return the table of each system's NDCG@10 for warm users, new users and anonymous cases."
     table = visitor_rows(systems, rows)
     n_cases = {r["segment"]: r["n"] for r in rows if r["metric"] == MAIN_METRIC}
-    present = [segment for segment, name in VISITORS.items() if name in table[0]]
-    head = ["system", *(f"{VISITORS[name]}, {n_cases[name]:,} cases" for name in present)]
-    cells = [
-        [row["system"], *(format_number(row[VISITORS[name]]) for name in present)] for row in table
-    ]
+    present = {name: n_cases[key] for key, name in VISITORS.items() if name in table[0]}
+    head = ["system", *(f"{name}, {n:,} cases" for name, n in present.items())]
+    cells = [[row["system"], *(format_number(row[name]) for name in present)] for row in table]
     return Table(cells, head, "NDCG@10 by what is known of the visitor")
 
 
@@ -454,50 +453,6 @@ def inputs_sections(
     section = Section(tables, "How far the models rely on each input", introduction)
     return [section, *_context_section(found["context"])]
 
-# %% ../../nbs/4_evaluate/14_page.ipynb #page-39
-@dataclass(frozen=True)
-class Mark:
-    "A dot or a tick of a drawing; places in points."
-
-    x: str
-    y: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Reliability:
-    "A drawing of predicted probability against the share that was chosen."
-
-    dots: list  # of `Mark`, one for each group
-    ticks: list  # of `Mark`, on both axes
-    template: ClassVar[str] = "reliability.html"
-
-
-def draw_reliability(
-    quality: dict,  # of calibration.json
-) -> Reliability | None:  # None where nothing was chosen
-    "Return a drawing of predicted probability against the share that was chosen."
-    predicted, observed, _ = np.reshape(quality["table"], (-1, 3)).T
-    predicted, observed = predicted[observed > 0], observed[observed > 0]
-    if not len(predicted):
-        return None
-    low = np.floor(np.log10(min(predicted.min(), observed.min())))
-    high = np.ceil(np.log10(max(predicted.max(), observed.max())))
-    high = max(high, low + 1)
-
-    def place(value: float) -> float:  # 0 to 300 along an axis
-        return 300 * (np.log10(value) - low) / (high - low)
-
-    ticks = [
-        Mark(f"{50 + place(t):.0f}", f"{314 - place(t):.0f}", f"{t:g}")
-        for t in 10.0 ** np.arange(low, high + 1)
-    ]
-    dots = [
-        Mark(f"{50 + place(x):.1f}", f"{310 - place(y):.1f}", f"{x:.2g} predicted, {y:.2g} chosen")
-        for x, y in zip(predicted, observed)
-    ]
-    return Reliability(dots, ticks)
-
 # %% ../../nbs/4_evaluate/14_page.ipynb #page-41
 _CALIBRATION_FIGURES = {  # heading -> field of calibration.json
     "AUC": "auc",
@@ -523,7 +478,23 @@ def calibration_section(
     )
     drawing = draw_reliability(quality)
     blocks = [Table(figures)] if drawing is None else [drawing, Table(figures)]
-    return Section([Row(blocks)], "Calibration of the ranker", introduction)
+    page = quality.get("page")
+    tables = [] if page is None else [_page_table(page)]
+    return Section([Row(blocks), *tables], "Calibration of the ranker", introduction)
+
+
+def _page_table(page: dict) -> Table:  # of `page_quality`
+    "Return predicted and observed choices at the places of a page, in groups by prediction."
+    rows = [
+        [
+            *(format_number(share) for share in (predicted, observed)),
+            format_number(predicted / observed if observed else None, digits=2),
+            f"{n:,.0f}",
+        ]
+        for predicted, observed, n in page["table"]
+    ]
+    head = ["promised", "chosen", "promised by chosen", "candidates"]
+    return Table(rows, head, page_words(page).capitalize())
 
 # %% ../../nbs/4_evaluate/14_page.ipynb #page-44
 @dataclass(frozen=True)

@@ -22,7 +22,13 @@ from recsys.evaluate.ablations import (
     plot_ablations,
 )
 from .baselines import GRIDS, load_lists
-from .calibration import plot_calibration, predicted_choices, ranker_quality
+from recsys.evaluate.calibration import (
+    page_quality,
+    page_words,
+    plot_calibration,
+    predicted_choices,
+    ranker_quality,
+)
 from .cases import is_masked, test_cases
 from .metrics import MAIN_METRIC, main_metrics, rank_of_relevant
 from .saved_ranks import hidden_words, save_ranks
@@ -231,8 +237,10 @@ def look_closer(
     with record.timing("context"):
         context = _context_gains(params, prep, cases, hidden)
     with record.timing("calibration"):
-        probability, is_chosen, _ = predicted_choices(bundle, prep, positions, masked)
-        quality = ranker_quality(probability, is_chosen, len(positions))
+        choices = predicted_choices(bundle, prep, positions, masked)
+        quality = ranker_quality(*choices[:2], len(positions))
+        draws = params.BOOTSTRAP
+        quality["page"] = page_quality(*choices, cases.users, draws=draws, seed=params.SEED)
     write_json(record.dir / "ablations.json", ablated)
     write_json(record.dir / "context.json", context)
     write_json(record.dir / "calibration.json", quality)
@@ -267,6 +275,11 @@ def report_closer(
         f"the ranker promises {quality['predicted_a_case']:.2f} choices a case, "
         f"{quality['chosen_a_case']:.2f} are found"
     )
+    page = quality["page"]
+    record.note(page_words(page))
+    if page["ratio"] is not None:
+        name = f"ranker, predicted by observed choices in {page['places']} places"
+        record.metrics[name] = page["ratio"]
     if ablated:
         caption = (
             f"How far the trained models rely on each input, on {quality['cases']:,} cases: "
