@@ -144,7 +144,7 @@ def plot_systems(
 
 # %% ../../nbs/4_evaluate/13_report.ipynb #report-14
 _MAIN_SEGMENTS = ("all", "warm_user", "new_user", "anonymous", "warm_item", "new_item")
-_PLOTTED_SYSTEMS = ("full", "retrieval", "ease", "item_knn", "popularity", "oracle")
+_PLOTTED_SYSTEMS = ("full", "retrieval", "context_ease", "ease", "popularity", "oracle")
 
 
 def plot_segments(
