@@ -16,13 +16,16 @@ from recsys.data.asof import mark_cases
 from recsys.data.features import FIRST, Contract, Encoder, as_bytes, make_contract
 from recsys.data.prep import encode_tables
 from recsys.data.prepared import open_prepared, past_items
-from recsys.evaluate.baselines import baseline_lists, settings_grid
+from recsys.evaluate.baselines import baseline_lists, choose_baselines, settings_grid
 from recsys.evaluate.cases import test_cases as cases_of_split
 from recsys.evaluate.leaks import at_moment
 from recsys.evaluate.metrics import case_metrics, rank_of_relevant
 from recsys.evaluate.raw_tables import RawRun
 from recsys.evaluate.recomputed_features import check_features
-from recsys.evaluate.recomputed_tables import check_neighbours
+from recsys.evaluate.recomputed_tables import _expected_counts as expected_counts
+from recsys.evaluate.recomputed_tables import check_neighbours, compare_arrays
+from recsys.evaluate.systems import load_user_ids
+from recsys.models.batches import case_interactions, launched_before
 from recsys.models.neighbours import TABLE_PREFIXES, history_votes, make_table
 from recsys.online.feature_history import HistoryRules, history_state
 from recsys.online.live_features import RecentHistory
@@ -213,3 +216,118 @@ def test_the_online_history_has_the_order_of_arrival():
         newest_first = [f"{START}||{item}".encode() for item in reversed(expected)]
         live = RecentHistory(newest_first, rules, {item: row for row, item in enumerate(ids)})
         assert live.state(START)["hist_items"] == expected
+
+
+def test_without_a_common_clock_no_feature_and_no_count_reads_it(tmp_path):
+    "Two logs of one order, one of them with every user years apart from the others, are the same."
+    log = in_seconds(day_stamped_log())
+    apart = log.assign(timestamp=log.timestamp - 365 * DAY * (log.user_id.str[1:].astype(int) % 20))
+    pairs = [prepare(tmp_path / name, table)[0] for name, table in (("a", log), ("b", apart))]
+    names = pairs[0].contract.names("interaction")
+    assert not {"item_age", "item_trend"} & set(names)
+    for prep in pairs:
+        assert not prep.has_clock
+        assert not prep.trends.values.any()
+        assert set(prep.item_columns["first_event"]) == {0}
+        cases = prep.positions("train")
+        np.testing.assert_array_equal(launched_before(prep, cases), cases)
+        rows = np.arange(len(ITEMS))[None]
+        past = prep.query_inputs(cases[:9])["hist_items"]
+        features = case_interactions(prep, cases[:9], rows, past)
+        assert features[:, :, names.index("is_candidate")].all()
+        assert features.shape[-1] == len(names)
+    np.testing.assert_array_equal(pairs[0].popularity, pairs[1].popularity)
+    np.testing.assert_array_equal(pairs[0].popularity, pairs[0].item_counts)
+    assert choose_baselines(pairs[0], "popularity,recent_popularity")[0] == ["popularity"]
+
+
+@pytest.mark.parametrize("split", ["time", "leave_one_out"])
+def test_the_common_clock_can_be_switched_in_each_split(tmp_path, split):
+    log = in_seconds(day_stamped_log())
+    for clock in ("true", "false"):
+        prep, params = prepare(tmp_path / clock, log, SPLIT=split, COMMON_CLOCK=clock)
+        assert prep.has_clock == (clock == "true")
+        assert (prep.contract["item_trend"] is not None) == prep.has_clock
+        assert prep.trends.values.any() == prep.has_clock
+        checks = check_counts_of_items(prep, RawRun(params, prep.encoder))
+        assert {row["verdict"] for row in checks} == {"ok"}, checks
+
+
+def check_counts_of_items(prep, raw) -> list:
+    "Return the leak detector's rows on counts, popularity and first events, without a bundle."
+    expected, ids = expected_counts(raw, pd.Series(ITEMS)), pd.Series(ITEMS)
+    found = dict(
+        count=prep.item_counts,
+        popularity=prep.popularity,
+        launch=prep.item_columns["first_event"],
+    )
+    return [compare_arrays(name, expected[name], found[name], ids) for name in found]
+
+
+@pytest.fixture(scope="module")
+def last_by_time(tmp_path_factory):
+    "Return the day-stamped log, prepared with a split by time and one case of each user."
+    log = day_stamped_log()
+    folder = tmp_path_factory.mktemp("time_last")
+    return log, *prepare(folder / "run", log, SPLIT="time_last", VALID=3, TEST=4)
+
+
+def test_time_last_trains_on_nothing_from_the_cut_on(last_by_time):
+    _, prep, _ = last_by_time
+    valid_from, test_from = prep.meta["edges"]
+    time = np.asarray(prep.events["timestamp"])
+    assert time[prep.positions("train")].max() < valid_from
+    assert time[prep.positions("valid", judged=False)].max() < test_from
+    table = make_table(prep, prep.positions("train"), 20)
+    assert table["until"] < valid_from
+
+
+def test_time_last_judges_the_last_choice_of_each_user_in_the_last_days(last_by_time):
+    log, prep, _ = last_by_time
+    valid_from, test_from = prep.meta["edges"]
+    for split, first, end in (
+        ("valid", valid_from, test_from),
+        ("test", test_from, log.timestamp.max() + 1),
+    ):
+        inside = log[(log.timestamp >= first) & (log.timestamp < end)]
+        expected = inside.groupby("user_id").item_id.last().sort_index()
+        rows = prep.positions(split)
+        users = load_user_ids(prep)[prep.events["user"][rows]].astype(str)
+        found = pd.Series(np.array(ITEMS)[prep.events["item"][rows]], users).sort_index()
+        assert found.to_dict() == expected.to_dict()
+        assert len(rows) == inside.user_id.nunique() < len(prep.positions(split, judged=False))
+
+
+def test_time_last_shows_a_test_case_all_that_its_user_did_before(last_by_time):
+    log, prep, _ = last_by_time
+    rows = prep.positions("test")
+    users = load_user_ids(prep)[prep.events["user"][rows]].astype(str)
+    for user, history in zip(users, prep.history_rows(rows)):
+        choices = log[log.user_id == user].item_id.map(ITEMS.index).tolist()
+        known = history[history >= 0].tolist()
+        place = len(choices) - 1  # the last of all: the test days end the log
+        assert known == choices[max(0, place - 20) : place]
+
+
+def test_time_last_drops_what_lies_after_the_end(tmp_path):
+    "UNTIL is the moment before which each user's last choice is the test case."
+    log = day_stamped_log()
+    end = START + 15 * DAY
+    whole, _ = prepare(
+        tmp_path / "cut", log[log.timestamp < end], SPLIT="time_last", TEST=4, VALID=3
+    )
+    rows = whole.positions("test")
+    last = log[log.timestamp < end].groupby("user_id").item_id.last()
+    users = load_user_ids(whole)[whole.events["user"][rows]].astype(str)
+    assert np.array(ITEMS)[whole.events["item"][rows]].tolist() == last[users].tolist()
+
+
+def test_the_raw_tables_give_the_same_split_and_targets_by_time(last_by_time):
+    _, prep, params = last_by_time
+    raw = RawRun(params, prep.encoder)
+    rows = check_features(params, prep, raw, 90)
+    assert {"case", "split", "target"} <= {row["check"] for row in rows}
+    assert {row["verdict"] for row in rows} == {"ok"}, rows
+    judged = np.flatnonzero(raw.events.target)
+    expected = np.sort(np.concatenate([prep.positions("valid"), prep.positions("test")]))
+    np.testing.assert_array_equal(judged, expected)

@@ -23,7 +23,7 @@ _OF_REQUESTS = (
     "q_ints q_floats i_ints i_floats interaction_features logits score"
 )  # features, and inputs and outputs of models
 _OF_FILES = (
-    "user item type device event case split again first cut hist_first hist_cut "
+    "user item type device event case target split again first cut hist_first hist_cut "
     "item_ids item_counts first_event popularity in_stock "
     "event_timestamp created created_timestamp entity_df dt"
 )  # arrays of prepared data and of the bundle, columns that Feast adds

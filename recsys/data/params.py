@@ -134,8 +134,16 @@ _CASES_PARAMS = (
     dict(
         name="SPLIT",
         default="time",
-        doc="how cases are held out: the last days, or the last choice of each user",
-        choices=("time", "leave_one_out"),
+        doc="how cases are held out: the last days, the last choice of each user in the last days, "
+        "or the last choice of each user at any time",
+        choices=("time", "time_last", "leave_one_out"),
+    ),
+    dict(
+        name="COMMON_CLOCK",
+        default="auto",
+        doc="whether models and baselines may read what other users did by the time of a case: "
+        "age and trend of items, recent popularity; auto: not with leave_one_out",
+        choices=("auto", "true", "false"),
     ),
     dict(
         name="REPEATS",

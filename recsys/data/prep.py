@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.params import Params
 from ..core.ranking import rank_discount
 from ..core.runs import atomic_path, record_stage, stage_dir, write_json
-from .asof import event_bounds, event_moments
+from .asof import divides_by_time, event_bounds, event_moments
 from recsys.data.features import (
     NULL,
     Contract,
@@ -30,6 +30,7 @@ from recsys.data.features import (
     make_contract,
     save_arrays,
     save_encoder,
+    uses_common_clock,
 )
 from .interaction import UNSEEN, Trends, make_trends
 from .prepared import Prepared, load_prepared
@@ -146,14 +147,17 @@ def trend_gain(
 def choose_trends(
     events: dict,  # item, timestamp, case, split
     n: int,  # items
-    params: Params,  # TREND_DAYS, RECENT_DAYS, SPLIT, SEED
+    params: Params,  # TREND_DAYS, RECENT_DAYS, SPLIT, COMMON_CLOCK, SEED
 ) -> Trends:
     """Make the table of trends with the half-life that suits this shop.
 
     TREND_DAYS sets it; where that is 0 it is chosen on validation, without validation it is
-    RECENT_DAYS.
+    RECENT_DAYS. Without the common clock all trends are 0.
     """
-    usable = (events["split"] < 2) | (params.SPLIT == "time")
+    if not uses_common_clock(params):
+        nothing = np.zeros(0, np.int64)
+        return make_trends(nothing, nothing, n, params.TREND_DAYS or params.RECENT_DAYS)
+    usable = (events["split"] < 2) | divides_by_time(params.SPLIT)
     known = np.flatnonzero(events["case"] & usable)
     items, times = events["item"][known], events["timestamp"][known]
     valid = np.flatnonzero(events["case"] & (events["split"] == 1))
@@ -277,17 +281,26 @@ def save_item_columns(
     folder: Path,
     tables: PrepTables,
     encoder: Encoder,
-    half_life: float,  # RECENT_DAYS
+    params: Params,  # RECENT_DAYS, COMMON_CLOCK, SPLIT
 ) -> dict:  # encoded features, [n_items] each
-    "Write the catalogue, its encoded features, and the counts of its training cases."
+    """Write the catalogue, its encoded features, and the counts of its training cases.
+
+    Without the common clock every case counts alike, and what training saw was always there.
+    """
     events, items = tables.events, tables.items
     encoded = encoder.encode("item", {c: items[c].to_numpy() for c in items}, len(items))
     n, training = len(items), events["split"] == 0
     cases = events["case"] & training
     item, timestamp = events["item"], events["timestamp"]
+    first_event, half_life = (
+        first_events(item[training], timestamp[training], n),
+        params.RECENT_DAYS,
+    )
+    if not uses_common_clock(params):
+        first_event, half_life = np.where(first_event == UNSEEN, UNSEEN, 0), np.inf
     counts = dict(
         item_counts=np.bincount(item[cases], minlength=n),
-        first_event=first_events(item[training], timestamp[training], n),
+        first_event=first_event,
         popularity=decayed_counts(item[cases], timestamp[cases], n, half_life),
     )
     save_arrays(folder / "item_columns.npz", encoded | counts)
@@ -359,7 +372,7 @@ def write_meta(
     "Write meta.json (data range, split borders, decisions) and count rows and cases."
     timestamp, split = columns["timestamp"], columns["split"]
     edges = None
-    if params.SPLIT == "time":
+    if divides_by_time(params.SPLIT):
         edges = list(split_edges(timestamp, params.VALID, params.TEST))
     ranges = {name: _range_of(timestamp[split == i]) for i, name in enumerate(SPLITS)}
     meta = ranges | dict(
@@ -368,11 +381,14 @@ def write_meta(
         positive_events=positive,
         repeats=repeats,
         split=params.SPLIT,
+        common_clock=uses_common_clock(params),
         timezone=params.TIMEZONE,
         trends=trends.to_json(),
     )
     write_json(record.dir / "meta.json", meta)
     is_case = columns["case"] if repeats else columns["case"] & ~columns["again"]
+    if "target" in columns:
+        is_case = is_case & (columns["target"] | (split == 0))
     for number, name in enumerate(SPLITS):
         record.rows[name] = int((split == number).sum())
         record.rows[f"{name} cases"] = int((is_case & (split == number)).sum())
@@ -389,7 +405,7 @@ def save_prepared(
     "Compute and write everything that the later stages read."
     events, folder = tables.events, record.dir
     save_user_columns(folder, tables, encoder)
-    item_columns = save_item_columns(folder, tables, encoder, params.RECENT_DAYS)
+    item_columns = save_item_columns(folder, tables, encoder, params)
     columns = event_columns(tables, encoder, item_columns, params)
     again = chosen_again(events, params.SPLIT)
     repeats = allows_repeats(again, events["case"] & (events["split"] == 0), params.REPEATS)

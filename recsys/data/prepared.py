@@ -68,11 +68,23 @@ class Prepared:
         """
         return wanted == "true" or (wanted == "auto" and self.meta["split"] == "leave_one_out")
 
-    def positions(self, split: str, cases: bool = True) -> np.ndarray:
-        "Return the event rows of a split (train, valid, test); by default its cases only."
+    @property
+    def has_clock(self) -> bool:
+        "Whether models and baselines may read what other users did by the time of a case."
+        return self.meta.get("common_clock", True)
+
+    def positions(
+        self,
+        split: str,  # train, valid or test
+        cases: bool = True,  # only events that are cases
+        judged: bool = True,  # of validation and test only the cases that systems are judged by
+    ) -> np.ndarray:
+        "Return the event rows of a split."
         wanted = self.events["split"] == SPLITS.index(split)
         if cases:
             wanted = wanted & self.events["case"]
+            if judged and split != "train" and "target" in self.events:
+                wanted = wanted & self.events["target"]
             if not self.repeats:
                 wanted = wanted & ~self.events["again"]
         return np.flatnonzero(wanted)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VIEWS', 'PURCHASES', 'FUNNEL', 'TEXT_COLUMNS', 'USER_SHIFT', 'TYPES_AN_ITEM', 'SPLITS', 'EXACT_ROWS', 'id_rows',
            'dictionary_values', 'device_names', 'read_events', 'in_funnel_order', 'PrepTables', 'read_prep_tables',
-           'choice_types', 'positive_types', 'split_edges', 'leave_one_out', 'split_events', 'mark_split',
-           'check_split', 'frequent_items', 'leave_out_rare']
+           'choice_types', 'positive_types', 'split_edges', 'leave_one_out', 'last_of_users', 'split_events',
+           'mark_split', 'check_split', 'frequent_items', 'leave_out_rare']
 
 # %% ../../nbs/1_data/12_splits.ipynb #splits-02
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path
-from .asof import mark_cases
+from .asof import divides_by_time, is_sequence_split, mark_cases
 from .checks import date_text
 from .limits import IdCounts, time_bulk
 
@@ -233,6 +233,20 @@ def leave_one_out(
     follows = (held_out >= 0) & (user[held_out] == user) & (split == 0) & (user >= 0)
     return np.where(follows, split[held_out], split)
 
+
+def last_of_users(
+    user: np.ndarray,  # user rows of events in their order, [n]
+    is_case: np.ndarray,  # bool [n]
+    split: np.ndarray,  # int8 [n]
+) -> np.ndarray:  # bool [n]
+    "Mark each user's last case of each split; an anonymous case is nobody's."
+    rows = np.flatnonzero(is_case & (user >= 0))
+    user, split = user[rows], split[rows]
+    is_followed = (user[1:] == user[:-1]) & (split[1:] == split[:-1])
+    last = np.zeros(len(is_case), bool)
+    last[rows] = ~np.r_[is_followed, False][: len(rows)]
+    return last
+
 # %% ../../nbs/1_data/12_splits.ipynb #splits-23
 def _span_text(timestamps: np.ndarray) -> str:
     "Describe where events lie in time: all of them, and the middle nine tenths."
@@ -279,8 +293,9 @@ def _why_empty(name: str, events: dict, is_case: np.ndarray, params: Params) -> 
     )
     return (
         f"column timestamp: the {part} split is empty: {len(is_case):,} interactions "
-        f"{_span_text(events['timestamp'])}, {int(is_case.sum()):,} of them choices, SPLIT: time, "
-        f"VALID: {params.VALID}, TEST: {params.TEST}; {advice[name]}, or use SPLIT: leave_one_out"
+        f"{_span_text(events['timestamp'])}, {int(is_case.sum()):,} of them choices, "
+        f"SPLIT: {params.SPLIT}, VALID: {params.VALID}, TEST: {params.TEST}; "
+        f"{advice[name]}, or use SPLIT: leave_one_out"
     )
 
 
@@ -291,11 +306,13 @@ def split_events(
     file: str = "interactions",  # for messages
 ) -> np.ndarray:  # int8 [n]: 0 train, 1 validation, 2 test
     "Assign events to train, validation and test; raises `RecsysError` where one has no case."
-    if params.SPLIT == "time":
+    if divides_by_time(params.SPLIT):
         edges = split_edges(events["timestamp"], params.VALID, params.TEST)
         split = np.searchsorted(edges, events["timestamp"], side="right").astype(np.int8)
     else:
         split = leave_one_out(events["user"], is_case)
+    if params.SPLIT == "time_last":
+        is_case = is_case & ((events["user"] >= 0) | (split == 0))  # only users have a last case
     for number, name in enumerate(SPLITS):
         switched_off = name == "valid" and params.VALID == 0
         if not (is_case & (split == number)).any() and not switched_off:
@@ -304,7 +321,7 @@ def split_events(
 
 # %% ../../nbs/1_data/12_splits.ipynb #splits-27
 def mark_split(
-    tables: PrepTables,  # case and split are added to the events
+    tables: PrepTables,  # case and split are added to the events, target with `time_last`
     wanted: str,  # POSITIVE_EVENTS, separated by commas
     params: Params,  # SPLIT, VALID, TEST
     file: str = "interactions",  # for messages
@@ -313,6 +330,9 @@ def mark_split(
     events, positive = tables.events, positive_types(tables.types, wanted)
     events["case"] = mark_cases(events, positive, params.SPLIT)
     events["split"] = split_events(events, events["case"], params, file)
+    if params.SPLIT == "time_last":
+        last = last_of_users(events["user"], events["case"], events["split"])
+        events["target"] = last & (events["split"] > 0)
     return positive
 
 # %% ../../nbs/1_data/12_splits.ipynb #splits-29
@@ -325,7 +345,8 @@ def _unsorted_events(
 ) -> tuple[dict, np.ndarray]:  # user, timestamp; is a case: bool [n]
     "Read what a split asks of the interactions, repeated rows included, a user's rows together."
     by_user = params.SPLIT == "leave_one_out"
-    columns = ["timestamp", "event_type"] + ["user_id"] * by_user
+    reads_users = is_sequence_split(params.SPLIT)
+    columns = ["timestamp", "event_type"] + ["user_id"] * reads_users
     columns = [name for name in columns if name in pq.read_schema(file).names]
     table = pq.read_table(file, columns=columns, read_dictionary=["event_type"])
     table = table.unify_dictionaries()
@@ -336,6 +357,8 @@ def _unsorted_events(
         is_case = np.isin(type_rows, positive_types(types, params.POSITIVE_EVENTS))
     events = dict(user=np.zeros(len(table), np.int32), timestamp=table["timestamp"].to_numpy())
     if not by_user:
+        if reads_users:
+            events["user"] -= table["user_id"].is_null().to_numpy()  # -1: anonymous
         return events, is_case
     # how many choices each user has is all that this split asks
     counts = IdCounts.of(table["user_id"].filter(pa.array(is_case))).counts

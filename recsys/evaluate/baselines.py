@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.params import Params, RecsysError, training_params
 from ..core.runs import atomic_path, progress, read_json, record_stage, run_dir, write_json
+from ..data.asof import divides_by_time
 from ..data.features import NULL, local_time
 from ..data.prepared import Prepared, load_prepared, past_items
 from recsys.evaluate.cases import (
@@ -164,7 +165,9 @@ def fit_data(
 ) -> FitData:
     "Return the data that baselines of a run are fitted on."
     events = prep.events
-    recent = np.flatnonzero(events["case"]) if prep.meta["split"] == "time" else positions
+    recent = positions
+    if divides_by_time(prep.meta["split"]):
+        recent = np.flatnonzero(events["case"])
     has_category = prep.contract["top_category"] is not None
     times = np.asarray(events["timestamp"][positions])
     unknown = np.full(len(positions), NULL)
@@ -201,6 +204,8 @@ def choose_baselines(
     if prep.contract["top_category"] is None:
         why = "the source has no category"
         reasons |= dict(category_popularity=why, context_ease=why)
+    if not prep.has_clock:
+        reasons["recent_popularity"] = "it reads what others did by then, see COMMON_CLOCK"
     left_out = {x: reasons[x] for x in names if x in reasons}
     return [x for x in names if x not in left_out], left_out
 
@@ -347,7 +352,7 @@ def report_baselines(
 
 def data_of_fit(name: str, prep: Prepared) -> str:
     "Return a phrase for the data that a baseline was fitted on for the test."
-    if name == "recent_popularity" and prep.meta["split"] == "time":
+    if name == "recent_popularity" and divides_by_time(prep.meta["split"]):
         return "every case before the midnight"
     return "train and validation" if len(prep.positions("valid")) else "train"
 

@@ -173,7 +173,8 @@ def expected_rows(
         for feature in contract.item:
             if feature.kind != "embedding":
                 values[feature.name] = raw.encode(feature, raw.items[feature.source][item])
-        rows.append(values | {"case": event.case, "split": event.split})
+        labels = {"case": event.case, "split": event.split, "target": event.target}
+        rows.append(values | labels)
     return rows
 
 
@@ -224,7 +225,8 @@ def _found_values(prep: Prepared, positions: np.ndarray) -> dict:  # name -> one
     "Return what the models read of some events, and whether and where they are cases."
     events = prep.events
     items = np.asarray(events["item"][positions])
-    labels = {name: np.asarray(events[name][positions]) for name in ("case", "split")}
+    names = [name for name in ("case", "split", "target") if name in events]
+    labels = {name: np.asarray(events[name][positions]) for name in names}
     return prep.query_inputs(positions) | prep.item_inputs(items) | labels
 
 
@@ -249,7 +251,8 @@ def check_features(
             for row, vector in zip(expected, vectors):
                 if row:
                     row[side] = vector
-    for name in (*prep.contract.query.names(), *prep.contract.item.names(), "case", "split"):
+    labels = [name for name in ("case", "split", "target") if name in found]
+    for name in (*prep.contract.query.names(), *prep.contract.item.names(), *labels):
         compared = [
             (key, row[name], found[name][i])
             for i, (key, row) in enumerate(zip(keys, expected))
@@ -277,7 +280,7 @@ class RecentDemand:
         n_items: int,
     ):
         events = raw.events
-        is_past = (events.split < 2) | (raw.params.SPLIT == "time")
+        is_past = (events.split < 2) | (raw.params.SPLIT != "leave_one_out")
         chosen = events[events.case & (events.split >= 0) & is_past]
         self.item, self.names = pd.factorize(chosen.item_id.astype(str))
         self.times = chosen.timestamp.to_numpy()

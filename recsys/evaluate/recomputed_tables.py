@@ -13,7 +13,7 @@ from ..core.runs import read_json
 from ..data.features import Contract, Feature, load_arrays
 from ..data.interaction import UNSEEN
 from ..data.prepared import Prepared
-from .raw_tables import RawRun, agrees, check_result
+from .raw_tables import RawRun, agrees, check_result, reads_clock
 from .systems import load_item_ids
 from ..recommend.bundle import Bundle
 
@@ -219,8 +219,12 @@ def _expected_counts(raw: RawRun, ids) -> dict:  # count, popularity, launch, sp
     cases = train[train.case]
     age_days = (cases.timestamp.max() - cases.timestamp) / 86400
     weight = pd.Series(0.5 ** (age_days / raw.params.RECENT_DAYS), cases.index)
+    if not reads_clock(raw.params):
+        weight[:] = 1.0
     case_item = cases.item_id.astype(str)
     first = train.groupby(train.item_id.astype(str)).timestamp.min()
+    if not reads_clock(raw.params):
+        first[:] = 0
     return {
         "count": (weight > 0).groupby(case_item).sum().reindex(ids).fillna(0).to_numpy(),
         "popularity": weight.groupby(case_item).sum().reindex(ids).fillna(0).to_numpy(),

@@ -74,7 +74,7 @@ def training_loss(
 
 # %% ../../nbs/2_models/15_dlrm.ipynb #dlrm-12
 YOUNG = float(np.log1p(1))  # the age feature of an item one day after its launch
-RANKER_RATES = dict(time=0.002, leave_one_out=0.0007)  # by SPLIT, in place of DLRM_LR 0
+RANKER_RATES = dict(time=0.002, time_last=0.002, leave_one_out=0.0007)  # in place of DLRM_LR 0
 
 
 def ranker_rate(prep: Prepared, params: Params) -> float:
@@ -102,7 +102,8 @@ class RankerStep:
         self.is_id = tf.one_hot(id_column, self.ints.shape[1], True, False, dtype=tf.bool)
         interactions = model.config["interaction"]
         self.mask_column = interactions.index("is_candidate")
-        self.age_column = interactions.index("item_age")
+        has_age = "item_age" in interactions  # not without the common clock
+        self.age_column = interactions.index("item_age") if has_age else None
         self.weights = model.trainable_variables
         noise = tf.TensorSpec([None, None], tf.float32)
         self.graph = tf.function(self._train, input_signature=[*step_signature(model), noise])
@@ -113,7 +114,11 @@ class RankerStep:
 
     def _train(self, q_ints, q_floats, rows, features, noise):
         share = tf.random.uniform(tf.shape(rows))
-        hide = share < tf.where(features[:, :, self.age_column] < YOUNG, self.young, self.hidden)
+        hidden = self.hidden
+        if self.age_column is not None:
+            is_young = features[:, :, self.age_column] < YOUNG
+            hidden = tf.where(is_young, self.young, self.hidden)
+        hide = share < hidden
         ids = tf.where(
             hide[:, :, None] & self.is_id,
             tf.constant(OOV, tf.int64),
@@ -396,7 +401,8 @@ def refit_ranker(
     record: StageRecord,  # gets timing and metrics
 ) -> Ranker:  # a new ranker with the old one's blend and calibration
     "Return a ranker fitted on training and validation, for the number of epochs that was best."
-    cases = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")]))
+    both = [prep.positions("train"), prep.positions("valid", judged=False)]
+    cases = np.sort(np.concatenate(both))
     epochs = best_ranker_epoch(curve)["epoch"]
     with record.timing("refit"):
         refitted, _ = fit_ranker(

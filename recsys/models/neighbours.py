@@ -459,7 +459,9 @@ def tuned_table(
 # %% ../../nbs/2_models/07_neighbours.ipynb #neighbours-44
 LARGEST_CATALOGUE = 20_000  # items up to which a table is made; see `TrainingVotes`
 MIN_TABLE_GAIN = 1.002  # times the towers' recall from which a table is kept
-MIN_VOTES_NDCG = dict(time=0.9, leave_one_out=0.5)  # of the towers', from which a table is kept
+MIN_VOTES_NDCG = dict(
+    time=0.9, time_last=0.5, leave_one_out=0.5
+)  # of the towers', from which a table is kept
 
 
 def why_no_table(prep, params: Params, cases: np.ndarray) -> str:  # empty where one is made
@@ -495,7 +497,7 @@ def choose_related(
 
 
 def is_kept(
-    split: str,  # SPLIT: time, or leave_one_out
+    split: str,  # SPLIT
     recall: float,  # of candidates with the related ones
     towers_recall: float,  # without them
     votes_ndcg: float,  # NDCG@10 of votes alone

@@ -202,6 +202,10 @@ class TrendingSource(SourceDefaults):
         "Choose the weight of trends; DEMAND sets it where it is not negative."
         params = fitting.params
         fitting.settings["demand"] = max(params.DEMAND, 0.0)
+        if not fitting.prep.has_clock:
+            fitting.settings["demand"] = 0.0
+            fitting.record.note("no weight of trends: they read the common clock (COMMON_CLOCK)")
+            return
         is_chosen = params.DEMAND < 0 and fitting.prep.n_items > params.CANDIDATES
         if is_chosen and len(fitting.cases):
             fitting.settings["demand"] = choose_demand(fitting)

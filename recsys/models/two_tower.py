@@ -337,7 +337,7 @@ def train_epoch(
     return values[0], mean, time.perf_counter() - start
 
 # %% ../../nbs/2_models/05_two_tower.ipynb #two-tower-42
-DEFAULT_LEARNING_RATES = dict(time=0.002, leave_one_out=0.008)  # SPLIT -> Adam's rate
+DEFAULT_LEARNING_RATES = dict(time=0.002, time_last=0.002, leave_one_out=0.008)  # of each SPLIT
 
 
 def learning_rate(prep, params: Params) -> float:
@@ -537,9 +537,9 @@ def refit_towers(
         export_towers(model, prep, record.dir / "held_out")
     refitted = build_towers(prep.contract, params, content_by_id(prep))
     epochs = best_epoch(curve)["epoch"]
-    both = np.sort(np.concatenate([prep.positions("train"), prep.positions("valid")]))
+    both = np.concatenate([prep.positions("train"), prep.positions("valid", judged=False)])
     with record.timing("refit"):
-        fit(refitted, prep, Params({**params, "TT_EPOCHS": epochs}), both, both[:0])
+        fit(refitted, prep, Params({**params, "TT_EPOCHS": epochs}), np.sort(both), both[:0])
     record.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
     return refitted
 

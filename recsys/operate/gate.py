@@ -25,6 +25,7 @@ from ..core.clock import DAY, seen_since
 from ..core.means import paired_bootstrap, per_user_mean
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir, sha256_file
+from ..data.asof import divides_by_time
 from ..data.features import as_bytes
 from ..data.prep import encode_tables
 from ..data.prepared import Prepared, load_prepared, open_prepared
@@ -57,7 +58,7 @@ def gate_cases(
             f"run {params.RUN} holds out no cases, so that nothing can be judged; "
             "give TEST a larger share"
         )
-    if prepared.meta["split"] == "time":
+    if divides_by_time(prepared.meta["split"]):
         timestamps = np.asarray(prepared.events["timestamp"][event_rows])
         event_rows = event_rows[timestamps > timestamps.max() - params.GATE_DAYS * DAY]
     if len(event_rows) <= params.GATE_CASES:
@@ -449,7 +450,8 @@ def _notes(live: Bundle | None, anchor: Bundle | None) -> list:
 
 def _is_trained_on(prepared: Prepared, bundle: Bundle, first: int) -> bool:
     "Return whether a bundle's training data reach up to the first case, in a split by time."
-    return prepared.meta["split"] == "time" and bundle.manifest["data"]["train"][1] >= first
+    by_time = divides_by_time(prepared.meta["split"])
+    return by_time and bundle.manifest["data"]["train"][1] >= first
 
 
 def _iso(timestamp: int) -> str:
