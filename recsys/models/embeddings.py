@@ -25,6 +25,7 @@ from recsys.core.runs import (
     run_dir,
     write_json,
 )
+from ..data.prepared import trained_items
 from .content_files import NO_PICTURE, open_image, read_source
 from .encoders import ContentEncoder, load_encoders, unit
 
@@ -505,13 +506,14 @@ def _draw_side(record, side: str, vectors, categories, rng: np.random.Generator)
 
 # %% ../../nbs/2_models/03_embeddings.ipynb #embeddings-60
 def run_embeddings(
-    params: Params,  # of the run; data_prep/items.parquet is read
+    params: Params,  # of the run; data_prep is read
 ) -> dict:  # text, image float32 [n_items, EMBEDDING_DIM]; has_text, has_image bool [n_items]
     "Run the stage: encode the catalogue's texts and images, reduce them and write the results."
     import pandas as pd
 
     with record_stage(params, "embeddings") as record:
-        items = pd.read_parquet(run_dir(params) / "data_prep" / "items.parquet")
+        prepared = run_dir(params) / "data_prep"
+        items, is_trained = pd.read_parquet(prepared / "items.parquet"), trained_items(prepared)
         folder = _images_folder(params)
         with record.timing("load"):
             encoders = load_encoders(params)
@@ -521,7 +523,8 @@ def run_embeddings(
         pcas, vectors = {}, {}
         with record.timing("pca"):
             for side, rows in encoded.items():
-                pcas[side] = fit_pca(rows.vectors[rows.present], params.EMBEDDING_DIM)
+                learned_from = rows.vectors[rows.present & is_trained]
+                pcas[side] = fit_pca(learned_from, params.EMBEDDING_DIM)
                 vectors[side] = apply_pca(rows.vectors, pcas[side], rows.present)
         flags = {f"has_{side}": rows.present for side, rows in encoded.items()}
         _write_embeddings(record.dir, vectors, flags, pcas, encoders)
