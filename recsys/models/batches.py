@@ -230,7 +230,7 @@ def batch_builder(
 ) -> BatchBuilder:
     "Return the builder of training batches, with candidates retrieved for its hard batches."
     rng = np.random.default_rng(params.SEED + 1)
-    votes = TrainingVotes(prep, table) if table else None
+    votes = TrainingVotes(prep, table, cases) if table else None
     some = cases[
         draw_cases(np.asarray(prep.events["timestamp"][cases]), params.DLRM_HALF_LIFE, rng)
     ]

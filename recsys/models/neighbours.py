@@ -7,9 +7,9 @@ __all__ = ['BLOCK', 'FOLLOW_WEIGHTS', 'SELF_SIMILARITY', 'LEAST_FOLLOW_WEIGHT', 
            'FOLLOW_DECAYS', 'LARGEST_CATALOGUE', 'MIN_TABLE_GAIN', 'MIN_VOTES_NDCG', 'period_numbers',
            'interactions_matrix', 'top_similarities', 'neighbours', 'with_known_user', 'items_before',
            'follow_similarities', 'followers', 'side_by_side', 'recency_weights', 'neighbour_part', 'follower_part',
-           'join_parts', 'make_table', 'history_votes', 'candidate_votes', 'similarity_square', 'TrainingVotes',
-           'vote_quality', 'rate_decays', 'tuned_table', 'why_no_table', 'related_to_try', 'choose_related', 'is_kept',
-           'table_metrics', 'plot_recalls', 'held_out', 'write_table', 'load_table']
+           'join_parts', 'make_table', 'history_votes', 'candidate_votes', 'LearnedChoices', 'similarity_square',
+           'TrainingVotes', 'vote_quality', 'rate_decays', 'tuned_table', 'why_no_table', 'related_to_try',
+           'choose_related', 'is_kept', 'held_out', 'write_table', 'load_table']
 
 # %% ../../nbs/2_models/07_neighbours.ipynb #neighbours-02
 from collections.abc import Callable
@@ -316,6 +316,50 @@ def candidate_votes(
         ]
     )
 
+# %% ../../nbs/2_models/07_neighbours.ipynb #neighbours-choices-2
+class LearnedChoices:
+    "Finds when a user chose an item, among the cases that a table was made of."
+
+    def __init__(
+        self,
+        prep,  # recsys.data.prepared.Prepared
+        until: int,  # last second that the table was made from
+        last_split: int,  # 0: the table was made of training cases; 1: of validation cases, too
+    ):
+        self.events, self.n_items = prep.events, prep.n_items
+        of_case = np.flatnonzero(prep.events["case"])
+        user, split, time = (
+            np.asarray(prep.events[name])[of_case] for name in ("user", "split", "timestamp")
+        )
+        self.n_cases = len(of_case)
+        number = np.flatnonzero((user >= 0) & (split <= last_split) & (time <= until))
+        pair = user[number].astype(np.int64) * self.n_items + np.asarray(prep.hist_items)[number]
+        self.pairs, pair_row = np.unique(pair, return_inverse=True)
+        # one sorted key for each choice: first by user and item, then by the number of the case
+        self.keys = np.sort(pair_row.astype(np.int64) * self.n_cases + number)
+
+    def __call__(
+        self,
+        event_rows: np.ndarray,  # cases [B]
+        rows: np.ndarray,  # item rows [B, C]
+    ) -> tuple:  # numbers of cases, int64 [B, C]: at or after each case, before it
+        "Return the next and the last choice of items; the number of all cases and -1 for none."
+        user = np.asarray(self.events["user"][event_rows]).astype(np.int64)[:, None]
+        if not len(self.pairs):
+            return np.full(rows.shape, self.n_cases), np.full(rows.shape, -1)
+        pair = user * self.n_items + rows
+        pair_row = np.minimum(np.searchsorted(self.pairs, pair), len(self.pairs) - 1)
+        is_chosen = (self.pairs[pair_row] == pair) & (user >= 0)
+        key = pair_row * self.n_cases + self.events["hist_cut"][event_rows][:, None]
+        place = np.searchsorted(self.keys, key)
+        following, preceding = (
+            self.keys[np.clip(at, 0, len(self.keys) - 1)] for at in (place, place - 1)
+        )
+        has_next = is_chosen & (place < len(self.keys)) & (following // self.n_cases == pair_row)
+        has_last = is_chosen & (place > 0) & (preceding // self.n_cases == pair_row)
+        coming = np.where(has_next, following % self.n_cases, self.n_cases)
+        return coming, np.where(has_last, preceding % self.n_cases, -1)
+
 # %% ../../nbs/2_models/07_neighbours.ipynb #neighbours-30
 def similarity_square(near: np.ndarray, sim: np.ndarray) -> np.ndarray:  # float16 [n, n]
     "Return a table as a square: row j holds the similarity of each item i that votes for j."
@@ -326,17 +370,26 @@ def similarity_square(near: np.ndarray, sim: np.ndarray) -> np.ndarray:  # float
 
 
 class TrainingVotes:
-    "Votes for the candidates of training cases, without each case's own part in the table."
+    "Votes for the candidates of training cases, without what a table knows of each one's future."
 
     def __init__(
         self,
         prep,  # recsys.data.prepared.Prepared
         table: dict,  # of `make_table`
+        cases: np.ndarray | None = None,  # rows of the training cases; default: the split's
     ):
         self.events, self.table = prep.events, table
         self.period = float(table["period"])
         self.n_follow = int((table["next_weight"] > 0).sum())  # places that followers look at
-        self.case_times = np.asarray(self.events["timestamp"])[np.asarray(self.events["case"])]
+        is_case = np.asarray(self.events["case"])
+        self.case_times = np.asarray(self.events["timestamp"])[is_case]
+        self.periods = period_numbers(np.append(self.case_times, 0), self.period)
+        self.cuts = np.append(
+            np.asarray(self.events["hist_cut"])[is_case], 2**30
+        )  # last: no choice
+        cases = prep.positions("train") if cases is None else cases
+        last_split = int(self.events["split"][cases].max(initial=0))  # 1 after a refit
+        self.choices = LearnedChoices(prep, int(table["until"]), last_split)
         self.squares = {
             prefix: similarity_square(table[prefix + "near"], table[prefix + "sim"])
             for prefix in TABLE_PREFIXES
@@ -349,46 +402,45 @@ class TrainingVotes:
         rows: np.ndarray,  # item rows of the candidates [B, C], column 0 the case's own
     ) -> np.ndarray:  # float32 [2, B, C], as `candidate_votes` gives them
         "Return the votes of neighbours and of followers for each candidate."
-        in_table = self.events["timestamp"][event_rows][:, None] <= self.table["until"]
         newest = past[:, past.shape[1] - self.n_follow :]
-
-        similarity = self._similarity("", past, rows)
-        own_meetings = self._own_meetings(similarity[:, 0], event_rows, past, rows)
-        by_neighbours = self._votes("", similarity, past, rows, in_table * own_meetings)
-
-        similarity = self._similarity("next_", newest, rows)
-        own_steps = self._own_steps(past)
-        by_followers = self._votes("next_", similarity, newest, rows, in_table * own_steps)
-
+        coming, before = self.choices(event_rows, rows)
+        places, own = self._own_meetings(event_rows, past, rows, coming, before)
+        by_neighbours = self._votes("", past, rows, places, own)
+        places, own = self._own_steps(event_rows, past, coming)
+        by_followers = self._votes("next_", newest, rows, places, own)
         votes = np.stack([by_neighbours, by_followers])
         if self.table["again"]:
             return votes
         return votes * ~(past[:, None] == rows[:, :, None]).any(-1)
 
-    def _similarity(self, prefix: str, past, rows) -> np.ndarray:  # float32 [B, C, L]
-        "Look up the similarity of every history item and candidate."
-        return self.squares[prefix][rows[:, :, None], past[:, None, :]].astype(np.float32)
-
-    def _own_meetings(self, similarity, event_rows, past, rows) -> np.ndarray:  # bool [B, L]
-        "Mark history items that met the case's own item in the case's own group."
-        met = (similarity > 0) & (past != rows[:, :1])
-        if not self.period:
-            return met
-        first, cut = self.events["hist_first"][event_rows], self.events["hist_cut"][event_rows]
+    def _own_meetings(self, event_rows, past, rows, coming, before) -> tuple:
+        "Mark what met through coming choices alone: (cases, columns) [M], history bool [M, L]."
+        period = period_numbers(self.events["timestamp"][event_rows], self.period)
+        is_coming = (coming < len(self.case_times)) & (self.periods[coming] == period[:, None])
+        is_known = (before >= 0) & (self.periods[before] == period[:, None])
+        case, column = np.nonzero(is_coming & ~is_known)
+        first, cut = (self.events[name][event_rows] for name in ("hist_first", "hist_cut"))
         past_times = history_at(self.case_times, first, cut, past.shape[1])
-        case_period = period_numbers(self.events["timestamp"][event_rows], self.period)
-        return met & (period_numbers(past_times, self.period) == case_period[:, None])
+        in_group = period_numbers(past_times, self.period) == period[:, None]
+        met = in_group[case] & (past[case] != rows[case, column][:, None])
+        return (case, column), met
 
-    def _own_steps(self, past) -> np.ndarray:  # float32 [B, n_follow]
-        "Return the follow weights that the case itself gave to its newest history items."
+    def _own_steps(self, event_rows, past, coming) -> tuple:
+        "Return the follow weights of the user's coming choices: places [M], float32 [M, n_follow]."
+        since = self.cuts[coming] - self.events["hist_cut"][event_rows][:, None]  # in between
+        case, column = np.nonzero(since < len(FOLLOW_WEIGHTS))
         newest = past[:, past.shape[1] - self.n_follow :, None]
         stepped_from = past[:, None, : -1 - len(FOLLOW_WEIGHTS) : -1]
-        return (newest == stepped_from) @ FOLLOW_WEIGHTS[: past.shape[1]]
+        lag = np.arange(stepped_from.shape[2]) + since[case, column][:, None]
+        weights = np.append(FOLLOW_WEIGHTS, np.zeros_like(FOLLOW_WEIGHTS))[lag]
+        return (case, column), ((newest == stepped_from)[case] @ weights[:, :, None])[:, :, 0]
 
-    def _votes(self, prefix: str, similarity, past, rows, own) -> np.ndarray:  # [B, C]
-        "Subtract the case's own part from its positive's similarities and sum over the history."
+    def _votes(self, prefix: str, past, rows, places: tuple, own) -> np.ndarray:  # [B, C]
+        "Subtract what coming choices added to similarities, and sum over the history."
         counts, shrink = self.table[prefix + "counts"], float(self.table[prefix + "shrink"])
-        similarity[:, 0] -= own / (np.sqrt(counts[past] * counts[rows[:, :1]]) + shrink)
+        similarity = self.squares[prefix][rows[:, :, None], past[:, None, :]].astype(np.float32)
+        item_counts = counts[past[places[0]]] * counts[rows[places]][:, None]
+        similarity[places] -= own / (np.sqrt(item_counts) + shrink)
         weight = self.table[prefix + "weight"]
         weight = weight[len(weight) - past.shape[1] :] * (past >= 0)
         return (np.maximum(similarity, 0)[..., None, :] @ weight[:, None, :, None])[..., 0, 0]
@@ -506,46 +558,6 @@ def is_kept(
     "Return whether a table adds enough candidates, or ranks well enough, to be kept."
     adds_candidates = recall >= MIN_TABLE_GAIN * towers_recall
     return adds_candidates or votes_ndcg >= MIN_VOTES_NDCG[split] * towers_ndcg
-
-# %% ../../nbs/2_models/07_neighbours.ipynb #neighbours-48
-def table_metrics(
-    table: dict,  # of `tuned_table`
-    params: Params,  # CANDIDATES
-    recalls: dict,  # number of related candidates -> recall
-    related: int,  # the number that was chosen
-    towers_ndcg: float,  # NDCG@10 of the towers
-    votes_ndcg: float,  # NDCG@10 of votes alone
-) -> dict:
-    "Return what the stage reports about a table."
-    # a history of one place has no decay
-    decay, follow_decay = (
-        float(table[key][-2]) if len(table[key]) > 1 else 1.0 for key in ("weight", "next_weight")
-    )
-    by_related = {f"recall@{params.CANDIDATES}, {n} related": r for n, r in recalls.items()}
-    return by_related | {
-        "period": float(table["period"]),
-        "shrink": float(table["shrink"]),
-        "soon_shrink": float(table["next_shrink"]),
-        "decay": decay,
-        "soon": follow_decay,
-        "related": related,
-        "towers' ndcg@10": towers_ndcg,
-        "votes' ndcg@10": votes_ndcg,
-        "kept": 1,
-    }
-
-
-def plot_recalls(recalls: dict, candidates: int):  # matplotlib figure
-    "Return a figure of recall by the number of related candidates."
-    import matplotlib.pyplot as plt
-
-    best = max(recalls, key=recalls.__getitem__)
-    fig, ax = plt.subplots(figsize=(5, 2.6))
-    ax.plot(list(recalls), list(recalls.values()), "ko-")
-    ax.set_xlabel(f"related among {candidates} candidates")
-    ax.set_ylabel("recall")
-    ax.set_title(f"{best} related: {recalls[best]:.3f}, towers alone {recalls[0]:.3f}")
-    return fig
 
 # %% ../../nbs/2_models/07_neighbours.ipynb #neighbours-51
 def held_out(folder) -> Path:

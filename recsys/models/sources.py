@@ -6,8 +6,8 @@
 __all__ = ['DEMAND_WEIGHTS', 'MIN_DEMAND_GAIN', 'SOURCE_CLASSES', 'CANDIDATE_SOURCES', 'ItemArrays', 'SourceFitting',
            'CandidateSource', 'SourceDefaults', 'TwoTowerSource', 'popular_rows', 'place_scores', 'PopularitySource',
            'TrendingSource', 'NeighbourSource', 'NewArrivalsSource', 'source_classes', 'Retrieved', 'item_sources',
-           'pack_sources', 'unpack_sources', 'sources_text', 'Retriever', 'choose_demand', 'fit_table', 'load_demand',
-           'load_source_settings']
+           'pack_sources', 'unpack_sources', 'sources_text', 'Retriever', 'table_metrics', 'plot_recalls',
+           'choose_demand', 'fit_table', 'load_demand', 'load_source_settings']
 
 # %% ../../nbs/2_models/09_sources.ipynb #sources-02
 from collections.abc import Callable
@@ -33,9 +33,7 @@ from recsys.models.merging import (
 from recsys.models.neighbours import (
     choose_related,
     is_kept,
-    plot_recalls,
     related_to_try,
-    table_metrics,
     tuned_table,
     why_no_table,
     write_table,
@@ -434,6 +432,46 @@ class Retriever:
             head = max(0, self.n_candidates - reserved)
             found = source.merge(found, lists[source.name], query, head)
         return Retrieved(scores=found[0], rows=found[1], lists=lists)
+
+# %% ../../nbs/2_models/09_sources.ipynb #sources-report-1
+def table_metrics(
+    table: dict,  # of `tuned_table`
+    params: Params,  # CANDIDATES
+    recalls: dict,  # number of related candidates -> recall
+    related: int,  # the number that was chosen
+    towers_ndcg: float,  # NDCG@10 of the towers
+    votes_ndcg: float,  # NDCG@10 of votes alone
+) -> dict:
+    "Return what the stage reports about a table."
+    # a history of one place has no decay
+    decay, follow_decay = (
+        float(table[key][-2]) if len(table[key]) > 1 else 1.0 for key in ("weight", "next_weight")
+    )
+    by_related = {f"recall@{params.CANDIDATES}, {n} related": r for n, r in recalls.items()}
+    return by_related | {
+        "period": float(table["period"]),
+        "shrink": float(table["shrink"]),
+        "soon_shrink": float(table["next_shrink"]),
+        "decay": decay,
+        "soon": follow_decay,
+        "related": related,
+        "towers' ndcg@10": towers_ndcg,
+        "votes' ndcg@10": votes_ndcg,
+        "kept": 1,
+    }
+
+
+def plot_recalls(recalls: dict, candidates: int):  # matplotlib figure
+    "Return a figure of recall by the number of related candidates."
+    import matplotlib.pyplot as plt
+
+    best = max(recalls, key=recalls.__getitem__)
+    fig, ax = plt.subplots(figsize=(5, 2.6))
+    ax.plot(list(recalls), list(recalls.values()), "ko-")
+    ax.set_xlabel(f"related among {candidates} candidates")
+    ax.set_ylabel("recall")
+    ax.set_title(f"{best} related: {recalls[best]:.3f}, towers alone {recalls[0]:.3f}")
+    return fig
 
 # %% ../../nbs/2_models/09_sources.ipynb #sources-31b
 def choose_demand(fitting: SourceFitting) -> float:
