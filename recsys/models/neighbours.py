@@ -32,9 +32,8 @@ def period_numbers(
     period: float,  # days; 0: one period for all
 ) -> np.ndarray:  # int64, same shape
     "Return the index of the period that each time falls in, counted from 1970."
-    if not period:
-        return np.zeros(np.shape(times), np.int64)
-    return np.asarray(times) // int(period * DAY)
+    times = np.asarray(times)
+    return times // int(period * DAY) if period else np.zeros(times.shape, np.int64)
 
 
 def interactions_matrix(
@@ -55,8 +54,8 @@ def interactions_matrix(
     periods = period_numbers(times, period)
     order = np.lexsort((times, periods, users))
     users, items, periods = users[order], items[order], periods[order]
-    starts_group = np.r_[True, (users[1:] != users[:-1]) | (periods[1:] != periods[:-1])]
-    group = np.cumsum(starts_group) - 1
+    is_other = (users[1:] != users[:-1]) | (periods[1:] != periods[:-1])
+    group = np.cumsum(np.r_[False, is_other])
     sizes = np.bincount(group, minlength=1)
     from_end = np.cumsum(sizes)[group] - np.arange(len(group))  # 1: newest event of its group
     kept = from_end <= longest

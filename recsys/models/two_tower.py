@@ -100,9 +100,9 @@ def place_seen(
 def launch_times(
     prep,  # prepared data
     event_rows: np.ndarray,  # training cases, positions into the events
-) -> np.ndarray:  # int64 [n_items], seconds; zeros with leave_one_out
+) -> np.ndarray:  # int64 [n_items], seconds; zeros without a common clock
     "Return the second from which each item can be a negative: its launch."
-    if prep.meta["split"] == "leave_one_out":
+    if not prep.has_clock:
         return np.zeros(prep.n_items, np.int64)
     launch = np.array(prep.item_columns["first_event"], np.int64)
     np.minimum.at(launch, prep.events["item"][event_rows], prep.events["timestamp"][event_rows])
