@@ -12,7 +12,9 @@ of a process of each kind. Memory is judged a process, because a sample that mee
 holds one stub less: sums would follow the number of stubs that stand, which is judged apart. A
 kind below `SMALL_MIB` is not judged by shares.
 
-Files are counted without the logs of traffic, see `LOGS`; `files_by_folder` says where they lie.
+Files are counted without the logs of traffic, see `LOGS`, and without the items that people added:
+each bundle's stay beside its run, also when the bundle has left the store. `files_by_folder` says
+where the others lie.
 
 Memory is what processes have for themselves or share with each other (anonymous and shared
 memory). Pages of program files are left out: how many of them are counted depends on what else
@@ -46,6 +48,7 @@ ACTION_SECONDS = 12  # between two kills, promotions or additions
 FLAT = 0.05  # change of a figure that counts as flat
 SMALL_MIB = 20  # memory of a process, below which its change is not judged
 WARM_UP_PROMOTIONS = 4  # in the first third of a run
+ADDED = ".added.jsonl"  # in the name of a file of added items, and of its lock
 LOGS = ("events", "impressions", "features")  # folders that grow with traffic by design
 
 
@@ -132,14 +135,14 @@ def sample(stack):
 def keep_variant(stack, number):
     "Keep a variant of the live bundle with another default, and return its version."
     version = f"variant{number}"
-    with tempfile.TemporaryDirectory(dir=stack.home) as place:
-        folder = Path(place) / "bundle"
-        shutil.copytree(stack.run / "bundle", folder, copy_function=shutil.copy)
-        manifest = read_json(folder / "manifest.json")
-        serving = manifest["serving"] | dict(K=11 + number % 9)
-        write_json(folder / "manifest.json", manifest | dict(version=version, serving=serving))
-        online = read_json(stack.run / "triton/online.json")
-        keep_bundle(stack.home, folder, run="first", online=online, metrics={})
+    folder = stack.home / "second/bundle"  # of the run that makes all variants, as daily runs do
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(stack.run / "bundle", folder, copy_function=shutil.copy)
+    manifest = read_json(folder / "manifest.json")
+    serving = manifest["serving"] | dict(K=11 + number % 9)
+    write_json(folder / "manifest.json", manifest | dict(version=version, serving=serving))
+    online = read_json(stack.run / "triton/online.json")
+    keep_bundle(stack.home, folder, run="first", online=online, metrics={})
     return version
 
 
