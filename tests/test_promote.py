@@ -20,6 +20,7 @@ from recsys.operate.bundle_store import (
     after_promotion,
     bundle_path,
     keep_bundle,
+    read_anchor,
     read_live,
     stored_versions,
 )
@@ -319,7 +320,8 @@ def test_the_store_is_filled_for_other_data_only(home, server):
     )
 
 
-def test_old_bundles_go(home, server):
+def test_old_bundles_go_and_the_anchor_stays(home, server):
+    anchor = read_anchor(home)["version"]
     for n in (1, 2):
         move(
             home,
@@ -328,7 +330,7 @@ def test_old_bundles_go(home, server):
             keep=2,
         )
     assert (
-        sorted(stored_versions(home)) == ["day 1", "day 2"]
+        sorted(stored_versions(home)) == sorted([anchor, "day 1", "day 2"])
         and read_live(home)["predecessor"] == "day 1"
         and answered_by(server.server) == "day 2"
     )
