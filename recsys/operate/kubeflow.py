@@ -344,7 +344,10 @@ def open_client(host: str) -> Any:  # kfp.Client
         ) from None
     from kfp import Client
 
-    return Client(host=host)
+    with warnings.catch_warnings():
+        # kfp says at every start that backends before 2.0.0-beta.2 are not supported
+        warnings.simplefilter("ignore", FutureWarning)
+        return Client(host=host)
 
 # %% ../../nbs/7_operate/07_kubeflow.ipynb #kubeflow-32
 EXPERIMENT = "recsys"
