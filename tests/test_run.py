@@ -88,7 +88,8 @@ def test_a_run_ends_with_its_result_and_the_report_begins_with_it(done):
 
 def test_metrics_are_rows_of_the_contract(done):
     rows = json.loads((done[0] / "evaluate/metrics.json").read_text())
-    assert all(set(r) == {"system", "segment", "metric", "value", "low", "high", "n"} for r in rows)
+    intervals = {"value", "low", "high", "over_cases", "over_cases_low", "over_cases_high"}
+    assert all(set(r) == {"system", "segment", "metric", "n", "users"} | intervals for r in rows)
     systems = {r["system"] for r in rows}
     assert systems == {
         "retrieval",

@@ -25,7 +25,6 @@ from recsys.core.runs import (
     run_dir,
     write_json,
 )
-from ..data.prepared import trained_items
 from .content_files import NO_PICTURE, open_image, read_source
 from .encoders import ContentEncoder, load_encoders, unit
 
@@ -510,6 +509,8 @@ def run_embeddings(
 ) -> dict:  # text, image float32 [n_items, EMBEDDING_DIM]; has_text, has_image bool [n_items]
     "Run the stage: encode the catalogue's texts and images, reduce them and write the results."
     import pandas as pd
+
+    from recsys.data.prepared import trained_items
 
     with record_stage(params, "embeddings") as record:
         prepared = run_dir(params) / "data_prep"
