@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from ..core.params import RecsysError, RequestRefused
-from ..core.runs import read_json
+from ..core.runs import atomic_path, read_json
 
 # %% ../../nbs/1_data/08_additions.ipynb #additions-05
 def additions_file(bundle: str | Path) -> Path:  # folder of the bundle
@@ -130,8 +130,17 @@ def append_added(
             numbered = dict(row, n=number)
             numbered["seal"] = last_seal = seal(numbered, last_seal)
             text += _as_line(numbered).encode() + b"\n"
-        _write_at(file, end, text)
+        if Path(file).exists():
+            _write_at(file, end, text)
+        else:
+            _write_first(file, text)
     return len(old) + len(rows)
+
+
+def _write_first(file: str | Path, text: bytes) -> None:
+    "Make the file with its first lines: it is there whole or not at all, never empty."
+    with atomic_path(file) as temporary:
+        _write_at(temporary, 0, text)
 
 
 def _write_at(
