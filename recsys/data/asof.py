@@ -18,10 +18,7 @@ from ..core.params import RecsysError
 from .features import NULL, Contract
 
 # %% ../../nbs/1_data/03_asof.ipynb #asof-05
-SEQUENCE_SPLITS = (
-    "time_last",
-    "leave_one_out",
-)  # values of SPLIT whose events are ordered by place
+SEQUENCE_SPLITS = ("time_last", "leave_one_out")  # values of SPLIT that order events by place
 
 
 def is_sequence_split(split: str) -> bool:

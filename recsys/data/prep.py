@@ -292,10 +292,8 @@ def save_item_columns(
     n, training = len(items), events["split"] == 0
     cases = events["case"] & training
     item, timestamp = events["item"], events["timestamp"]
-    first_event, half_life = (
-        first_events(item[training], timestamp[training], n),
-        params.RECENT_DAYS,
-    )
+    first_event = first_events(item[training], timestamp[training], n)
+    half_life: float = params.RECENT_DAYS
     if not uses_common_clock(params):
         first_event, half_life = np.where(first_event == UNSEEN, UNSEEN, 0), np.inf
     counts = dict(

@@ -10,6 +10,7 @@ __all__ = ['INPUT_CHANGES', 'LESS_WORK', 'RETRAINED_SYSTEMS', 'changes_without',
 # %% ../../nbs/4_evaluate/26_retrained.ipynb #retrained-02
 from collections.abc import Callable, Sequence
 
+from ..core.markdown import markdown_table
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir
 from ..data.features import Contract
@@ -21,7 +22,6 @@ from recsys.evaluate.seed_runs import (
     changed_variant,
     difference_table,
     plot_differences,
-    rows_as_markdown,
 )
 from .seeds import ALL_CASES, interval_words, paired_rows
 
@@ -60,6 +60,7 @@ def present_inputs(
     has_neighbours: bool,  # the run kept a table of neighbours
 ) -> list[str]:  # of INPUT_CHANGES
     "Return the inputs that a run's models have and that can therefore be left out."
+    trend = contract["item_trend"]  # there is none without a common clock
     present = dict(
         image=contract["image"] is not None,
         text=contract["text"] is not None,
@@ -67,7 +68,7 @@ def present_inputs(
         history=not contract["hist_items"].is_left_out,
         id=not contract["item_id"].is_left_out,
         neighbours=has_neighbours,
-        trend=not contract["item_trend"].is_left_out,
+        trend=trend is not None and not trend.is_left_out,
     )
     return [name for name in INPUT_CHANGES if present[name]]
 
@@ -171,12 +172,12 @@ def retrained_page(
     ]
     for system in RETRAINED_SYSTEMS:
         table = difference_table(main_rows(found["rows"], system), "without")
-        parts += [f"## {system}", rows_as_markdown(table)]
+        parts += [f"## {system}", markdown_table(table)]
     segments = dict.fromkeys(row["segment"] for row in found["rows"])
     for segment in segments:
         rows = main_rows(found["rows"], "full", segment)
         if segment != ALL_CASES and rows:
-            parts += [f"## full, {segment}", rows_as_markdown(difference_table(rows, "without"))]
+            parts += [f"## full, {segment}", markdown_table(difference_table(rows, "without"))]
     if found["left_out"]:
         parts.append(f"Not left out: {', '.join(found['left_out'])}; the run does not have them.")
     return "\n\n".join(parts) + "\n"

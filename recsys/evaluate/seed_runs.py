@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Variant', 'changed_variant', 'params_of_seed', 'source_of_seed', 'execute_run', 'train_variant', 'compare_variants',
-           'rows_as_markdown', 'systems_over_seeds', 'difference_table', 'paired_tables', 'comparison_page',
-           'plot_differences', 'plot_comparison', 'comparison_title', 'write_comparison']
+           'systems_over_seeds', 'difference_table', 'paired_tables', 'comparison_page', 'plot_differences',
+           'plot_comparison', 'comparison_title', 'write_comparison']
 
 # %% ../../nbs/4_evaluate/25_seed_runs.ipynb #seed-runs-02
 import re
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.markdown import markdown_table
 from ..core.params import Params, parse_set, training_params
 from ..core.pipeline import run_pipeline, start_variant
 from ..core.runs import atomic_path, run_dir, write_json
@@ -124,16 +125,6 @@ def compare_variants(
     return found
 
 # %% ../../nbs/4_evaluate/25_seed_runs.ipynb #seed-runs-13
-def rows_as_markdown(rows: Sequence[dict]) -> str:
-    "Return rows with the same keys as a Markdown table; fractions have four digits."
-    heads = list(rows[0])
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in rows:
-        cells = [f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def _deviation_text(std: float | None) -> str:
     "Return a standard deviation over seeds as text; a dash where there is one seed."
     return "-" if std is None else f"{std:.4f}"
@@ -213,10 +204,10 @@ def comparison_page(
         parts += [
             f"## Systems of {variant['name']}{changed}",
             f"Runs: {', '.join(runs)}.",
-            rows_as_markdown(systems_over_seeds(rows)),
+            markdown_table(systems_over_seeds(rows)),
         ]
     for heading, table in paired_tables(found).items():
-        parts += [f"## {heading}", rows_as_markdown(table)]
+        parts += [f"## {heading}", markdown_table(table)]
     return "\n\n".join(parts) + "\n"
 
 

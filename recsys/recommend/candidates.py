@@ -124,9 +124,7 @@ class Candidates:
     rows: np.ndarray  # item rows [B, C]
     scores: np.ndarray  # retrieval's scores [B, C], -inf padded
     ranks: np.ndarray  # places in retrieval's order, from 0 [B, C]; -1 where it has none
-    found: (
-        Retrieved  # the lists they were chosen from; the base source's ends with the last of them
-    )
+    found: Retrieved  # the lists of all sources; the base source's ends with the last candidate
 
 
 @dataclass

@@ -200,8 +200,9 @@ class Attempts:
         self.timer = self.loop.call_later(pause, self.look)
 
     def start_second(
-        self, is_free: bool = False
-    ) -> None:  # is_free: none of the earned ones is spent
+        self,
+        is_free: bool = False,  # none of the earned second attempts is spent
+    ) -> None:
         "Start the second attempt, once; a page that is asked twice changes nothing."
         if self.second is None and (is_free or self.pages.may_send_second()):
             self.second = self.loop.create_task(self.send_second())
