@@ -24,9 +24,13 @@ def category_shares(data: FitData) -> np.ndarray:  # [largest category + 1]
 
 def context_shares(
     data: FitData,
-    smooth: float,  # events that the coarser share counts as
+    smooth: float,  # above 0; events that the coarser share counts as, at both steps
 ) -> np.ndarray:  # [24, devices, categories]
-    "Return the share of each category at an hour on a device, smoothed by that at the hour."
+    """Return the share of each category at an hour on a device.
+
+    It is smoothed by the share at the hour, which is smoothed by the share in all. Device 0 is an
+    unknown one; callers take it for a device that training did not see.
+    """
     hours, devices, categories = data.context()
     shares = category_shares(data)
     shape = 24, int(devices.max(initial=1)) + 1, len(shares)

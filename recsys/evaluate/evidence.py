@@ -143,12 +143,17 @@ def look_number(
 def evidence_so_far(
     earlier: Iterable[Look],  # kept looks
     look: Look,  # the one of today
-    key: tuple,  # live or anchor, segment
+    key: tuple,  # live or anchor, then the segment
     most: int,  # looks whose evidence is put together, today's included
 ) -> tuple:  # Evidence; number of looks in it
-    "Return the evidence of today's look together with that of earlier looks of its kind."
+    """Return the evidence of today's look together with that of earlier looks of its kind.
+
+    Those have the same reference, recipe and metric. The newest are taken first, and only those
+    that end before the next one begins: no case counts twice.
+    """
     used = [look]
-    for old in sorted(earlier, key=_last_second, reverse=True):
+    oldest_first = sorted(earlier, key=_last_second)  # stable: of one second as they were kept
+    for old in oldest_first[::-1]:
         if len(used) < most and old.last < used[-1].first and _is_alike(old, look, key):
             used.append(old)
     return pool_evidence([one.evidence[key] for one in used]), len(used)

@@ -99,9 +99,14 @@ def place_seen(
 # %% ../../nbs/2_models/05_two_tower.ipynb #two-tower-launch-2
 def launch_times(
     prep,  # prepared data
-    event_rows: np.ndarray,  # training cases, positions into the events
+    event_rows: np.ndarray,  # cases to train on, positions into the events
 ) -> np.ndarray:  # int64 [n_items], seconds; zeros without a common clock
-    "Return the second from which each item can be a negative: its launch."
+    """Return the second from which each item can be a negative: its launch.
+
+    That is its first training event, as far as the log tells; an item without one has `UNSEEN`,
+    which is later than any event, and is no negative at all. With zeros every item
+    always is one.
+    """
     if not prep.has_clock:
         return np.zeros(prep.n_items, np.int64)
     launch = np.array(prep.item_columns["first_event"], np.int64)
