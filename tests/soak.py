@@ -111,7 +111,11 @@ def folder_of(stack, file):
 def sample(stack):
     "Return what must stay flat: memory, descriptors, processes and files outside of the logs."
     pids = stack.children()
-    files = [file for file in stack.home.rglob("*") if not set(file.parts) & set(LOGS)]
+    files = [
+        file
+        for file in stack.home.rglob("*")
+        if not set(file.parts) & set(LOGS) and ADDED not in file.name
+    ]
     logs = [file for name in LOGS for file in (stack.run / name).rglob("*.parquet")]
     memory, number = Counter(), Counter()
     living = [pid for pid in pids if command_line(pid)]
