@@ -88,7 +88,7 @@ def test_an_entry_of_the_list_of_stages_is_no_part_of_another_stages_key():
     source = module_file("core.stages").read_text()
     start = source.index("FULL = (") + len("FULL = (")
     edited = {
-        "one more": source[:start] + 'Stage("first", "1_data/16_sources", "f"),' + source[start:],
+        "one more": source[:start] + 'Stage("first", "1_data/20_sources", "f"),' + source[start:],
         "resources": source.replace('cpu="4"', 'cpu="16"'),
         "artefact": source.replace('Artefact("baselines.json"), ', ""),
     }

@@ -76,7 +76,7 @@ _TRAINING = Resources(cpu="4", memory="16Gi", gpu=1, hours=6)
 FULL = (
     Stage(
         "ingest",
-        "1_data/16_sources",
+        "1_data/20_sources",
         "recsys.data.sources:run_ingest",
         shows_notes=True,
         after_base=("ingest", "bundle"),
@@ -91,7 +91,7 @@ FULL = (
     ),
     Stage(
         "data_prep",
-        "1_data/19_prep",
+        "1_data/23_prep",
         "recsys.data.prep:run_data_prep",
         shows_notes=True,
         after=("ingest",),

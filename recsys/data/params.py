@@ -10,9 +10,9 @@ _SOURCE_PARAMS = (
     dict(
         name="SOURCE",
         default="shop",
-        doc="where interactions come from: the simulated shop, a year of a grocer, or "
-        "tables of your own",
-        choices=("shop", "completejourney", "tables", "parquet"),
+        doc="where interactions come from: a simulated shop (hardshop is the one unlike our "
+        "models), a year of a grocer, or tables of your own",
+        choices=("shop", "hardshop", "completejourney", "tables", "parquet"),
     ),
     dict(
         name="INTERACTIONS",

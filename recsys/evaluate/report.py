@@ -14,6 +14,7 @@ import numpy as np
 from ..core.params import Params
 from ..core.runs import record_stage, run_dir, stage_dir, write_json
 from ..data.prepared import Prepared, load_prepared
+from ..data.shop_world import SIMULATED
 from recsys.evaluate.ablations import (
     NOT_RETRAINED,
     ablate,
@@ -42,6 +43,7 @@ from recsys.evaluate.segments import (
     system_rows,
 )
 from recsys.evaluate.systems import (
+    learnable_lists,
     load_user_ids,
     model_lists,
     oracle_lists,
@@ -98,6 +100,9 @@ def report_numbers(
     if "oracle" in systems:
         share = value["full", "ndcg@10"] / max(value["oracle", "ndcg@10"], 1e-12)
         record.metrics["full, share of the oracle's ndcg@10"] = share
+    if "learnable" in systems:
+        share = value["full", "ndcg@10"] / max(value["learnable", "ndcg@10"], 1e-12)
+        record.metrics["full, share of the learnable ceiling's ndcg@10"] = share
     for line in mean_lines(rows):
         record.note(line)
     for row in pairs:
@@ -114,7 +119,7 @@ def _shade(system: str) -> str:
     "Return the grey of a system's bar: models dark, baselines middle, oracle light."
     if system.startswith("full") or system == "retrieval":
         return "0.25"
-    return "0.85" if system == "oracle" else "0.6"
+    return "0.85" if system in ("oracle", "learnable") else "0.6"
 
 
 def plot_systems(
@@ -144,7 +149,15 @@ def plot_systems(
 
 # %% ../../nbs/4_evaluate/13_report.ipynb #report-14
 _MAIN_SEGMENTS = ("all", "warm_user", "new_user", "anonymous", "warm_item", "new_item")
-_PLOTTED_SYSTEMS = ("full", "retrieval", "context_ease", "ease", "popularity", "oracle")
+_PLOTTED_SYSTEMS = (
+    "full",
+    "retrieval",
+    "context_ease",
+    "ease",
+    "popularity",
+    "learnable",
+    "oracle",
+)
 
 
 def plot_segments(
@@ -316,9 +329,13 @@ def _system_lists(
         lists = model_lists(bundle, prep, positions, masked)
     from_baselines, baselines = load_lists(params, positions)
     lists |= from_baselines
-    if source_parameters(params).SOURCE == "shop":
+    if source_parameters(params).SOURCE in SIMULATED:
         with record.timing("oracle"):
             lists["oracle"] = oracle_lists(prep, params, positions, masked)
+        with record.timing("learnable ceiling"):
+            learnable = learnable_lists(prep, params, positions, masked)
+        if learnable is not None:
+            lists["learnable"] = learnable
     return lists, baselines
 
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['take_rows', 'past_mask', 'score_block', 'rank_kept', 'block_lists', 'model_lists', 'source_parameters',
-           'load_user_ids', 'load_item_ids', 'device_positions', 'oracle_lists']
+           'load_user_ids', 'load_item_ids', 'device_positions', 'oracle_lists', 'learnable_lists']
 
 # %% ../../nbs/4_evaluate/08_systems.ipynb #systems-02
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -167,36 +168,77 @@ def oracle_lists(
     **blind: bool,  # context=False or content=False: what the oracle does not know
 ) -> np.ndarray:  # item rows [B, depth], -1 padded
     "Return the items that the simulated shop's users choose with the highest probability."
-    from recsys.data.shop import recent_views
-    from recsys.data.shop_world import DEVICES
     from recsys.data.sources import make_shop
-    from recsys.models.index import top_k
 
     shop = make_shop(source_parameters(params))
+    rule = partial(shop.choice_probabilities, **blind)
+    return _lists_of_rule(rule, shop, prep, positions, masked, depth)
+
+
+def _shop_columns(
+    shop,
+    prep: Prepared,
+    rows: np.ndarray,  # positions of events [n]
+) -> dict:  # user, item, timestamp, device, each [n]
+    "Return columns of some events in the shop's numbers of users, items and devices."
+    from recsys.data.shop_world import DEVICES
+
     events = prep.events
     users = np.append(shop.user_rows(np.char.decode(load_user_ids(prep), "utf-8")), -1)
     items = shop.item_rows(load_item_ids(prep))
-    views = np.flatnonzero(events["type"] == 0)
-    seen, seen_times = recent_views(
-        events["user"][views],
-        events["item"][views],
-        events["timestamp"][views],
-        np.searchsorted(views, positions),
+    devices = device_positions(prep, list(DEVICES))
+    return dict(
+        user=users[events["user"][rows]],
+        item=items[events["item"][rows]],
+        timestamp=np.asarray(events["timestamp"][rows]),
+        device=devices[events["device_type"][rows]],
     )
-    device = device_positions(prep, list(DEVICES))[events["device_type"][positions]]
+
+
+def _lists_of_rule(
+    rule: Callable,  # users, timestamps, devices, latest items and their times -> [B, items]
+    shop,
+    prep: Prepared,
+    positions: np.ndarray,  # test cases [B]
+    masked: bool,  # hide the whole history
+    depth: int,  # items per list
+) -> np.ndarray:  # item rows [B, depth], -1 padded
+    "Return the items to which a rule gives the highest probability."
+    from recsys.data.shop import recent_views
+    from recsys.models.index import top_k
+
+    items = shop.item_rows(load_item_ids(prep))
+    rows = np.flatnonzero(prep.events["type"] == 0)
+    views, asked = (_shop_columns(shop, prep, at) for at in (rows, positions))
+    at = np.searchsorted(rows, positions)
+    past = recent_views(views["user"], views["item"], views["timestamp"], at)
     lists = np.full((len(positions), depth), -1, np.int64)
-    for start in progress(range(0, len(positions), 2048), "oracle"):
-        block = slice(start, start + 2048)
+    size = min(2048, 1 + 5_000_000 // len(items))  # a block holds a row over the catalogue each
+    for start in progress(range(0, len(positions), size), "oracle"):
+        block = slice(start, start + size)
         cases = positions[block]
-        probability = shop.choice_probabilities(
-            users[events["user"][cases]],
-            events["timestamp"][cases],
-            device[block],
-            np.where(seen[block] < 0, -1, items[seen[block]]),
-            seen_times[block],
-            **blind,
-        )[:, items]
+        request = (asked[name][block] for name in ("user", "timestamp", "device"))
+        probability = rule(*request, *(column[block] for column in past))[:, items]
         if masked:
             probability[past_items(prep, cases)] = -1
         lists[block] = top_k(probability, depth)[1]
     return lists
+
+
+def learnable_lists(
+    prep: Prepared,
+    params: Params,
+    positions: np.ndarray,  # test cases [B]
+    masked: bool,  # hide the whole history
+    depth: int = DEPTH,  # items per list
+) -> np.ndarray | None:  # item rows [B, depth], -1 padded; None where the shop has no such ceiling
+    "Return the items that the posterior mean of the training log ranks first, on the hard shop."
+    from recsys.data.sources import make_shop
+
+    if source_parameters(params).SOURCE != "hardshop":
+        return None
+    shop = make_shop(source_parameters(params))
+    events = prep.events
+    is_known = (events["type"] == 0) & (events["split"] == 0) & (events["user"] >= 0)
+    rule = shop.learned_rule(_shop_columns(shop, prep, np.flatnonzero(is_known)))
+    return _lists_of_rule(rule, shop, prep, positions, masked, depth)
