@@ -397,6 +397,7 @@ def test_logged_pages_judge_another_policy(p, stack, parts):
                 run_dir(p) / "events",
                 names(parts[0].bundle),
                 sampled_only=True,
+                bundle=parts[0].bundle,
             )
         except RecsysError:
             return None

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.params import RecsysError
 from .offpolicy import refuse_requests
-from .page_chances import GREEDY_TEMPERATURE, RULES, take_requests
+from .page_chances import GREEDY_TEMPERATURE, RULES, ItemVectors, take_requests
 from ..recommend.rerank import RECOMPUTED_SETTINGS
 
 # %% ../../nbs/4_evaluate/21_logged_pages.ipynb #logged-pages-06
@@ -124,6 +124,7 @@ def read_log(
     catalog: dict | None = None,  # item id -> category, for diversity and max_per_category
     since: int = 0,  # only pages from this second on
     sampled_only: bool = False,  # leave pages at temperature 0 out instead of refusing them
+    bundle=None,  # whose item vectors are the similarity under diversity; None: same category
 ) -> dict:  # a log, see the beginning
     "Read pages and their clicks; raise `RecsysError` with file and column, or with the request."
     import pyarrow as pa
@@ -148,7 +149,7 @@ def read_log(
     read = len(pages)
     pages = _with_own_id(pages)
     own = len(pages)
-    pages = _with_known_settings(pages)
+    pages = _with_known_settings(pages, bundle.manifest["version"] if bundle else "")
     known = len(pages)
     policy = read_policy(pages["request_id"].to_pylist(), pages["policy"].to_pylist())
     if sampled_only:
@@ -161,7 +162,7 @@ def read_log(
             "at temperature 0": known,
         }
         raise RecsysError(f"{impressions}: {_nothing_left(read, since, left_out)}")
-    return _as_log(pages, clicks, policy, catalog)
+    return _as_log(pages, clicks, policy, catalog, bundle)
 
 
 def _nothing_left(
@@ -179,21 +180,26 @@ def _nothing_left(
 
 def unknown_settings(
     text: str,  # JSON of a policy
+    similarity: str = "",  # version of the bundle whose vectors are at hand
 ) -> list:  # of names
     "Return the settings of a page from which its probabilities can't be computed again."
     try:
         policy = json.loads(text)
     except (ValueError, TypeError):
         return []  # refused by `read_policy`
-    known = RECOMPUTED_SETTINGS
-    return [name for name in policy if name not in known] if isinstance(policy, dict) else []
+    if not isinstance(policy, dict):
+        return []
+    unknown = [name for name in policy if name not in RECOMPUTED_SETTINGS]
+    if policy.get("diversity") and policy.get("similarity", "") != similarity:
+        unknown.append("diversity by another bundle's vectors")
+    return unknown
 
 
-def _with_known_settings(pages):
+def _with_known_settings(pages, similarity: str):
     "Leave out pages under settings that can't be computed again, with a warning."
     import pyarrow as pa
 
-    unknown = [unknown_settings(text) for text in pages["policy"].to_pylist()]
+    unknown = [unknown_settings(text, similarity) for text in pages["policy"].to_pylist()]
     if any(unknown):
         names = sorted({name for own in unknown for name in own})
         warnings.warn(
@@ -227,6 +233,7 @@ def _as_log(
     events,  # pyarrow.Table of events
     policy: dict,  # of `read_policy`
     catalog: dict | None,  # item id -> category
+    bundle,  # whose item vectors are the similarity under diversity, or None
 ) -> dict:
     "Return tables of impressions and events as a log's arrays."
     import pyarrow.compute as pc
@@ -257,6 +264,7 @@ def _as_log(
         propensities=np.where(page < 0, 0, propensities),
         clicks=_clicks(log, events, items, shown),
         categories=_categories(items, rows, catalog),
+        vectors=_vectors(items, bundle),
     )
     return log | policy | arrays
 
@@ -314,6 +322,15 @@ def _index_in(column, values) -> np.ndarray:  # int [n], -1 where it is none of 
     import pyarrow.compute as pc
 
     return pc.fill_null(pc.index_in(column.combine_chunks(), values), -1).to_numpy()
+
+
+def _vectors(items, bundle) -> ItemVectors | None:
+    "Return the vectors of a log's items; zeros where the bundle has no such item."
+    if bundle is None:
+        return None
+    rows = np.array([bundle.row_of.get(item, -1) for item in items.to_pylist()], int)
+    found = np.asarray(bundle.vectors)[rows] * (rows >= 0)[:, None]
+    return ItemVectors(np.append(found, np.zeros((1, found.shape[1]), found.dtype), axis=0))
 
 
 def _categories(items, rows: np.ndarray, catalog: dict | None) -> np.ndarray | None:  # [N, C]

@@ -381,7 +381,7 @@ def offpolicy_command(
     warnings.showwarning = note_warning
     catalog = dict(zip((item.decode() for item in bundle.ids), bundle.categories.tolist()))
     first = parse_time(since) if since else 0
-    log = read_log(folders["impressions"], folders["events"], catalog, first, sampled_only)
+    log = read_log(folders["impressions"], folders["events"], catalog, first, sampled_only, bundle)
     found = {}
     for value in temperature:
         policy = policy_on(log, value, diversity, max_per_category)

@@ -72,7 +72,7 @@ def log_pages(
             device_type=request["device_type"][i],
             timestamp=int(request["timestamp"][i]),
             bundle_version=answer["bundle_version"],
-            policy=logged_settings(request, i, bundle.serving),
+            policy=logged_settings(request, i, answer["bundle_version"].split("+")[0]),
             candidates=bundle.ids[candidates[i][is_candidate]],
             **page,
             candidate_scores=answer["candidate_scores"][i][is_candidate] if sampled else [],
@@ -221,7 +221,7 @@ class ResponseMember(StepMember):
 class Rerank(ResponseMember):
     "Step 7: order the page, explain it, log it and write the response."
 
-    parts = ("categories", "ids")
+    parts = ("categories", "ids", "vectors")
 
     def answer(self, inputs: dict) -> dict:
         "Return the response's tensors."
