@@ -163,3 +163,14 @@ def test_repetitions_are_found_by_the_preparation(shop, views):
         case=np.ones(len(known), bool),
     )
     assert chosen_again(events).mean() > 0.15
+
+
+def test_nothing_is_clicked_that_is_not_on_sale(shop):
+    day = 3
+    worth = shop.worth[day][shop.place]  # in catalogue order
+    off_sale, on_sale = np.flatnonzero(worth == 0)[:5], np.flatnonzero(worth > 0)[:5]
+    assert len(off_sale) == 5
+    noon = np.array([shop.start + day * 86_400 + 43_200])
+    shown = np.concatenate([on_sale, off_sale])[None]
+    clicks = shop.click_probabilities(np.array([0]), noon, np.array([1]), shown)
+    assert (clicks[0, :5] > 0).all() and (clicks[0, 5:] == 0).all()

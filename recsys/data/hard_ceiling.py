@@ -171,7 +171,8 @@ class NextView:
         taste = (kinds @ tastes)[:, world.code]
         boost = world.ratios[day] ** truth.view_elasticity
         relative = weights[1].astype(np.float32)[:, world.cell]
-        return np.minimum(truth.attract * relative * taste * boost, 1)
+        on_sale = world.worth[day] > 0  # nothing is clicked that can't be bought
+        return np.minimum(truth.attract * relative * taste * boost, 1) * on_sale
 
     def _next_of_block(self, day, weights, kinds, past, content) -> np.ndarray:
         "Return the probabilities of all items, sorted by subcategory, for a block of cases."

@@ -220,6 +220,10 @@ def compare_command(
     if variant and not change:
         raise RecsysError("--as names the runs of a variant; say with --change what it changes")
     chosen = load_params(params, tuple(sets))
+    if variant == chosen.RUN:
+        raise RecsysError(
+            f"--as {variant}: this is the run that the variant is compared with; give another name"
+        )
     variants = [Variant(chosen.RUN, chosen)]
     if change:
         variants.append(changed_variant(variants[0], change, variant))

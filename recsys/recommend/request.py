@@ -146,11 +146,7 @@ class PageRequest(StrictModel):
     temperature: Temperature | None = from_parameter(
         "TEMPERATURE", "0 orders items by score, above 0 they are sampled"
     )
-    diversity: Diversity | None = from_parameter(
-        "DIVERSITY",
-        "weight of dissimilarity: 0 orders by score alone; at 1 an item like one above it loses "
-        "as much score as lies between the best candidate and the one at place 20",
-    )
+    diversity: Diversity | None = from_parameter("DIVERSITY", "weight of dissimilarity")
     max_per_category: MaxPerCategory | None = from_parameter(
         "MAX_PER_CATEGORY", "most items of one category on the page, 0: any number"
     )
