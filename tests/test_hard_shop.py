@@ -1,6 +1,6 @@
 """The hard shop differs from the models where it says that it does."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -124,28 +124,55 @@ def test_clicks_on_shuffled_pages_follow_the_frozen_examination():
 
 
 def test_the_constants_are_those_that_were_frozen():
-    assert HardTruth() == HardTruth(
+    assert asdict(HardTruth()) == dict(
         zipf=0.871,
-        examine=1.0,
-        again=0.14,
-        again_power=1.0,
-        together=0.04,
-        navigate=0.25,
-        attract=0.06,
+        group_category=0.8,
+        group_subcategory=0.8,
+        favourite=3.0,
+        favourite_sibling=1.0,
+        style=0.9,
+        material=0.7,
+        price=0.3,
+        hour=0.8,
+        device=0.5,
+        weekday=0.3,
+        apart=0.5,
+        launched=0.12,
+        promoted=0.01,
+        discount=(0.1, 0.5),
+        promotion_days=(3, 8),
         elasticity=-2.62,
-        cart=0.0260,
-        purchase=0.324,
-        session_steps=5.0,
+        view_elasticity=-1.0,
+        interest=6.0,
         short_hours=0.5,
         long_hours=168.0,
         long_share=0.15,
-        interest=6.0,
-        style=0.9,
-        material=0.7,
-        favourite=3.0,
+        sibling=0.25,
+        again=0.14,
+        again_power=1.0,
+        together=0.04,
+        partners=3,
+        memory=32,
+        settle=30,
+        navigate=0.25,
+        page=20,
+        examine=1.0,
+        attract=0.06,
+        shuffled=0.1,
+        context_boost=20.0,
+        page_error=0.5,
+        pause_minutes=30.0,
+        session_steps=5.0,
+        activity=1.0,
+        joined=0.2,
         strangers=0.6,
         logged_in=0.6,
         logs_in=0.4,
+        new_cookie=0.1,
+        cart=0.026,
+        cart_taste=0.35,
+        purchase=0.324,
+        partner_cart=2.0,
     )
 
 

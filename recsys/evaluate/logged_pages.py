@@ -124,7 +124,7 @@ def read_log(
     catalog: dict | None = None,  # item id -> category, for diversity and max_per_category
     since: int = 0,  # only pages from this second on
     sampled_only: bool = False,  # leave pages at temperature 0 out instead of refusing them
-    bundle=None,  # whose item vectors are the similarity under diversity; None: same category
+    bundle=None,  # whose item vectors are the similarity under diversity; None: no such pages
 ) -> dict:  # a log, see the beginning
     "Read pages and their clicks; raise `RecsysError` with file and column, or with the request."
     import pyarrow as pa
@@ -149,7 +149,8 @@ def read_log(
     read = len(pages)
     pages = _with_own_id(pages)
     own = len(pages)
-    pages = _with_known_settings(pages, bundle.manifest["version"] if bundle else "")
+    version = bundle.manifest["version"] if bundle else None
+    pages = _with_known_settings(pages, version)
     known = len(pages)
     policy = read_policy(pages["request_id"].to_pylist(), pages["policy"].to_pylist())
     if sampled_only:
@@ -180,7 +181,7 @@ def _nothing_left(
 
 def unknown_settings(
     text: str,  # JSON of a policy
-    similarity: str = "",  # version of the bundle whose vectors are at hand
+    similarity: str | None = None,  # version of the bundle whose vectors are at hand
 ) -> list:  # of names
     "Return the settings of a page from which its probabilities can't be computed again."
     try:
@@ -190,12 +191,12 @@ def unknown_settings(
     if not isinstance(policy, dict):
         return []
     unknown = [name for name in policy if name not in RECOMPUTED_SETTINGS]
-    if policy.get("diversity") and policy.get("similarity", "") != similarity:
-        unknown.append("diversity by another bundle's vectors")
+    if policy.get("diversity") and (not similarity or policy.get("similarity") != similarity):
+        unknown.append("diversity by vectors that are not at hand")
     return unknown
 
 
-def _with_known_settings(pages, similarity: str):
+def _with_known_settings(pages, similarity: str | None):
     "Leave out pages under settings that can't be computed again, with a warning."
     import pyarrow as pa
 

@@ -172,7 +172,7 @@ def oracle_lists(
 
     shop = make_shop(source_parameters(params))
     rule = partial(shop.choice_probabilities, **blind)
-    return _lists_of_rule(rule, shop, prep, positions, masked, depth)
+    return _lists_of_rule("oracle", rule, shop, prep, positions, masked, depth)
 
 
 def _shop_columns(
@@ -196,6 +196,7 @@ def _shop_columns(
 
 
 def _lists_of_rule(
+    label: str,  # of the progress bar
     rule: Callable,  # users, timestamps, devices, latest items and their times -> [B, items]
     shop,
     prep: Prepared,
@@ -214,7 +215,7 @@ def _lists_of_rule(
     past = recent_views(views["user"], views["item"], views["timestamp"], at)
     lists = np.full((len(positions), depth), -1, np.int64)
     size = min(2048, 1 + 5_000_000 // len(items))  # a block holds a row over the catalogue each
-    for start in progress(range(0, len(positions), size), "oracle"):
+    for start in progress(range(0, len(positions), size), label):
         block = slice(start, start + size)
         cases = positions[block]
         request = (asked[name][block] for name in ("user", "timestamp", "device"))
@@ -241,4 +242,4 @@ def learnable_lists(
     events = prep.events
     is_known = (events["type"] == 0) & (events["split"] == 0) & (events["user"] >= 0)
     rule = shop.learned_rule(_shop_columns(shop, prep, np.flatnonzero(is_known)))
-    return _lists_of_rule(rule, shop, prep, positions, masked, depth)
+    return _lists_of_rule("learnable ceiling", rule, shop, prep, positions, masked, depth)

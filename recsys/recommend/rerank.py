@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RANGE_PLACES', 'SMALLEST_TEMPERATURE', 'RECOMPUTED_SETTINGS', 'mix64', 'gumbel_noise', 'plackett_luce',
-           'similarity_to_chosen', 'first_best', 'softmax_at', 'fill_places', 'is_pinned_item', 'full_categories',
-           'check_scores', 'per_request', 'greedy_order', 'sampled_order', 'score_range', 'pad_page', 'RequestNoise',
-           'rerank', 'RuleReader', 'PageOrder', 'items_to_rank', 'logged_settings', 'order_pages', 'apply_rules']
+           'unit_vectors', 'similarity_to_chosen', 'first_best', 'softmax_at', 'fill_places', 'is_pinned_item',
+           'full_categories', 'check_scores', 'per_request', 'greedy_order', 'sampled_order', 'score_range', 'pad_page',
+           'RequestNoise', 'rerank', 'RuleReader', 'PageOrder', 'items_to_rank', 'logged_settings', 'order_pages',
+           'apply_rules']
 
 # %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-02
 from dataclasses import dataclass
@@ -49,18 +50,20 @@ def plackett_luce(
     return np.exp(logits - np.where(np.isneginf(left), 0, left))
 
 # %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-18
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:  # [B, C, d]
+    "Return vectors scaled to length 1; those of zeros stay, and are like nothing."
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
 def similarity_to_chosen(
     chosen: np.ndarray,  # position of the item just placed, [B]
-    vectors,  # item vectors [B, C, d], or None
+    vectors,  # item vectors of length 1 [B, C, d], or None
     categories,  # [B, C], used where there are no vectors
 ) -> np.ndarray:  # [B, C], 1: the same
     "Return the similarity of every candidate to the item just placed: cosine, or same category."
     each = np.arange(len(chosen))
     if vectors is not None:
-        lengths = np.maximum(np.linalg.norm(vectors, axis=2), 1e-12)
-        return np.einsum("bcd,bd->bc", vectors, vectors[each, chosen]) / (
-            lengths * lengths[each, chosen][:, None]
-        )
+        return np.einsum("bcd,bd->bc", vectors, vectors[each, chosen])
     return (categories == categories[each, chosen][:, None]).astype(float)
 
 
@@ -105,6 +108,8 @@ def fill_places(
         full = full_categories(shown, cap, categories) if cap.any() else False
         logits = np.where(shown | full, -np.inf, logits)
     similarity: float | np.ndarray = 0.0  # largest to any item on the page
+    if vectors is not None:
+        vectors = unit_vectors(vectors)
     positions, probabilities = [], []
     for place in range(n_places):
         chosen = first_best(logits + noise(place), rows)
@@ -391,7 +396,13 @@ class RuleReader:
 
 # %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-46
 RECOMPUTED_SETTINGS = (
-    *("k", "temperature", "diversity", "similarity", "max_per_category", "seed", "factors"),
+    "k",
+    "temperature",
+    "diversity",
+    "similarity",
+    "max_per_category",
+    "seed",
+    "factors",
 )
 
 
