@@ -159,7 +159,7 @@ def read_log(
     if not len(pages):
         left_out = {
             "without a request_id of their own": read - own,
-            "under settings whose probabilities can't be computed again (pins)": own - known,
+            "under settings that can't be computed again (pins, other vectors)": own - known,
             "at temperature 0": known,
         }
         raise RecsysError(f"{impressions}: {_nothing_left(read, since, left_out)}")
