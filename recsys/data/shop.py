@@ -208,7 +208,7 @@ class ShopEvents(ShopWorld):
         return rows, first, second, device[visit][order]
 
     def _draw(self, day, rows, first, seconds, devices, recent, rng) -> tuple:
-        "Draw items and funnel depths of one day's views by the compiled loop."
+        "Draw items and funnel depths of a day's views; `recent` is None where nobody has a past."
         truth = self.truth
         rules = (
             truth.interest_hours,
@@ -232,7 +232,9 @@ class ShopEvents(ShopWorld):
         )
         items, depth = np.zeros(len(seconds), np.int64), np.zeros(len(seconds), np.int64)
         seeds = rng.integers(2**63, size=len(rows), dtype=np.int64).astype(np.uint64)
-        recent_rows = rows if len(recent[0]) == self.n_users else np.arange(len(rows))
+        recent_rows = rows
+        if recent is None:
+            recent, recent_rows = _no_recent_views(len(rows), 1), np.arange(len(rows))
         contexts = context_of(self.start + day * DAY + seconds, devices)
         now = day * DAY + seconds
         views = (rows, first, now, contexts, seeds)
@@ -244,8 +246,7 @@ class ShopEvents(ShopWorld):
         rows = self.n_users + rng.integers(self.truth.strangers, size=n)
         seconds, devices = self._moments(self.group[rows], rng)
         seconds, first = np.minimum(seconds, DAY - 1200), np.arange(n + 1)
-        recent = _no_recent_views(n, 1)
-        items, depth = self._draw(day, rows, first, seconds, devices, recent, rng)
+        items, depth = self._draw(day, rows, first, seconds, devices, None, rng)
         m = np.searchsorted((1 + depth).cumsum(), n) + 1
         return np.full(m, -1), seconds[:m], devices[:m], items[:m], _fit_depth(depth[:m], n)
 
@@ -254,8 +255,7 @@ class ShopEvents(ShopWorld):
         rng = np.random.default_rng([self.seed, 6])
         rows = self.n_users + rng.integers(self.truth.strangers, size=n)
         seconds, devices = self._moments(self.group[rows], rng)
-        recent = _no_recent_views(n, 1)
-        return 1 + self._draw(0, rows, np.arange(n + 1), seconds, devices, recent, rng)[1].mean()
+        return 1 + self._draw(0, rows, np.arange(n + 1), seconds, devices, None, rng)[1].mean()
 
     def _day_views(self, day: int, n: int, events_a_view: float, recent: tuple, rng) -> list:
         "Draw a day's views, known and anonymous: user, second, device, item, depth of funnel."
@@ -288,6 +288,30 @@ class ShopEvents(ShopWorld):
         order = np.argsort(at, kind="stable")
         view, step, at = view[order], step[order], at[order]
         return user[view], self.order[item[view]], self.start + day * DAY + at, step, device[view]
+
+    def visits(
+        self,
+        day: int,  # of the shop, 0 is the first
+        n_pages: int,  # about how many moments
+        seed: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # user rows, seconds since 1970, devices [N]
+        """Draw the moments of a day at which somebody opens a page, in order of time.
+
+        Known users come as often, when and on the devices as they do in `stream`; the share
+        `anonymous` of `Truth` is of anonymous visitors, who have the row -1.
+        """
+        rng = np.random.default_rng([self.seed, 8, day, seed])
+        share = self.truth.anonymous
+        rows, first, known_seconds, known_devices = self._visits(day, n_pages * (1 - share), rng)
+        known = np.repeat(rows, np.diff(first))
+        n_anonymous = round(len(known) * share / (1 - share))
+        strangers = self.n_users + rng.integers(self.truth.strangers, size=n_anonymous)
+        seconds, devices = self._moments(self.group[strangers], rng)
+        users = np.append(known, np.full(n_anonymous, -1))
+        seconds = np.append(known_seconds, seconds)
+        order = np.argsort(seconds, kind="stable")
+        moments = self.start + day * DAY + seconds[order]
+        return users[order], moments, np.append(known_devices, devices)[order]
 
 # %% ../../nbs/1_data/07_shop.ipynb #shop-28
 @njit(cache=True)

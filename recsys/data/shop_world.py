@@ -269,6 +269,11 @@ class ShopWorld:
             )
         )
 
+    def launch_days(self) -> np.ndarray:  # int64 [n_items], n_days where it is never on sale
+        "Return the first day of the window on which each item can be seen; 0 where it was before."
+        is_on_sale = self._worth[:, self.place] > 0
+        return np.where(is_on_sale.any(0), is_on_sale.argmax(0), self.n_days)
+
     def user_rows(self, ids) -> np.ndarray:  # int64
         "Return the rows of users by their ids; -1 for null and unknown ones."
         return (
