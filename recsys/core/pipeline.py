@@ -332,9 +332,22 @@ def start_variant(
     new = run_dir(params)
     if not any(old.glob("*/stage.json")):
         raise RecsysError(f"--as {params.RUN}: {old} has no finished stage; run {source} first")
-    taken: list = []
     if new.exists():  # begun before: its own stages go on
-        return taken
+        return []
+    copies = new.parent / ".copying"
+    shutil.rmtree(copies / new.name, ignore_errors=True)  # of a copy that was stopped
+    (copies / new.name).mkdir(parents=True)
+    taken = _copy_stages(Params({**params, "OUTPUTS": str(copies)}, source=params.RUN), old)
+    (copies / new.name).rename(new)
+    with contextlib.suppress(OSError):  # another command copies there
+        copies.rmdir()
+    return taken
+
+
+def _copy_stages(params: Params, old: Path) -> list:  # names of the stages
+    "Copy the stages of a run's folder that are done under some parameters to their own folder."
+    new = run_dir(params)
+    taken: list = []
     for stage in select_stages(stages=stages_of(params)):
         names = (stage.name, *stage.makes)
         finished = all((old / name / "stage.json").is_file() for name in names)
@@ -349,7 +362,6 @@ def start_variant(
                 shutil.rmtree(new / name)
     if "bundle" in taken and (old / "train_state").is_dir():
         shutil.copytree(old / "train_state", new / "train_state")
-    new.mkdir(parents=True, exist_ok=True)
     return taken
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INPUT_CHANGES', 'LESS_WORK', 'RETRAINED_SYSTEMS', 'changes_without', 'variant_without', 'present_inputs',
-           'inputs_of_run', 'retrained_rows', 'chosen_inputs', 'ablate_by_training', 'main_rows', 'plot_retrained',
-           'retrained_page']
+           'possible_inputs', 'inputs_of_run', 'retrained_rows', 'chosen_inputs', 'ablate_by_training', 'main_rows',
+           'plot_retrained', 'retrained_page']
 
 # %% ../../nbs/4_evaluate/26_retrained.ipynb #retrained-02
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ..core.markdown import markdown_table
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir
-from ..data.features import Contract
+from ..data.features import Contract, uses_common_clock
 from ..data.prepared import load_prepared
 from .metrics import MAIN_METRIC
 from .saved_ranks import SavedRanks, load_ranks
@@ -73,6 +73,19 @@ def present_inputs(
     return [name for name in INPUT_CHANGES if present[name]]
 
 
+def possible_inputs(params: Params) -> list[str]:  # of INPUT_CHANGES
+    "Return the inputs that a run's parameters allow; its data may lack some of them."
+    gone = {name.strip() for name in params.LEAVE_OUT.split(",")}
+    switched_off = dict(
+        image=params.IMAGE_ENCODER == "none",
+        text=params.TEXT_ENCODER == "none",
+        neighbours=params.NEIGHBOURS == 0,
+        trend=not uses_common_clock(params),
+    )
+    gone |= {name for name, is_off in switched_off.items() if is_off}
+    return [name for name in INPUT_CHANGES if name not in gone]
+
+
 def inputs_of_run(params: Params) -> list[str]:  # of INPUT_CHANGES
     "Return the inputs of a finished run that can be left out."
     table = run_dir(params) / "neighbours" / "neighbours.npz"
@@ -117,7 +130,7 @@ def ablate_by_training(
     train: Callable,  # (variants, seeds) -> parameters of the runs of each variant
 ) -> dict:  # JSON: run, seeds, cases, runs, rows, left_out
     "Train a run and its variants without each input, and return how they differ."
-    chosen_inputs(wanted, list(INPUT_CHANGES))  # a mistake must not cost a training
+    chosen_inputs(wanted, possible_inputs(base.params))  # a mistake must not cost a training
     runs = {"": train([base], seeds)[0]}
     names = chosen_inputs(wanted, inputs_of_run(runs[""][0]))
     runs |= dict(zip(names, train([variant_without(base, name) for name in names], seeds)))

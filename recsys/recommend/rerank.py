@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RANGE_PLACES', 'SMALLEST_TEMPERATURE', 'RECOMPUTED_SETTINGS', 'mix64', 'gumbel_noise', 'plackett_luce',
-           'unit_vectors', 'similarity_to_chosen', 'first_best', 'softmax_at', 'fill_places', 'is_pinned_item',
+           'unit_vectors', 'CandidateSimilarity', 'first_best', 'softmax_at', 'fill_places', 'is_pinned_item',
            'full_categories', 'check_scores', 'per_request', 'greedy_order', 'sampled_order', 'score_range', 'pad_page',
            'RequestNoise', 'rerank', 'RuleReader', 'PageOrder', 'items_to_rank', 'logged_settings', 'order_pages',
            'apply_rules']
@@ -51,20 +51,44 @@ def plackett_luce(
 
 # %% ../../nbs/3_recommend/03_rerank.ipynb #rerank-18
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:  # [B, C, d]
-    "Return vectors scaled to length 1; those of zeros stay, and are like nothing."
+    "Return vectors scaled to length 1; those of zeros stay."
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-def similarity_to_chosen(
-    chosen: np.ndarray,  # position of the item just placed, [B]
-    vectors,  # item vectors of length 1 [B, C, d], or None
-    categories,  # [B, C], used where there are no vectors
-) -> np.ndarray:  # [B, C], 1: the same
-    "Return the similarity of every candidate to the item just placed: cosine, or same category."
-    each = np.arange(len(chosen))
-    if vectors is not None:
-        return np.einsum("bcd,bd->bc", vectors, vectors[each, chosen])
-    return (categories == categories[each, chosen][:, None]).astype(float)
+class CandidateSimilarity:
+    "The similarity of candidates: the cosine of their vectors, else whether their category agrees."
+
+    def __init__(
+        self,
+        vectors,  # item vectors [B, C, d], or None
+        categories,  # [B, C], for candidates without a vector; or None: such are like nothing
+    ):
+        self.categories, self.vectors, self.has_vector = categories, vectors, None
+        if vectors is None:
+            return
+        self.vectors = unit_vectors(vectors)
+        has_vector = self.vectors.any(-1)
+        if categories is not None and not has_vector.all():
+            self.has_vector = has_vector
+
+    def to_chosen(
+        self,
+        chosen: np.ndarray,  # position of the item just placed, [B]
+    ) -> np.ndarray:  # [B, C], 1: the same
+        "Return the similarity of every candidate to the item just placed."
+        each = np.arange(len(chosen))
+        if self.vectors is None:
+            return self._of_category(chosen)
+        cosine = np.einsum("bcd,bd->bc", self.vectors, self.vectors[each, chosen])
+        if self.has_vector is None:
+            return cosine
+        both_have = self.has_vector & self.has_vector[each, chosen][:, None]
+        return np.where(both_have, cosine, self._of_category(chosen))
+
+    def _of_category(self, chosen: np.ndarray) -> np.ndarray:  # [B, C]
+        "Return 1 for the candidates of the category of the item just placed, 0 for the others."
+        own = self.categories[np.arange(len(chosen)), chosen]
+        return (self.categories == own[:, None]).astype(float)
 
 
 def first_best(key: np.ndarray, rows: np.ndarray) -> np.ndarray:  # [B]
@@ -108,8 +132,7 @@ def fill_places(
         full = full_categories(shown, cap, categories) if cap.any() else False
         logits = np.where(shown | full, -np.inf, logits)
     similarity: float | np.ndarray = 0.0  # largest to any item on the page
-    if vectors is not None:
-        vectors = unit_vectors(vectors)
+    candidates = CandidateSimilarity(vectors, categories) if penalty.any() else None
     positions, probabilities = [], []
     for place in range(n_places):
         chosen = first_best(logits + noise(place), rows)
@@ -126,8 +149,8 @@ def fill_places(
             same = categories == categories[each, chosen][:, None]
             is_full = (cap > 0) & ((same & shown).sum(1) >= cap)
             excluded |= same & is_full[:, None]
-        if penalty.any():
-            largest = np.maximum(similarity, similarity_to_chosen(chosen, vectors, categories))
+        if candidates is not None:
+            largest = np.maximum(similarity, candidates.to_chosen(chosen))
             # what an item loses to the most similar one on the page; earlier losses are in logits
             logits = logits - penalty[:, None] * (largest - similarity)
             similarity = largest
@@ -270,7 +293,7 @@ def rerank(
     temperature=0.0,  # one, or one a request; 0: greedy, above: sampled
     seed=0,  # int64, one or one a request; the same seed draws the same page
     diversity=0.0,  # one, or one a request; 1: a copy of a shown item loses the `score_range`
-    categories=None,  # [B, C], for the cap, and for diversity without vectors
+    categories=None,  # [B, C], for the cap, and for diversity between items without vectors
     max_per_category=0,  # one, or one a request; 0: no limit
     vectors=None,  # item vectors [B, C, d] for diversity
     pinned=None,  # position of the item that must stand at a place [B, k], -1: any
