@@ -513,7 +513,7 @@ def quiet_days_stay_quiet(days=20, trained=14):
 
 def notebooks_run_in_a_kernel():
     """Every notebook, executed cell by cell in a real Jupyter kernel on the tiny run; what it
-    prints to stderr is progress only.
+    prints to stderr is progress only. NOTEBOOKS, an expression, chooses some of them by name.
     """
     import os
 
@@ -526,7 +526,9 @@ def notebooks_run_in_a_kernel():
 
     failed, noisy, seconds = {}, {}, {}
     os.environ |= KERNEL_ENVIRONMENT
+    chosen = re.compile(os.environ.get("NOTEBOOKS", ""))
     notebooks = sorted((find_root() / "nbs").glob("[0-9]_*/*.ipynb"))
+    notebooks = [path for path in notebooks if chosen.search(f"{path.parent.name}/{path.stem}")]
     for path in progress(notebooks, "notebooks in a kernel"):
         name, started = f"{path.parent.name}/{path.stem}", time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
