@@ -19,7 +19,7 @@ from filelock import FileLock
 from k8s_rules import ROOT, RULES, containers, get, kinds, name
 
 K8S = ROOT / "k8s"
-OVERLAYS = ("overlays/dev", "overlays/prod", "cloud/karpenter", "with a GPU")
+OVERLAYS = ("overlays/dev", "overlays/prod", "cloud/karpenter", "cloud/storage", "with a GPU")
 EXCEPTIONS = {}  # kind -> why no schema is known for it: none at present
 VERSION = str(yaml.safe_load((K8S / "cloud/cluster.yaml").read_text())["metadata"]["version"])
 pytestmark = pytest.mark.xdist_group("k8s")  # what is rendered and installed once is used by all
