@@ -677,6 +677,29 @@ def closed_loop_learns(days=30, pages=6000):
     return ok, figures
 
 
+def compiled_pipelines_run():
+    """The compiled full pipeline runs here on the tiny run's data with a task killed on the way,
+    and the daily one continues it; exit handlers included.
+    """
+    from compiled_run import CompiledRun
+
+    from recsys.operate.kubeflow import task_arguments
+
+    figures, ok = {}, True
+    with tempfile.TemporaryDirectory() as folder:
+        env = {"RECSYS_OUTPUTS": f"{folder}/outputs", "MPLBACKEND": "agg"}
+        daily = dict(RUN="daily", BASE_RUN="tiny", SHOP_DAYS=15, END_DATE="2026-07-01", TEST=1.0)
+        for name, changes, kill in (("full", {}, {"dlrm": 20}), ("daily", daily, {})):
+            file = find_root() / f"k8s/pipelines/{name}.yaml"
+            arguments = task_arguments(name, default_params()) | changes
+            run = CompiledRun(file, arguments, Path(folder) / name, env, f"job-{name}", kill)
+            states = run.run()
+            starts = {task: [a.code for a in run.attempts if a.task == task] for task in states}
+            figures[name] = dict(states=states, exit_codes=starts, end=run.attempts[-1].output)
+            ok &= set(states.values()) == {"succeeded"}
+    return ok, figures
+
+
 PROOFS = [
     any_table_ends_in_a_result_or_in_a_message,
     notebooks_run_in_a_kernel,
@@ -693,6 +716,7 @@ PROOFS = [
     triton_never_breaks,
     promotions_are_whole,
     quiet_days_stay_quiet,
+    compiled_pipelines_run,
     failure_matrix,
     soak,
 ]

@@ -223,11 +223,11 @@ def pipeline_status_command(
 @pipeline_app.command("finish", hidden=True)
 def finish_command(
     name: str = PIPELINE_ARGUMENT,
-    state: str = typer.Option(..., "--status", help="Kubeflow's final status, as JSON"),
+    job: str = typer.Option(..., help="id of Kubeflow's job"),
     run: str = typer.Option(..., help="name of the run"),
     outputs: str = typer.Option(PARAMS["OUTPUTS"].default, help="folder of the runs"),
 ):
     "End a pipeline's run: report and outcome. The last task of a pipeline calls this."
     from recsys.operate.tasks import report_pipeline_outcome
 
-    report_pipeline_outcome(name, json.loads(state), run, outputs)
+    report_pipeline_outcome(name, job, run, outputs)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['run_stage', 'as_declared', 'task_params', 'stage_digest', 'flat_numbers', 'notebook_html', 'local_path',
            'write_artefact', 'listed_artefacts', 'record_numbers', 'write_outputs', 'push_registry', 'push_metrics',
-           'outcome_metrics', 'push_stage', 'run_task', 'report_pipeline_outcome']
+           'outcome_metrics', 'push_stage', 'keep_outcome', 'read_outcomes', 'failure_of', 'lease_file', 'hold_lease',
+           'give_back_lease', 'when', 'check_base', 'run_task', 'report_pipeline_outcome']
 
 # %% ../../nbs/7_operate/08_tasks.ipynb #tasks-02
 import contextlib
@@ -14,7 +15,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from filelock import FileLock
 
 from ..core.clock import Clock
 from ..core.keys import stage_key
-from ..core.params import PARAMS, Params
+from ..core.params import PARAMS, Params, RecsysError
 from recsys.core.pipeline import (
     KERNEL_ENVIRONMENT,
     check_paths,
@@ -32,8 +34,10 @@ from recsys.core.pipeline import (
     run_notebook,
 )
 from ..core.run_report import write_report
-from ..core.runs import atomic_path, read_json, run_dir, write_json
+from ..core.runs import atomic_path, base_folder, read_json, run_dir, write_json
 from ..core.stages import Stage
+from .bundle_store import read_live, store_home
+from .kubeflow import JOB_INPUT, pipeline_stages, retry_seconds
 
 # %% ../../nbs/7_operate/08_tasks.ipynb #tasks-05
 def run_stage(
@@ -75,7 +79,7 @@ def task_params(
     given = {
         name: as_declared(name, value)
         for name, value in values.items()
-        if not name.startswith("after_")
+        if name != JOB_INPUT and not name.startswith("after_")
     }
     return Params(given, source=f"the inputs of task {stage.name}")
 
@@ -221,6 +225,124 @@ def push_stage(name: str) -> Iterator[None]:
         raise
     push_metrics(outcome_metrics("stage", True, time.perf_counter() - start), "stage", name)
 
+# %% ../../nbs/7_operate/08_tasks.ipynb #tasks-63
+def _outcome_file(params: Params, stage: str) -> Path:
+    "Return the file that says how a stage's newest task ended."
+    return run_dir(params) / ".outcomes" / f"{stage}.json"
+
+
+@contextlib.contextmanager
+def keep_outcome(
+    params: Params,
+    stage: str,
+    job: str,  # id of Kubeflow's job; empty for tasks that don't know it
+) -> Iterator[None]:
+    "Note how a block ended as the outcome of a stage's task."
+    file = _outcome_file(params, stage)
+    try:
+        yield
+    except BaseException as error:
+        reason = str(error).strip() or type(error).__name__
+        write_json(file, dict(job=job, error=reason, ended=Clock().wall()))
+        raise
+    write_json(file, dict(job=job, error="", ended=Clock().wall()))
+
+
+def read_outcomes(params: Params, stages: Iterable[Stage]) -> dict[str, dict]:
+    "Return the outcomes that there are, by stage: job, error and when it ended."
+    files = {stage.name: _outcome_file(params, stage.name) for stage in stages}
+    return {name: read_json(file) for name, file in files.items() if file.is_file()}
+
+
+def failure_of(
+    outcomes: dict[str, dict],  # of `read_outcomes`
+    last: str,  # name of the pipeline's last stage
+    job: str,
+    since: float = 0.0,  # when the job began; failures of earlier jobs don't count
+) -> str:  # empty: it succeeded
+    "Return why a job's pipeline has failed."
+    end = outcomes.get(last, {})
+    if end.get("job") == job and not end["error"]:
+        return ""
+    failed = {
+        name: outcome
+        for name, outcome in outcomes.items()
+        if outcome["error"] and outcome["job"] in ("", job) and outcome["ended"] >= since
+    }
+    if not failed:
+        return f"stage {last} of job {job} left no outcome: it did not start, or was killed"
+    first = min(failed, key=lambda name: failed[name]["ended"])
+    return f"stage {first}: {failed[first]['error']}"
+
+# %% ../../nbs/7_operate/08_tasks.ipynb #tasks-66
+def lease_file(params: Params) -> Path:
+    "Return the file that says which job is at work in the folder of all runs."
+    return run_dir(params).parent / ".pipeline.json"
+
+
+def _lease_lock(params: Params) -> FileLock:
+    "Return the lock that guards reading and writing the lease."
+    lease_file(params).parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(lease_file(params).with_suffix(".lock"))
+
+
+def hold_lease(stage: Stage, params: Params, job: str, clock: Clock | None = None) -> None:
+    """Take the lease for a job at its first stage, and extend it at the others.
+
+    Raises `RecsysError` where another job holds it.
+    """
+    now = (clock or Clock()).wall()
+    file = lease_file(params)
+    with _lease_lock(params):
+        held = read_json(file) if file.is_file() else {}
+        is_free = not held or held["until"] <= now or held["job"] == job
+        if not stage.after and job:
+            if not is_free:
+                since, until = (when(held[name]) for name in ("since", "until"))
+                raise RecsysError(
+                    f"{file}: job {held['job']} is at work on run {held['run']} since {since}, "
+                    f"until {until} at the latest; start this one when it has ended, or remove "
+                    "the file if that job was ended by hand"
+                )
+            begun = held["since"] if held.get("job") == job else now
+            held = dict(job=job, run=params.RUN, since=begun, until=now)
+        if held and held["run"] == params.RUN:
+            held["until"] = max(held["until"], now + retry_seconds(stage.resources))
+            write_json(file, held)
+
+
+def give_back_lease(params: Params, job: str) -> float:
+    "End the lease of a job and return since when it was held; 0 where the job does not hold it."
+    file = lease_file(params)
+    with _lease_lock(params):
+        held = read_json(file) if file.is_file() else {}
+        if held.get("job") != job:
+            return 0.0
+        file.unlink()
+    return held["since"]
+
+
+def when(seconds: float) -> str:
+    "Return a moment as people write it, UTC."
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def check_base(params: Params) -> None:
+    "Raise `RecsysError` where a run continues one whose bundle the gate has not passed."
+    base = base_folder(params)
+    if not read_live(store_home(params)):
+        return
+    version = read_json(base / "bundle" / "manifest.json")["version"]
+    decision = base / "promote" / "gate.json"
+    judged = read_json(decision) if decision.is_file() else {}
+    is_same = str(judged.get("candidate", "")).partition("+")[0] == version
+    if not is_same or not (judged["passed"] or judged.get("forced")):
+        verdict = "refused" if is_same else "has not judged"
+        raise RecsysError(
+            f"BASE_RUN is {params.BASE_RUN}: the gate {verdict} its bundle {version}, so no daily "
+            "run continues it; run the full pipeline again, or promote it by hand"
+        )
+
 # %% ../../nbs/7_operate/08_tasks.ipynb #tasks-47
 def run_task(
     stage: Stage,
@@ -229,7 +351,11 @@ def run_task(
 ) -> Params:
     "Run a stage as a Kubeflow task; raise `StageError` where its notebook fails."
     params = task_params(stage, executor_input)
-    with push_stage(stage.name):
+    job = executor_input.get("inputs", {}).get("parameterValues", {}).get(JOB_INPUT, "")
+    with push_stage(stage.name), keep_outcome(params, stage.name, job):
+        hold_lease(stage, params, job)
+        if params.get("BASE_RUN"):
+            check_base(params)
         run_stage(stage, params, show=show)
         write_outputs(stage, params, executor_input)
     return params
@@ -237,18 +363,17 @@ def run_task(
 # %% ../../nbs/7_operate/08_tasks.ipynb #tasks-59
 def report_pipeline_outcome(
     name: str,  # of the pipeline
-    status: dict,  # Kubeflow's PipelineTaskFinalStatus
+    job: str,  # id of Kubeflow's job
     run: str,  # name of the run
     outputs: str = str(PARAMS["OUTPUTS"].default),  # folder of the runs
 ) -> bool:
     "Write a run's report, print and push its outcome; return whether the pipeline succeeded."
     params = Params(dict(RUN=run, OUTPUTS=outputs), source="finish")
-    state = status.get("state", "ended")
-    succeeded = state == "SUCCEEDED"
+    stages = pipeline_stages(name)
+    since = give_back_lease(params, job)
+    failure = failure_of(read_outcomes(params, stages), stages[-1].name, job, since)
     if run_dir(params).is_dir():
         print(f"report: {write_report(params)}")
-    message = (status.get("error") or {}).get("message", "")
-    reason = f": {message}" if message and not succeeded else ""
-    print(f"pipeline {name} {state}{reason}")
-    push_metrics(outcome_metrics("pipeline", succeeded), "pipeline", name)
-    return succeeded
+    print(f"pipeline {name} failed: {failure}" if failure else f"pipeline {name} succeeded")
+    push_metrics(outcome_metrics("pipeline", not failure), "pipeline", name)
+    return not failure
