@@ -116,7 +116,7 @@ def kubeflow_claims(plan):
         classes = [
             step["value"]
             for patch in plan.kubeflow.get("patches", ())
-            if patch["target"].get("kind") == "PersistentVolumeClaim"
+            if patch.get("target", {}).get("kind") == "PersistentVolumeClaim"
             and re.fullmatch(patch["target"].get("name", ".*"), claim)
             for step in yaml.safe_load(patch["patch"])
             if step["path"] == "/spec/storageClassName" and step["op"] in ("add", "replace")

@@ -157,7 +157,7 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 20Gi}}}
 """
 
 
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+@pytest.mark.needs("kubectl")
 def test_our_patches_meet_the_published_objects_and_keep_what_else_they_have(tmp_path):
     shutil.copytree(ROOT / "k8s/cloud/kubeflow", tmp_path / "kubeflow")
     kustomization = tmp_path / "kubeflow/kustomization.yaml"
