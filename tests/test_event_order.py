@@ -56,7 +56,7 @@ def prepare(folder, log: pd.DataFrame, **given):
     "Return the prepared data of a log and its parameters; the encoder is made, not fitted."
     items, users = (
         pd.DataFrame(dict(item_id=ITEMS)),
-        pd.DataFrame(dict(user_id=log.user_id.unique())),
+        pd.DataFrame(dict(user_id=log.user_id.dropna().unique())),
     )
     params = default_params(
         **dict(OUTPUTS=str(folder), RUN="r", SPLIT="leave_one_out", HISTORY=20) | given

@@ -338,34 +338,37 @@ def choose_loss(
     return "full" if items <= 1.5 * drawn else "sampled"
 
 # %% ../../nbs/2_models/04_towers.ipynb #towers-44
+_ALMOST_ONE = 1 - 1e-9  # the largest probability, so that logarithms are finite
+
+
 class CandidateSampler:
     "The candidates of each training step, with the log probability of each to be among them."
 
     def __init__(
         self,
-        counts: np.ndarray,  # training cases of each item, [n_items]
+        counts: np.ndarray,  # training cases of each item, [n_items] or by period [n_items, T]
         loss: str,  # full, sampled or in_batch
         negatives: int,  # drawn a step, with sampled
         power: float = 0.75,  # of popularity, for the drawn
+        starts: np.ndarray | None = None,  # second at which each period but the first starts
     ):
-        self.known = np.flatnonzero(counts)
+        self.counts = np.asarray(counts, np.float32).reshape(len(counts), -1)
+        self.starts = np.zeros(0) if starts is None else starts
+        self.period_sizes = self.counts.sum(0, dtype=float)
+        popularity = self.counts.sum(1, dtype=float)
+        self.known = np.flatnonzero(popularity)
         self.full = loss == "full"
         self.negatives = negatives if loss == "sampled" else 0
-        popularity = np.asarray(counts, float)
-        self.positive = self._probabilities(popularity)
-        self.drawn = self._probabilities(np.where(counts > 0, popularity**power, 0))
+        weights = np.where(popularity > 0, popularity**power, 0)
+        self.drawn = np.minimum(weights / weights.sum(), _ALMOST_ONE)
         self.cumulative = np.cumsum(self.drawn[self.known])
         self.cumulative[-1] = 1
-
-    @staticmethod
-    def _probabilities(weights: np.ndarray) -> np.ndarray:
-        "Return weights as probabilities, below one so that their logarithms are finite."
-        return np.minimum(weights / weights.sum(), 1 - 1e-9)
 
     def __call__(
         self,
         items: np.ndarray,  # the batch's positives, item rows [B]
         rng: np.random.Generator,
+        times: np.ndarray | None = None,  # their seconds [B]; None: all are of the first period
     ) -> tuple:  # item rows [C], sorted; each positive's place among them [B]; log chance [C]
         "Draw the candidates of one batch."
         if self.full:
@@ -374,9 +377,24 @@ class CandidateSampler:
         uniform = rng.random(self.negatives)
         extra = self.known[np.searchsorted(self.cumulative, uniform, side="right")]
         rows, place = np.unique(np.concatenate([items, extra]), return_inverse=True)
-        log_absent = len(items) * np.log1p(-self.positive[rows])
+        times = np.full(len(items), -np.inf) if times is None else times
+        return rows, place[: len(items)], self.log_chance(rows, times)
+
+    def log_chance(
+        self,
+        rows: np.ndarray,  # item rows [C]
+        times: np.ndarray,  # seconds of a batch [B]
+    ) -> np.ndarray:  # float32 [C]
+        "Return the log probability that items are among the candidates of a batch of these times."
+        period = np.searchsorted(self.starts, times, side="right")
+        in_batch = np.bincount(period, minlength=self.counts.shape[1])
+        used = np.flatnonzero(in_batch)
+        # no case is drawn twice in a pass: half of the batch's other rows are gone already
+        left = np.maximum(self.period_sizes[used] - (in_batch[used] - 1) / 2, 1)
+        share = np.minimum(self.counts[np.ix_(rows, used)] / left, _ALMOST_ONE)
+        log_absent = np.log1p(-share) @ in_batch[used]
         log_absent = log_absent + self.negatives * np.log1p(-self.drawn[rows])
-        return rows, place[: len(items)], np.log(-np.expm1(log_absent)).astype(np.float32)
+        return np.log(-np.expm1(log_absent)).astype(np.float32)
 
 # %% ../../nbs/2_models/04_towers.ipynb #towers-48
 _EXCLUDED = -1e4  # added to a score, so that its exponential is zero

@@ -68,9 +68,8 @@ class RecentlySeen:
         days: float,  # 0: nothing counts as seen; infinity: the whole history
     ):
         self.prep, self.days = prep, days
-        events = prep.events
-        is_case = np.asarray(events["case"])
-        self.history_times = np.asarray(events["timestamp"])[is_case]
+        is_case = np.asarray(prep.events["case"])
+        self.history_times = np.asarray(prep.events["timestamp"])[is_case]
 
     def __call__(
         self,
@@ -104,8 +103,7 @@ def launch_times(
     """Return the second from which each item can be a negative: its launch.
 
     That is its first training event, as far as the log tells; an item without one has `UNSEEN`,
-    which is later than any event, and is no negative at all. With zeros every item
-    always is one.
+    which is later than any event, and is never a negative. With zeros every item always is one.
     """
     if not prep.has_clock:
         return np.zeros(prep.n_items, np.int64)
@@ -143,7 +141,7 @@ def train_batches(
         seen_items = seen(part)
         for first in range(0, len(part), size):
             batch = slice(first, first + size)
-            rows, place, log_q = sampler(items[batch], rng)
+            rows, place, log_q = sampler(items[batch], rng, times[batch])
             seen_columns = place_seen(seen_items[batch], rows, place)
             query = {name: features[name][batch] for name in names}
             yield query, rows, place, log_q, seen_columns, times[batch]
@@ -434,13 +432,20 @@ def hidden_days(params: Params) -> int:
     return PARAMS["SEEN_DAYS"].default if params.SEEN_DAYS == "auto" else params.SEEN_DAYS
 
 
+_PERIODS = 32  # of the sampler; a batch's times spread over about a third of them
+
+
 def _candidate_sampler(prep, params: Params, train: np.ndarray) -> CandidateSampler:
     "Return the sampler for some training cases, with the loss that TT_LOSS names."
-    counts = np.bincount(prep.events["item"][train], minlength=len(prep.item_counts))
+    items, times = (np.asarray(prep.events[name][train]) for name in ("item", "timestamp"))
+    starts = np.unique(np.quantile(times, np.arange(1, _PERIODS) / _PERIODS, method="higher"))
+    n_items, n_periods = len(prep.item_counts), len(starts) + 1
+    cells = items * np.int64(n_periods) + np.searchsorted(starts, times, side="right")
+    counts = np.bincount(cells, minlength=n_items * n_periods).reshape(n_items, n_periods)
     loss = params.TT_LOSS
     if loss == "auto":
-        loss = choose_loss((counts > 0).sum(), params.TT_BATCH + params.TT_NEGATIVES)
-    return CandidateSampler(counts, loss, params.TT_NEGATIVES)
+        loss = choose_loss(counts.any(1).sum(), params.TT_BATCH + params.TT_NEGATIVES)
+    return CandidateSampler(counts, loss, params.TT_NEGATIVES, starts=starts)
 
 
 def _print_epoch(row: dict) -> None:

@@ -369,11 +369,15 @@ def beats_anchor(
 
 # %% ../../nbs/7_operate/02_gate.ipynb #gate-44
 def recipe_of(bundle: Bundle) -> str:
-    "Return a hash of the parameters that a bundle was trained with, the seeds excepted."
+    """Return a hash of the parameters that a bundle was trained with, the seeds excepted.
+
+    Of BASE_RUN it counts whether there is one: a daily run may go on from another run every day.
+    """
     given = bundle.manifest.get("parameters", {})
     trained_with = {
         name: value for name, value in given.items() if name not in ("SEED", "TRAIN_SEED")
     }
+    trained_with["BASE_RUN"] = bool(given.get("BASE_RUN"))
     text = json.dumps(trained_with, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
