@@ -63,7 +63,30 @@ def pods(docs):
 
 
 def containers(docs):
-    return [(d, t["spec"], c) for d, t in pods(docs) for c in t["spec"]["containers"]]
+    "List the containers of all pods, those that run before the others included."
+    return [
+        (d, t["spec"], c)
+        for d, t in pods(docs)
+        for c in [*t["spec"].get("initContainers", ()), *t["spec"]["containers"]]
+    ]
+
+
+def runs_before(spec, container):
+    "Whether a container of a pod ends before the pod's own containers start."
+    return container in spec.get("initContainers", ())
+
+
+def waits(docs):
+    "What needs a live bundle and has probes waits for the bundle in a container before."
+    wrong = []
+    for d, spec, c in containers(docs):
+        command = c.get("command", [])
+        if command[:2] != ["recsys", "pod"] or command[2] not in ("triton", "gateway"):
+            continue
+        before = [one["command"] for one in spec.get("initContainers", ())]
+        if ["recsys", "pod", "wait"] not in before:
+            wrong.append(f"{name(d)}: nothing waits for a live bundle before {c['name']} starts")
+    return wrong
 
 
 def matches(selector, labels):
@@ -168,7 +191,8 @@ def volumes(docs):
     for d, t in pods(docs):
         made = [v["metadata"]["name"] for v in d["spec"].get("volumeClaimTemplates", ())]
         there = {v["name"] for v in t["spec"].get("volumes", ())} | set(made)
-        used = {m["name"] for c in t["spec"]["containers"] for m in c.get("volumeMounts", ())}
+        every = [*t["spec"].get("initContainers", ()), *t["spec"]["containers"]]
+        used = {m["name"] for c in every for m in c.get("volumeMounts", ())}
         wrong += [f"{name(d)}: mount {v} has no volume" for v in sorted(used - there)] + [
             f"{name(d)}: volume {v} is not mounted" for v in sorted(there - used)
         ]
@@ -311,9 +335,9 @@ def probes(docs):
     for the ensemble.
     """
     wrong = []
-    for d, _spec, c in containers(docs):
+    for d, spec, c in containers(docs):
         if (
-            d["kind"] == "CronJob" or c["name"] == "follow"
+            d["kind"] == "CronJob" or c["name"] == "follow" or runs_before(spec, c)
         ):  # a job has none; the follower's work is not to be waited for
             continue
         for kind in ("readinessProbe", "livenessProbe"):
@@ -646,4 +670,5 @@ RULES = [
     commands,
     nodes,
     metrics,
+    waits,
 ]

@@ -294,6 +294,12 @@ BREAKS = {  # words of the rule that must say so -> how to break prod
     "30 s are too few for a pause of 10 s and 30 s": lambda x: change(
         spec_of(x, "triton"), "terminationGracePeriodSeconds", 30
     ),
+    "nothing waits for a live bundle before triton starts": lambda x: spec_of(x, "triton").pop(
+        "initContainers"
+    ),
+    "container wait may write into its image": lambda x: spec_of(x, "gateway")["initContainers"][0][
+        "securityContext"
+    ].pop("readOnlyRootFilesystem"),
     "it needs a preStop pause": lambda x: container(x, "gateway").pop("lifecycle"),
     "container worker may run as root": lambda x: spec_of(x, "worker")["securityContext"].pop(
         "runAsNonRoot"

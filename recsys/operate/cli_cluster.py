@@ -73,7 +73,9 @@ _POD_SET_OPTION = set_option("HTTP_PORT=9000 or TRITON_URL=triton:8001")
 
 @app.command("pod", rich_help_panel=CLUSTER_GROUP, epilog=examples("recsys pod worker --port 9102"))
 def pod_command(
-    role: str = typer.Argument(..., help="triton, follow, worker, materialise or gateway"),
+    role: str = typer.Argument(
+        ..., help="wait, triton, follow, worker, materialise, monitor or gateway"
+    ),
     host: str = typer.Option(
         "127.0.0.1", help="address to listen on; 0.0.0.0: every one of the pod"
     ),

@@ -6,7 +6,8 @@
 __all__ = ['POD_PORTS', 'ROLES', 'shared_store', 'wait_live', 'live_params', 'triton_command', 'clock_environment',
            'run_triton_pod', 'PointerFollower', 'run_follow_pod', 'no_metrics', 'HealthServer', 'HealthHandler',
            'MeasuredWorker', 'worker_metrics', 'VersionWatch', 'run_worker_pod', 'wait_alive', 'run_materialise_pod',
-           'run_monitor_pod', 'end_when_moved', 'print_error_line', 'run_gateway_pod', 'run_pod', 'stop_at_signal']
+           'run_monitor_pod', 'end_when_moved', 'print_error_line', 'run_gateway_pod', 'run_wait_pod', 'run_pod',
+           'stop_at_signal']
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-02
 import gc
@@ -457,8 +458,16 @@ def run_gateway_pod(home: Path, host: str = "127.0.0.1", **overrides) -> None:
     params = live_params(home, GATEWAY_HOST=host, **overrides)
     serve_gateway(params, pages=window_files(), say=print_error_line)
 
+# %% ../../nbs/7_operate/15_pods.ipynb #pods-45
+def run_wait_pod(home: Path, stop: threading.Event) -> None:
+    "Wait until a bundle is live, and say which; raise `RecsysError` where `stop` came first."
+    live = wait_live(home, stop)
+    if not live:
+        raise RecsysError(f"{home}: told to end before anything was live")
+    print(f"{home}: bundle {live['version']} is live", flush=True)
+
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-41
-ROLES = ("triton", "follow", "worker", "materialise", "monitor", "gateway")
+ROLES = ("wait", "triton", "follow", "worker", "materialise", "monitor", "gateway")
 
 
 def run_pod(
@@ -471,7 +480,9 @@ def run_pod(
     if role not in ROLES:
         raise RecsysError(f"no pod {role}; there are {', '.join(ROLES)}")
     home = shared_store()
-    if role == "triton":
+    if role == "wait":
+        run_wait_pod(home, stop_at_signal())
+    elif role == "triton":
         run_triton_pod(home, host, **overrides)
     elif role == "follow":
         run_follow_pod(home, stop_at_signal(), **overrides)
