@@ -167,7 +167,7 @@ def check_machine() -> list:  # (ok or None where it is only a hint, what, detai
     ]
 
 # %% ../../nbs/7_operate/28_cli.ipynb #cli-30
-OPTIONAL_TOOLS = ("chromium", "promtool", "kubectl", "node")  # used by tests and docs
+OPTIONAL_TOOLS = ("chromium", "promtool", "amtool", "kubectl", "node")  # used by tests and docs
 
 
 def check_environment() -> list:  # (ok or None where it is only a hint, what, detail)
