@@ -514,6 +514,24 @@ CASES = {  # alert -> (series that make it fire, series that don't, labels, summ
         dict(stage="dlrm"),
         "Stage dlrm failed, and no later attempt has succeeded",
     ),
+    "RecsysReplicasMissing": (
+        {
+            'kube_deployment_status_replicas_available{namespace="recsys",deployment="triton"}': "1x60",
+            'kube_deployment_spec_replicas{namespace="recsys",deployment="triton"}': "2x60",
+        },
+        {
+            'kube_deployment_status_replicas_available{namespace="recsys",deployment="triton"}': "2x60",
+            'kube_deployment_spec_replicas{namespace="recsys",deployment="triton"}': "2x60",
+        },
+        dict(namespace="recsys", deployment="triton"),
+        "triton has 1 pods that serve, fewer than it should",
+    ),
+    "RecsysStageSlow": (
+        {'recsys_stage_duration_seconds{stage="ingest"}': "100x50 1000x10"},
+        {'recsys_stage_duration_seconds{stage="ingest"}': "400x60"},
+        dict(stage="ingest"),
+        "Stage ingest took 16m 40s, three times as long as in the last two weeks",
+    ),
     "RecsysPipelineLate": (
         {'recsys_pipeline_last_success_timestamp_seconds{pipeline="daily"}': f"-{2 * DAY}x60"},
         {'recsys_pipeline_last_success_timestamp_seconds{pipeline="daily"}': "0+60x60"},
