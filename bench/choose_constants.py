@@ -39,7 +39,8 @@ The program was tried on two sets with seeds 91 and 92, which count nowhere; on 
 cost 3.9 % where visitors avoid seen items. That is why `MAX_SEEN_COST` has two figures.
 
 Results are kept in a JSON file after each training, and a second call goes on where the first one
-ended. `--minutes` bounds when the last training begins. Sets that are not finished count nowhere.
+ended. `--minutes` bounds when the last training begins. A constant is chosen on the sets that have
+all its figures; what the two bounds need comes first, then the rates.
 """
 
 import argparse
@@ -79,6 +80,7 @@ RANKER_GRID = dict(
     time=(0.0005, 0.001, 0.002, 0.004), leave_one_out=(0.00035, 0.0007, 0.0014, 0.0028)
 )  # grid
 VOTE_BOUNDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.3, 99.0)  # grid; 99: no table
+VOTES_AND_SEEN = ["table", "no table", "votes alone"]  # figures of the two bounds
 SEEN_BOUNDS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)  # grid
 
 
@@ -311,32 +313,63 @@ def full_path(
     )
 
 
-def measure_set(spec: GeneratedSet, folder: Path, results: Results, present: dict) -> None:
-    "Compute all figures of one set."
-    params = params_of(spec, folder)
-    results.open_set(spec)
-    results.figure(spec, "prepared", lambda: bool(prepare(spec, folder)))
-    table = results.figure(spec, "table", lambda: fit_neighbours(params))
-    bound, today = present["votes"][spec.split], present["ranker"][spec.split]
-    kept, related = table["adds_candidates"] or table["ratio"] >= bound, table["related"]
+class SetMeasurement:
+    "Computes the figures of one set in three parts, each of them for all sets before the next."
 
-    def served(rate: float) -> dict:
-        "Return the figures of the path that the constants in the code give."
-        return full_path(params, rate, kept, related)
+    def __init__(self, spec: GeneratedSet, folder: Path, results: Results, present: dict):
+        self.spec, self.folder, self.results = spec, folder, results
+        self.params = params_of(spec, folder)
+        self.bound, self.rate = present["votes"][spec.split], present["ranker"][spec.split]
 
-    first = results.figure(spec, f"path, rate {today:g}", lambda: served(today))
-    variants = {
-        "no table": lambda: first if not kept else full_path(params, today, False, 0),
-        "votes alone": lambda: (
-            first if kept and not related else full_path(params, today, True, 0)
-        ),
-    }
-    for name, compute in variants.items():
-        results.figure(spec, name, compute)
-    for rate in TOWER_RATES[spec.split]:
-        results.figure(spec, f"towers, rate {rate:g}", lambda: towers_ndcg(params, rate))
-    for rate in RANKER_GRID[spec.split]:
-        results.figure(spec, f"path, rate {rate:g}", lambda: served(rate))
+    def _figure(self, name: str, compute: Callable):
+        "Return a figure of this set."
+        return self.results.figure(self.spec, name, compute)
+
+    def _served(self, rate: float) -> Callable:
+        "Return what measures the path that the constants in the code give, with one rate."
+        table = self.results.sets[self.spec.name]["figures"]["table"]
+        kept = table["adds_candidates"] or table["ratio"] >= self.bound
+        return lambda: full_path(self.params, rate, kept, table["related"])
+
+    def votes_and_seen(self) -> None:
+        "Compute what `MIN_VOTES_NDCG` and `MAX_SEEN_COST` are chosen by."
+        self._figure("prepared", lambda: bool(prepare(self.spec, self.folder)))
+        table = self._figure("table", lambda: fit_neighbours(self.params))
+        kept = table["adds_candidates"] or table["ratio"] >= self.bound
+        first = self._figure(f"path, rate {self.rate:g}", self._served(self.rate))
+        is_known = {"no table": not kept, "votes alone": kept and not table["related"]}
+        for name, with_table in (("no table", False), ("votes alone", True)):
+            if is_known[name]:
+                self._figure(name, lambda: first)
+            else:
+                self._figure(name, lambda: full_path(self.params, self.rate, with_table, 0))
+
+    def ranker_rates(self) -> None:
+        "Compute what `RANKER_RATES` is chosen by."
+        for rate in RANKER_GRID[self.spec.split]:
+            self._figure(f"path, rate {rate:g}", self._served(rate))
+
+    def tower_rates(self) -> None:
+        "Compute what `DEFAULT_LEARNING_RATES` is chosen by."
+        for rate in TOWER_RATES[self.spec.split]:
+            self._figure(f"towers, rate {rate:g}", lambda: towers_ndcg(self.params, rate))
+
+
+def measure(specs: list, folder: Path, results: Results, present: dict) -> None:
+    "Compute the figures of all sets, until the time is over."
+    for spec in specs:
+        results.open_set(spec)
+    sets = [SetMeasurement(spec, folder, results, present) for spec in specs]
+    by_split = sorted(sets, key=lambda measured: measured.spec.split)
+    try:
+        for measured in sets:
+            measured.votes_and_seen()
+        for measured in by_split:
+            measured.ranker_rates()
+        for measured in by_split:
+            measured.tower_rates()
+    except TimeoutError:
+        print("time is over; constants are chosen on the sets that have all their figures")
 
 
 def choose(
@@ -460,33 +493,45 @@ def present_values() -> dict:
     )
 
 
-def is_finished(known: dict) -> bool:
-    "Tell whether a set has all its figures."
-    split = known["spec"]["split"]
-    names = ["prepared", "table", "no table", "votes alone"]
-    names += [f"towers, rate {rate:g}" for rate in TOWER_RATES[split]]
-    names += [f"path, rate {rate:g}" for rate in RANKER_GRID[split]]
-    return set(names) <= set(known["figures"])
+def with_figures(sets: list, split: str, names: list) -> list:
+    "Return the sets of a split that have all figures of these names; none where they are few."
+    found = [
+        known
+        for known in sets
+        if known["spec"]["split"] == split and set(names) <= set(known["figures"])
+    ]
+    return found if len(found) > 1 else []
+
+
+def rate_choices(sets: list, split: str, present: dict) -> dict:  # constant -> of `choose`
+    "Apply the rule to the learning rates of a split."
+    choices, today = {}, {key: present[key][split] for key in ("towers", "ranker")}
+    grid = TOWER_RATES[split]
+    found = with_figures(sets, split, [f"towers, rate {rate:g}" for rate in grid])
+    if found:
+        figures = tower_figures(found, grid, today["towers"])
+        choices[f"DEFAULT_LEARNING_RATES[{split}]"] = choose(figures, grid, today["towers"])
+    grid = RANKER_GRID[split]
+    found = with_figures(sets, split, [f"path, rate {rate:g}" for rate in grid])
+    if found:
+        figures = path_figures(found, grid, today["ranker"])
+        choices[f"RANKER_RATES[{split}]"] = choose(figures, grid, today["ranker"])
+    return choices
 
 
 def choices_of(sets: list, present: dict) -> dict:  # constant -> of `choose`
     "Apply the rule to each constant that at least two sets were measured for."
     choices: dict = {}
     for split in TOWER_RATES:
-        of_split = [known for known in sets if known["spec"]["split"] == split]
-        if len(of_split) < 2:
+        choices |= rate_choices(sets, split, present)
+        ranker, bound = present["ranker"][split], present["votes"][split]
+        found = with_figures(sets, split, VOTES_AND_SEEN)
+        if not found:
             continue
-        towers, ranker, bound = (present[key][split] for key in ("towers", "ranker", "votes"))
-        grid = TOWER_RATES[split]
-        figures = tower_figures(of_split, grid, towers)
-        choices[f"DEFAULT_LEARNING_RATES[{split}]"] = choose(figures, grid, towers)
-        grid = RANKER_GRID[split]
-        figures = path_figures(of_split, grid, ranker)
-        choices[f"RANKER_RATES[{split}]"] = choose(figures, grid, ranker)
-        figures = vote_figures(of_split, bound)
+        figures = vote_figures(found, bound)
         choices[f"MIN_VOTES_NDCG[{split}]"] = choose(figures, VOTE_BOUNDS, bound)
         if split == "time":
-            seen, today = seen_figures(of_split, ranker, present["seen"]), present["seen"]
+            seen, today = seen_figures(found, ranker, present["seen"]), present["seen"]
             choices["MAX_SEEN_COST"] = choose_of_two(seen, SEEN_BOUNDS, today)
     return choices
 
@@ -513,6 +558,8 @@ def print_sets(sets: list, present: dict) -> None:
     print("\nset           votes/towers  recall gain  no table  votes alone  cost of hiding")
     for known in sets:
         spec, figures = known["spec"], known["figures"]
+        if not set(VOTES_AND_SEEN) <= set(figures):
+            continue
         costs = drawn_costs(figures, present["ranker"][spec["split"]])
         table = figures["table"]
         without, votes = (shown_ndcg(figures, name) for name in ("no table", "votes alone"))
@@ -537,13 +584,9 @@ def main() -> None:
         parser.error(f"no set {', '.join(sorted(unknown))}")
     results = Results(arguments.folder / "choices.json", arguments.minutes)
     present = present_values()
-    for spec in SETS:
-        if not wanted or spec.name in wanted:
-            try:
-                measure_set(spec, arguments.folder, results, present)
-            except TimeoutError:
-                print(f"time is over: {spec.name} is not finished")
-    sets = [known for known in results.sets.values() if is_finished(known)]
+    specs = [spec for spec in SETS if not wanted or spec.name in wanted]
+    measure(specs, arguments.folder, results, present)
+    sets = [results.sets[spec.name] for spec in specs]
     choices = choices_of(sets, present)
     print_sets(sets, present)
     for name, choice in choices.items():
