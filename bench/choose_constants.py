@@ -40,7 +40,7 @@ cost 3.9 % where visitors avoid seen items. That is why `MAX_SEEN_COST` has two 
 
 Results are kept in a JSON file after each training, and a second call goes on where the first one
 ended. `--minutes` bounds when the last training begins. A constant is chosen on the sets that have
-all its figures; what the two bounds need comes first, then the rates.
+all its figures, three at least; what the two bounds need comes first, then the rates.
 """
 
 import argparse
@@ -71,6 +71,7 @@ OUT = find_root() / "outputs" / "bench" / "choose"
 JUDGED_CASES = 4000  # that decide, at most; as many as `SEEN_CASES`
 BLOCK = 20  # cases that are resampled together
 DRAWS = 1000  # resamples of the blocks
+LEAST_SETS = 3  # with fewer a standard error means nothing, and nothing is chosen
 CANDIDATES = 100  # of 500 to 1,000 items; 300 would be nearly all
 
 TOWER_RATES = dict(
@@ -106,8 +107,8 @@ SETS = (  # of both kinds in turn, so that a run that is cut short has some of e
     GeneratedSet("shop102", "time", 102, users=3000, items=1000, events=50_000),
     GeneratedSet("shop105", "time", 105, users=3000, items=1000, events=50_000, again=1.0),
     GeneratedSet("sequences103", "leave_one_out", 103, users=3000, items=600, follow=0.4),
-    GeneratedSet("shop103", "time", 103, users=4000, items=500),
-    GeneratedSet("shop106", "time", 106, users=4000, items=500, again=1.0),
+    GeneratedSet("shop103", "time", 103, users=1500, items=500, events=25_000),
+    GeneratedSet("shop106", "time", 106, users=1500, items=500, events=25_000, again=1.0),
     GeneratedSet("sequences104", "leave_one_out", 104, users=2500, items=1000, follow=0.2),
 )
 
@@ -494,13 +495,13 @@ def present_values() -> dict:
 
 
 def with_figures(sets: list, split: str, names: list) -> list:
-    "Return the sets of a split that have all figures of these names; none where they are few."
+    "Return the sets of a split that have all figures of these names; none below `LEAST_SETS`."
     found = [
         known
         for known in sets
         if known["spec"]["split"] == split and set(names) <= set(known["figures"])
     ]
-    return found if len(found) > 1 else []
+    return found if len(found) >= LEAST_SETS else []
 
 
 def rate_choices(sets: list, split: str, present: dict) -> dict:  # constant -> of `choose`
@@ -520,7 +521,7 @@ def rate_choices(sets: list, split: str, present: dict) -> dict:  # constant -> 
 
 
 def choices_of(sets: list, present: dict) -> dict:  # constant -> of `choose`
-    "Apply the rule to each constant that at least two sets were measured for."
+    "Apply the rule to each constant that enough sets were measured for."
     choices: dict = {}
     for split in TOWER_RATES:
         choices |= rate_choices(sets, split, present)
