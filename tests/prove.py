@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from recsys.core.means import paired_bootstrap
-from recsys.core.params import default_params
+from recsys.core.params import RecsysError, default_params
 from recsys.core.runs import find_root, progress, read_json, write_json
 
 
@@ -395,6 +395,51 @@ def promotions_are_whole(n=100_000, moves=5):
     ) == 2 and back < 5, figures
 
 
+def replicas_move_together(moves=50, n=3000):
+    """Three servers behind one name: no promotion is refused and no request fails, each page is
+    that of the bundle which it names, and no server's share is 10 % off a third.
+    """
+    from replica_stack import HOSTS, NameServer, PageTraffic, replica_stack
+    from tiny import tiny_run
+
+    refused, left_out, seconds = [], [], []
+    with tempfile.TemporaryDirectory() as d, replica_stack(tiny_run(Path(d) / "outputs")) as stack:
+        stack.start(*HOSTS)
+        stack.addresses[:] = HOSTS
+        with (
+            NameServer(stack.addresses) as names,
+            PageTraffic(names.target(stack.ports.GRPC_PORT), stack.requests, stack.right) as pages,
+        ):
+            pages.wait(30)
+            for _ in progress(range(moves), "promotions"):
+                try:
+                    report, version = stack.move_on()
+                except RecsysError as error:
+                    refused.append(str(error))
+                    continue
+                seconds.append(report["seconds"])
+                moved = [row for row in report["replicas"] if row["ready"] and not row["error"]]
+                if [row["bundle"] for row in moved] != [version] * len(HOSTS):
+                    left_out.append(report["replicas"])
+                pages.wait(30)
+            shares = stack.shares(pages, HOSTS, n)
+    figures = dict(
+        promotions=len(seconds),
+        refused=refused,
+        servers_left_out=left_out,
+        median_promotion_seconds=float(np.median(seconds)) if seconds else None,
+        requests=pages.answers.total(),
+        failed=len(pages.failed),
+        mixed=len(pages.mixed),
+        answers=dict(pages.answers),
+        second_attempts=pages.pages.seconds_sent,
+        shares={host: round(share, 4) for host, share in shares.items()},
+    )
+    faults = refused or left_out or pages.failed or pages.mixed
+    even = all(abs(share - 1 / 3) <= 0.1 / 3 for share in shares.values())
+    return not faults and even and len(pages.answers) == 2, figures
+
+
 def shift_devices(inputs):
     """Return a day's counts of devices with half of each moved to the first bin."""
     counts = np.array(inputs["device_type"])
@@ -715,6 +760,7 @@ PROOFS = [
     gateway_never_breaks,
     triton_never_breaks,
     promotions_are_whole,
+    replicas_move_together,
     quiet_days_stay_quiet,
     compiled_pipelines_run,
     failure_matrix,

@@ -60,6 +60,7 @@ SERVING = [
     "serve.shop_routes",
     "serve.gateway",
     "serve.window",
+    "serve.replicas",
     "operate.bundle_store",
     "operate.promote",
     "operate.live_server",

@@ -151,6 +151,8 @@ def rollback_command(
         state = f"NOT READY any more: {replica['error']}" if not replica["ready"] else ""
         state = state or f"bundle {replica['bundle']} after {replica['seconds']:.1f} s"
         print_line(f"server {replica['replica']}: {state}")
+    for note in report["notes"]:
+        print_line(note)
 
 
 @app.command("status", rich_help_panel=MAKE_LIVE_GROUP, epilog=examples("recsys status --json"))

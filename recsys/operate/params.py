@@ -129,7 +129,7 @@ _GATE_PARAMS = (
         name="REPLICAS",
         default="",
         doc="servers of other machines on the same OUTPUTS, as http://host:port, separated "
-        "by commas; RECSYS_ADMIN_KEY is their key of model control",
+        "by commas; each address of a host is a server; RECSYS_ADMIN_KEY is their key",
     ),
 )
 

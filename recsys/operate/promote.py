@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ONLINE_RULES', 'online_rules', 'rule_differences', 'live_folder', 'live_repository', 'write_live', 'pinned_bundle',
-           'lay_out', 'sweep_repository', 'replicas_of', 'answered_by', 'settle', 'move', 'load_beside', 'run_folder',
-           'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'status', 'status_text', 'carry_added',
-           'run_promote']
+           'lay_out', 'sweep_repository', 'find_replicas', 'replicas_of', 'answered_by', 'settle', 'move',
+           'load_beside', 'run_folder', 'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'status',
+           'status_text', 'carry_added', 'run_promote']
 
 # %% ../../nbs/7_operate/05_promote.ipynb #promote-02
 import contextlib
@@ -47,6 +47,7 @@ from recsys.operate.judge import (
 )
 from ..recommend.bundle import Bundle, check_bundle
 from ..serve.ensemble import ensemble_from, export_bundle
+from ..serve.replicas import Replicas, find_servers
 from ..serve.repository import pinned_version, read_config
 from ..serve.response_members import CANARY
 from ..serve.server import ModelControl
@@ -169,28 +170,30 @@ def sweep_repository(home: Path) -> list:  # numbers that were removed
     return removed
 
 # %% ../../nbs/7_operate/05_promote.ipynb #promote-20
+def find_replicas(
+    home: Path,
+    addresses: str = "",  # REPLICAS
+) -> Replicas:
+    "Return the servers that answer and read the live repository, and notes on those that do not."
+    repository = live_repository(home)
+    local = {}
+    for file in sorted((live_folder(home) / "replicas").glob("*/server.json")):
+        with contextlib.suppress(RecsysError):  # the file may be gone meanwhile
+            told = read_json(file)
+            local[file.parent.name] = ModelControl(
+                told["http"], told["key"], repository, told["ensemble"]
+            )
+    local = {name: server for name, server in local.items() if server.is_alive()}
+    others = find_servers(addresses, os.environ.get("RECSYS_ADMIN_KEY", ""), repository)
+    return Replicas(local | others.servers, others.notes)
+
+
 def replicas_of(
     home: Path,
     addresses: str = "",  # REPLICAS
 ) -> dict:  # name -> ModelControl
     "Return the servers that answer and read the live repository."
-    repository = live_repository(home)
-    found = {}
-    for file in sorted((live_folder(home) / "replicas").glob("*/server.json")):
-        with contextlib.suppress(RecsysError):  # the file may be gone meanwhile
-            told = read_json(file)
-            found[file.parent.name] = ModelControl(
-                told["http"], told["key"], repository, told["ensemble"]
-            )
-    for part in addresses.split(","):
-        address = part.strip().rstrip("/")
-        if not address:
-            continue
-        if not address.startswith("http"):
-            raise RecsysError(f"REPLICAS has {address!r}, expected http://host:port")
-        key = os.environ.get("RECSYS_ADMIN_KEY", "")
-        found[address] = ModelControl(address, key, repository)
-    return {name: server for name, server in found.items() if server.is_alive()}
+    return find_replicas(home, addresses).servers
 
 
 def answered_by(server: ModelControl) -> str:  # version; '' where it gives no answer
@@ -259,11 +262,12 @@ def move(
     fill: Callable | None = None,  # brings the online store up to the bundle, before the switch
     reason: str = "",
     fault: Callable = _continue,  # called with the name of each step that is done
-) -> dict:  # pointer, replicas, pruned, seconds
+) -> dict:  # pointer, replicas, pruned, seconds, notes
     "Make a stored bundle the live one, on every server that answers."
     with live_lock(home):
         began = time.perf_counter()
-        live, servers = read_live(home), replicas_of(home, addresses)
+        live, found = read_live(home), find_replicas(home, addresses)
+        servers = found.servers
         check_bundle(bundle_path(home, version))
         settle(home, servers)
         if servers and live:
@@ -283,7 +287,8 @@ def move(
         sweep_repository(home)
         fault("pruned")
     seconds = round(time.perf_counter() - began, 2)
-    return dict(pointer=pointer, replicas=rows, pruned=pruned, seconds=seconds)
+    facts = dict(pruned=pruned, seconds=seconds, notes=found.notes)
+    return dict(pointer=pointer, replicas=rows) | facts
 
 
 def _check_follows(home: Path, old: str, new: str) -> None:
@@ -401,17 +406,17 @@ def status(
     home: Path,
     addresses: str = "",  # REPLICAS
     url: str = "",  # VALKEY_URL
-) -> dict:  # live, anchor, looks, stored, replicas, valkey
+) -> dict:  # live, anchor, looks, stored, replicas, notes, valkey
     "Return what is live, since when, with which metrics, on which servers."
-    live = read_live(home)
+    live, found = read_live(home), find_replicas(home, addresses)
     replicas = [
         dict(replica=name, address=server.http, ready=server.ready(), bundle=answered_by(server))
-        for name, server in replicas_of(home, addresses).items()
+        for name, server in found.servers.items()
     ]
     valkey = hide_password(online_url(home, url)) if live else ""
     n_looks = sum(look.live == live.get("version") for look in read_looks(home))
     facts = dict(anchor=read_anchor(home), looks=n_looks, stored=stored_versions(home))
-    return dict(live=live, **facts, replicas=replicas, valkey=valkey)
+    return dict(live=live, **facts, replicas=replicas, notes=found.notes, valkey=valkey)
 
 
 def status_text(
@@ -435,9 +440,9 @@ def status_text(
         lines.append(
             f"server {row['replica']} at {row['address']}: {_state_of(row, live['version'])}"
         )
-    if not found["replicas"]:
+    if not found["replicas"] and not found["notes"]:
         lines.append("no server runs; start one with: recsys serve --live")
-    return "\n".join(lines)
+    return "\n".join(lines + found["notes"])
 
 
 def _anchor_line(found: dict) -> str:
@@ -495,9 +500,12 @@ def run_promote(
         live = read_live(home)
         if live.get("version") == candidate.version:
             with live_lock(home):
-                rows = settle(home, replicas_of(home, params.REPLICAS))
+                found = find_replicas(home, params.REPLICAS)
+                rows = settle(home, found.servers)
             record.note(f"bundle {candidate.version} is live already, since {live['since']}")
-            return dict(pointer=live, replicas=rows, pruned=[], seconds=0.0)
+            for note in found.notes:
+                record.note(note)
+            return dict(pointer=live, replicas=rows, pruned=[], seconds=0.0, notes=found.notes)
         with record.timing("gate"):
             decision = judge_candidate(params, home, candidate, live, force, record)
         _keep_candidate(params, home, candidate, live, decision, record)
@@ -556,8 +564,11 @@ def _note_report(
     record.metrics |= dict(bundle=version, seconds=report["seconds"])
     record.rows["servers"] = len(replicas)
     after = f" after {live['version']}" if live else ""
-    hint = "" if replicas else "; no server runs, start one with: recsys serve --live"
+    is_alone = not (replicas or report["notes"])
+    hint = "; no server runs, start one with: recsys serve --live" if is_alone else ""
     record.note(f"bundle {version} is live{after}{hint}")
+    for note in report["notes"]:
+        record.note(note)
     for row in replicas:
         state = f"NOT READY any more: {row['error']}"
         if row["ready"]:

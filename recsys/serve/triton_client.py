@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRUCT_LETTERS', 'PATIENCE_IN_MEDIANS', 'CHANNEL_OPTIONS', 'SECOND_AFTER', 'SECOND_SHARE', 'OPEN_AFTER',
            'PROBE_PAUSE', 'pack_tensor', 'write_infer_request', 'unpack_numbers', 'unpack_texts', 'read_infer_response',
-           'Pace', 'SilentError', 'Attempts', 'TritonPages']
+           'Pace', 'SilentError', 'is_refusal', 'Attempts', 'TritonPages']
 
 # %% ../../nbs/6_serve/16_triton_client.ipynb #triton-client-02
 import asyncio
@@ -24,6 +24,7 @@ from ..recommend.request import REQUEST_RULES
 from .canary import dead_member
 from .repository import REQUEST
 from .response_members import CANARY
+from .server import SPREAD_OPTIONS
 
 # %% ../../nbs/6_serve/16_triton_client.ipynb #triton-client-05
 STRUCT_LETTERS = dict(INT64="q", INT32="i", FP32="f")  # Triton's type -> format of `struct`
@@ -109,6 +110,7 @@ class Pace:
 
 # %% ../../nbs/6_serve/16_triton_client.ipynb #triton-client-10
 CHANNEL_OPTIONS = (
+    *SPREAD_OPTIONS,
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -118,17 +120,25 @@ CHANNEL_OPTIONS = (
 
 
 SECOND_AFTER = 0.05  # seconds without an answer until a second attempt is thought of, at most
-SECOND_SHARE = 0.05  # of a second attempt that each request earns
+SECOND_SHARE = 0.05  # of a second attempt without use that each request earns
 OPEN_AFTER = 1.0  # seconds of silence that open the breaker
 PROBE_PAUSE = 0.2  # seconds between two probes of a server that gave no answer
 _PROBE_SECONDS = 1.0  # that a probe waits
 _MOST_SAVED = 10  # earned second attempts that are kept for later
+_MOST_REFUSALS = 4  # by servers behind one name, until a request has failed
 _NO_QUEUE = 2  # with so few under way none waits in a queue: silence means stuck
 _SHORTEST_LOOK = 0.005  # seconds between two looks at a request
 
 
 class SilentError(Exception):
     "Triton gave no answer for longer than usual."
+
+
+def is_refusal(error: Any) -> bool:  # of a grpc.RpcError
+    "Return whether a server was not asked at all, or has not got the model: another one may."
+    from grpc import StatusCode
+
+    return error.code() in (StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND)
 
 
 class Attempts:
@@ -153,8 +163,8 @@ class Attempts:
     async def result(self) -> Any:  # ModelInferResponse
         """Return the answer that comes first; raise `SilentError` where Triton is silent.
 
-        An error of the first attempt is raised at once, unless it is that of a dead member: then
-        the second attempt is waited for.
+        An error of the first attempt is raised at once, unless it is that of a dead member or a
+        refusal by one of several servers: then the second attempt is waited for.
         """
         from grpc import RpcError
 
@@ -167,7 +177,7 @@ class Attempts:
                 raise  # not `send_second` has cancelled it: the client went away
             answer = self.answer
         except RpcError as error:
-            if not dead_member(error.details() or ""):
+            if not (is_refusal(error) or dead_member(error.details() or "")):
                 raise
             self.start_second(is_free=True)  # the first has ended, so nothing runs twice
             assert self.second is not None
@@ -205,16 +215,30 @@ class Attempts:
     ) -> None:
         "Start the second attempt, once; a page that is asked twice changes nothing."
         if self.second is None and (is_free or self.pages.may_send_second()):
-            self.second = self.loop.create_task(self.send_second())
+            self.second = self.loop.create_task(self.send_second(is_free))
 
-    async def send_second(self) -> None:
+    async def send_second(self, is_free: bool) -> None:
         "Send the request again, and end the first attempt where this one is answered."
+        began = self.loop.time()
+        self.answer = await self.ask_others()
+        if self.answer is None:
+            return  # the first attempt says what is wrong
+        self.first.cancel()
+        if not is_free and self.loop.time() - began <= self.second_after:
+            self.pages.saved += 1  # it was of use
+
+    async def ask_others(self) -> Any:  # ModelInferResponse; None without an answer
+        "Ask until a server does not refuse the request."
         from grpc import RpcError
 
-        left = self.began + self.seconds - self.loop.time()
-        with contextlib.suppress(RpcError):  # the first attempt says what is wrong
-            self.answer = await self.pages.stub.ModelInfer(self.message, timeout=max(0.001, left))
-            self.first.cancel()
+        for _ in range(_MOST_REFUSALS - 1):
+            left = max(0.001, self.began + self.seconds - self.loop.time())
+            try:
+                return await self.pages.stub.ModelInfer(self.message, timeout=left)
+            except RpcError as error:
+                if not is_refusal(error):
+                    break
+        return None
 
 
 class TritonPages:
@@ -318,8 +342,7 @@ class TritonPages:
             raise self.give_up(attempts) from None
         except RpcError as error:
             others_answered = self.last_answer > attempts.began
-            is_servers = own_timeout and not others_answered
-            raise self.failure(error, seconds, is_servers) from None
+            raise self.failure(error, seconds, own_timeout, others_answered) from None
         finally:
             self.under_way -= 1
         return read_infer_response(answer)
@@ -334,8 +357,10 @@ class TritonPages:
             self.open_breaker(reason)
         return reason
 
-    def failure(self, error: Any, seconds: float, is_servers: bool) -> Exception:
-        "Return what a failed call raises, and open the breaker where the whole server is to blame."
+    def failure(
+        self, error: Any, seconds: float, own_timeout: bool, others_answered: bool
+    ) -> Exception:
+        "Return what a failed call raises, and open the breaker where no server answers."
         from grpc import StatusCode
 
         code = error.code()
@@ -347,7 +372,8 @@ class TritonPages:
         reason = f"Triton: {code.name}"
         if timed_out:
             reason = f"Triton did not answer in {seconds * 1e3:.0f} ms"
-        if code is StatusCode.UNAVAILABLE or (timed_out and is_servers):
+        is_theirs = code is StatusCode.UNAVAILABLE or (timed_out and own_timeout)
+        if is_theirs and not others_answered:
             self.open_breaker(Unavailable(reason))
         return Unavailable(reason)
 

@@ -140,6 +140,7 @@ def backend_dir(
 ADMIN_HEADER = "admin-key"  # HTTP header with the key of model control
 RESTRICTED = "model-repository,shared-memory,trace,logging"  # APIs that steer the server
 _CLOSED_HEADER = "NO CLIENT CAN SEND THIS"  # gRPC header of the calls that nobody may make
+_GRACE_SECONDS = 10  # for requests under way on a connection that has reached its age
 _DEEP_STACK = ("sh", "-c", 'ulimit -s 1048576 2>/dev/null; exec "$0" "$@"')  # KiB
 
 
@@ -156,6 +157,7 @@ class ServerOptions:
     shared_memory: str  # how the names of the stubs' shared memory begin
     host: str = "127.0.0.1"  # where the ports listen
     exit_seconds: int = 3  # for requests under way when it is told to end
+    connection_seconds: int = 0  # until clients of gRPC connect anew; 0: never
     sockets: Path | None = None  # a folder for this user only, see `socket_folder`
 
     def command(
@@ -191,6 +193,9 @@ class ServerOptions:
             "allow-cpu-metrics": "false",
             "pinned-memory-pool-byte-size": 0,
         }
+        if self.connection_seconds:
+            values["grpc-max-connection-age"] = self.connection_seconds * 1000
+            values["grpc-max-connection-age-grace"] = _GRACE_SECONDS * 1000
         if self.http_port:
             values["http-restricted-api"] = f"inference,{RESTRICTED}:{ADMIN_HEADER}={self.key}"
         return values
