@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEY_LAYOUT', 'FILLED', 'raw_table', 'offline_tables', 'write_log', 'write_offline_tables', 'online_client',
-           'push_rows', 'push_table', 'historical_features', 'publish_tables', 'materialise_until', 'check_recent',
-           'fill_features', 'materialise', 'run_feature_store']
+           'push_rows', 'push_table', 'historical_features', 'first_stored_day', 'publish_tables', 'materialise_until',
+           'check_recent', 'fill_features', 'materialise', 'run_feature_store']
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-02
 import contextlib
@@ -234,6 +234,19 @@ def historical_features(
     return joined.set_axis(entities.index)
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-26
+def first_stored_day(
+    s3,  # client of boto3
+    bucket: str,
+    below: str,  # prefix of the feature log, without a slash at its end
+) -> str:  # YYYY-MM-DD
+    "Return the first day that a feature log on S3 has; today where it has none."
+    found = s3.list_objects_v2(Bucket=bucket, Prefix=f"{below}/dt=", MaxKeys=1)
+    keys = [entry["Key"] for entry in found.get("Contents", ())]  # in alphabetical order
+    if not keys:
+        return str(np.datetime64("today"))
+    return keys[0].removeprefix(f"{below}/dt=").partition("/")[0]
+
+
 def publish_tables(
     p: Params,  # S3_LOCATION, AWS_REGION, GLUE_DATABASE
     contract: Contract,
@@ -258,7 +271,8 @@ def publish_tables(
             day = [file.parent.name] if file.parent.name.startswith("dt=") else []
             written.append("/".join([below, *day, file.name]))
             s3.upload_file(str(file), bucket, written[-1])
-        table = glue_table(contract, view, f"s3://{bucket}/{below}/")
+        first_day = first_stored_day(s3, bucket, below) if view == "user_history" else ""
+        table = glue_table(contract, view, f"s3://{bucket}/{below}/", first_day)
         try:
             glue.create_table(DatabaseName=p.GLUE_DATABASE, TableInput=table)
         except glue.exceptions.AlreadyExistsException:

@@ -252,16 +252,22 @@ _DAY_PROJECTION = {
     "projection.enabled": "true",
     "projection.dt.type": "date",
     "projection.dt.format": "yyyy-MM-dd",
-    "projection.dt.range": "1970-01-01,NOW+2DAYS",
 }
 _HIVE_PARQUET = "org.apache.hadoop.hive.ql.io.parquet"
 
 
-def glue_table(contract: Contract, view: str, location: str) -> dict:  # TableInput of Glue's API
+def glue_table(
+    contract: Contract,
+    view: str,
+    location: str,  # s3://bucket/prefix/
+    first_day: str,  # YYYY-MM-DD, of the oldest files of the feature log
+) -> dict:  # TableInput of Glue's API
     "Return the description of a view's parquet files for Glue."
     fields = {name: _GLUE_TYPES[kind] for name, kind in view_fields(contract)[view].items()}
     columns = {ENTITY[view]: "string"} | fields | dict(event_timestamp="timestamp")
-    days = _DAY_PROJECTION if view == "user_history" else {}
+    days: dict = {}
+    if view == "user_history":
+        days = _DAY_PROJECTION | {"projection.dt.range": f"{first_day},NOW+2DAYS"}
     return dict(
         Name=view,
         TableType="EXTERNAL_TABLE",

@@ -35,10 +35,13 @@ def table_resource(contract: Contract, view: str) -> dict:
     "Return the Glue table of a feature view as a CloudFormation resource."
     # A function of CloudFormation where Glue has a text
     location: Any = {"Fn::Sub": "s3://${Bucket}/${Prefix}/tables/" + view + "/"}
+    table = glue_table(contract, view, location, "${FirstDay}")
+    if days := table["Parameters"].get("projection.dt.range"):
+        table["Parameters"]["projection.dt.range"] = {"Fn::Sub": days}
     properties = dict(
         CatalogId={"Ref": "AWS::AccountId"},
         DatabaseName={"Ref": "Database"},
-        TableInput=glue_table(contract, view, location),
+        TableInput=table,
     )
     return dict(Type="AWS::Glue::Table", Properties=properties)
 
@@ -57,6 +60,9 @@ def tables_template(contract: Contract) -> dict:
             Bucket=template_parameter("Bucket of the stack"),
             Prefix=template_parameter("S3_LOCATION without the bucket", Default="feast"),
             Database=template_parameter("GLUE_DATABASE", Default="recsys"),
+            FirstDay=template_parameter(
+                "Day of the first event, YYYY-MM-DD", AllowedPattern=r"^\d{4}-\d{2}-\d{2}$"
+            ),
         ),
         Resources=resources,
     )
