@@ -17,10 +17,11 @@ PATHS = dict(
     triton={"/v2/models/recommender/ready", "/v2/health/live"},
     gateway={"/healthz", "/readyz"},
     worker={"/healthz"},
+    events={"/healthz"},
     pushgateway={"/-/ready", "/-/healthy"},
 )
 DRAIN = dict(
-    triton=30, gateway=10, worker=0
+    triton=30, gateway=10, worker=0, events=20
 )  # seconds that a container takes for what is under way once it is told to end
 FLOWS = [
     ("gateway", "triton", "grpc"),

@@ -758,7 +758,7 @@ def template(path):
 
 def test_templates_are_sound(tmp_path):
     lint = str(Path(sys.executable).with_name("cfn-lint"))
-    files = [str(K8S / "cloud/stack.yaml"), str(K8S / "cloud/tables.json")]
+    files = [str(K8S / "cloud" / f) for f in ("stack.yaml", "events.yaml", "tables.json")]
     bad = tmp_path / "bad.yaml"
     bad.write_text(
         (K8S / "cloud/stack.yaml")

@@ -7,7 +7,7 @@ __all__ = ['POD_PORTS', 'CONNECTION_SECONDS', 'ROLES', 'shared_store', 'wait_liv
            'clock_environment', 'run_triton_pod', 'PointerFollower', 'run_follow_pod', 'no_metrics', 'HealthServer',
            'HealthHandler', 'MeasuredWorker', 'worker_metrics', 'VersionWatch', 'run_worker_pod', 'wait_alive',
            'run_materialise_pod', 'run_monitor_pod', 'end_when_moved', 'print_error_line', 'run_gateway_pod',
-           'run_wait_pod', 'run_pod', 'stop_at_signal']
+           'queue_metrics', 'read_queue', 'run_events_pod', 'run_wait_pod', 'run_pod', 'stop_at_signal']
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-02
 import gc
@@ -31,6 +31,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ..core.clock import Clock, start_variable
 from ..core.params import Params, RecsysError
+from ..online.event_queue import EventQueue
+from ..online.events import open_recorder
 from ..online.valkey import connect, hide_password, set_by_signals
 from .bundle_store import bundle_path, live_lock, read_live, store_home
 from recsys.operate.promote import (
@@ -461,6 +463,63 @@ def run_gateway_pod(home: Path, host: str = "127.0.0.1", **overrides) -> None:
     params = live_params(home, GATEWAY_HOST=host, **overrides)
     serve_gateway(params, pages=window_files(), say=print_error_line)
 
+# %% ../../nbs/7_operate/15_pods.ipynb #pods-48
+def queue_metrics(queue: EventQueue) -> list[Metric]:
+    "Return the counters of a queue's reader as Prometheus metrics."
+    counter = CounterMetricFamily(
+        "recsys_event_queue", "messages and events of the event queue", labels=["what"]
+    )
+    for what, count in sorted(queue.counts.items()):
+        counter.add_metric([what], count)
+    return [counter]
+
+
+def read_queue(queue: EventQueue, watch: VersionWatch, pause: float = 5) -> None:
+    "Read a queue until `watch` is set; what can't be reached is tried again after a pause."
+    while not watch.is_set():
+        try:
+            queue.step()
+        except Exception as error:  # of Valkey, of the network or of SQS: none ends the reader
+            print(f"event queue: {type(error).__name__}: {error}; trying again", flush=True)
+            watch.stop.wait(pause)
+
+
+def run_events_pod(
+    home: Path,  # of the bundle store
+    stop: threading.Event,
+    port: int = 9102,  # of health and metrics; 0: a free one
+    host: str = "127.0.0.1",
+    wait: int = 20,  # seconds that the queue is asked to wait for messages
+    **overrides,  # parameters that replace those of the live run
+) -> None:
+    "Record the events of RECSYS_EVENT_QUEUE for the live bundle until `stop` is set."
+    try:
+        from feast.infra.utils.aws_utils import boto3  # comes with Feast's extra for AWS
+    except ImportError:
+        raise RecsysError(
+            "boto3 is not installed; install this project with its extra aws"
+        ) from None
+    name = os.environ.get("RECSYS_EVENT_QUEUE", "")
+    if not name:
+        raise RecsysError("RECSYS_EVENT_QUEUE is not set: expected the URL of an SQS queue")
+    queues: list = []  # at most one: the present reader
+
+    def metrics_now():
+        return queue_metrics(queues[0]) if queues else []
+
+    sqs = boto3.client("sqs")
+    with HealthServer(port, host, metrics=metrics_now) as health:
+        while wait_alive(home, stop, health) and not stop.is_set():
+            version = read_live(home)["version"]
+            params = live_params(home, "online_run", **overrides)
+            url = os.path.expandvars(params.VALKEY_URL)
+            recorder = open_recorder(params, url, Bundle(bundle_path(home, version)))
+            queue = EventQueue(sqs, name, recorder, wait)
+            queue.counts = queues[0].counts if queues else queue.counts
+            queues[:] = [queue]
+            print(f"events: bundle {version}", flush=True)
+            read_queue(queue, VersionWatch(home, version, stop, health))
+
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-45
 def run_wait_pod(home: Path, stop: threading.Event) -> None:
     "Wait until a bundle is live, and say which; raise `RecsysError` where `stop` came first."
@@ -470,7 +529,7 @@ def run_wait_pod(home: Path, stop: threading.Event) -> None:
     print(f"{home}: bundle {live['version']} is live", flush=True)
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-41
-ROLES = ("wait", "triton", "follow", "worker", "materialise", "monitor", "gateway")
+ROLES = ("wait", "triton", "follow", "worker", "events", "materialise", "monitor", "gateway")
 
 
 def run_pod(
@@ -491,6 +550,8 @@ def run_pod(
         run_follow_pod(home, stop_at_signal(), **overrides)
     elif role == "worker":
         run_worker_pod(home, stop_at_signal(), port, host, **overrides)
+    elif role == "events":
+        run_events_pod(home, stop_at_signal(), port, host, **overrides)
     elif role == "gateway":
         run_gateway_pod(home, host, **overrides)
     elif role == "materialise":
