@@ -7,8 +7,8 @@ PY := .venv/bin/python
 LOCK = uv pip compile pyproject.toml $(ARGS) -q --extra aws --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
 
 IMAGE_LOCK = uv pip compile -q --python $(PY) --generate-hashes --no-header --no-annotate --no-emit-index-url
-# the training image's own builds stay
-MERLIN = numpy pandas pyarrow numba llvmlite protobuf dask setuptools
+# the training image's own builds stay: those for CUDA, and what these are compiled against
+MERLIN = faiss-cpu pandas pyarrow numba llvmlite dask setuptools
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile

@@ -103,8 +103,8 @@ def triton_command(
     if not key:
         raise RecsysError("RECSYS_ADMIN_KEY is not set: without a key anyone could load models")
     params = params or Params(POD_PORTS)
-    environment = server_env()
     program = shutil.which("tritonserver")
+    environment = server_env(packaged=program is None)
     if program:
         backends = Path(program).resolve().parent.parent / "backends"
     else:

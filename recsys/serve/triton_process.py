@@ -47,21 +47,26 @@ _DEFAULTS = dict(
 
 def server_env(
     extra: dict | None = None,  # more variables
+    packaged: bool = True,  # the server is that of the package; False: one installed on its own
 ) -> dict:
-    "Return the environment in which the server's stubs find this Python, its packages and recsys."
+    """Return the environment in which the server's stubs find this Python, its packages and recsys.
+
+    A server that is installed on its own, as in NVIDIA's image, finds its libraries by itself:
+    LD_LIBRARY_PATH stays as it is, and the package nvidia-pytriton is not needed.
+    """
     environment = os.environ | (extra or {})
-    triton = triton_folder()
     params_file = sys.modules[RecsysError.__module__].__file__
     assert params_file is not None
-    first = {
-        "LD_LIBRARY_PATH": (
-            triton.parent.parent / "nvidia_pytriton.libs",
-            sysconfig.get_config_var("LIBDIR"),
-            Path(sys.base_prefix) / "lib",
-        ),
+    first: dict[str, tuple] = {
         "PATH": (Path(sys.executable).parent,),
         "PYTHONPATH": (Path(params_file).resolve().parents[2],),
     }
+    if packaged:
+        first["LD_LIBRARY_PATH"] = (
+            triton_folder().parent.parent / "nvidia_pytriton.libs",
+            sysconfig.get_config_var("LIBDIR"),
+            Path(sys.base_prefix) / "lib",
+        )
     for name, paths in first.items():
         given = [environment[name]] if environment.get(name) else []
         environment[name] = os.pathsep.join([*map(str, paths), *given])
