@@ -111,7 +111,7 @@ def environment_of(image):
 def images_of_roles():
     "Return role -> images that run it, as the manifests' containers say."
     found = collections.defaultdict(set)
-    for path in (ROOT / "k8s/base").rglob("*.yaml"):
+    for path in (*(ROOT / "k8s/base").rglob("*.yaml"), *(ROOT / "k8s/components").rglob("*.yaml")):
         for document in yaml.safe_load_all(path.read_text()):
             for role, image in roles_in(document):
                 found[role].add(image)
@@ -167,7 +167,7 @@ def start(app, home, valkey):
     "Start roles in the environment of their image; end them with the test."
     running = []
 
-    def start(role, *arguments, image=None):
+    def start(role, *arguments, image=None, **variables):
         image = image or next(iter(images_of_roles()[role]))
         python = environment_of(image)
         log = open(home / f"{role}.log", "wb")
@@ -183,6 +183,7 @@ def start(app, home, valkey):
                 RECSYS_VALKEY_URL=valkey,
                 VALKEY_PASSWORD=urlsplit(valkey).password,
                 RECSYS_ADMIN_KEY="key",
+                **variables,
             ),
             stdout=log,
             stderr=log,
@@ -222,6 +223,8 @@ def asked_server():
         def do_GET(self):
             asked.append(self.path)
             self.send_error(503)
+
+        do_POST = do_GET
 
         def log_message(self, *_):
             pass
@@ -274,6 +277,20 @@ def test_worker_makes_a_step(start, home):
     line = f"worker: bundle {read_live(home)['version']}\n"
     assert until(lambda: line in log.read_text(), process), log.read_text()[-3000:]
     assert until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), process)
+
+
+def test_events_asks_its_queue(start):
+    with asked_server() as (port, asked):
+        url = f"http://127.0.0.1:{port}"
+        variables = dict(
+            RECSYS_EVENT_QUEUE=f"{url}/1/events",
+            AWS_ENDPOINT_URL=url,
+            AWS_DEFAULT_REGION="eu-west-1",
+            AWS_ACCESS_KEY_ID="key",
+            AWS_SECRET_ACCESS_KEY="key",
+        )
+        process, log = start("events", "--port", str(free_port()), **variables)
+        assert until(lambda: asked, process), log.read_text()[-3000:]
 
 
 def test_materialise_writes_rows(start):
