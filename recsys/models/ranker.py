@@ -210,7 +210,7 @@ def calibrated(
     logits,  # any shape
     calibration,  # [4]: scale, shift, knot, slope that is added below the knot
 ):  # of the same shape
-    "Return logits as log odds: two straight lines that meet at the knot and change no order."
+    "Return logits as log odds: two straight lines that meet at the knot, both rising."
     scale, shift, knot, slope_below = (calibration[i] for i in range(4))
     return logits * scale + shift - slope_below * tf.nn.relu(knot - logits)
 
