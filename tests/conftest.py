@@ -6,7 +6,17 @@ import pytest
 
 # Long groups first, so that no worker is left with one at the end. The gateway's builds the tiny
 # run that others copy; the group behind it, which the second worker takes, needs no copy.
-FIRST_GROUPS = ("gateway", "run", "serving", "promote", "docs", "pods", "shop_window", "k8s")
+FIRST_GROUPS = (
+    "gateway",
+    "run",
+    "serving",
+    "promote",
+    "replicas",
+    "docs",
+    "pods",
+    "shop_window",
+    "k8s",
+)
 LONG_NOTEBOOKS = ("dlrm", "tune", "finetune", "two_tower", "online_store")
 
 

@@ -35,7 +35,7 @@ NAME = "triton.test"
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 LATE_HOST = "127.0.0.5"
 KEY = "the key of the test"
-CONNECTION_SECONDS = 2  # until a connection of gRPC is ended; 30 in a pod
+CONNECTION_SECONDS = 5  # until a connection of gRPC is ended; 30 in a pod
 
 
 @contextlib.contextmanager
