@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
@@ -95,6 +96,14 @@ class Recorder:
         return self.application(environ, started)
 
 
+def _forget(url: str) -> None:
+    "Let moto forget what servers of this process made before: all of them share one state."
+    request = urllib.request.Request(f"{url}/moto-api/reset", method="POST")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=30) as answer:
+        assert answer.status == 200, answer.status
+
+
 @contextlib.contextmanager
 def moto_server(recorder: Recorder | None = None) -> Iterator[str]:  # URL
     "Run moto's server, behind a recorder if one is given, with the environment of its clients."
@@ -103,6 +112,7 @@ def moto_server(recorder: Recorder | None = None) -> Iterator[str]:  # URL
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server, saved = ThreadedMotoServer("127.0.0.1", 0, verbose=False), dict(os.environ)
     server.start()
+    _forget(f"http://127.0.0.1:{server.get_host_and_port()[1]}")
     if recorder:
         recorder.application, server._server.app = server._server.app, recorder
     url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"

@@ -21,6 +21,7 @@ from recsys.online.events import Recorder
 from recsys.online.seen import SeenStore
 from recsys.online.valkey import EmbeddedValkey, connect
 
+pytestmark = pytest.mark.xdist_group("event_queue")
 VIEW = dict(user_id="u1", item_id="i1", timestamp=1_700_000_000, event_type="view")
 COMPONENT = ROOT / "k8s/components/events"
 

@@ -221,7 +221,8 @@ def calls(tmp_path_factory):
         glue.create_table(DatabaseName="recsys", TableInput=dict(Name="user_history"))
         with recorder.named("ingest"):
             run_ingest_stage(folder)
-        os.environ |= dict(VALKEY_PASSWORD=server.password)
+        url = f"valkey://:{server.password}@127.0.0.1:{server.port}"
+        os.environ |= dict(VALKEY_PASSWORD=server.password, RECSYS_VALKEY_URL=url)  # of a pod
         params = run_params(
             home / "tiny",
             STORE="aws",
