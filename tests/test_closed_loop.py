@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 
 from recsys.core.params import load_params
+from recsys.core.pipeline import run_here
 from recsys.core.runs import read_json, run_dir
+from recsys.core.stages import select_stages
 from recsys.data.loop_world import LoopWorld
 from recsys.operate.bundle_store import read_live
 from recsys.operate.closed_loop import (
     base_history,
-    begin_base,
+    base_params,
     begin_policy,
     run_day,
     run_policy,
@@ -20,6 +22,7 @@ from recsys.operate.closed_loop import (
 from recsys.operate.loop_policies import ServedPolicy
 from recsys.recommend.bundle import Bundle
 
+pytestmark = pytest.mark.xdist_group("closed_loop")  # one training for all
 SMALL = """
 RUN: loop
 OUTPUTS: {folder}
@@ -48,7 +51,9 @@ def loop(tmp_path_factory):
     file.write_text(SMALL.format(folder=folder))
     params = load_params(file, ())
     world = LoopWorld(params, DAYS, pages=400)
-    base = begin_base(params, world, run_dir(params), show=lambda line: None)
+    base = base_params(params, world, run_dir(params))
+    for stage in select_stages(end="bundle"):
+        run_here(stage, base)
     return world, base, run_dir(params)
 
 

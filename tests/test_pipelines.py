@@ -18,6 +18,7 @@ from recsys.core.runs import read_json, write_json
 from recsys.core.stages import FULL, LISTS
 from recsys.operate.kubeflow import UNDISTURBED, task_arguments, task_name
 
+pytestmark = pytest.mark.xdist_group("pipelines")  # one run for all
 PIPELINES = {name: ROOT / f"k8s/pipelines/{name}.yaml" for name in LISTS}
 FACTS = yaml.safe_load((ROOT / "tests/facts/kfp.yaml").read_text())
 CONTROLLER = ROOT / "k8s/cloud/kubeflow/workflow-defaults.yaml"
