@@ -18,6 +18,7 @@ from recsys.operate.closed_loop import (
     begin_policy,
     run_day,
     run_policy,
+    write_loop_day,
 )
 from recsys.operate.loop_policies import ServedPolicy
 from recsys.recommend.bundle import Bundle
@@ -97,7 +98,9 @@ def test_a_refused_run_changes_nothing_that_is_served(loop, tmp_path):
     policy = ServedPolicy("strict", world, start)
     version = policy.recommender.bundle.version
     day = run_day(world, policy, base_history(world), 0)
-    assert day.record["verdict"] == "refused" and day.record["reasons"]
+    write_loop_day(home / "strict", day)
+    evening = policy.end_day(0, day.log)
+    assert evening["verdict"] == "refused" and evening["reasons"]
     assert policy.params.RUN == "day-00" and read_live(home / "strict")["run"] == "day-00"
     assert policy.recommender.bundle.version.partition("+")[0] == version.partition("+")[0]
     assert [p.name for p in (home / "strict").glob("day-*")] == ["day-00"]
@@ -129,3 +132,15 @@ def test_an_interrupted_served_policy_goes_on_as_it_would_have(loop):
     again = run_policy(world, base, "frozen", show=lambda line: None)
     assert again == [whole["01.json"], whole["02.json"]]
     assert read_json(home / "frozen/days/02.json") == whole["02.json"]
+
+
+def test_a_policy_that_was_stopped_in_the_evening_goes_on(loop, greedy):
+    world, base, home = loop
+    file = home / "greedy/days/02.json"
+    whole = read_json(file)
+    unlearned = {
+        name: whole[name] for name in whole if name not in ("verdict", "reasons", "learned")
+    }
+    file.write_text(json.dumps(unlearned))  # the pointer has moved, the record does not say so
+    assert run_policy(world, base, "greedy", show=lambda line: None) == greedy
+    assert read_live(home / "greedy")["run"] == "day-02"

@@ -385,14 +385,14 @@ class CandidateSampler:
         rows: np.ndarray,  # item rows [C]
         times: np.ndarray,  # seconds of a batch [B]
     ) -> np.ndarray:  # float32 [C]
-        "Return the log probability that items are among the candidates of a batch of these times."
+        "Return the log probability of each item to be a candidate of a batch of these times."
         period = np.searchsorted(self.starts, times, side="right")
         in_batch = np.bincount(period, minlength=self.counts.shape[1])
         used = np.flatnonzero(in_batch)
-        # no case is drawn twice in a pass: half of the batch's other rows are gone already
+        # drawn without replacement: at an average row, half of the batch's others are taken
         left = np.maximum(self.period_sizes[used] - (in_batch[used] - 1) / 2, 1)
-        share = np.minimum(self.counts[np.ix_(rows, used)] / left, _ALMOST_ONE)
-        log_absent = np.log1p(-share) @ in_batch[used]
+        chance_a_row = np.minimum(self.counts[np.ix_(rows, used)] / left, _ALMOST_ONE)
+        log_absent = np.log1p(-chance_a_row) @ in_batch[used]
         log_absent = log_absent + self.negatives * np.log1p(-self.drawn[rows])
         return np.log(-np.expm1(log_absent)).astype(np.float32)
 

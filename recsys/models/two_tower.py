@@ -436,7 +436,10 @@ _PERIODS = 32  # of the sampler; a batch's times spread over about a third of th
 
 
 def _candidate_sampler(prep, params: Params, train: np.ndarray) -> CandidateSampler:
-    "Return the sampler for some training cases, with the loss that TT_LOSS names."
+    """Return the sampler of candidates for training cases; TT_LOSS says whether it draws any.
+
+    Batches follow time, so items are counted in periods of about equally many cases.
+    """
     items, times = (np.asarray(prep.events[name][train]) for name in ("item", "timestamp"))
     starts = np.unique(np.quantile(times, np.arange(1, _PERIODS) / _PERIODS, method="higher"))
     n_items, n_periods = len(prep.item_counts), len(starts) + 1

@@ -357,7 +357,7 @@ def simulate_command(
     if as_json:
         print_as_json(found)
         return
-    title = f"{days} days, {found['pages']:,} pages, {found['launches']} launches"
+    title = f"{days} days, {found['pages']:,} pages; clicks a page are means over users"
     print_rows(title, loop_rows(found))
     print_rows("Expected clicks a page, paired by visit", loop_differences(found))
     print_line(f"{show_path(run_dir(chosen) / 'simulate.json')}, with simulate.png beside it")

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NEW_DAYS', 'POLICIES', 'Day', 'as_log', 'check_pages', 'run_day', 'base_params', 'begin_base', 'begin_policy',
-           'base_history', 'make_loop_policy', 'play_back', 'write_loop_day', 'run_policy', 'read_days', 'policy_row',
-           'summarize_loop', 'plot_loop', 'run_simulation', 'check_same_loop']
+           'base_history', 'make_loop_policy', 'play_back', 'write_loop_day', 'run_policy', 'day_line', 'read_days',
+           'policy_row', 'summarize_loop', 'plot_loop', 'run_simulation', 'check_same_loop']
 
 # %% ../../nbs/7_operate/18_closed_loop.ipynb #closed-loop-02
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def run_day(
     history: ViewHistory,  # of this policy's visitors
     day: int,  # of the loop, from 0
 ) -> Day:
-    "Let a policy make the pages of a day, draw the clicks, and let it learn from them."
+    "Let a policy make the pages of a day and draw the clicks."
     visits = world.visits(day)
     policy.begin_day(day)
     expected, rounds = np.zeros(len(visits)), []
@@ -121,7 +122,7 @@ def run_day(
         new_share=float(shown_counts[is_new].sum() / max(1, shown_counts.sum())),
         new_clicks=int(is_new[clicked].sum()),
     )
-    return Day(record | policy.end_day(day, log), visits.users, expected, log)
+    return Day(record, visits.users, expected, log)
 
 # %% ../../nbs/7_operate/18_closed_loop.ipynb #closed-loop-16
 def base_params(
@@ -202,7 +203,9 @@ def make_loop_policy(
     return ServedPolicy(name, world, live, sampled, learns=name != "frozen")
 
 # %% ../../nbs/7_operate/18_closed_loop.ipynb #closed-loop-18
-def play_back(world: LoopWorld, policy: Policy, history: ViewHistory, home: Path, day: int) -> None:
+def play_back(
+    world: LoopWorld, policy: Policy, history: ViewHistory, home: Path, day: int
+) -> pd.DataFrame:  # the clicks
     "Let a policy and the history take in the clicks of a day that an earlier process made."
     log = pd.read_parquet(home / "log" / f"{day + 1:02d}.parquet")
     users, items = world.shop.user_rows(log.user_id), world.shop.item_rows(log.item_id)
@@ -215,8 +218,7 @@ def play_back(world: LoopWorld, policy: Policy, history: ViewHistory, home: Path
         users, items, seconds = users[is_unknown], items[is_unknown], seconds[is_unknown]
         nothing = nothing[is_unknown]
     policy.observe(Clicks(nothing, users, items, seconds, nothing))
-    if isinstance(policy, PopularityPolicy):
-        policy.end_day(day, log)
+    return log
 
 
 def write_loop_day(home: Path, day: Day) -> None:
@@ -245,19 +247,29 @@ def run_policy(
     for day in range(world.days):
         file = home / "days" / f"{day + 1:02d}.json"
         if file.is_file():
-            play_back(world, policy, history, home, day)
-            records.append(read_json(file))
-            continue
-        done = run_day(world, policy, history, day)
-        write_loop_day(home, done)
-        records.append(done.record)
-        verdict = done.record.get("verdict", "")
-        show(
-            f"{name:<10} day {day + 1}/{world.days}: "
-            f"{done.record['expected'] / done.record['pages']:.4f} expected clicks a page, "
-            f"{done.record['coverage']:.0%} of the items shown{', ' if verdict else ''}{verdict}"
-        )
+            record, log = read_json(file), play_back(world, policy, history, home, day)
+        else:
+            done = run_day(world, policy, history, day)
+            write_loop_day(home, done)
+            record, log = done.record, done.log
+        if "learned" not in record:
+            record |= policy.end_day(day, log) | dict(learned=True)
+            write_json(file, record)
+            show(day_line(name, record, world.days))
+        elif not isinstance(policy, ServedPolicy):
+            policy.end_day(day, log)  # what it learned was in memory only
+        records.append(record)
     return records
+
+
+def day_line(name: str, record: dict, days: int) -> str:
+    "Return a line about a policy's day; its clicks a page are a mean over pages."
+    verdict = record.get("verdict", "")
+    return (
+        f"{name:<10} day {record['day']}/{days}: "
+        f"{record['expected'] / record['pages']:.4f} expected clicks a page, "
+        f"{record['coverage']:.0%} of the items shown{', ' if verdict else ''}{verdict}"
+    )
 
 # %% ../../nbs/7_operate/18_closed_loop.ipynb #closed-loop-22
 def read_days(
@@ -310,9 +322,8 @@ def summarize_loop(
     found = {name: read_days(home / name, world.days) for name in names}
     best = found["oracle"][2]
     rows = [policy_row(name, *found[name], best, params) for name in found]
-    first, *others = found
     paired = []
-    for other in others:
+    for first, other in combinations(found, 2):
         users = found[first][1]
         values = found[first][2], found[other][2]
         mean, low, high = paired_bootstrap(*values, users, params.BOOTSTRAP, params.SEED)

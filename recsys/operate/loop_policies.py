@@ -182,18 +182,23 @@ class ServedPolicy:
                 self.recommender.users.observe(self.user_ids[user], items[item], second)
 
     def end_day(self, day: int, log: pd.DataFrame) -> dict:  # verdict, reasons
-        "Train a daily run on the log so far, and go on with it if the gate passes it."
-        write_clicks(run_dir(self.params).parent, day, log)
+        """Train a daily run on the clicks up to the day before; the gate judges it by this day.
+
+        The day's clicks are written already. The run that is not live afterwards is removed. A
+        policy that does not learn returns nothing.
+        """
         if not self.learns:
             return {}
         params = daily_params(self.params, self.world, day)
+        if params.RUN == self.params.RUN:  # promoted by a process that was stopped right after
+            return dict(verdict="promoted", reasons=[])
         for stage in ("ingest", FINETUNE.name):
             run_here(find_stage(stage), params)
         decision = promote_here(params)
-        old = run_dir(self.params if decision["passed"] else params)
+        not_live = run_dir(self.params if decision["passed"] else params)
         if decision["passed"]:
             self.open_run(params.RUN)
-        shutil.rmtree(old)
+        shutil.rmtree(not_live)
         verdict = "promoted" if decision["passed"] else "refused"
         return dict(verdict=verdict, reasons=decision["reasons"])
 

@@ -287,26 +287,27 @@ def _lease_lock(params: Params) -> FileLock:
 
 
 def hold_lease(stage: Stage, params: Params, job: str, clock: Clock | None = None) -> None:
-    """Take the lease for a job at its first stage, and extend it at the others.
+    """Take the lease at a job's first stage, and extend it at every stage.
 
-    Raises `RecsysError` where another job holds it.
+    A stage that knows its job raises `RecsysError` where another job holds the lease. One that
+    does not know it (its results may be reused) extends the lease of its own run.
     """
     now = (clock or Clock()).wall()
     file = lease_file(params)
     with _lease_lock(params):
         held = read_json(file) if file.is_file() else {}
-        is_free = not held or held["until"] <= now or held["job"] == job
-        if not stage.after and job:
-            if not is_free:
-                since, until = (when(held[name]) for name in ("since", "until"))
-                raise RecsysError(
-                    f"{file}: job {held['job']} is at work on run {held['run']} since {since}, "
-                    f"until {until} at the latest; start this one when it has ended, or remove "
-                    "the file if that job was ended by hand"
-                )
-            begun = held["since"] if held.get("job") == job else now
-            held = dict(job=job, run=params.RUN, since=begun, until=now)
-        if held and held["run"] == params.RUN:
+        is_own = held.get("job") == job
+        if job and held and not is_own and held["until"] > now:
+            since, until = (when(held[name]) for name in ("since", "until"))
+            raise RecsysError(
+                f"{file}: job {held['job']} is at work on run {held['run']} since {since}, "
+                f"until {until} at the latest; start this one when it has ended, or remove "
+                "the file if that job was ended by hand"
+            )
+        is_first = not stage.after
+        if job and is_first and not is_own:
+            held, is_own = dict(job=job, run=params.RUN, since=now, until=now), True
+        if is_own or (not job and held.get("run") == params.RUN):
             held["until"] = max(held["until"], now + retry_seconds(stage.resources))
             write_json(file, held)
 
