@@ -358,7 +358,7 @@ def plot_loop(found: dict):  # of `summarize_loop` -> matplotlib figure
     for ax, title in zip(axes, titles):
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("day of the loop")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, loc="center right")
     return fig
 
 # %% ../../nbs/7_operate/18_closed_loop.ipynb #closed-loop-26
