@@ -383,8 +383,11 @@ def find_stubs(
 
 
 def _stub_model(words: list) -> tuple[str, int]:  # member, version
-    "Return which model a stub runs: one word names the instance, such as page_0_1."
-    instance = next(word for word in reversed(words) if re.fullmatch(r".+_\d+_\d+", word))
+    """Return which model a stub runs: one word names the instance, such as page_0_1.
+
+    `IndexError` where no word does: a process that has just been forked shows the program alone.
+    """
+    instance = [word for word in words if re.fullmatch(r".+_\d+_\d+", word)][-1]
     member = instance.rsplit("_", 2)[0]
     versions = re.findall(rf"/{re.escape(member)}/(\d+)\b", " ".join(words))
     return member, int(versions[0]) if versions else 0
