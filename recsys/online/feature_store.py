@@ -41,6 +41,7 @@ from recsys.online.feature_views import (
     ENTITY,
     KNOWN,
     SERVICE,
+    aws_region,
     glue_table,
     online_layout,
     open_store,
@@ -260,8 +261,8 @@ def publish_tables(
             "STORE is aws, but boto3 is not installed; install this project with its extra aws"
         ) from None
     bucket, _, prefix = p.S3_LOCATION.removeprefix("s3://").strip("/").partition("/")
-    s3 = boto3.client("s3", region_name=p.AWS_REGION)
-    glue = boto3.client("glue", region_name=p.AWS_REGION)
+    s3 = boto3.client("s3", region_name=aws_region(p))
+    glue = boto3.client("glue", region_name=aws_region(p))
     with contextlib.suppress(glue.exceptions.AlreadyExistsException):
         glue.create_database(DatabaseInput=dict(Name=p.GLUE_DATABASE))
     written = []

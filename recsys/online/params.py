@@ -77,8 +77,9 @@ _STORE_PARAMS = (
     ),
     dict(
         name="AWS_REGION",
-        default="eu-central-1",
-        doc="STORE aws: region of S3, Glue and Athena",
+        default="",
+        doc="STORE aws: region of S3, Glue and Athena; empty: that of the environment, "
+        "AWS_REGION or AWS_DEFAULT_REGION, else eu-central-1",
     ),
     dict(
         name="S3_LOCATION",
