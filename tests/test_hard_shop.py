@@ -8,11 +8,14 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
-from recsys.core.params import load_params
+from recsys.core.params import default_params, load_params
+from recsys.core.ranking import ndcg_of_rank
+from recsys.data import hard_shop
 from recsys.data.hard_catalog import make_hard_catalog
 from recsys.data.hard_shop import HardShop
 from recsys.data.hard_world import HardTruth
 from recsys.data.prep import chosen_again
+from recsys.data.shop import recent_views
 
 pytestmark = pytest.mark.xdist_group("hard_shop")  # one worker, so that the log is made once
 
@@ -201,3 +204,142 @@ def test_nothing_is_clicked_that_is_not_on_sale(shop):
     shown = np.concatenate([on_sale, off_sale])[None]
     clicks = shop.click_probabilities(np.array([0]), noon, np.array([1]), shown)
     assert (clicks[0, :5] > 0).all() and (clicks[0, 5:] == 0).all()
+
+
+def as_cases(shop, views, is_case):
+    "Return views as the ceilings take them: columns of all, and those of the cases with a past."
+    columns = dict(
+        user=shop.user_rows(views.user_id.astype(object)),
+        item=shop.item_rows(views.item_id.astype(object)),
+        timestamp=views.timestamp.to_numpy(),
+        device=views.device_type.cat.codes.to_numpy().astype(np.int64),
+    )
+    order = np.lexsort((columns["timestamp"], columns["user"]))
+    columns = {name: column[order] for name, column in columns.items()}
+    rows = np.flatnonzero(is_case(columns))
+    past = recent_views(columns["user"], columns["item"], columns["timestamp"], rows)
+    asked = {name: column[rows] for name, column in columns.items()}
+    return columns, asked | dict(past_items=past[0], past_times=past[1])
+
+
+def judge(probabilities, chosen):
+    "Return log likelihood, NDCG@10, and chosen minus expected probability, of every case."
+    p = probabilities.astype(float)
+    own = p[np.arange(len(chosen)), chosen]
+    ndcg = ndcg_of_rank((p > own[:, None]).sum(1), 10)
+    return np.log(own), ndcg, own - (p**2).sum(1)
+
+
+def standard_errors(values):
+    return values.mean() / (values.std() / np.sqrt(len(values)))
+
+
+@pytest.fixture(scope="module")
+def anonymous(shop, views):
+    "Return views, and the cases without a name of the last three days."
+    begin = shop.start + 11 * 86_400
+    return as_cases(shop, views, lambda c: (c["user"] < 0) & (c["timestamp"] >= begin))
+
+
+@pytest.fixture(scope="module")
+def ceiling(shop, anonymous):
+    "Return the oracle's probabilities of the cases without a name, with fewer draws than a run."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hard_shop, "ROUNDS", 6)
+        return shop.oracle_rule(anonymous[1], 30_000)(slice(None))
+
+
+def test_choices_without_a_name_follow_the_ceiling(anonymous, ceiling):
+    chosen = anonymous[1]["item"]
+    assert len(chosen) > 2000
+    assert abs(standard_errors(judge(ceiling, chosen)[2])) < 4
+
+
+def test_the_ceiling_without_a_name_beats_taking_an_unknown_past_for_none(shop, anonymous, ceiling):
+    asked = anonymous[1]
+    request = (asked["user"], asked["timestamp"], asked["device"])
+    likelihood, ndcg, _ = judge(ceiling, asked["item"])
+    likelihood_without, ndcg_without, gap = judge(
+        shop.choice_probabilities(*request), asked["item"]
+    )
+    assert standard_errors(gap) < -4  # too sure of itself
+    assert standard_errors(likelihood - likelihood_without) > 2
+    assert standard_errors(ndcg - ndcg_without) > -2
+
+
+def test_the_ceiling_without_a_name_beats_popularity_by_hour_and_device(shop, anonymous, ceiling):
+    columns, asked = anonymous
+    early = columns["timestamp"] < asked["timestamp"].min()
+    moment = (columns["timestamp"] % 86_400 // 3600 * 3 + columns["device"])[early]
+    counts = np.zeros((72, len(shop.items)))
+    np.add.at(counts, (moment, columns["item"][early]), 1)
+    smooth = counts + 50 * (counts.sum(0) + 0.5) / (counts.sum() + 0.5 * len(shop.items))
+    by_moment = smooth / smooth.sum(1, keepdims=True)
+    popular = by_moment[asked["timestamp"] % 86_400 // 3600 * 3 + asked["device"]]
+    better = [
+        own - other
+        for own, other in zip(judge(ceiling, asked["item"]), judge(popular, asked["item"]))
+    ]
+    assert standard_errors(better[0]) > 4 and standard_errors(better[1]) > 2
+
+
+def test_a_view_teaches_the_ceiling_for_cases_after_it_in_any_part_of_the_log(shop, views):
+    columns, asked = as_cases(
+        shop, views, lambda c: (c["user"] >= 0) & (c["timestamp"] >= shop.start + 12 * 86_400)
+    )
+    known = {name: column[columns["user"] >= 0] for name, column in columns.items()}
+    early = known["timestamp"] < shop.start + 10 * 86_400
+    training = {name: column[early] for name, column in known.items()}
+    likelihood = {
+        name: judge(shop.learned_rule(asked, 30_000, log)(slice(None)), asked["item"])[0]
+        for name, log in (("all", known), ("training", training))
+    }
+    assert standard_errors(likelihood["all"] - likelihood["training"]) > 2
+    last = known["timestamp"].max()
+    end = {name: column[known["timestamp"] < last] for name, column in known.items()}
+    before = {name: column[asked["timestamp"] == last] for name, column in asked.items()}
+    with_own = shop.learned_rule(before, 30_000, known)(slice(None))
+    np.testing.assert_array_equal(with_own, shop.learned_rule(before, 30_000, end)(slice(None)))
+
+
+def test_lists_of_the_ceilings_rank_a_run_between_its_popularity_and_the_oracle(
+    tmp_path, monkeypatch
+):
+    from recsys.data.prep import run_data_prep
+    from recsys.data.sources import run_ingest
+    from recsys.evaluate.cases import test_cases
+    from recsys.evaluate.metrics import case_metrics, rank_of_relevant
+    from recsys.evaluate.systems import learnable_lists, oracle_lists
+
+    monkeypatch.setattr(hard_shop, "ROUNDS", 1)  # enough here, and quick
+    params = default_params(
+        SOURCE="hardshop",
+        SHOP_USERS=800,
+        SHOP_ITEMS=600,
+        SHOP_EVENTS=20_000,
+        SHOP_DAYS=14,
+        SHOP_IMAGES=False,
+        OUTPUTS=str(tmp_path),
+        TEXT_ENCODER="none",
+        IMAGE_ENCODER="none",
+    )
+    run_ingest(params)
+    prep = run_data_prep(params)
+    cases = test_cases(prep, 2000, 0)
+    item, user = (np.asarray(prep.events[name][cases]) for name in ("item", "user"))
+    lists = {
+        "oracle": oracle_lists(prep, params, cases, False),
+        "learnable": learnable_lists(prep, params, cases, False),
+        "popular": np.tile(np.argsort(-prep.item_counts)[:100], (len(cases), 1)),
+    }
+    ndcg = {
+        name: case_metrics(rank_of_relevant(rows, item))["ndcg@10"] for name, rows in lists.items()
+    }
+    known = user >= 0
+    mean = {name: values[known].mean() for name, values in ndcg.items()}
+    assert mean["oracle"] > mean["learnable"] > 1.5 * mean["popular"], mean
+    np.testing.assert_array_equal(lists["oracle"][~known], lists["learnable"][~known])
+    hidden = learnable_lists(prep, params, cases[:50], True)
+    for case, row in zip(cases[:50], hidden):
+        past = prep.events["item"][prep.events["first"][case] : prep.events["cut"][case]]
+        assert not np.isin(row, past).any() or user[cases == case] < 0

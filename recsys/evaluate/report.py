@@ -91,13 +91,10 @@ def ceiling_shares(
     systems: set,  # names of all systems
 ) -> dict:  # name -> share
     "Return which share of the oracle and of the learnable ceiling the full path reaches."
-    is_hard = "learnable" in systems  # there, both ceilings hold for known users only
-    segment, label = ("warm_user", ", warm users") if is_hard else ("all", "")
-    of_segment = [r for r in rows if r["segment"] == segment and r["metric"] == MAIN_METRIC]
-    value = {row["system"]: row["value"] for row in of_segment}
+    of_all = [row for row in rows if row["segment"] == "all" and row["metric"] == MAIN_METRIC]
+    value = {row["system"]: row["value"] for row in of_all}
     return {
-        f"full, share of the {name}'s {MAIN_METRIC}{label}": value["full"]
-        / max(value[system], 1e-12)
+        f"full, share of the {name}'s {MAIN_METRIC}": value["full"] / max(value[system], 1e-12)
         for system, name in (("oracle", "oracle"), ("learnable", "learnable ceiling"))
         if system in systems and system in value
     }
@@ -116,11 +113,6 @@ def report_numbers(
             record.metrics[f"{system} {metric}"] = value[system, metric]
     for name, share in ceiling_shares(rows, systems).items():
         record.metrics[name] = share
-    if "learnable" in systems:
-        record.note(
-            "oracle and learnable ceiling are too low for anonymous cases of the hard shop, see "
-            "data.hard_ceiling: their shares are those of warm users"
-        )
     for line in mean_lines(rows):
         record.note(line)
     for row in pairs:

@@ -53,7 +53,7 @@ def fitted_on(
         "full": both,
         "full_unfiltered": both,
         "oracle": "the truth, nothing is fitted",
-        "learnable": "the truth of the shop, people learned from train",
+        "learnable": "the truth of the shop, people learned from all before a case",
     }
     known |= {name: row["fitted_on"] for name, row in baselines.items()}
     return {system: known.get(system, tower) for system in systems}

@@ -7,9 +7,10 @@ __all__ = ['take_rows', 'past_mask', 'score_block', 'rank_kept', 'block_lists', 
            'load_user_ids', 'load_item_ids', 'device_positions', 'oracle_lists', 'learnable_lists']
 
 # %% ../../nbs/4_evaluate/08_systems.ipynb #systems-02
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -168,11 +169,43 @@ def oracle_lists(
     **blind: bool,  # context=False or content=False: what the oracle does not know
 ) -> np.ndarray:  # item rows [B, depth], -1 padded
     "Return the items that the simulated shop's users choose with the highest probability."
+    source = source_parameters(params)
+    shop = _simulated_shop(json.dumps(source, sort_keys=True))
+    asked = _shop_cases(shop, prep, positions)
+    if source.SOURCE == "hardshop":
+        rule = shop.oracle_rule(asked, source.SHOP_EVENTS, **blind)
+    else:
+        rule = partial(_true_choices, shop, asked, blind)
+    return _lists_of_rule("oracle", rule, shop, prep, positions, masked, depth)
+
+
+def _true_choices(shop, asked: dict, blind: dict, block: slice) -> np.ndarray:
+    "Return the true probabilities of some cases on a shop that hides no past."
+    names = ("user", "timestamp", "device", "past_items", "past_times")
+    return shop.choice_probabilities(*(asked[name][block] for name in names), **blind)
+
+
+@lru_cache(maxsize=1)
+def _simulated_shop(source: str):  # parameters of the source as JSON
+    "Return a run's simulated shop; the last one is kept, with what it has simulated."
     from recsys.data.sources import make_shop
 
-    shop = make_shop(source_parameters(params))
-    rule = partial(shop.choice_probabilities, **blind)
-    return _lists_of_rule("oracle", rule, shop, prep, positions, masked, depth)
+    return make_shop(Params(json.loads(source)))
+
+
+def _shop_cases(
+    shop,
+    prep: Prepared,
+    positions: np.ndarray,  # test cases [B]
+) -> dict:  # user, item, timestamp, device [B]; past_items, past_times [B, n], newest first
+    "Return what a rule is asked for each case, in the shop's numbers."
+    from recsys.data.shop import recent_views
+
+    rows = np.flatnonzero(prep.events["type"] == 0)
+    views, asked = (_shop_columns(shop, prep, at) for at in (rows, positions))
+    at = np.searchsorted(rows, positions)
+    past = recent_views(views["user"], views["item"], views["timestamp"], at)
+    return asked | dict(past_items=past[0], past_times=past[1])
 
 
 def _shop_columns(
@@ -197,7 +230,7 @@ def _shop_columns(
 
 def _lists_of_rule(
     label: str,  # of the progress bar
-    rule: Callable,  # users, timestamps, devices, latest items and their times -> [B, items]
+    rule: Callable,  # slice of the cases -> [b, items of the shop]
     shop,
     prep: Prepared,
     positions: np.ndarray,  # test cases [B]
@@ -205,23 +238,16 @@ def _lists_of_rule(
     depth: int,  # items per list
 ) -> np.ndarray:  # item rows [B, depth], -1 padded
     "Return the items to which a rule gives the highest probability."
-    from recsys.data.shop import recent_views
     from recsys.models.index import top_k
 
     items = shop.item_rows(load_item_ids(prep))
-    rows = np.flatnonzero(prep.events["type"] == 0)
-    views, asked = (_shop_columns(shop, prep, at) for at in (rows, positions))
-    at = np.searchsorted(rows, positions)
-    past = recent_views(views["user"], views["item"], views["timestamp"], at)
     lists = np.full((len(positions), depth), -1, np.int64)
     size = min(2048, 1 + 5_000_000 // len(items))  # a block holds a row over the catalogue each
     for start in progress(range(0, len(positions), size), label):
-        block = slice(start, start + size)
-        cases = positions[block]
-        request = (asked[name][block] for name in ("user", "timestamp", "device"))
-        probability = rule(*request, *(column[block] for column in past))[:, items]
+        block = slice(start, min(start + size, len(positions)))
+        probability = rule(block)[:, items]
         if masked:
-            probability[past_items(prep, cases)] = -1
+            probability[past_items(prep, positions[block])] = -1
         lists[block] = top_k(probability, depth)[1]
     return lists
 
@@ -233,13 +259,12 @@ def learnable_lists(
     masked: bool,  # hide the whole history
     depth: int = DEPTH,  # items per list
 ) -> np.ndarray | None:  # item rows [B, depth], -1 padded; None where the shop has no such ceiling
-    "Return the items that the posterior mean of the training log ranks first, on the hard shop."
-    from recsys.data.sources import make_shop
-
-    if source_parameters(params).SOURCE != "hardshop":
+    "Return what the hard shop's posterior mean, given the log before a case, ranks first."
+    source = source_parameters(params)
+    if source.SOURCE != "hardshop":
         return None
-    shop = make_shop(source_parameters(params))
-    events = prep.events
-    is_known = (events["type"] == 0) & (events["split"] == 0) & (events["user"] >= 0)
-    rule = shop.learned_rule(_shop_columns(shop, prep, np.flatnonzero(is_known)))
+    shop = _simulated_shop(json.dumps(source, sort_keys=True))
+    is_known = (prep.events["type"] == 0) & (prep.events["user"] >= 0)
+    views = _shop_columns(shop, prep, np.flatnonzero(is_known))
+    rule = shop.learned_rule(_shop_cases(shop, prep, positions), source.SHOP_EVENTS, views)
     return _lists_of_rule("learnable ceiling", rule, shop, prep, positions, masked, depth)
