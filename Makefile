@@ -1,6 +1,6 @@
 # `make help` lists the targets. ARGS passes more to a command: make test ARGS="-k metrics"
 .DEFAULT_GOAL := help
-.PHONY: help setup lint run test prove bench lab docs demo export lock clean
+.PHONY: help setup lint run test prove bench lab docs demo cluster export lock clean
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PY := .venv/bin/python
@@ -43,10 +43,13 @@ docs: setup ## build the docs site from the quickstart run's executed notebooks,
 demo: setup ## open the shop window on the quickstart run
 	@recsys demo --run quickstart $(ARGS)
 
+cluster: setup ## print the steps to a cluster on AWS and what it costs; APPLY=1 runs them, DOWN=1 takes it down, DATA=1 the data, too
+	@recsys cluster $(if $(filter 1,$(DOWN)),down $(if $(filter 1,$(DATA)),--data),up) $(if $(filter 1,$(APPLY)),--apply) $(ARGS)
+
 export: setup ## after editing notebooks: clear their outputs, clean them, write recsys/, README.md and what k8s/ has from them
 	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*/*.ipynb nbs/index.ipynb
 	@nbdev_clean && nbdev_export
-	@recsys pipeline compile && recsys pipeline tables
+	@recsys pipeline compile && recsys pipeline tables && recsys cluster page
 	@[ ! -e nbs/index.ipynb ] || $(PY) -m jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
 
 lock: setup ## resolve the lock files again (py310 is for the production images: resolved, never installed here)
