@@ -18,6 +18,7 @@ PATHS = dict(
     gateway={"/healthz", "/readyz"},
     worker={"/healthz"},
     events={"/healthz"},
+    workbook={"/notebook/kubeflow/workbook/api"},
     pushgateway={"/-/ready", "/-/healthy"},
 )
 DRAIN = dict(
@@ -58,9 +59,17 @@ def same_namespace(a, b):
 def pods(docs):
     "List workloads with the template of their pods."
     found = [(d, d["spec"]["template"]) for d in kinds(docs, "Deployment", "StatefulSet")]
+    found += [(d, notebook_pod(d)) for d in kinds(docs, "Notebook")]
     return found + [
         (d, d["spec"]["jobTemplate"]["spec"]["template"]) for d in kinds(docs, "CronJob")
     ]
+
+
+def notebook_pod(d):
+    "Return the template of the pod that Kubeflow's notebook controller makes of a Notebook."
+    own = dict(d["metadata"].get("labels", {}))
+    labels = own | {"statefulset": d["metadata"]["name"], "notebook-name": d["metadata"]["name"]}
+    return dict(metadata=dict(labels=labels), spec=d["spec"]["template"]["spec"])
 
 
 def containers(docs):
@@ -123,7 +132,9 @@ def selectors(docs):
         }
 
     for d, t in templates:
-        if d["kind"] != "CronJob" and not matches(d["spec"]["selector"], t["metadata"]["labels"]):
+        if d["kind"] not in ("CronJob", "Notebook") and not matches(
+            d["spec"]["selector"], t["metadata"]["labels"]
+        ):
             wrong.append(f"{name(d)}: its selector does not match its own pods")
         for c in t["spec"].get("topologySpreadConstraints", ()):
             if not matches(c["labelSelector"], t["metadata"]["labels"]):
@@ -572,6 +583,8 @@ def commands(docs):
     wrong, root = [], get_command(app)
     for d, _spec, c in containers(docs):
         line = c.get("command", []) + c.get("args", [])
+        if d["kind"] == "Notebook" and line[:2] in (["jupyter", "lab"], ["cp", "--recursive"]):
+            continue
         if not line or line[0] != "recsys":
             if c["image"].rsplit("/", 1)[-1].startswith("recsys-"):
                 wrong.append(f"{name(d)}: container {c['name']} runs no command of recsys")
@@ -627,7 +640,7 @@ def nodes(docs):
             for r in by_label[pool]["requirements"]
             if r["key"] == "karpenter.sh/capacity-type"
         )
-        if "spot" in capacity:
+        if "spot" in t["spec"]["nodeSelector"].get("karpenter.sh/capacity-type", capacity):
             wrong.append(f"{name(d)}: serves from nodes that may be taken away")
     return wrong
 

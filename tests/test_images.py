@@ -33,7 +33,9 @@ from recsys.operate.pods import ROLES
 BASE = yaml.safe_load((ROOT / "tests/facts/merlin-23.12.yaml").read_text())
 pytestmark = [pytest.mark.xdist_group("images"), pytest.mark.needs("uv")]
 IMAGES = ROOT / "k8s/images"
-PYTHONS = dict(serving="3.10", training="3.10", gateway="3.11", worker="3.11")  # as in the images
+PYTHONS = dict(  # as in the images
+    serving="3.10", training="3.10", notebook="3.10", gateway="3.11", worker="3.11"
+)
 OFFLINE = (
     r"error sending request|dns error|[Nn]etwork is unreachable|[Cc]onnection refused|timed out"
 )
@@ -303,6 +305,60 @@ def test_monitor_says_what_it_misses(start):
     process, log = start("monitor")
     assert process.wait(180) == 2, log.read_text()[-3000:]
     assert "no whole day of impressions yet" in log.read_text(), log.read_text()[-3000:]
+
+
+# ---- the researcher's server
+
+
+def notebook_container():
+    "Return the server's container of the Notebook resource."
+    text = (ROOT / "k8s/components/notebook/notebook.yaml").read_text()
+    notebook = next(d for d in yaml.safe_load_all(text) if d["kind"] == "Notebook")
+    return notebook["spec"]["template"]["spec"]["containers"][0]
+
+
+def test_jupyterlab_answers_the_probes_of_its_resource(tmp_path):
+    container, port = notebook_container(), free_port()
+    env = {one["name"]: one["value"] for one in container["env"]}
+    python, workbook = environment_of("notebook"), tmp_path / "workbook"
+    shutil.copytree(ROOT / "nbs", workbook / "nbs")
+    text = " ".join(container["command"]).replace("$(NB_PREFIX)", env["NB_PREFIX"])
+    text = text.replace("/workbook/nbs", f"{workbook}/nbs").replace("=/workbook", f"={workbook}")
+    command = text.replace("=8888", f"={port}").replace("=0.0.0.0", "=127.0.0.1").split()
+    allowed = ["--ServerApp.allow_root=True"]  # a test may run as root, the pod may not
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(
+            [python.parent / command[0], *command[1:], *allowed],
+            env=dict(PATH=f"{python.parent}:/usr/bin:/bin", HOME=str(tmp_path)),
+            cwd=workbook,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            url = f"http://127.0.0.1:{port}{container[probe]['httpGet']['path']}"
+            assert until(lambda: answers(url), process), (tmp_path / "log").read_text()[-3000:]
+        contents = f"http://127.0.0.1:{port}{env['NB_PREFIX']}/api/contents"
+        assert not answers(contents)  # without the token that the log shows
+        token = re.search(r"token=(\w+)", (tmp_path / "log").read_text())[1]
+        assert answers(f"{contents}/nbs?token={token}")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_the_notebook_image_has_the_training_image_s_versions():
+    def versions(image):
+        text = (IMAGES / image / "requirements.lock").read_text()
+        return dict(re.findall(r"^([\w.-]+)==([^ \n]+)", text, re.M))
+
+    own, training = versions("notebook"), versions("training")
+    assert {name for name in own if training.get(name, own[name]) != own[name]} == set()
+    new = {normal(name) for name in set(own) - set(training)}
+    assert new & set(BASE["copied"]) == set()  # what is built for CUDA stays the base's
+    text = (IMAGES / "notebook/Dockerfile").read_text()
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert f"FROM recsys-training:{version}\n" in text
 
 
 # ---- what an environment consists of
