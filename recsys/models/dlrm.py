@@ -82,7 +82,7 @@ def training_loss(
 
 # %% ../../nbs/2_models/15_dlrm.ipynb #dlrm-12
 YOUNG = float(np.log1p(1))  # the age feature of an item one day after its launch
-RANKER_RATES = dict(time=0.002, time_last=0.002, leave_one_out=0.0007)  # in place of DLRM_LR 0
+RANKER_RATES = dict(time=0.004, time_last=0.002, leave_one_out=0.0014)  # in place of DLRM_LR 0
 
 
 def ranker_rate(prep: Prepared, params: Params) -> float:
