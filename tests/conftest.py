@@ -16,6 +16,7 @@ FIRST_GROUPS = (
     "pods",
     "shop_window",
     "k8s",
+    "checkpoints",
 )
 LONG_NOTEBOOKS = ("dlrm", "tune", "finetune", "two_tower", "online_store")
 

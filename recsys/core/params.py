@@ -91,6 +91,14 @@ CORE_PARAMS = (
         "",
         "run whose tables, models and item vectors a daily run continues; empty: a full training",
     ),
+    Param(
+        "CHECKPOINT_MINUTES",
+        10.0,
+        "minutes between the checkpoints of a training, from which a killed one goes on, beside "
+        "those after each epoch; 0: none",
+        low=0.0,
+        high=1440.0,
+    ),
 )
 
 # %% ../../nbs/0_core/00_params.ipynb #params-17

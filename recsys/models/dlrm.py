@@ -19,12 +19,13 @@ from operator import itemgetter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import merlin.models.tf as mm
 import numpy as np
 import tensorflow as tf
 
+from ..core.checkpoints import Checkpoint, StageCheckpoints, TrainingLoop, stage_checkpoints
 from ..core.params import Params, RecsysError, training_params
 from ..core.runs import StageRecord, progress, record_stage, stage_dir, write_json
+from ..core.stages import STAGES
 from ..data.features import OOV, pack
 from ..data.prepared import Prepared, load_prepared
 from recsys.models.batches import (
@@ -64,6 +65,7 @@ from recsys.models.seen_days import (
     ndcg_by_days,
     settings_to_try,
 )
+from .towers import lazy_adam, training_state
 
 # %% ../../nbs/2_models/15_dlrm.ipynb #dlrm-08
 def training_loss(
@@ -121,7 +123,7 @@ class RankerStep:
         return self.graph(*batch)
 
     def _train(self, q_ints, q_floats, rows, features, noise):
-        share = tf.random.uniform(tf.shape(rows))
+        share = self.model.random.uniform(tf.shape(rows))
         hidden = self.hidden
         if self.age_column is not None:
             is_young = features[:, :, self.age_column] < YOUNG
@@ -155,17 +157,21 @@ def run_epoch(
     batches: Iterator[tuple],  # of `BatchBuilder`
     signature: list,  # of `step_signature`
     desc: str,  # text of the progress bar
-    total: int,  # steps
-) -> float:  # mean loss
-    "Train on a stream of batches and return the mean loss; raise `RecsysError` where it is NaN."
+    total: int,  # steps of the epoch
+    loop: TrainingLoop,  # which counts them
+) -> float:  # steps a second
+    "Train on what is left of an epoch's batches; raise `RecsysError` where the loss is NaN."
+    started, left = time.perf_counter(), loop.left_of(batches)
     noise = tf.TensorSpec([None, None], tf.float32)
     stream = tf.data.Dataset.from_generator(
-        lambda: batches, output_signature=(*signature, noise)
+        lambda: left, output_signature=(*signature, noise)
     ).prefetch(4)
-    loss = float(np.mean([step(*batch) for batch in progress(stream, desc, total)]))
+    for batch in progress(stream, desc, total - loop.n_done):
+        loop.count_step(step(*batch))
+    loss = loop.mean_loss()
     if not np.isfinite(loss):
         raise RecsysError(f"the ranker's training loss is {loss} in {desc}; lower DLRM_LR")
-    return loss
+    return (len(loop.losses) - loop.n_done) / (time.perf_counter() - started)
 
 # %% ../../nbs/2_models/15_dlrm.ipynb #dlrm-19
 def fit_ranker(
@@ -176,6 +182,7 @@ def fit_ranker(
     correct: bool = True,  # subtract the log of the noise in training
     table: dict | None = None,  # of neighbours
     judged: bool = True,  # False: no early stopping, the last epoch is kept
+    checkpoint: Checkpoint | None = None,  # to go on from and to write; None: there is none
 ) -> tuple[Ranker, list]:  # the model with its best weights; one dict of figures an epoch
     "Train a ranker with early stopping on validation."
     tf.keras.utils.set_random_seed(params.SEED)
@@ -186,33 +193,27 @@ def fit_ranker(
     timestamps = np.asarray(prep.events["timestamp"][train])
     size = batch_size(len(train), params.DLRM_BATCH)
     rng = np.random.default_rng(params.SEED)
-    optimizer = mm.LazyAdam(ranker_rate(prep, params))
+    optimizer = lazy_adam(ranker_rate(prep, params))
     step = RankerStep(model, prep, optimizer, params.DLRM_LOSS, correct=correct)
+    model.random.reset_from_seed(params.SEED)
+    state = training_state(optimizer, step.weights, model.random)
     judge = ValidationJudge(model, prep, params, table) if judged else None
     builder = batch_builder(prep, params, train, table)
-
-    curve: list = []
-    best_value, best_at, best_weights = -1, 0, None
-    for epoch in range(params.DLRM_EPOCHS):
-        started = time.perf_counter()
+    loop = TrainingLoop(
+        step.weights, state, rng, params.DLRM_EPOCHS, params.DLRM_PATIENCE, checkpoint
+    )
+    for epoch in loop.epochs():
         drawn = train[draw_cases(timestamps, params.DLRM_HALF_LIFE, rng)]
-        loss = run_epoch(
-            step,
-            builder.batches(drawn, size, rng),
-            step_signature(model),
-            f"ranker, epoch {epoch + 1}",
-            -(-len(train) // size),
+        batches = builder.batches(drawn, size, rng)
+        signature = step_signature(model)
+        speed = run_epoch(
+            step, batches, signature, f"ranker, epoch {epoch}", -(-len(train) // size), loop
         )
-        speed = len(train) / (time.perf_counter() - started)
-        figures = dict(epoch=epoch + 1, train_loss=loss, positives_a_second=speed)
-        curve.append(figures | (judge() if judge else {}))
-        value = curve[-1].get(JUDGED, epoch)  # without validation the last epoch is the best
-        if value > best_value:
-            best_value, best_at, best_weights = value, epoch, model.get_weights()
-        elif epoch - best_at > params.DLRM_PATIENCE:
-            break
-    model.set_weights(best_weights)
-    return model, curve
+        row = dict(epoch=epoch, train_loss=loop.mean_loss(), positives_a_second=speed * size)
+        row |= judge() if judge else {}
+        loop.end_epoch(row, row.get(JUDGED, epoch))  # without validation the last is the best
+    loop.restore_best()
+    return model, loop.curve
 
 # %% ../../nbs/2_models/15_dlrm.ipynb #dlrm-26
 def best_ranker_epoch(curve: list) -> dict:  # of `fit_ranker`
@@ -497,6 +498,7 @@ def refit_ranker(
     params: Params,  # the DLRM parameters and SEED
     curve: list,  # of `fit_ranker`
     record: StageRecord,  # gets timing and metrics
+    checkpoints: StageCheckpoints,
 ) -> Ranker:  # a new ranker with the old one's blend and calibration
     "Return a ranker fitted on training and validation, for the number of epochs that was best."
     both = [prep.positions("train"), prep.positions("valid", judged=False)]
@@ -509,6 +511,7 @@ def refit_ranker(
             train=cases,
             table=load_table(stage_dir(params, "neighbours")),
             judged=False,
+            checkpoint=checkpoints.file_of("refit"),
         )
     refitted.blend.assign(model.blend)
     refitted.calibration.assign(model.calibration)
@@ -560,11 +563,12 @@ def training_metrics(curve: list, tried: list) -> dict:  # of `fit_ranker`, of `
 
 def run_dlrm(params: Params) -> dict:  # metrics
     "Train the ranker, save its state, export it and check the export."
-    with record_stage(params, "dlrm") as record:
+    stage = STAGES["dlrm"]
+    with record_stage(params, stage.name) as record, stage_checkpoints(stage, params) as kept:
         prep, params = load_prepared(params), training_params(params)
         table = load_table(held_out(stage_dir(params, "neighbours")))
         with record.timing("fit"):
-            model, curve = fit_ranker(prep, params, table=table)
+            model, curve = fit_ranker(prep, params, table=table, checkpoint=kept.file_of("fit"))
         with record.timing("blend"):
             tried = fit_blend(model, prep, params, table)
         with record.timing("seen days"):
@@ -572,7 +576,7 @@ def run_dlrm(params: Params) -> dict:  # metrics
         with record.timing("calibration"):
             calibrate(model, prep, params, table, days)
         if prep.refits(params.REFIT) and tried:
-            model = refit_ranker(model, prep, params, curve, record)
+            model = refit_ranker(model, prep, params, curve, record, kept)
         save_ranker(model, record.dir / "train_state")
         with record.timing("export"):
             session = onnx_session(export_ranker(model, record.dir / "dlrm.onnx"), threads=1)

@@ -230,6 +230,7 @@ class Ranker(tf.keras.Model):
         super().__init__()
         self.config = config
         self.has_item_id = config.get("has_item_id", True)
+        self.random = tf.random.Generator.from_seed(0)  # of the dropout; training sets its seed
         # the order in which layers and weights are made is the order of the saved weights
         self._add_tables(content)
         self._add_layers(items)
@@ -346,7 +347,9 @@ class Ranker(tf.keras.Model):
         hidden = self._hidden(query, items, combined, (r, c))
         if training and config["dropout"]:
             same_units = [tf.shape(query)[0], 1, config["top"][0]]
-            hidden = tf.nn.dropout(hidden, config["dropout"], noise_shape=same_units)
+            hidden = tf.nn.experimental.general_dropout(
+                hidden, config["dropout"], self.random.uniform, noise_shape=same_units
+            )
         from_mlp = self.out(self.rest(flatten(hidden)))
         parts = from_mlp + self.direct(flatten(cross)) + self.facts(flatten(facts))
         logits = tf.reshape(parts, [-1, c])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMBINERS', 'STATE_PARAMETERS', 'column_schema', 'embedding_tables', 'ItemVector', 'content_by_id', 'content_scale',
            'History', 'TowerInputs', 'Head', 'tower_signature', 'TwoTower', 'build_towers', 'query_variables',
-           'choose_loss', 'CandidateSampler', 'softmax_loss', 'lazy_adam', 'make_training_step', 'save_state',
-           'load_state', 'baked_history', 'export_onnx']
+           'choose_loss', 'CandidateSampler', 'softmax_loss', 'lazy_adam', 'training_state', 'make_training_step',
+           'save_state', 'load_state', 'baked_history', 'export_onnx']
 
 # %% ../../nbs/2_models/04_towers.ipynb #towers-02
 import logging
@@ -197,13 +197,14 @@ class TowerInputs(tf.keras.layers.Layer):
         names: tuple = (),  # features that this layer takes
         width: int = 0,  # components that it gives
         dropout: float = 0.0,
+        random=None,  # tf.random.Generator of the dropout
     ):
         super().__init__()
         self.schema = Schema([column_schema(f) for f in features])
         self.tables, self.first, self.names = tables, first, names
         self.plain = [f for f in features.kind("categorical", "continuous") if f.name not in names]
         self.content = [f.name for f in features.kind("embedding")]
-        self.drop = tf.keras.layers.Dropout(dropout)
+        self.dropout, self.random = dropout, random
         self.width = width + sum(
             tables[f.vocabulary].dim if f.kind == "categorical" else 1 for f in self.plain
         )
@@ -218,7 +219,10 @@ class TowerInputs(tf.keras.layers.Layer):
         for f in self.plain:
             column = tf.expand_dims(inputs[f.name], -1)
             row.append(self.tables[f.vocabulary](column) if f.kind == "categorical" else column)
-        return self.drop(tf.concat(row, -1), training=training)
+        row = tf.concat(row, -1)
+        if not (training and self.dropout):
+            return row
+        return tf.nn.experimental.general_dropout(row, self.dropout, self.random.uniform)
 
     def _item_space(self, inputs):
         "Compute the vectors in front: of the history, or of the candidate with its content."
@@ -291,15 +295,15 @@ class TwoTower(tf.keras.Model):
         self.query_features = Contract(f for f in contract.query if heads or f.kind != "list")
         names = ("hist_items",) if heads else ()
         width = heads * params.TT_DIM
+        self.random = tf.random.Generator.from_seed(params.SEED)
+        drop = (params.TT_DROPOUT, self.random)
         self.query = mm.Encoder(
-            TowerInputs(self.query_features, tables, self.history, names, width, params.TT_DROPOUT),
+            TowerInputs(self.query_features, tables, self.history, names, width, *drop),
             Head(params.TT_HIDDEN, params.TT_DIM, heads),
             prep_features=False,
         )
         self.candidate = mm.Encoder(
-            TowerInputs(
-                contract.item, tables, items, ("item_id",), params.TT_DIM, params.TT_DROPOUT
-            ),
+            TowerInputs(contract.item, tables, items, ("item_id",), params.TT_DIM, *drop),
             Head(params.TT_HIDDEN, params.TT_DIM, 1),
             prep_features=False,
         )
@@ -434,6 +438,16 @@ def lazy_adam(learning_rate: float):  # mm.LazyAdam
     return mm.LazyAdam(learning_rate)
 
 
+def training_state(
+    optimizer,  # of `lazy_adam`, before its first step
+    weights: list,  # tf.Variable, those that it is going to change
+    random,  # tf.random.Generator of the step
+) -> list:  # of tf.Variable
+    "Return what a training step changes beside the weights, for checkpoints."
+    optimizer._create_all_weights(weights)  # else the first step makes the moments
+    return [*optimizer.variables(), random.state]
+
+
 def make_training_step(
     model: TwoTower,
     item_inputs: dict,  # feature -> array over all items
@@ -454,7 +468,9 @@ def make_training_step(
             return tf.gather(vectors, rows)
         inputs = {name: tf.gather(values, rows) for name, values in items.items()}
         inputs["item_id"] = tf.where(
-            tf.random.uniform(tf.shape(rows)) < hide, tf.constant(OOV, tf.int64), inputs["item_id"]
+            model.random.uniform(tf.shape(rows)) < hide,
+            tf.constant(OOV, tf.int64),
+            inputs["item_id"],
         )
         return model.candidate(inputs, training=True)
 

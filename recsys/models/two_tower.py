@@ -25,9 +25,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 
+from ..core.checkpoints import Checkpoint, StageCheckpoints, TrainingLoop, stage_checkpoints
 from ..core.params import PARAMS, Params, RecsysError, training_params
 from ..core.ranking import ndcg_of_rank, rank_discount
 from ..core.runs import atomic_path, progress, record_stage
+from ..core.stages import STAGES
 from ..data.features import pack, save_arrays
 from ..data.prepared import load_prepared
 from .encoders import onnx_session
@@ -42,8 +44,10 @@ from recsys.models.towers import (
     lazy_adam,
     load_state,
     make_training_step,
+    query_variables,
     save_state,
     tower_signature,
+    training_state,
 )
 
 # %% ../../nbs/2_models/05_two_tower.ipynb #two-tower-09
@@ -323,21 +327,21 @@ def train_epoch(
     step: Callable,  # of `make_training_step`
     batches: Iterable,
     desc: str,  # text of the progress bar
-    total: int,  # batches, for the bar
-) -> tuple[float, float, float]:  # first loss, mean loss, seconds without the first step
-    "Run one pass of batches; the first step is left out of the time because it compiles."
-    losses: list = []
+    total: int,  # batches of the epoch
+    loop: TrainingLoop,  # which counts the steps
+) -> float:  # steps a second
+    "Run what is left of an epoch; the first step is left out of the time because it compiles."
+    n_before = loop.n_done + 1
     start = time.perf_counter()
-    for batch in progress(prefetch(batches), desc, total):
-        losses.append(step(*batch))
-        if len(losses) == 1:
-            float(losses[0])  # waits for the first step
+    for batch in progress(prefetch(loop.left_of(batches)), desc, total - loop.n_done):
+        loop.count_step(step(*batch))
+        if len(loop.losses) == n_before:
+            float(loop.losses[-1])  # waits for the first step
             start = time.perf_counter()
-    values = [float(loss) for loss in losses]
-    mean = float(np.mean(values))
+    mean = loop.mean_loss()
     if not np.isfinite(mean):
         raise RecsysError(f"two-tower: the loss is {mean}; lower TT_LR")
-    return values[0], mean, time.perf_counter() - start
+    return max(len(loop.losses) - n_before, 0) / (time.perf_counter() - start)
 
 # %% ../../nbs/2_models/05_two_tower.ipynb #two-tower-42
 DEFAULT_LEARNING_RATES = dict(time=0.002, time_last=0.002, leave_one_out=0.008)  # of each SPLIT
@@ -348,28 +352,6 @@ def learning_rate(prep, params: Params) -> float:
     return params.TT_LR or DEFAULT_LEARNING_RATES[prep.meta["split"]]
 
 # %% ../../nbs/2_models/05_two_tower.ipynb #two-tower-45
-class _BestWeights:
-    "The weights of the best epoch so far."
-
-    def __init__(self, model: TwoTower):
-        self.model = model
-        self.weights: list[np.ndarray] = []
-        self.score, self.epoch = -np.inf, 0
-
-    def offer(self, score: float, epoch: int) -> bool:
-        "Keep the weights if the score is the best; tell whether it is."
-        if score <= self.score:
-            return False
-        self.score, self.epoch = score, epoch
-        self.weights = [weight.numpy() for weight in self.model.weights]
-        return True
-
-    def restore(self):
-        "Give the model the weights of the best epoch."
-        for weight, value in zip(self.model.weights, self.weights):
-            weight.assign(value)
-
-
 def best_epoch(curve: list[dict]) -> dict:
     "Return the row of the epoch with the best NDCG, the last one without validation."
     return max(curve, key=lambda row: row.get("ndcg", row["epoch"]))
@@ -383,6 +365,7 @@ def fit(
     valid: np.ndarray | None = None,  # cases that decide when to stop; default: validation_cases
     fresh: bool = True,  # untrained weights; False continues training
     kept: np.ndarray | None = None,  # vectors of all items, to train the query tower alone
+    checkpoint: Checkpoint | None = None,  # to go on from and to write; None: there is none
 ) -> list[dict]:  # one row an epoch: epoch, loss, rows_per_s and the validation's metrics
     "Train with early stopping on validation and keep the best epoch's weights."
     train = prep.positions("train") if train is None else train
@@ -395,33 +378,28 @@ def fit(
     scorer = Scorer(model)
     seen = RecentlySeen(prep, hidden_days(params) if prep.repeats else np.inf)
     launch = launch_times(prep, train)
+    optimizer = lazy_adam(learning_rate(prep, params))
+    inputs = prep.item_inputs(np.arange(len(prep.item_counts)))
+    step = make_training_step(model, inputs, optimizer, kept=kept, launch=launch)
+    weights = model.trainable_variables if kept is None else query_variables(model)
+    model.random.reset_from_seed(params.SEED)
+    state = training_state(optimizer, weights, model.random)
     rng = np.random.default_rng(params.SEED)
-    step = make_training_step(
-        model,
-        prep.item_inputs(np.arange(len(prep.item_counts))),
-        lazy_adam(learning_rate(prep, params)),
-        kept=kept,
-        launch=launch,
-    )
+    loop = TrainingLoop(weights, state, rng, params.TT_EPOCHS, params.TT_PATIENCE, checkpoint)
     names, n_batches = model.query_features.names(), -(-len(train) // params.TT_BATCH)
-    curve: list[dict] = []
-    best = _BestWeights(model)
-    for epoch in range(1, params.TT_EPOCHS + 1):
+    for epoch in loop.epochs():
         batches = train_batches(prep, train, params.TT_BATCH, sampler, seen, rng, names)
         start = next(batches)
         batches = itertools.chain([start], batches)
-        first, loss, seconds = train_epoch(step, batches, f"two-tower {epoch}", n_batches)
+        speed = train_epoch(step, batches, f"two-tower {epoch}", n_batches, loop)
         if epoch == 1 and fresh:
-            check_start(first, launched_items(launch[sampler.known], start[-1]))
-        rows_per_s = max(len(train) - params.TT_BATCH, 0) / seconds
+            check_start(float(loop.losses[0]), launched_items(launch[sampler.known], start[-1]))
+        row = {"epoch": epoch, "loss": loop.mean_loss(), "rows_per_s": speed * params.TT_BATCH}
         metrics = validate(prep, scorer, valid, params.CANDIDATES) if len(valid) else {}
-        curve.append({"epoch": epoch, "loss": loss, "rows_per_s": rows_per_s, **metrics})
-        _print_epoch(curve[-1])
-        is_best = best.offer(metrics.get("ndcg", epoch), epoch)
-        if not is_best and epoch - best.epoch > params.TT_PATIENCE:
-            break
-    best.restore()
-    return curve
+        _print_epoch(row | metrics)
+        loop.end_epoch(row | metrics, metrics.get("ndcg", epoch))
+    loop.restore_best()
+    return loop.curve
 
 
 def hidden_days(params: Params) -> int:
@@ -544,6 +522,7 @@ def refit_towers(
     params: Params,
     curve: list[dict],  # of the first fit
     record,  # StageRecord
+    checkpoints: StageCheckpoints,
 ) -> TwoTower:  # new towers
     "Fit new towers on training and validation, after exporting the first ones to held_out/."
     with record.timing("held out"):
@@ -551,8 +530,10 @@ def refit_towers(
     refitted = build_towers(prep.contract, params, content_by_id(prep))
     epochs = best_epoch(curve)["epoch"]
     both = np.concatenate([prep.positions("train"), prep.positions("valid", judged=False)])
+    longest = Params({**params, "TT_EPOCHS": epochs})
+    kept = checkpoints.file_of("refit")
     with record.timing("refit"):
-        fit(refitted, prep, Params({**params, "TT_EPOCHS": epochs}), np.sort(both), both[:0])
+        fit(refitted, prep, longest, np.sort(both), both[:0], checkpoint=kept)
     record.metrics["fitted on"] = f"train and validation, {epochs} epochs chosen on validation"
     return refitted
 
@@ -561,15 +542,16 @@ def run_two_tower(
     params: Params,
 ) -> dict:  # curve (one row an epoch) and the metrics of stage.json
     "Run the stage: train both towers and write ONNX, item vectors and training state."
-    with record_stage(params, "two_tower") as record:
+    stage = STAGES["two_tower"]
+    with record_stage(params, stage.name) as record, stage_checkpoints(stage, params) as kept:
         prep, params = load_prepared(params), training_params(params)
         with record.timing("build"):
             model = build_towers(prep.contract, params, content_by_id(prep))
         with record.timing("fit"):
-            curve = fit(model, prep, params)
+            curve = fit(model, prep, params, checkpoint=kept.file_of("fit"))
         shutil.rmtree(record.dir / "held_out", ignore_errors=True)
         if prep.refits(params.REFIT) and len(prep.positions("valid")):
-            model = refit_towers(model, prep, params, curve, record)
+            model = refit_towers(model, prep, params, curve, record, kept)
         with record.timing("export"):
             gaps = export_towers(model, prep, record.dir)
         save_state(model, record.dir / "train_state")

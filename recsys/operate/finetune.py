@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..core.checkpoints import Checkpoint, stage_checkpoints
 from ..core.means import per_user_mean
 from ..core.params import Params, RecsysError
 from recsys.core.runs import (
@@ -59,6 +60,7 @@ DAILY_PARAMETERS = (
     "TEST",
     "EVAL_CASES",
     "BOOTSTRAP",
+    "CHECKPOINT_MINUTES",
 )  # parameters that a daily run does not take over
 
 
@@ -168,7 +170,13 @@ def origin_note(p: Params) -> str:
     return f"what {p.BASE_RUN} was fitted on, and the days since then"
 
 
-def tune_towers(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dict:  # metrics
+def tune_towers(
+    p: Params,
+    prep: Prepared,
+    cases: np.ndarray,  # to train on, positions into the events
+    base: Path,  # the base run's folder
+    kept: Checkpoint | None = None,  # to go on from and to write
+) -> dict:  # metrics
     "Train the query tower against fixed item vectors and write the stage two_tower."
     with record_stage(p, "two_tower") as record:
         model = load_state(base / "train_state" / "two_tower")
@@ -176,7 +184,7 @@ def tune_towers(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dic
         rate = learning_rate(prep, p) * p.FINETUNE_LR
         once = Params({**p, "TT_EPOCHS": p.FINETUNE_EPOCHS, "TT_LR": rate})
         with record.timing("fit"):
-            curve = fit(model, prep, once, cases, cases[:0], fresh=False, kept=vectors)
+            curve = fit(model, prep, once, cases, cases[:0], False, vectors, kept)
         with record.timing("export"):
             record.metrics["onnx gap query"] = export_query(model, prep, record.dir)
         save_state(model, record.dir / "train_state")
@@ -185,7 +193,13 @@ def tune_towers(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dic
     return record.metrics
 
 # %% ../../nbs/7_operate/01_finetune.ipynb #finetune-24
-def tune_ranker(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dict:  # metrics
+def tune_ranker(
+    p: Params,
+    prep: Prepared,
+    cases: np.ndarray,  # to train on, positions into the events
+    base: Path,  # the base run's folder
+    kept: Checkpoint | None = None,  # to go on from and to write
+) -> dict:  # metrics
     "Train the ranker further and write the stage dlrm."
     with record_stage(p, "dlrm") as record:
         rate = ranker_rate(prep, p) * p.FINETUNE_LR
@@ -199,6 +213,7 @@ def tune_ranker(p: Params, prep: Prepared, cases: np.ndarray, base: Path) -> dic
                 cases,
                 table=load_table(run_dir(p) / "neighbours"),
                 judged=False,
+                checkpoint=kept,
             )
         save_ranker(model, record.dir / "train_state")
         with record.timing("export"):
@@ -277,7 +292,7 @@ def run_finetune(
     prep: Prepared | None = None,  # of `take_over` and `prepare_days`, where they have run
 ) -> dict:  # metrics
     "Fine-tune query tower and ranker of BASE_RUN on the days since its training, and bundle them."
-    with record_stage(p, "finetune") as record:
+    with record_stage(p, FINETUNE.name) as record, stage_checkpoints(FINETUNE, p) as kept:
         p, base = inherit(p), base_folder(p)
         if prep is None:
             with record.timing("days"):
@@ -289,9 +304,9 @@ def run_finetune(
         n_test = len(prep.positions("test"))
         record.rows |= {"new cases": len(new), "replayed": len(old), "test cases": n_test}
         with record.timing("towers"):
-            tune_towers(p, prep, cases, base)
+            tune_towers(p, prep, cases, base, kept.file_of("two_tower"))
         with record.timing("ranker"):
-            tune_ranker(p, prep, cases, base)
+            tune_ranker(p, prep, cases, base, kept.file_of("dlrm"))
         record.metrics["version"] = bundle_days(p)
         with record.timing("judge"):
             ndcg, differences = compare_with_base(p, prep, base)
