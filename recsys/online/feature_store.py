@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEY_LAYOUT', 'FILLED', 'raw_table', 'offline_tables', 'write_log', 'write_offline_tables', 'online_client',
            'push_rows', 'push_table', 'historical_features', 'first_stored_day', 'publish_tables', 'materialise_until',
-           'check_recent', 'fill_features', 'materialise', 'run_feature_store']
+           'check_recent', 'fill_features', 'materialise', 'live_beside', 'write_own_folder', 'run_feature_store']
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-02
 import contextlib
@@ -21,6 +21,7 @@ from recsys.core.runs import (
     progress,
     read_json,
     record_stage,
+    run_dir,
     stage_dir,
     write_json,
 )
@@ -307,20 +308,23 @@ def fill_features(
     url: str,
     until: int,  # second before which events count
     folder: Path,  # gets tables, configuration, registry and online.json
+    share: bool = True,  # False: nothing is written but the folder
 ) -> dict:  # rows written, by name
     "Write the offline tables, register the definitions, write everyone's newest row online."
     tables, final = offline_tables(p, bundle, until)
     files = write_offline_tables(folder, tables)
-    if p.STORE == "aws":
-        publish_tables(p, bundle.contract, files)
     write_store_config(p, url, folder)
     write_json(folder / "online.json", online_layout(bundle.contract))
-    store = open_store(p, url, folder)
-    register_definitions(p, store, bundle.contract, folder)
     older = 0
-    for view, table in tables.items():
-        newest = table.filter(final) if view == "user_history" else table
-        older += push_table(store, view, newest)
+    if share and p.STORE == "aws":
+        publish_tables(p, bundle.contract, files)
+    store = open_store(p, url, folder)
+    if share or p.STORE == "local":  # a local registry lies in the folder
+        register_definitions(p, store, bundle.contract, folder)
+    if share:
+        for view, table in tables.items():
+            newest = table.filter(final) if view == "user_history" else table
+            older += push_table(store, view, newest)
     return dict(
         users=len(tables["user_profile"]),
         histories=int(final.sum()),
@@ -383,11 +387,38 @@ def materialise(
     client.set(FILLED, bundle.manifest["version"])
     return done
 
+# %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-46
+def live_beside(p: Params) -> str:  # version of a bundle; '' where there is none
+    "Return which bundle is live on the Valkey that a run uses."
+    file = run_dir(p).parent / "live.json"
+    live = read_json(file) if file.is_file() else {}
+    is_shared = bool(p.VALKEY_URL) or live.get("online_run") == p.RUN
+    return live.get("version", "") if is_shared else ""
+
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-40
+def write_own_folder(p: Params, url: str, timing) -> dict:  # as of `materialise`
+    "Write a run's offline tables and settings, and nothing that is shared with what is live."
+    from recsys.recommend.bundle import Bundle
+
+    bundle, folder = Bundle(stage_dir(p, "bundle")), stage_dir(p, "feature_store")
+    check_recent(p, bundle)
+    with timing("features"):
+        done = fill_features(p, bundle, url, materialise_until(bundle), folder, share=False)
+    return done | {"recent": 0, "seen": 0, "seen dropped": 0, "popularity": True}
+
+
 def run_feature_store(p: Params) -> dict:  # what was written
     "Fill the feature store of a run, on the server that `valkey_for` finds."
     with record_stage(p, "feature_store") as record, valkey_for(p) as url:
-        done = materialise(p, url, timing=record.timing)
+        live = live_beside(p)
+        if live:
+            done = write_own_folder(p, url, record.timing)
+            record.note(
+                f"bundle {live} is live on this Valkey, so the online store was left as it is; "
+                "the promotion of this run fills it"
+            )
+        else:
+            done = materialise(p, url, timing=record.timing)
         unrecorded = ("older", "popularity", "seen dropped")
         record.rows |= {k: v for k, v in done.items() if k not in unrecorded}
         record.metrics["ms per 1,000 users"] = round(

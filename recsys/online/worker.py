@@ -46,7 +46,7 @@ from recsys.online.valkey import (
     valkey_for,
 )
 from .visitors import Visitors
-from ..recommend.bundle import Bundle
+from ..recommend.bundle import RUN_FOLDER, Bundle
 
 # %% ../../nbs/5_online/13_worker.ipynb #worker-07
 GROUP = "worker"  # consumer group, and its only consumer
@@ -433,11 +433,14 @@ def open_worker(
     "Return the worker of a run; raise `RecsysError` if the stage feature_store has not run."
     bundle = bundle or Bundle(stage_dir(p, "bundle"))
     client = connect(url, 10_000)
+    settings_folder = bundle.folder / RUN_FOLDER / "feature_store"  # of a stored bundle
+    if not settings_folder.is_dir():
+        settings_folder = store_folder(p)
     clock = bundle.clock(given_start() or clock_start(client))
     work = BatchWork(
         client,
         history_rules(bundle),
-        HistoryWriter(client, load_settings(store_folder(p)), p.VISITOR_DAYS * DAY),
+        HistoryWriter(client, load_settings(settings_folder), p.VISITOR_DAYS * DAY),
         p,
         categories=raw_categories(bundle),
         bundle=bundle,

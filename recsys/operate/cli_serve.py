@@ -276,9 +276,13 @@ def worker_command(
 ):
     "Work on events and impressions until told to stop. `serve` runs a worker of its own."
     from recsys.online.worker import run_worker
+    from recsys.operate.bundle_store import params_beside
     from recsys.recommend.bundle import Bundle
 
-    counts = run_worker(open_run(run, sets), bundle=Bundle(bundle) if bundle else None)
+    params = open_run(run, sets)
+    if bundle:
+        params = params_beside(bundle, params, **parse_sets(sets))
+    counts = run_worker(params, bundle=Bundle(bundle) if bundle else None)
     print_line(json.dumps(counts))
 
 # %% ../../nbs/7_operate/26_cli_serve.ipynb #cli-serve-14

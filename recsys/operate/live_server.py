@@ -22,6 +22,7 @@ from recsys.operate.bundle_store import (
     bundle_path,
     checked_live,
     live_lock,
+    online_params,
     read_live,
     read_record,
 )
@@ -32,14 +33,13 @@ from recsys.operate.promote import (
     live_folder,
     live_repository,
     replicas_of,
-    run_folder,
     settle,
 )
 from ..recommend.bundle import check_bundle
 from ..serve.alarms import ALARMS_FILE, Alarms, print_alarm
 from ..serve.canary import Canary
 from ..serve.server import TritonServer
-from ..serve.serving import StoreKeeper, run_params, started, worker_process
+from ..serve.serving import StoreKeeper, started, worker_process
 from ..serve.watch import AlarmWatch, server_checks
 
 # %% ../../nbs/7_operate/25_live_server.ipynb #live-server-06
@@ -190,8 +190,8 @@ def served_live(
         raise RecsysError(
             f"{home}: nothing is live yet; promote a run first: recsys promote --run NAME"
         )
-    live = checked_live(home)
-    params = run_params(run_folder(home, live["online_run"]), **over)
+    checked_live(home)
+    params = online_params(home, **over)
     make_private(run_dir(params))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(replica_folder(home))

@@ -33,7 +33,7 @@ from recsys.online.day_log import (
 )
 from ..online.feature_history import event_types
 from ..online.popularity import log_folders
-from .bundle_store import bundle_path, read_live, store_home
+from .bundle_store import bundle_path, read_live, store_home, stored_run
 from ..recommend.bundle import Bundle
 from ..recommend.fallbacks import REQUEST_STEPS, fallback_note
 from ..recommend.recommender import Recommender
@@ -446,11 +446,17 @@ def day_summary(
 def watched_run(
     params: Params,
 ) -> tuple:  # Params of the run that made the bundle, folder of the bundle
-    "Return the run and the bundle that a run's online side serves; its own where none is live."
+    """Return the run and the bundle that a run's online side serves; its own where none is live.
+
+    The run is what the stored bundle took along of it: the run's folder may be newer.
+    """
     live = read_live(store_home(params))
     if live.get("online_run") != params.RUN:
         return params, run_dir(params) / "bundle"
-    return Params(dict(params, RUN=live["run"])), bundle_path(store_home(params), live["version"])
+    home, version = store_home(params), live["version"]
+    made = stored_run(home, version)
+    place = dict(RUN=made.name, OUTPUTS=str(made.parent))
+    return Params(dict(params, **place)), bundle_path(home, version)
 
 
 def write_day(

@@ -34,20 +34,27 @@ from ..core.params import Params, RecsysError
 from ..online.event_queue import EventQueue
 from ..online.events import open_recorder
 from ..online.valkey import connect, hide_password, set_by_signals
-from .bundle_store import bundle_path, live_lock, read_live, store_home
+from recsys.operate.bundle_store import (
+    bundle_path,
+    checked_run,
+    live_lock,
+    online_params,
+    read_live,
+    run_folder,
+    store_home,
+    stored_params,
+)
 from recsys.operate.promote import (
     answered_by,
     lay_out,
     live_folder,
     live_repository,
-    run_folder,
     settle,
 )
 from ..recommend.bundle import Bundle
 from ..serve.canary import Canary
 from ..serve.response_members import CANARY
 from ..serve.server import Client, ModelControl
-from ..serve.serving import run_params
 from ..serve.triton_process import ServerOptions, backend_dir, server_env
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-05
@@ -84,7 +91,9 @@ def live_params(
         url = url.replace(f":{password}@", ":${VALKEY_PASSWORD}@")
     if url:
         overrides = dict(VALKEY_URL=url) | overrides
-    return run_params(run_folder(home, read_live(home)[key]), **overrides)
+    if key == "online_run":
+        return online_params(home, **overrides)
+    return stored_params(home, read_live(home)["version"], **overrides)
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-11
 POD_PORTS = dict(HTTP_PORT=8000, GRPC_PORT=8001, METRICS_PORT=8002)  # of a pod's server
@@ -401,7 +410,7 @@ def wait_alive(home: Path, stop: threading.Event, health: HealthServer) -> bool:
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-35
 def run_materialise_pod(home: Path) -> dict:  # rows written, by name
-    "Bring the online store up to the data of the live run."
+    "Bring the online store up to the data that the live bundle took along."
     from recsys.online.feature_store import materialise
     from recsys.operate.tasks import push_stage
 
@@ -409,6 +418,7 @@ def run_materialise_pod(home: Path) -> dict:  # rows written, by name
         live = read_live(home)
         if not live:
             raise RecsysError(f"{home}: nothing is live yet")
+        checked_run(home, live["version"])
         params = live_params(home)
         url = os.path.expandvars(params.VALKEY_URL)
         return materialise(params, url, Bundle(bundle_path(home, live["version"])))

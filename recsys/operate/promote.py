@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ONLINE_RULES', 'online_rules', 'rule_differences', 'live_folder', 'live_repository', 'write_live', 'pinned_bundle',
            'lay_out', 'sweep_repository', 'find_replicas', 'replicas_of', 'answered_by', 'settle', 'move',
-           'load_beside', 'run_folder', 'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'status',
-           'status_text', 'carry_added', 'run_promote']
+           'load_beside', 'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'status', 'status_text',
+           'carry_added', 'run_promote']
 
 # %% ../../nbs/7_operate/05_promote.ipynb #promote-02
 import contextlib
@@ -27,14 +27,17 @@ from recsys.operate.bundle_store import (
     after_promotion,
     after_rollback,
     bundle_path,
+    checked_run,
     is_readable,
     keep_bundle,
+    keep_run,
     live_lock,
     prune_bundles,
     read_anchor,
     read_live,
     read_looks,
     read_record,
+    run_folder,
     set_live,
     store_home,
     stored_versions,
@@ -324,11 +327,6 @@ def load_beside(
     raise RecsysError(f"no server could load the new bundle, nothing has changed: {reasons}")
 
 # %% ../../nbs/7_operate/05_promote.ipynb #promote-32
-def run_folder(home: Path, run: str) -> Path:
-    "Return the folder of a run that the pointer names."
-    return Path(home) if Path(home).name == run else Path(home) / run
-
-
 def online_url(
     home: Path,
     given: str = "",  # VALKEY_URL
@@ -345,7 +343,7 @@ def fill_online(
     version: str,  # stored
     url: str,  # of Valkey; '' where it does not answer
 ) -> bool:  # it had to be filled
-    "Bring the online store up to the data of a stored bundle's run."
+    "Bring the online store up to the data that a stored bundle took along."
     from recsys.online.feature_store import FILLED, materialise
 
     if not url:
@@ -354,15 +352,14 @@ def fill_online(
             "must be in it; start it, or name it with --set VALKEY_URL=..."
         )
     filled = (connect(url, 5000).get(FILLED) or b"").decode()
-    record = read_record(home, version)
-    data = record.get("data")
+    data = read_record(home, version).get("data")
     if filled == version:
         return False
     if data and filled in stored_versions(home) and read_record(home, filled).get("data") == data:
         mark_online(url, version)
         return False  # other models of the same data
-    run = run_params(run_folder(home, record["run"]))
-    materialise(run, url, Bundle(bundle_path(home, version)))
+    params = run_params(checked_run(home, version))
+    materialise(params, url, Bundle(bundle_path(home, version)))
     return True
 
 
@@ -499,7 +496,8 @@ def run_promote(
         home, candidate = store_home(params), Bundle(stage_dir(params, "bundle"))
         live = read_live(home)
         if live.get("version") == candidate.version:
-            with live_lock(home):
+            with live_lock(home):  # an older version stored it without what is read of its run
+                keep_run(bundle_path(home, candidate.version), run_folder(home, live["run"]))
                 found = find_replicas(home, params.REPLICAS)
                 rows = settle(home, found.servers)
             record.note(f"bundle {candidate.version} is live already, since {live['since']}")
@@ -523,6 +521,9 @@ def run_promote(
             f"forced: {force}" if force else "",
         )
         _note_report(record, live, report)
+        if live and not report["replicas"] and online_url(home, params.VALKEY_URL):
+            with live_lock(home):
+                fill()
         if reason := move_anchor(home, candidate.version.partition("+")[0], decision):
             record.note(f"the anchor is {candidate.version}: {reason}")
     return report

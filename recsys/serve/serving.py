@@ -146,8 +146,9 @@ def what_remains(p: Params) -> list:  # sentences
         logs = "they lie on S3; erase them there by a job of your own"
     return [
         f"rows in the logs of events, features and pages: {logs}",
-        "tables that the run was trained on, and what was learned from them: until they are made "
-        "again without this user",
+        "tables that the run was trained on, their copies in the bundle store, and what was "
+        "learned from them: until they are made again without this user and the stored bundles of "
+        "before are gone (KEEP_BUNDLES)",
         "Valkey's append-only file: an hour at most; backups of it and of the run's folder: as "
         "long as you keep them",
     ]

@@ -15,7 +15,6 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
 from ..core.clock import Clock
-from ..core.runs import stage_dir
 from ..online.events import Recorder
 from ..online.visitors import Visitors, VisitorTakenError
 from ..recommend.request import person_of
@@ -35,7 +34,7 @@ from recsys.serve.api import (
     UsersAnswer,
     failure_responses,
 )
-from .backends import StoreError, give_memory_back
+from .backends import StoreError, give_memory_back, run_data
 from .serving import forget_person, what_remains
 from recsys.serve.transport import (
     Gateway,
@@ -267,7 +266,8 @@ class ItemRoutes:
         if item_id in catalogue.bundle:
             raise HTTPException(409, "item_id: this item is there already")
         table = pd.DataFrame([item_row(new, item_id)])
-        embeddings = stage_dir(self.backends.params, "embeddings")
+        version = catalogue.bundle.manifest["version"]
+        embeddings = run_data(self.backends.params, version) / "embeddings"
 
         def place() -> int:
             try:
