@@ -59,6 +59,7 @@ lock: setup ## resolve the lock files again (py310 is for the production images:
 	@$(IMAGE_LOCK) -c requirements-py310.lock --python-version 3.10 k8s/images/serving/requirements.in -o k8s/images/serving/requirements.lock
 	@$(IMAGE_LOCK) -c requirements-py310.lock --python-version 3.10 $(MERLIN:%=--no-emit-package %) k8s/images/training/requirements.in -o k8s/images/training/requirements.lock
 	@$(IMAGE_LOCK) -c requirements-py310.lock -c k8s/images/training/requirements.lock --python-version 3.10 $(MERLIN:%=--no-emit-package %) k8s/images/notebook/requirements.in -o k8s/images/notebook/requirements.lock
+	@$(IMAGE_LOCK) --python-version 3.11 tests/checkov/requirements.in -o tests/checkov/requirements.lock
 
 clean: ## remove what builds leave behind; outputs/ and .venv stay
 	@rm -rf build dist site _proc ./*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache nbs/.last_checked nbs/.ipynb_checkpoints nbs/*/.ipynb_checkpoints
