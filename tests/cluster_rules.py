@@ -6,6 +6,7 @@ import datetime
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cache
 
 import yaml
 from k8s_rules import ROOT, kinds, name
@@ -249,6 +250,66 @@ def chart_values(plan):
         ]
         if not any(f"k8s/cloud/platform/{chart}.yaml" in c for c in plan.commands):
             wrong.append(f"no command of the page uses the values of {chart}")
+    return wrong
+
+
+def set_values(plan):
+    "What a command of the page gives by --set is a value of its chart, too."
+    wrong = []
+    for command in plan.commands:
+        chart = re.search(r"^.*\bhelm (?:upgrade --install|install) .*/([\w-]+) --version", command)
+        for key in re.findall(r"--set (\S+?)=", command):
+            keys = plan.facts["charts"].get(chart and chart[1], {}).get("keys", ())
+            if key not in keys:
+                wrong.append(f"{chart and chart[1]} has no value {key}, which --set gives")
+    return wrong
+
+
+CORE = {  # kind of Kubernetes -> how a value of a chart becomes a resource of it
+    "ResourceRequirements": lambda value: dict(
+        apiVersion="v1",
+        kind="Pod",
+        metadata=dict(name="a"),
+        spec=dict(containers=[dict(name="a", image="a:1", resources=value)]),
+    ),
+    "PersistentVolumeClaim": lambda value: dict(
+        apiVersion="v1", kind="PersistentVolumeClaim", metadata=dict(name="a"), **value
+    ),
+    "Tolerations": lambda value: dict(
+        apiVersion="v1",
+        kind="Pod",
+        metadata=dict(name="a"),
+        spec=dict(containers=[dict(name="a", image="a:1")], tolerations=value),
+    ),
+}
+
+
+@cache
+def schema_fault(kind, value, version):
+    "Return what Kubernetes' schema says against a value, which is given as JSON; else None."
+    import kubernetes_validate
+
+    try:
+        kubernetes_validate.validate(CORE[kind](json.loads(value)), version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return error.message
+    except kubernetes_validate.SchemaNotFoundError:
+        pass  # another rule speaks about a version that is not known
+    return None
+
+
+def handed_on(plan):
+    "What a chart hands on as it is obeys the schema of the kind that it becomes."
+    wrong = []
+    for chart, places in plan.facts["handed_on"].items():
+        for place, kind in places.items():
+            value = at(plan.values.get(chart, {}), place)
+            if value is None:
+                continue
+            version = plan.cluster["metadata"]["version"]
+            fault = schema_fault(kind, json.dumps(value), version)
+            if fault:
+                wrong.append(f"{chart}: {place} is no {kind}: {fault}")
     return wrong
 
 
@@ -545,6 +606,8 @@ RULES = [
     kubernetes_version,
     chart_versions,
     chart_values,
+    set_values,
+    handed_on,
     karpenter_names,
     karpenter_steps,
     node_security_groups,

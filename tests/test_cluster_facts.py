@@ -89,6 +89,30 @@ BREAKS = {  # words of the rule that must say so -> how to break the plan
     "gpu-operator has no value daemonset.tolerations": lambda p: put(
         p.values["gpu-operator"], "daemonset", p.values["gpu-operator"]["daemonsets"]
     ),
+    "karpenter has no value controler.resources.requests.cpu": lambda p: put(
+        p.values["karpenter"], "controler", p.values["karpenter"]["controller"]
+    ),
+    "kube-prometheus-stack has no value grafana.sidecar.dashboards.searchNamespaces": lambda p: put(
+        p.values["kube-prometheus-stack"]["grafana"]["sidecar"]["dashboards"],
+        "searchNamespaces",
+        "ALL",
+    ),
+    "aws-load-balancer-controller has no value clustername, which --set gives": lambda p: edit(
+        p, "--set clusterName=", "--set clustername="
+    ),
+    "karpenter: controller.resources is no ResourceRequirements": lambda p: put(
+        p.values["karpenter"]["controller"]["resources"], "request", {"cpu": "1"}
+    ),
+    "volumeClaimTemplate is no PersistentVolumeClaim": lambda p: put(
+        at(p.values["kube-prometheus-stack"], "prometheus.prometheusSpec.storageSpec")[
+            "volumeClaimTemplate"
+        ]["spec"],
+        "storageClasName",
+        "gp3",
+    ),
+    "gpu-operator: daemonsets.tolerations is no Tolerations": lambda p: put(
+        p.values["gpu-operator"]["daemonsets"]["tolerations"][0], "efect", "NoSchedule"
+    ),
     "no command of the page uses the values of gpu-operator": lambda p: edit(
         p, "-f k8s/cloud/platform/gpu-operator.yaml", ""
     ),

@@ -17,7 +17,8 @@ import urllib.request
 import pytest
 import yaml
 from k8s_rules import PATHS, ROOT, containers
-from test_k8s import rule_groups, template
+from metric_rules import not_seen
+from test_k8s import template
 from tiny import tiny_run
 
 from recsys.core.runs import read_json, write_json
@@ -195,13 +196,7 @@ def test_containers_as_they_are_written(pod, home, valkey):
 
     # the metrics that rules and dashboard read from Triton are on its page
     page = ask(ports["METRICS_PORT"], "/metrics")[1]
-    read = set(
-        re.findall(
-            r"\bnv_\w+",
-            json.dumps(rule_groups()) + (ROOT / "k8s/base/monitoring/dashboard.json").read_text(),
-        )
-    )
-    assert len(read) >= 5 and [m for m in read if m not in page] == []
+    assert not_seen("triton", page) == []
     assert re.search(
         r'nv_inference_request_success{model="recommender",version="\d+"} [1-9]', page
     ) and re.search(r'nv_inference_queue_duration_us{model="page"', page)
@@ -223,13 +218,7 @@ def test_the_worker_as_it_is_written(pod, home):
         home / "worker.log"
     ).read_text()[-3000:]  # once it has made its first step
     page = ask(port, "/metrics")[1]
-    read = set(
-        re.findall(
-            r"\brecsys_worker_\w+",
-            json.dumps(rule_groups()) + (ROOT / "k8s/base/monitoring/dashboard.json").read_text(),
-        )
-    )
-    assert read and [m for m in read if m not in page] == [], page
+    assert not_seen("worker", page) == []
     # another bundle: the worker begins anew with it
     live = read_live(home)
     set_live(home, next(v for v in ("second", *live["earlier"]) if v != live["version"]), [])
