@@ -42,7 +42,7 @@ def site(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
     write_results(outputs)
     shown = [path for path in notebooks() if notebook_name(path) in named_notebooks()]
-    assert 10 < len(shown) < 40
+    assert 10 < len(shown) < 80
     said = []
     with pytest.MonkeyPatch.context() as patch:
         for module in (docs_notebooks, docs_pages):
@@ -370,6 +370,12 @@ def test_search_knows_the_words(site):
         and "parameters.html" in found("ablation_cases")
         and "api/core.params.html" in found("load_params")
     )
+    for phrase, page in {
+        "cold start": "concepts/cold-start.html",
+        "add a stage": "howto/add-a-stage.html",
+        "contribute": "howto/contribute.html",
+    }.items():
+        assert page in found(phrase), phrase
     assert read(site, "search/search_index.js").startswith(
         "var __index = "
     )  # search works from disk, too
