@@ -24,6 +24,7 @@ DEFAULTS = {
     "k8s/components/events/events.env": "placeholders, which the page's steps replace",
     "k8s/cloud/cluster.yaml": "eksctl reads no variables",
     "k8s/README.md": "the prices' region",
+    "k8s/cloud/costs.yaml": "the prices' region",
 }
 
 
