@@ -31,7 +31,7 @@ test: lint ## prove every behaviour, in small counts
 prove: setup ## prove the big counts, which may take hours; writes outputs/prove.json
 	@$(PY) tests/prove.py $(ARGS)
 
-bench: setup ## measure speed and memory; writes outputs/bench.json and a plot
+bench: setup ## measure speed and memory; writes outputs/bench.json, bench/results.json and a plot
 	@$(PY) bench/bench.py $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab, on this machine only

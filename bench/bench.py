@@ -1,13 +1,21 @@
 """Speed and memory of what runs exist: `make bench` writes outputs/bench.json and a plot.
 
+The same figures go to bench/results.json with machine, load and commit; commit it when the machine
+was quiet, for the docs site shows it where nothing was measured.
+
 The stages' own records give rates and peaks; requests are timed here, interleaved, in one process.
 `make bench ARGS=sequences` times own tables of 200,000 interactions instead (bench_sequences.py).
 """
 
 import json
 import os
+import platform
+import re
+import subprocess
 import sys
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +24,29 @@ from recsys.recommend.fallbacks import REQUEST_STEPS
 from recsys.recommend.recommender import load_run
 
 OUT = find_root() / "outputs"
+COMMITTED = find_root() / "bench" / "results.json"
+
+
+def command_output(*command: str) -> str:
+    "Return what a command prints, without the last line break; '' where it fails."
+    done = subprocess.run(command, cwd=find_root(), capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def describe_machine() -> dict:
+    "Return when, with which code and on which machine something is measured."
+    cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    memory = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+    changed = command_output("git", "status", "--porcelain", "--untracked-files=no")
+    return dict(
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        commit=command_output("git", "rev-parse", "--short", "HEAD"),
+        changed_files=len(changed.splitlines()),
+        machine=cpu[1] if cpu else platform.machine(),
+        cores=os.cpu_count(),
+        memory_gib=round(int(memory[1]) / 2**20) if memory else None,
+        load_before=round(os.getloadavg()[0], 2),
+    )
 
 
 def stage_figures(run):
@@ -218,7 +249,7 @@ def main():
     if not runs:
         sys.exit("bench: no finished run in outputs/; `make run` makes one")
     figures = dict(
-        cores=os.cpu_count(), load=os.getloadavg()[0], runs={}, metrics=apart(metric_figures)
+        taken=describe_machine(), load=os.getloadavg()[0], runs={}, metrics=apart(metric_figures)
     )
     print("metrics", json.dumps({k: round(v, 1) for k, v in figures["metrics"].items()}))
     for run in runs:
@@ -244,11 +275,12 @@ def main():
 
         sys.argv[1:] = []
         figures["serving"] = bench_serving.main()
-    write_json(OUT / "bench.json", figures)
+    for file in (OUT / "bench.json", COMMITTED):
+        write_json(file, figures)
     plot(figures, OUT / "bench.png")
     print(
-        f"load {figures['load']:.1f} on {figures['cores']} cores; outputs/bench.json, "
-        f"outputs/bench.png"
+        f"load {figures['load']:.1f} on {figures['taken']['cores']} cores; outputs/bench.json, "
+        f"outputs/bench.png, bench/results.json"
     )
     return None
 

@@ -220,19 +220,29 @@ def flatten_values(value, name: str = "") -> list:  # (name, value)
     return found
 
 
-def benchmark_page(outputs: Path) -> str:  # Markdown
+def benchmark_page(
+    outputs: Path,  # folder of what was measured on this machine
+    committed: Path | None = None,  # shown where `make bench` was not run; bench/results.json
+) -> str:  # Markdown
     "Return a page with what `make bench` and `make prove` measured, one table a subject."
+    committed = committed or find_root() / "bench" / "results.json"
     parts = [
         "# Benchmarks",
         "The files that the commands wrote, as they are. `load` is the load of the machine.",
     ]
-    for file, command in (("bench.json", "make bench"), ("prove.json", "make prove")):
+    for name, command in (("bench.json", "make bench"), ("prove.json", "make prove")):
         parts.append(f"## {command}")
-        if not (outputs / file).is_file():
-            parts.append(missing_note("measurement", outputs / file, command))
+        file, source = outputs / name, f"From `outputs/{name}`, measured on this machine."
+        if not file.is_file() and name == "bench.json" and committed.is_file():
+            file, source = (
+                committed,
+                "From `bench/results.json`, measured where the project is made.",
+            )
+        if not file.is_file():
+            parts.append(missing_note("measurement", file, command))
             continue
-        parts.append(f"From `outputs/{file}`.")
-        for subject, value in read_json(outputs / file).items():
+        parts.append(source)
+        for subject, value in read_json(file).items():
             rows = [dict(what=k or subject, measured=v) for k, v in flatten_values(value)]
             parts += [f"### {cell_text(subject)}", markdown_table(rows)]
     return "\n\n".join(parts) + "\n"
