@@ -229,6 +229,15 @@ class OnlineUsers:
             found = list(dict.fromkeys([*found, *self.bundle.by_popularity.tolist()]))
         return np.array(found[:n], np.int64)
 
+    def trending(
+        self,
+        category: str,  # raw; '' for all
+        n: int,  # items wanted
+        now: int,  # second; the counts are those of the present
+    ) -> np.ndarray:  # item rows, see `popular`
+        "Return what is in demand now by the counts of the last days."
+        return self.popular(category, n)
+
     def _ask(self, work: Callable) -> Any:
         "Return what a function reads, where the request has time left and the breaker is closed."
         self.limit.left()

@@ -94,6 +94,13 @@ _RULES = (
         "the order of retrieval",
     ),
     FallbackRule(
+        "trending_failed",
+        "trending",
+        "the counts of the last days can't be read while trending items are asked for",
+        "the demand that the bundle knows",
+        seen_in=AT_THE_GATEWAY,
+    ),
+    FallbackRule(
         "triton_failed",
         "triton",
         "Triton does not answer the gateway in time",

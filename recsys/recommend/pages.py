@@ -17,6 +17,7 @@ import numpy as np
 from ..core.params import RecsysError
 from ..core.runs import atomic_path
 from ..models.sources import sources_text
+from .lists import ItemList
 from .recommender import Recommender, load_run, one_answer
 
 if TYPE_CHECKING:
@@ -167,6 +168,24 @@ class RunRecommender:
     ) -> RecommendedPage:
         "Return the page of one request; raise `RecsysError` naming a field that is wrong."
         return page_of(one_answer(self.engine, **request))
+
+    def similar(
+        self,
+        item_id: str,
+        k: int | None = None,  # None: the run's K
+        **fields,  # exclude, max_per_category, rules
+    ) -> ItemList:
+        "Return items like one; raise `RecsysError` where the catalogue lacks it."
+        return self.engine.similar(item_id, k, **fields)
+
+    def trending(
+        self,
+        category: str | None = None,  # None: of the whole catalogue
+        k: int | None = None,  # None: the run's K
+        **fields,  # exclude, max_per_category, rules, timestamp
+    ) -> ItemList:
+        "Return what is in demand; raise `RecsysError` where there is no such category."
+        return self.engine.trending(category, k, **fields)
 
     def recommend_many(
         self,

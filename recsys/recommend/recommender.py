@@ -21,6 +21,7 @@ from ..models.sources import item_sources, sources_text
 from .bundle import Bundle, run_session
 from .candidates import Candidates, CandidateSearch, ServedQuery
 from .fallbacks import REQUEST_STEPS, FallbackLog, StepTimer, finite, starts_popular
+from .lists import ItemList, similar_items, trending_items
 from .request import is_visitor, person_of, read_request
 from .rerank import order_pages
 from .users import UserMemory, anonymous_state
@@ -209,6 +210,29 @@ class Recommender:
         self.bundle.grow()
         with self.users.limit:
             return self.pinned().answer_request(request)
+
+    def similar(
+        self,
+        item_id: str,
+        k: int | None = None,  # items wanted; None: the bundle's K
+        **fields,  # exclude, max_per_category, rules: as of a page's request
+    ) -> ItemList:
+        "Return items like one, without that one; raise `UnknownItem` where it does not exist."
+        self.bundle.grow()
+        return similar_items(self.bundle.pinned(), item_id, self.clock, dict(k=k) | fields)
+
+    def trending(
+        self,
+        category: str | None = None,  # raw name; None: of the whole catalogue
+        k: int | None = None,  # items wanted; None: the bundle's K
+        **fields,  # exclude, max_per_category, rules, timestamp: as of a page's request
+    ) -> ItemList:
+        "Return what is in demand; raise `UnknownCategory` where there is no such category."
+        self.bundle.grow()
+        with self.users.limit:
+            return trending_items(
+                self.bundle.pinned(), self.users, category, self.clock, dict(k=k) | fields
+            )
 
     def answer_request(self, request: dict) -> dict:
         "Run the seven steps of a batch of requests on this recommender's bundle."

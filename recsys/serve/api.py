@@ -7,7 +7,8 @@ __all__ = ['EventType', 'STATUSES', 'BODY_STATUSES', 'PageBody', 'ShownItem', 'I
            'schema_at', 'resolve_schema', 'as_number', 'validation_message', 'Event', 'Events', 'IdentifyBody',
            'Identified', 'Recorded', 'EventsAnswer', 'Forgotten', 'UserAnswer', 'UsersAnswer', 'QueryModel',
            'ItemsQuery', 'Category', 'ItemsAnswer', 'NewItem', 'Added', 'like_request', 'query_fields', 'ExplainQuery',
-           'Explanation', 'Options', 'Raised', 'ChildHealth', 'WorkerHealth', 'Health', 'Failure', 'failure_responses']
+           'Explanation', 'ListQuery', 'TrendingQuery', 'ListedItem', 'ListAnswer', 'Options', 'Raised', 'ChildHealth',
+           'WorkerHealth', 'Health', 'Failure', 'failure_responses']
 
 # %% ../../nbs/6_serve/14_api.ipynb #api-02
 from typing import Annotated, Any, get_type_hints
@@ -22,6 +23,8 @@ from recsys.recommend.request import (
     WITHOUT_NUL,
     FieldRule,
     Id,
+    MaxPerCategory,
+    PageLength,
     PageRequest,
     Second,
     StrictModel,
@@ -323,6 +326,37 @@ class Explanation(StrictModel):
     words: str = Field(description="the same in plain sentences")
     fallbacks: list[Fallback]
     names: dict[str, str] = Field(description="of the feature groups")
+
+# %% ../../nbs/6_serve/14_api.ipynb #api-l2
+class ListQuery(QueryModel):
+    "What a list without a user can be asked with."
+
+    k: PageLength | None = like_request("k")
+    max_per_category: MaxPerCategory | None = like_request("max_per_category")
+
+
+class TrendingQuery(ListQuery):
+    "What a list of trending items can be asked with."
+
+    category: Text = Field("", description="only items of this category; empty: of all")
+
+
+class ListedItem(ShownItem):
+    "An item of a list."
+
+    score: float | None = Field(
+        description="cosine of its vector with that of the item asked for, -1 to 1; null in a "
+        "list of trending items, whose order is what is known, and for pinned items"
+    )
+
+
+class ListAnswer(StrictModel):
+    "Similar or trending items."
+
+    bundle_version: str
+    items: list[ListedItem] = Field(description="best first")
+    fallbacks: list[Fallback]
+    notes: list[str] = Field(description="what the request asked for in vain, and why")
 
 # %% ../../nbs/6_serve/14_api.ipynb #api-23
 class Options(StrictModel):

@@ -222,6 +222,9 @@ class Backends:
     adder: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("new items", threads=1, limit=16)
     )
+    lists: BoundedExecutor = field(
+        default_factory=lambda: BoundedExecutor("lists", threads=2, limit=32)
+    )
     loading: asyncio.Future | None = None  # a bundle is being opened
     follow_fault: str = ""  # why the bundle that answers can't be opened
     failed_version: str = ""  # the one that could not be opened
@@ -318,6 +321,7 @@ class Backends:
         self.explanations.stop()
         self.explainer.stop()
         self.adder.stop()
+        self.lists.stop()
 
 
 def open_backends(

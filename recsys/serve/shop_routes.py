@@ -17,6 +17,8 @@ from starlette.responses import Response
 from ..core.clock import Clock
 from ..online.events import Recorder
 from ..online.visitors import Visitors, VisitorTakenError
+from ..recommend.fallbacks import public_notes
+from ..recommend.lists import ItemList, UnknownCategory
 from ..recommend.request import person_of
 from recsys.serve.api import (
     BODY_STATUSES,
@@ -29,12 +31,15 @@ from recsys.serve.api import (
     IdentifyBody,
     ItemsAnswer,
     ItemsQuery,
+    ListAnswer,
+    ListQuery,
     NewItem,
+    TrendingQuery,
     UserAnswer,
     UsersAnswer,
     failure_responses,
 )
-from .backends import StoreError, give_memory_back, run_data
+from .backends import BundleParts, StoreError, give_memory_back, run_data
 from .serving import forget_person, what_remains
 from recsys.serve.transport import (
     Gateway,
@@ -211,6 +216,7 @@ class ItemRoutes:
     "Operations on the catalogue; adding an item needs the API key."
 
     def __init__(self, gateway: Gateway):
+        self.gateway = gateway
         self.backends = gateway.backends
         self.router = APIRouter(route_class=GuardedRoute)
         self.router.add_api_route(
@@ -229,6 +235,26 @@ class ItemRoutes:
             response_class=Response,
             responses=failure_responses(400, 404, 422, 503)
             | {200: dict(content={"image/*": dict(schema=dict(type="string"))})},
+        )
+        self.router.add_api_route(
+            "/v1/items/{item_id}/similar",
+            self.similar,
+            methods=["GET"],
+            summary="Items like one",
+            description="By the item vectors of the bundle; items that were added take part. The "
+            "item itself and what is out of stock are not listed.",
+            response_model=ListAnswer,
+            responses=failure_responses(400, 404, 422, 429, 503),
+        )
+        self.router.add_api_route(
+            "/v1/trending",
+            self.trending,
+            methods=["GET"],
+            summary="What is in demand now",
+            description="By the counts of the online store. Where it does not answer: by the "
+            "demand that the bundle knows, with the fallback `trending_failed`.",
+            response_model=ListAnswer,
+            responses=failure_responses(404, 422, 429, 503),
         )
         self.keyed_router = APIRouter(route_class=KeyedRoute, dependencies=[api_key])
         self.keyed_router.add_api_route(
@@ -251,6 +277,45 @@ class ItemRoutes:
         image = self.backends.catalogue.image  # the first one reads the file of pictures
         kind, content = await asyncio.to_thread(image, item_id)
         return Response(content, media_type=kind)
+
+    async def similar(
+        self, item_id: PathId, query: Annotated[ListQuery, Query()], request: Request
+    ) -> dict:
+        "Return items like one; 404 where the catalogue lacks it."
+        parts = self.backends.parts
+        if item_id not in parts.recommender.bundle:
+            raise HTTPException(404, "item_id: no such item")
+        fields = query.model_dump()
+        found = await self.backends.lists.run(lambda: parts.recommender.similar(item_id, **fields))
+        return self.listed(parts, found, request)
+
+    async def trending(self, query: Annotated[TrendingQuery, Query()], request: Request) -> dict:
+        "Return what is in demand; 404 where the catalogue lacks the category."
+        parts, fields = self.backends.parts, query.model_dump()
+        try:
+            found = await self.backends.lists.run(lambda: parts.recommender.trending(**fields))
+        except UnknownCategory as error:
+            raise HTTPException(404, str(error)) from None
+        return self.listed(parts, found, request)
+
+    def listed(
+        self, parts: BundleParts, found: ItemList, request: Request
+    ) -> dict:  # fields of `api.ListAnswer`
+        "Return a list as people read it, and count its fallbacks."
+        failed = [note["stage"] for note in found.fallbacks]
+        for step in failed:
+            self.gateway.metrics.fallbacks.labels(step).inc()
+        if failed:
+            request.scope["record"].note["fallbacks"] = failed
+            request.scope["record"].note["why"] = [note["reason"] for note in found.fallbacks]
+        parts.catalogue.grow()
+        items = zip(found.item_ids, found.scores)
+        return dict(
+            bundle_version=found.bundle_version,
+            items=[parts.catalogue.show(item) | dict(score=score) for item, score in items],
+            fallbacks=public_notes(found.fallbacks),
+            notes=found.notes,
+        )
 
     async def add(self, new: NewItem) -> Any:
         "Place a new item by its text and attributes."
