@@ -189,7 +189,11 @@ class TrainingLoop:
         arrays = {"losses": np.array([float(loss) for loss in self.losses])}
         for group, values in self._arrays().items():
             arrays |= {f"{group}{i}": value for i, value in enumerate(values)}
-        checkpoint.save(arrays, progress)
+        try:
+            checkpoint.save(arrays, progress)
+        except OSError as error:  # such as a full disk: the training itself needs no checkpoint
+            checkpoint.saved = time.perf_counter()
+            checkpoint.say(f"checkpoint {checkpoint.file}: not written ({error}); training goes on")
 
     def _arrays(self) -> dict[str, list]:
         "Return the arrays of a checkpoint by group."

@@ -82,6 +82,7 @@ def wait_live(
 def live_params(
     home: Path,  # of the bundle store
     key: str = "run",  # entry of the pointer: run, or online_run for Valkey and logs
+    version: str = "",  # of the run's bundle; '': the live one
     **overrides,  # parameters that replace those of the run
 ) -> Params:
     "Return the parameters of the live run, with the environment's Valkey and without its password."
@@ -93,7 +94,7 @@ def live_params(
         overrides = dict(VALKEY_URL=url) | overrides
     if key == "online_run":
         return online_params(home, **overrides)
-    return stored_params(home, read_live(home)["version"], **overrides)
+    return stored_params(home, version or read_live(home)["version"], **overrides)
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-11
 POD_PORTS = dict(HTTP_PORT=8000, GRPC_PORT=8001, METRICS_PORT=8002)  # of a pod's server
@@ -415,13 +416,14 @@ def run_materialise_pod(home: Path) -> dict:  # rows written, by name
     from recsys.operate.tasks import push_stage
 
     with push_stage("materialise"):
-        live = read_live(home)
+        live = read_live(home)  # once: a promotion may move the pointer meanwhile
         if not live:
             raise RecsysError(f"{home}: nothing is live yet")
-        checked_run(home, live["version"])
-        params = live_params(home)
+        version = live["version"]
+        checked_run(home, version)
+        params = live_params(home, version=version)
         url = os.path.expandvars(params.VALKEY_URL)
-        return materialise(params, url, Bundle(bundle_path(home, live["version"])))
+        return materialise(params, url, Bundle(bundle_path(home, version)))
 
 
 def run_monitor_pod(home: Path) -> dict:  # day, alarms

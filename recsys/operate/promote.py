@@ -500,6 +500,9 @@ def run_promote(
                 keep_run(bundle_path(home, candidate.version), run_folder(home, live["run"]))
                 found = find_replicas(home, params.REPLICAS)
                 rows = settle(home, found.servers)
+                url = online_url(home, params.VALKEY_URL)
+                if url:  # a promotion that was killed may not have filled the store
+                    fill_online(home, candidate.version, url)
             record.note(f"bundle {candidate.version} is live already, since {live['since']}")
             for note in found.notes:
                 record.note(note)
