@@ -2,7 +2,9 @@
 sentences about what is wrong.
 """
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -32,6 +34,28 @@ FLOWS = [
 EGRESS = [
     (who, 6379) for who in ("triton", "gateway", "worker", "materialise")
 ]  # ... and to what is no pod
+
+
+def prod_with(component, folder):
+    "Write into a folder that it is the prod overlay with a component; return the folder."
+    at = {p: os.path.relpath(ROOT / "k8s" / p, folder) for p in ("overlays/prod", "components")}
+    (folder / "kustomization.yaml").write_text(
+        f"resources: [{at['overlays/prod']}]\ncomponents: [{at['components']}/{component}]\n"
+    )
+    return folder
+
+
+def rendered_text(folder):
+    "Return the manifests that `kubectl` makes of a folder, as text."
+    command = ["kubectl", "kustomize", folder, "--load-restrictor", "LoadRestrictionsNone"]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0 and not made.stderr, made.stderr
+    return made.stdout
+
+
+def rendered_docs(folder):
+    "Return the manifests that `kubectl` makes of a folder."
+    return [d for d in yaml.safe_load_all(rendered_text(folder)) if d]
 
 
 def name(d):

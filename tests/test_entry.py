@@ -2,14 +2,12 @@
 
 import copy
 import json
-import os
 import re
-import subprocess
 
 import kubernetes_validate
 import pytest
 import yaml
-from k8s_rules import PATHS, ROOT, RULES, containers, get
+from k8s_rules import PATHS, ROOT, RULES, containers, get, prod_with, rendered_docs
 from reachability import reaches
 
 ALB = "alb.ingress.kubernetes.io/"
@@ -19,18 +17,7 @@ pytestmark = pytest.mark.needs("kubectl")
 @pytest.fixture(scope="module")
 def entry(tmp_path_factory):
     "The prod overlay with the component."
-    folder = tmp_path_factory.mktemp("entry")
-
-    def at(path):
-        return os.path.relpath(ROOT / "k8s" / path, folder)
-
-    (folder / "kustomization.yaml").write_text(
-        f"resources: [{at('overlays/prod')}]\ncomponents: [{at('components/entry')}]\n"
-    )
-    command = ["kubectl", "kustomize", folder, "--load-restrictor", "LoadRestrictionsNone"]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    return [d for d in yaml.safe_load_all(made.stdout) if d]
+    return rendered_docs(prod_with("entry", tmp_path_factory.mktemp("entry")))
 
 
 def entry_faults(docs):

@@ -12,7 +12,7 @@ import time
 import kubernetes_validate
 import pytest
 import yaml
-from k8s_rules import ROOT, RULES, get
+from k8s_rules import ROOT, RULES, get, prod_with, rendered_docs
 from test_k8s import aws, promtool, template_text  # noqa: F401  (aws is a fixture)
 
 from recsys.core.params import default_params
@@ -161,16 +161,7 @@ def test_the_reader_may_do_what_it_does_and_nothing_else():
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory):
     "The prod overlay with the component."
-    folder = tmp_path_factory.mktemp("events")
-    above = [
-        os.path.relpath(ROOT / f"k8s/{p}", folder) for p in ("overlays/prod", "components/events")
-    ]
-    text = f"resources: [{above[0]}]\ncomponents: [{above[1]}]\n"
-    (folder / "kustomization.yaml").write_text(text)
-    command = ["kubectl", "kustomize", folder, "--load-restrictor", "LoadRestrictionsNone"]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    return [d for d in yaml.safe_load_all(made.stdout) if d]
+    return rendered_docs(prod_with("events", tmp_path_factory.mktemp("events")))
 
 
 @pytest.mark.needs("kubectl")

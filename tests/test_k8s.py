@@ -5,7 +5,6 @@ templates against moto, images, the page.
 import copy
 import gzip
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 import yaml
 from aws_policies import moto_server
 from filelock import FileLock
-from k8s_rules import ROOT, RULES, containers, get, kinds, name
+from k8s_rules import ROOT, RULES, containers, get, kinds, name, prod_with, rendered_docs
 
 K8S = ROOT / "k8s"
 OVERLAYS = ("overlays/dev", "overlays/prod", "cloud/karpenter", "cloud/storage", "with a GPU")
@@ -28,30 +27,8 @@ pytestmark = pytest.mark.xdist_group("k8s")  # what is rendered and installed on
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory):
     "Render every overlay, and prod with the GPU component."
-    gpu = tmp_path_factory.mktemp("gpu")
-
-    def at(path):
-        return os.path.relpath(K8S / path, gpu)
-
-    (gpu / "kustomization.yaml").write_text(
-        f"resources: [{at('overlays/prod')}]\ncomponents: [{at('components/serving-gpu')}]\n"
-    )
-    found = {}
-    for x in OVERLAYS:
-        done = subprocess.run(
-            [
-                "kubectl",
-                "kustomize",
-                str(gpu if x == "with a GPU" else K8S / x),
-                "--load-restrictor",
-                "LoadRestrictionsNone",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0 and not done.stderr, done.stderr
-        found[x] = [d for d in yaml.safe_load_all(done.stdout) if d]
-    return found
+    gpu = prod_with("serving-gpu", tmp_path_factory.mktemp("gpu"))
+    return {x: rendered_docs(gpu if x == "with a GPU" else K8S / x) for x in OVERLAYS}
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@ what is known of Kubeflow's notebook controller.
 """
 
 import copy
-import os
-import subprocess
 
 import kubernetes_validate
 import pytest
 import yaml
-from k8s_rules import ROOT, RULES, get, kinds, notebook_pod
+from k8s_rules import ROOT, RULES, get, kinds, notebook_pod, prod_with, rendered_docs
 from reachability import reaches
 
 FACTS = yaml.safe_load((ROOT / "tests/facts/cluster.yaml").read_text())["notebooks"]
@@ -18,16 +16,7 @@ FACTS = yaml.safe_load((ROOT / "tests/facts/cluster.yaml").read_text())["noteboo
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory):
     "The prod overlay with the component."
-    folder = tmp_path_factory.mktemp("notebook")
-    above = [
-        os.path.relpath(ROOT / f"k8s/{p}", folder) for p in ("overlays/prod", "components/notebook")
-    ]
-    text = f"resources: [{above[0]}]\ncomponents: [{above[1]}]\n"
-    (folder / "kustomization.yaml").write_text(text)
-    command = ["kubectl", "kustomize", folder, "--load-restrictor", "LoadRestrictionsNone"]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    return [d for d in yaml.safe_load_all(made.stdout) if d]
+    return rendered_docs(prod_with("notebook", tmp_path_factory.mktemp("notebook")))
 
 
 def controller_faults(notebook):

@@ -4,7 +4,6 @@ controller makes, CloudFormation templates and Dockerfiles. It runs in an enviro
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import sys
 import pytest
 import yaml
 from filelock import FileLock
-from k8s_rules import ROOT, kinds, notebook_pod
+from k8s_rules import ROOT, kinds, notebook_pod, prod_with, rendered_text
 from test_images import run_uv, skip_offline
 
 K8S = ROOT / "k8s"
@@ -53,27 +52,14 @@ def checkov():
     return home / "bin/checkov"
 
 
-def rendered(folder):
-    "Render a folder with kustomize."
-    command = ["kubectl", "kustomize", folder, "--load-restrictor", "LoadRestrictionsNone"]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    return made.stdout
-
-
 def write_subjects(folder):
     "Write everything that is checked into a folder."
     for path in FOLDERS:
-        (folder / f"{path.replace('/', '-')}.yaml").write_text(rendered(K8S / path))
+        (folder / f"{path.replace('/', '-')}.yaml").write_text(rendered_text(K8S / path))
     for name in COMPONENTS:
-        above = [
-            os.path.relpath(K8S / p, folder / name) for p in ("overlays/prod", f"components/{name}")
-        ]
         (folder / name).mkdir()
-        kustomization = folder / name / "kustomization.yaml"
-        kustomization.write_text(f"resources: [{above[0]}]\ncomponents: [{above[1]}]\n")
-        text = rendered(folder / name)
-        kustomization.unlink()
+        text = rendered_text(prod_with(name, folder / name))
+        (folder / name / "kustomization.yaml").unlink()
         for d in kinds([d for d in yaml.safe_load_all(text) if d], "Notebook"):
             pod = notebook_pod(d)
             spec = dict(serviceName="x", selector=dict(matchLabels={}), template=pod)

@@ -53,7 +53,9 @@ class Checkpoint:
         self.saved = time.perf_counter()
 
     def load(self) -> tuple[dict, dict] | None:  # arrays, progress; None: there is no use in it
-        "Return what was saved; remove a file that is damaged or of another training."
+        "Return what was saved; remove a file that is damaged, of another training or half written."
+        for half in self.file.parent.glob(f".{self.file.name}.*"):
+            half.unlink()
         if not self.file.is_file():
             return None
         try:
@@ -123,10 +125,12 @@ class TrainingLoop:
     def __init__(
         self,
         weights: Iterable[Variable],  # of the model, as far as training changes them
-        state: Iterable[Variable],  # what else a step changes: moments, random numbers
+        state: Iterable[
+            Variable
+        ],  # what else a step changes: the optimizer's moments, random state
         rng: np.random.Generator,  # which draws the batches
         n_epochs: int,  # at most
-        patience: int,  # epochs without a better value before training ends
+        patience: int,  # epochs in a row without a better value that are tolerated
         checkpoint: Checkpoint | None = None,  # None: a killed training starts over
     ):
         self.weights, self.state, self.rng = list(weights), list(state), rng
@@ -142,7 +146,7 @@ class TrainingLoop:
             self._resume(checkpoint)
 
     def epochs(self) -> Iterator[int]:
-        "Yield the numbers of the epochs that are left, from 1."
+        "Yield the number of each epoch that is left, from 1; `end_epoch` moves on to the next."
         while not self.is_over:
             yield self.epoch
 
@@ -157,7 +161,7 @@ class TrainingLoop:
             self._save(self.checkpoint)
 
     def mean_loss(self) -> float:
-        "Return the mean loss of the epoch at work."
+        "Return the mean loss of the current epoch; to be called before `end_epoch`."
         return float(np.mean([float(loss) for loss in self.losses]))
 
     def end_epoch(
@@ -192,7 +196,7 @@ class TrainingLoop:
         try:
             checkpoint.save(arrays, progress)
         except OSError as error:  # such as a full disk: the training itself needs no checkpoint
-            checkpoint.saved = time.perf_counter()
+            checkpoint.saved = time.perf_counter()  # tried again after `minutes`
             checkpoint.say(f"checkpoint {checkpoint.file}: not written ({error}); training goes on")
 
     def _arrays(self) -> dict[str, list]:

@@ -564,7 +564,7 @@ def training_metrics(curve: list, tried: list) -> dict:  # of `fit_ranker`, of `
 def run_dlrm(params: Params) -> dict:  # metrics
     "Train the ranker, save its state, export it and check the export."
     stage = STAGES["dlrm"]
-    with record_stage(params, stage.name) as record, stage_checkpoints(stage, params) as kept:
+    with stage_checkpoints(stage, params) as kept, record_stage(params, stage.name) as record:
         prep, params = load_prepared(params), training_params(params)
         table = load_table(held_out(stage_dir(params, "neighbours")))
         with record.timing("fit"):

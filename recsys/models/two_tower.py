@@ -543,7 +543,7 @@ def run_two_tower(
 ) -> dict:  # curve (one row an epoch) and the metrics of stage.json
     "Run the stage: train both towers and write ONNX, item vectors and training state."
     stage = STAGES["two_tower"]
-    with record_stage(params, stage.name) as record, stage_checkpoints(stage, params) as kept:
+    with stage_checkpoints(stage, params) as kept, record_stage(params, stage.name) as record:
         prep, params = load_prepared(params), training_params(params)
         with record.timing("build"):
             model = build_towers(prep.contract, params, content_by_id(prep))

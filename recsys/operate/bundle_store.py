@@ -116,7 +116,11 @@ def check_same_data(bundle: Path, run: Path) -> None:
 
 
 def keep_run(bundle: Path, run: Path) -> None:
-    "Link or copy what is read of a run into a stored bundle; what is there already stays."
+    """Put the files of a run that are read later into a stored bundle, unless it has them.
+
+    Large files that their stages replace by renaming are linked, the others copied. Nothing is done
+    for a run whose data are gone.
+    """
     folder = Path(bundle) / RUN_FOLDER
     if folder.is_dir() or not (run / "data_prep" / "stage.json").is_file():
         return

@@ -292,7 +292,7 @@ def run_finetune(
     prep: Prepared | None = None,  # of `take_over` and `prepare_days`, where they have run
 ) -> dict:  # metrics
     "Fine-tune query tower and ranker of BASE_RUN on the days since its training, and bundle them."
-    with record_stage(p, FINETUNE.name) as record, stage_checkpoints(FINETUNE, p) as kept:
+    with stage_checkpoints(FINETUNE, p) as kept, record_stage(p, FINETUNE.name) as record:
         p, base = inherit(p), base_folder(p)
         if prep is None:
             with record.timing("days"):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ONLINE_RULES', 'online_rules', 'rule_differences', 'live_folder', 'live_repository', 'write_live', 'pinned_bundle',
            'lay_out', 'sweep_repository', 'find_replicas', 'replicas_of', 'answered_by', 'settle', 'move',
-           'load_beside', 'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'status', 'status_text',
-           'carry_added', 'run_promote']
+           'load_beside', 'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'fill_after_rollback',
+           'status', 'status_text', 'carry_added', 'run_promote']
 
 # %% ../../nbs/7_operate/05_promote.ipynb #promote-02
 import contextlib
@@ -376,8 +376,7 @@ def mark_online(url: str, version: str) -> None:
     "Note in Valkey for which bundle the online store was filled."
     from recsys.online.feature_store import FILLED
 
-    if url:
-        connect(url, 5000).set(FILLED, version)
+    connect(url, 5000).set(FILLED, version)
 
 # %% ../../nbs/7_operate/05_promote.ipynb #promote-35
 def roll_back(
@@ -391,12 +390,27 @@ def roll_back(
     live = read_live(home)
     version, earlier = after_rollback(live)
 
-    def mark():
-        mark_online(online_url(home, valkey), version)
-
-    report = move(home, version, earlier, addresses, keep, mark, reason)
+    report = move(home, version, earlier, addresses, keep, reason=reason)
     take_anchor_back(home, live["version"], version)
+    url = online_url(home, valkey)
+    if url:
+        report["notes"] += fill_after_rollback(home, version, url)
     return report
+
+
+def fill_after_rollback(home: Path, version: str, url: str) -> list:  # sentences about what failed
+    "Give the online store the data of a bundle that is live again."
+    from redis.exceptions import RedisError
+
+    try:
+        with live_lock(home):
+            fill_online(home, version, url)
+    except (RecsysError, RedisError, OSError) as error:
+        return [
+            f"the online store keeps the values of before until the next `recsys serve --live` "
+            f"or materialise job: {error}"
+        ]
+    return []
 
 # %% ../../nbs/7_operate/05_promote.ipynb #promote-38
 def status(
@@ -494,16 +508,17 @@ def run_promote(
         )
     with record_stage(params, "promote") as record:
         home, candidate = store_home(params), Bundle(stage_dir(params, "bundle"))
+        version = candidate.manifest["version"]  # without the number of added items
         live = read_live(home)
-        if live.get("version") == candidate.version:
+        if live.get("version") == version:
             with live_lock(home):  # an older version stored it without what is read of its run
-                keep_run(bundle_path(home, candidate.version), run_folder(home, live["run"]))
+                keep_run(bundle_path(home, version), run_folder(home, live["run"]))
                 found = find_replicas(home, params.REPLICAS)
                 rows = settle(home, found.servers)
                 url = online_url(home, params.VALKEY_URL)
                 if url:  # a promotion that was killed may not have filled the store
-                    fill_online(home, candidate.version, url)
-            record.note(f"bundle {candidate.version} is live already, since {live['since']}")
+                    fill_online(home, version, url)
+            record.note(f"bundle {version} is live already, since {live['since']}")
             for note in found.notes:
                 record.note(note)
             return dict(pointer=live, replicas=rows, pruned=[], seconds=0.0, notes=found.notes)
@@ -512,12 +527,12 @@ def run_promote(
         _keep_candidate(params, home, candidate, live, decision, record)
 
         def fill():
-            return fill_online(home, candidate.version, online_url(home, params.VALKEY_URL))
+            return fill_online(home, version, online_url(home, params.VALKEY_URL))
 
         report = move(
             home,
-            candidate.version,
-            after_promotion(live, candidate.version),
+            version,
+            after_promotion(live, version),
             params.REPLICAS,
             params.KEEP_BUNDLES,
             fill,
@@ -527,8 +542,8 @@ def run_promote(
         if live and not report["replicas"] and online_url(home, params.VALKEY_URL):
             with live_lock(home):
                 fill()
-        if reason := move_anchor(home, candidate.version.partition("+")[0], decision):
-            record.note(f"the anchor is {candidate.version}: {reason}")
+        if reason := move_anchor(home, version, decision):
+            record.note(f"the anchor is {version}: {reason}")
     return report
 
 

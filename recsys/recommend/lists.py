@@ -61,8 +61,7 @@ def finish_list(
     "Return which items a list shows, in their order, under the rules of its request."
     row_of, n_items = bundle.row_of, len(bundle.ids)
     pinned = [row_of.get(item, n_items) for item in items_to_rank(request)[0]]
-    found = set(rows.tolist())
-    more = [row for row in dict.fromkeys(pinned) if row < n_items and row not in found]
+    more = [i for i in dict.fromkeys(pinned) if i < n_items and not (rows == i).any()]
     all_rows = np.concatenate([rows, np.array(more, np.int64)])
     all_weights = np.concatenate([weights, np.full(len(more), 1e-9)])
     excluded = [row_of[item] for item in request["exclude"][0] if item in row_of]
@@ -76,14 +75,14 @@ def finish_list(
 def items_by_cosine(
     bundle: Any,  # of one snapshot
     row: int,  # of the item asked for
-    width: int,  # items wanted of a catalogue with a FAISS index
+    width: int,  # items wanted of a catalogue with a FAISS index; its size: an exact search
 ) -> tuple:  # item rows, best first; cosines float32
     "Return items by the cosine of their vectors with that of an item."
     vector = np.asarray(bundle.vectors[row : row + 1], np.float32)
-    if isinstance(bundle.index, np.ndarray):
+    if isinstance(bundle.index, np.ndarray) or width >= len(bundle.ids):
         rows = np.arange(len(bundle.ids))
     else:
-        rows = search(bundle.index, vector, min(width, len(bundle.ids)))[1][0]
+        rows = search(bundle.index, vector, width)[1][0]
         rows = rows[rows >= 0]
     cosines = (unit_vectors(bundle.vectors[rows]) @ unit_vectors(vector)[0]).astype(np.float32)
     order = np.lexsort((rows, -cosines))
@@ -151,20 +150,19 @@ def trending_items(
     "Return what is in demand; raise `UnknownCategory` where the catalogue lacks the category."
     code = category_code(bundle, category) if category else None
     request = list_request(bundle, clock, fields)
-    if category:
+    if category:  # 0: no cap, which would end the list early
         request["max_per_category"] = np.zeros_like(request["max_per_category"])
     n_items, now = len(bundle.ids), int(request["timestamp"][0])
-    fallbacks = FallbackLog(1)
+    fallbacks = FallbackLog(1)  # of a batch of one request
     width = min(n_items, 2 * int(request["k"][0]) + len(request["exclude"][0]) + 64)
-    rows = fallbacks.attempt(lambda: users.trending(category or "", width, now), "trending_failed")
-    if rows is None:
-        rows = items_in_demand(bundle, now)
-    # the store may know items that this snapshot lacks
-    ordered = np.concatenate([rows[rows < n_items], items_in_demand(bundle, now)])
-    rows = ordered[np.sort(np.unique(ordered, return_index=True)[1])]
-    if code is not None:
-        rows = rows[bundle.categories[rows] == code]
-    shown, all_rows, notes = finish_list(bundle, request, rows, 1 / np.arange(1, len(rows) + 1), [])
+    found = fallbacks.attempt(lambda: users.trending(category or "", width, now), "trending_failed")
+    # rows only grow: those from n_items on are items that were added after this snapshot
+    rows = items_in_demand(bundle, now) if found is None else found[found < n_items]
+    shown, all_rows, notes = _in_their_order(bundle, request, rows, code)
+    if found is not None and len(shown) < request["k"][0]:  # fewer of the store's than asked for
+        ordered = np.concatenate([rows, items_in_demand(bundle, now)])
+        rows = ordered[np.sort(np.unique(ordered, return_index=True)[1])]
+        shown, all_rows, notes = _in_their_order(bundle, request, rows, code)
     chosen = all_rows[shown].tolist()
     return ItemList(
         item_ids=[bundle.names[i].decode() for i in chosen],
@@ -174,3 +172,15 @@ def trending_items(
         fallbacks=fallbacks[0],
         notes=notes,
     )
+
+
+def _in_their_order(
+    bundle: Any,  # of one snapshot
+    request: dict,  # of `list_request`
+    rows: np.ndarray,  # item rows, best first
+    code: int | None,  # of the only category; None: of all
+) -> tuple:  # of `finish_list`
+    "Return which items of a ranking a list shows."
+    if code is not None:
+        rows = rows[bundle.categories[rows] == code]
+    return finish_list(bundle, request, rows, 1 / np.arange(1, len(rows) + 1), [])
