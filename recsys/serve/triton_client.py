@@ -135,10 +135,12 @@ class SilentError(Exception):
 
 
 def is_refusal(error: Any) -> bool:  # of a grpc.RpcError
-    "Return whether a server was not asked at all, or has not got the model: another one may."
+    """Return whether a server was not asked, has not got the model, or ended while it was asked:
+    another one may answer.
+    """
     from grpc import StatusCode
 
-    return error.code() in (StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND)
+    return error.code() in (StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND, StatusCode.CANCELLED)
 
 
 class Attempts:
