@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,13 +15,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from malformed import send_all, send_raw, warm_up
 from tiny import ROOT, tiny_run
 
 from recsys.core.runs import read_json, run_dir
-from recsys.online.events import FORGOTTEN, hash_user, impression_salt
+from recsys.online.events import FORGOTTEN, POPULAR_PAGE, hash_user, impression_salt
 from recsys.online.popularity import day_name
 from recsys.online.valkey import OwnedProcess, connect, free_port, running_valkey
 from recsys.recommend.fallbacks import FALLBACKS
@@ -29,12 +31,13 @@ from recsys.serve.api import (
     Explanation,
     Health,
     ItemsAnswer,
+    ListAnswer,
     Options,
     PageAnswer,
     UserAnswer,
 )
 from recsys.serve.server import Client
-from recsys.serve.serving import run_params
+from recsys.serve.serving import online_parts, run_params
 from recsys.serve.triton_process import session_processes
 from recsys.serve.window import shop_window
 
@@ -450,6 +453,12 @@ def test_explanations_add_up(http_, fields):
         ("GET", "/v1/items?limit=1&limit=2", None, 422),
         ("GET", "/v1/items?colour=red", None, 422),
         ("GET", "/v1/items/none/image", None, 404),
+        ("GET", "/v1/items/none/similar", None, 404),
+        ("GET", "/v1/items/%ff/similar", None, 400),
+        ("GET", "/v1/items/i001/similar?k=0", None, 422),
+        ("GET", "/v1/items/i001/similar?user_id=u0001", None, 422),
+        ("GET", "/v1/trending?k=1001", None, 422),
+        ("GET", "/v1/trending?category=none", None, 404),
         ("GET", "/v1/users/" + "u" * 257, None, 422),
         ("GET", "/v1/users/%ff", None, 400),
         ("GET", "/v1/nothing", None, 404),
@@ -659,6 +668,77 @@ def test_an_item_joins_between_two_trainings(http_):
     )
 
 
+def listed(http_, path):
+    "Ask for a list of items; return their ids and the codes of its fallbacks."
+    status, said, _, _ = http_("GET", path)
+    assert status == 200, said
+    found = ListAnswer.model_validate(said)
+    assert all(item.in_stock for item in found.items)
+    return [item.item_id for item in found.items], [note.code for note in found.fallbacks]
+
+
+@pytest.fixture
+def engine(p):
+    "The recommender of the run in this process, on the same store."
+    told = read_json(run_dir(p) / "valkey/valkey.json")
+    return online_parts(p, told["url"])[0]
+
+
+def test_similar_and_trending_items_are_those_of_the_process(http_, engine):
+    bundle = engine.bundle
+    for row in (0, 7, 300, int(np.flatnonzero(~bundle.in_stock)[0])):  # of one that is sold out
+        item = bundle.names[row].decode()
+        found = engine.similar(item, 9)
+        assert listed(http_, f"/v1/items/{item}/similar?k=9") == (found.item_ids, [])
+        assert item not in found.item_ids and len(found.item_ids) == 9
+        everything = engine.similar(item, 1000)
+        assert len(everything.rows) == bundle.in_stock.sum() - bundle.in_stock[row]
+        capped = listed(http_, f"/v1/items/{item}/similar?k=9&max_per_category=1")[0]
+        categories = [bundle.categories[bundle.row_of[name]] for name in capped]
+        assert len(set(categories)) == len(categories)
+    for category in ("", "garden"):
+        found = engine.trending(category, 12)
+        assert listed(http_, f"/v1/trending?category={category}&k=12") == (found.item_ids, [])
+        every_one = engine.trending(category, 1000)
+        assert bundle.in_stock[every_one.rows].all() and found.fallbacks == []
+    status, said, _, _ = http_("GET", "/v1/trending?category=spaceships")
+    assert status == 404 and "category: no such category; there are" in said["error"]
+    assert "garden" in said["error"]
+
+
+def test_what_many_choose_is_trending_a_moment_later(http_, engine):
+    before = listed(http_, "/v1/trending?category=garden&k=1000")[0]
+    last = before[-1]
+    buyers = [dict(item_id=last, user_id=f"fan {i}", event_type="purchase") for i in range(100)]
+    for _ in range(8):  # 800 events: more than any item of the tiny run has
+        for event in buyers:
+            event["event_id"] = secrets.token_hex(8)
+        assert http_("POST", "/v1/events", dict(events=buyers))[0] == 200
+    first = "/v1/trending?category=garden&k=1"
+    assert until(lambda: listed(http_, first)[0] == [last], 60)
+    assert engine.trending("garden", 1).item_ids == [last]
+
+
+def test_a_new_item_is_found_by_its_content(http_):
+    like = http_("GET", "/v1/items?category=garden&limit=1")[1]["items"][0]
+    new = dict(
+        item_id="its twin",
+        title=like["title"],
+        category=like["category"],
+        subcategory=like["subcategory"],
+        price=like["price"],
+    )
+    status, said, _, _ = http_("POST", "/v1/items", new)
+    assert status == 200, said
+    own, _ = listed(http_, "/v1/items/its%20twin/similar?k=20")
+    assert like["item_id"] in own and "its twin" not in own
+    answer = http_("GET", "/v1/items/its%20twin/similar?k=10")[1]
+    same = [item["category"] == "garden" for item in answer["items"]]
+    assert sum(same) >= 6  # of 10; a tenth of the catalogue is of this category
+    assert "its twin" in listed(http_, f"/v1/items/{like['item_id']}/similar?k=20")[0]
+    assert "its twin" in listed(http_, "/v1/trending?category=garden&k=1000")[0]
+
+
 def test_readyz_tells_of_the_processes_and_of_the_worker(http_):
     def ready():
         return Health.model_validate(http_("GET", "/readyz")[1])
@@ -727,9 +807,9 @@ def test_it_follows_a_new_version(p, stack, tmp_path):
         assert gateway("GET", "/v1/explanations?item_id=i001")[0] == 200
 
 
-def test_triton_hangs(stack):
+def test_triton_hangs(p, stack):
     """What waits is answered in time with popular items; what would wait behind too much is
-    turned away; the breaker spares the rest the wait.
+    turned away; the breaker spares the rest the wait. The log has what was shown.
     """
     gateway, server, process = stack
     # the gateway's channel to Triton is open, whatever was tested before
@@ -782,6 +862,14 @@ def test_triton_hangs(stack):
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
     assert until(lambda: gateway.page(k=3)["source"] == "two-tower")
+    popular = [said for status, said, _, _ in answers if status == 200]
+    shown = {said["request_id"]: [item["item_id"] for item in said["items"]] for said in popular}
+
+    def logged_pages():
+        rows = [row for row in logged(p, "impressions") if POPULAR_PAGE in row["policy"]]
+        return {row["request_id"]: row["item_ids"] for row in rows}
+
+    assert until(lambda: shown.items() <= logged_pages().items(), 30)
 
 
 def test_it_finishes_what_it_began(p, stack):
@@ -854,6 +942,10 @@ def test_valkey_is_killed_and_returns(p, stack):
     assert says_nothing_of_the_server(page)
     status, why, _, _ = gateway("GET", "/v1/explanations?item_id=i001&user_id=u0001&k=4")
     assert status == 200 and why["fallbacks"] and says_nothing_of_the_server(why)
+    ids, codes = listed(gateway, "/v1/trending?category=garden&k=5")
+    assert len(ids) == 5 and codes == ["trending_failed"]
+    assert says_nothing_of_the_server(gateway("GET", "/v1/trending")[1])
+    assert listed(gateway, "/v1/items/i001/similar?k=5")[1] == []  # it asks no store
     status, said, _, _ = gateway("GET", "/readyz")
     assert (status, said["triton"], said["valkey"]) == (200, True, False)
     assert (

@@ -21,6 +21,7 @@ from ..core.runs import run_dir
 from ..data.features import OOV, encode_context, load_arrays, look_up, save_arrays
 from ..data.prepared import Prepared
 from ..evaluate.logged_pages import padded, read_files
+from .events import POPULAR_PAGE
 from .feature_history import history_rules, user_history_table
 from .popularity import day_name, log_schema
 from ..recommend.bundle import Bundle
@@ -388,7 +389,7 @@ def _clicked_items(folders: dict, day: str) -> set:  # (request id, item id)
 
 LOGGED_PAGE_COLUMNS = (
     "request_id timestamp device_type bundle_version item_ids scores candidate_scores "
-    "reasons stage_ms"
+    "reasons stage_ms policy"
 )
 
 
@@ -396,19 +397,31 @@ def read_pages(
     folders: dict,  # kind of log -> folder
     day: str,  # YYYY-MM-DD
 ) -> dict:  # of N pages: timestamp, device, version, top [N]; items, scores, clicks [N, k]; why, ms
-    "Return the pages of a day with their clicks; raise `RecsysError` where there are none."
+    """Return a day's pages of Triton that were shown, with their clicks, and as `popular` how many
+    the gateway made; raise `RecsysError` where there are none.
+    """
+    import pyarrow as pa
+
     pages = read_part(folders, "impressions", day, LOGGED_PAGE_COLUMNS)
     if pages is None:
         known = ", ".join(log_days(folders["impressions"])[-5:]) or "none"
         raise RecsysError(
             f"monitor: no impressions of {day} in {folders['impressions']}; there are {known}"
         )
+    is_popular = np.array([POPULAR_PAGE in (text or "") for text in pages["policy"].to_pylist()])
+    requests = np.array(pages["request_id"].to_pylist(), object)
+    is_shown = ~is_popular & ~np.isin(requests, requests[is_popular])
+    if not is_shown.any():
+        raise RecsysError(
+            f"monitor: on {day} all {is_popular.sum():,} shown pages were the gateway's popular "
+            "items; see why Triton did not answer"
+        )
+    pages = pages.filter(pa.array(is_shown, pa.bool_()))
     items = lists_of(pages["item_ids"], "", object)
     scores = lists_of(pages["scores"], -np.inf, float)
     candidate_scores = lists_of(pages["candidate_scores"], -np.inf, float)
     clicked = _clicked_items(folders, day)
-    requests = pages["request_id"].to_pylist()
-    clicks = [[(r, item) in clicked for item in row] for r, row in zip(requests, items)]
+    clicks = [[(r, i) in clicked for i in row] for r, row in zip(requests[is_shown], items)]
     versions = [(v or "").partition("+")[0] for v in pages["bundle_version"].to_pylist()]
     times = [json.loads(text or "{}") for text in pages["stage_ms"].to_pylist()]
     ms = np.array([[float(one.get(step, 0)) for step in REQUEST_STEPS] for one in times])
@@ -422,6 +435,7 @@ def read_pages(
         clicks=np.array(clicks).reshape(items.shape),
         why=[json.loads(text or "{}") for text in pages["reasons"].to_pylist()],
         ms=ms.reshape(-1, len(REQUEST_STEPS)),
+        popular=int(is_popular.sum()),
     )
 
 
@@ -487,13 +501,17 @@ def count_places(
     return np.stack(sums).astype(int).tolist()
 
 
-def measure_fallbacks(reasons: list) -> dict:  # fallback, fallbacks
+def measure_fallbacks(
+    reasons: list,  # of Triton's pages
+    popular: int,  # pages that the gateway made without Triton
+) -> dict:  # fallback, fallbacks
     "Count pages on which a step was answered by something else: in all, and by step."
     steps = [{one["stage"]: None for one in why.get("fallbacks", ())} for why in reasons]
     names = sorted({name for one in steps for name in one})
     return dict(
-        fallback=sum(map(bool, steps)),
-        fallbacks={name: sum(name in one for one in steps) for name in names},
+        fallback=sum(map(bool, steps)) + popular,
+        fallbacks={name: sum(name in one for one in steps) for name in names}
+        | (dict(triton=popular) if popular else {}),
     )
 
 
@@ -534,7 +552,7 @@ def measure_day(
     latency = {step: _percentiles(pages["ms"][:, i]) for i, step in enumerate(REQUEST_STEPS)}
     return dict(
         day=day,
-        pages=len(is_own),
+        pages=len(is_own) + pages["popular"],
         events=len(inputs.get("event_type", ())),
         reference=version,
         files=log_files(folders, day),
@@ -545,7 +563,7 @@ def measure_day(
         visitors={kind: visitors.count(kind) for kind in ("known", "new", "anonymous")},
         coverage=len(set(items[filled]) - {""}) / len(bundle.ids),
         short=int((~filled[:, :1]).sum()),
-        **measure_fallbacks(pages["why"]),
+        **measure_fallbacks(pages["why"], pages["popular"]),
         latency=latency | dict(total=_percentiles(total_ms)),
         slow=int((total_ms > params.MONITOR_LATENCY_MS).sum()),
     )

@@ -23,7 +23,8 @@ from fastapi import HTTPException
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir, stage_dir
 from ..data.features import load_arrays
-from ..online.events import Recorder, open_recorder
+from ..online.events import ImpressionLog, Recorder, open_recorder
+from ..online.valkey import connect
 from ..recommend.bundle import RUN_FOLDER
 from ..recommend.recommender import Recommender
 from .alarms import ALARMS_FILE
@@ -222,6 +223,7 @@ class Backends:
     adder: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("new items", threads=1, limit=16)
     )
+    pages: ImpressionLog | None = None  # of popular pages; None: no Valkey is known
     lists: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("lists", threads=2, limit=32)
     )
@@ -317,6 +319,8 @@ class Backends:
     async def close(self) -> None:
         "Close the channel to Triton and end the threads and the explainer's process."
         await self.triton.close()
+        if self.pages:
+            self.pages.close()
         self.store.stop()
         self.explanations.stop()
         self.explainer.stop()
@@ -332,4 +336,7 @@ def open_backends(
     online = read_online(stage_dir(params, "triton") / "online.json")
     parts = open_bundle_parts(params, url, served_bundle(params), online)
     triton = TritonPages(triton_address(params), silence=params.GATEWAY_SILENCE_MS / 1e3)
-    return Backends(params, url, triton, parts, example_users(params), online=online)
+    # these pages name no person, so that nothing is hashed
+    pages = ImpressionLog(connect(url, 2000), b"", params.STREAM_LENGTH) if url else None
+    users = example_users(params)
+    return Backends(params, url, triton, parts, users, online=online, pages=pages)

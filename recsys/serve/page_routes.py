@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORED_BY_POPULAR_PAGES', 'plain_reason', 'reported_user', 'placed_items', 'page_of_answer', 'triton_fields',
-           'popular_order', 'popular_page', 'PageRoutes']
+           'popular_order', 'popular_page', 'log_popular_page', 'PageRoutes']
 
 # %% ../../nbs/6_serve/20_page_routes.ipynb #page-routes-02
 import json
@@ -16,6 +16,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.responses import Response
 
 from ..models.sources import PopularitySource, unpack_sources
+from ..online.events import POPULAR_PAGE
 from ..online.valkey import Unavailable
 from ..recommend.fallbacks import REQUEST_STEPS, fallback_note, public_notes
 from ..recommend.request import read_request
@@ -172,6 +173,28 @@ def popular_page(
         stage_ms={},
     )
 
+# %% ../../nbs/6_serve/20_page_routes.ipynb #page-routes-09e
+def log_popular_page(
+    backends: Backends,
+    body: PageBody,
+    page: dict,  # of `popular_page`
+    request_id: str,
+) -> None:
+    "Log a page of popular items, where a Valkey is known."
+    if backends.pages is None:
+        return
+    now = backends.recommender.clock.now()
+    backends.pages.log_impression(
+        "",
+        request_id=request_id,
+        device_type=body.device_type or "",
+        timestamp=int(now if body.timestamp is None else body.timestamp),
+        bundle_version=page["bundle_version"],
+        policy={"k": len(page["items"]), POPULAR_PAGE: True},
+        item_ids=[item["item_id"] for item in page["items"]],
+        reasons={name: page[name] for name in ("user", "source", "fallbacks")},
+    )
+
 # %% ../../nbs/6_serve/20_page_routes.ipynb #page-routes-12
 class PageRoutes:
     "Operations on pages of recommendations."
@@ -228,6 +251,7 @@ class PageRoutes:
         except Unavailable as error:
             record.note["why"] = str(error)[:200]
             page = popular_page(self.backends, body, k)
+            log_popular_page(self.backends, body, page, request_id)
         self.note(record, page)
         ms = round(record.seconds * 1e3, 3)
         return json_response(page | dict(request_id=request_id, gateway_ms=ms))
