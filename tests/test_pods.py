@@ -4,6 +4,7 @@ Valkey with the stack's user, the pointer moved under them.
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 
 import pytest
 import yaml
@@ -26,7 +28,7 @@ from recsys.online.valkey import EmbeddedValkey, connect, free_port
 from recsys.operate.bundle_store import keep_bundle, read_live, set_live
 from recsys.operate.pods import POD_PORTS
 from recsys.serve.server import Client, send_http
-from recsys.serve.triton_process import session_processes
+from recsys.serve.triton_process import find_stubs, session_processes
 
 pytestmark = [pytest.mark.xdist_group("pods"), pytest.mark.needs("kubectl")]
 PASSWORD = "p4ss"
@@ -101,6 +103,7 @@ def pod(home, valkey):
             AWS_REGION="eu-central-1",
             PUSHGATEWAY_URL="",
         )
+        values |= downward_values(c, known)
         for e in c["env"]:
             text = e.get("value") if "value" in e else values[e["name"]]
             env[e["name"]] = re.sub(r"\$\((\w+)\)", lambda m: env[m[1]], text)
@@ -137,6 +140,27 @@ def pod(home, valkey):
         process.wait()
 
 
+def downward_values(container, known):
+    """Return the variables that a manifest takes from its containers' requests and limits.
+
+    Kubernetes divides by `divisor`, 1 where none is given, and rounds up.
+    """
+    units = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
+
+    def number(quantity):
+        digits, unit = re.fullmatch(r"(\d+)(\w*)", str(quantity)).groups()
+        return int(digits) * units[unit]
+
+    values = {}
+    for entry in container["env"]:
+        if source := entry.get("valueFrom", {}).get("resourceFieldRef"):
+            found = known[source["containerName"]]["resources"]
+            for key in source["resource"].split("."):
+                found = found[key]
+            values[entry["name"]] = str(math.ceil(number(found) / number(source.get("divisor", 1))))
+    return values
+
+
 def ask(port, path):
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as a:
@@ -152,6 +176,10 @@ def until(check, seconds=90.0):
     while not (found := check()) and time.monotonic() < end:
         time.sleep(0.1)
     return found
+
+
+def four_of_each(pid):
+    return Counter(stub.version for stub in find_stubs(pid)) == {1: 4, 2: 4}
 
 
 def test_containers_as_they_are_written(pod, home, valkey):
@@ -180,6 +208,9 @@ def test_containers_as_they_are_written(pod, home, valkey):
     for path in ("/v2/models/recommender/infer", "/v2/repository/index"):
         assert send_http(f"http://127.0.0.1:{ports['HTTP_PORT']}", path, b"{}")[0] == 403, path
 
+    # four processes for the request of four CPUs, whatever this machine has
+    assert len(find_stubs(triton.pid)) == int(c["resources"]["requests"]["cpu"]) == 4
+
     # the same bundle from everyone; the pointer moves, the follower moves the server
     follow = pod("follow", *own)
     with Client(f"127.0.0.1:{ports['GRPC_PORT']}", timeout=20) as client:
@@ -193,6 +224,8 @@ def test_containers_as_they_are_written(pod, home, valkey):
             lambda: client.recommend(user_id="u00001", k=5)["bundle_version"] == "second"
         ), (home / "follow.log").read_text()[-2000:]
     assert ask(ports["HTTP_PORT"], c["readinessProbe"]["httpGet"]["path"])[0] == 200
+    stubs = until(lambda: four_of_each(triton.pid))  # of both versions, after the promotion
+    assert stubs, Counter(stub.version for stub in find_stubs(triton.pid))
 
     # the metrics that rules and dashboard read from Triton are on its page
     page = ask(ports["METRICS_PORT"], "/metrics")[1]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['POD_PORTS', 'CONNECTION_SECONDS', 'ROLES', 'shared_store', 'wait_live', 'live_params', 'triton_command',
-           'clock_environment', 'run_triton_pod', 'PointerFollower', 'run_follow_pod', 'no_metrics', 'HealthServer',
-           'HealthHandler', 'MeasuredWorker', 'worker_metrics', 'VersionWatch', 'run_worker_pod', 'wait_alive',
-           'run_materialise_pod', 'run_monitor_pod', 'end_when_moved', 'print_error_line', 'run_gateway_pod',
-           'queue_metrics', 'read_queue', 'run_events_pod', 'run_wait_pod', 'run_pod', 'stop_at_signal']
+           'clock_environment', 'pod_instances', 'run_triton_pod', 'PointerFollower', 'run_follow_pod', 'no_metrics',
+           'HealthServer', 'HealthHandler', 'MeasuredWorker', 'worker_metrics', 'VersionWatch', 'run_worker_pod',
+           'wait_alive', 'run_materialise_pod', 'run_monitor_pod', 'end_when_moved', 'print_error_line',
+           'run_gateway_pod', 'queue_metrics', 'read_queue', 'run_events_pod', 'run_wait_pod', 'run_pod',
+           'stop_at_signal']
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-02
 import gc
@@ -53,9 +54,10 @@ from recsys.operate.promote import (
 )
 from ..recommend.bundle import Bundle
 from ..serve.canary import Canary
+from ..serve.repository import instances_name, write_instances
 from ..serve.response_members import CANARY
 from ..serve.server import Client, ModelControl
-from ..serve.triton_process import ServerOptions, backend_dir, server_env
+from ..serve.triton_process import ServerOptions, backend_dir, server_env, server_instances
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-05
 def shared_store() -> Path:
@@ -108,6 +110,7 @@ def triton_command(
     params: Params | None = None,  # HTTP_PORT, GRPC_PORT, METRICS_PORT; None: those of `POD_PORTS`
     drain: int = 30,  # seconds for requests under way when the server is told to end
     connection_seconds: int = CONNECTION_SECONDS,
+    config_name: str = "",  # of `write_instances`
 ) -> tuple[list, dict]:  # command line; environment
     "Return the command line and the environment of a pod's server."
     if not key:
@@ -131,6 +134,7 @@ def triton_command(
         host=host,
         exit_seconds=drain,
         connection_seconds=connection_seconds,
+        config_name=config_name,
     )
     return options.command(backends, program or ""), environment
 
@@ -147,6 +151,11 @@ def clock_environment(url: str) -> dict:  # environment variables; empty without
         print(f"Valkey {hide_password(url)}: {error}; the clock begins now", flush=True)
         return {}
 
+# %% ../../nbs/7_operate/15_pods.ipynb #pods-d2
+def pod_instances(home: Path, params: Params) -> int:
+    "Return how many instances of a member a pod's server starts for what is live."
+    return server_instances(bundle_path(home, read_live(home)["version"]), params.INSTANCES)
+
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-17
 def run_triton_pod(
     home: Path,  # of the bundle store
@@ -155,16 +164,19 @@ def run_triton_pod(
 ) -> None:
     "Lay out the live bundle and become its server; this function does not return."
     live = wait_live(home)
+    params = live_params(home, "online_run", **POD_PORTS | overrides)
     with live_lock(home):
         lay_out(home)
-    params = live_params(home, "online_run", **POD_PORTS | overrides)
+        name = write_instances(live_repository(home), pod_instances(home, params))
     url = os.environ.get("RECSYS_VALKEY_URL", "")
     key = os.environ.get("RECSYS_ADMIN_KEY", "")
-    command, environment = triton_command(live_repository(home), key, host, params)
+    command, environment = triton_command(
+        live_repository(home), key, host, params, config_name=name
+    )
     environment["RECSYS_RUN"] = str(run_folder(home, live["online_run"]))
     environment |= clock_environment(url)
     valkey = hide_password(url) or "none"
-    print(f"tritonserver on {host}, bundle {live['version']}, Valkey {valkey}", flush=True)
+    print(f"tritonserver on {host}, bundle {live['version']}, Valkey {valkey}, {name}", flush=True)
     os.execvpe(command[0], command, environment)
 
 # %% ../../nbs/7_operate/15_pods.ipynb #pods-19
@@ -217,7 +229,12 @@ def run_follow_pod(
         return
     params = live_params(home, "online_run", **POD_PORTS | overrides)
     key = os.environ.get("RECSYS_ADMIN_KEY", "")
-    server = ModelControl(f"http://127.0.0.1:{params.HTTP_PORT}", key, live_repository(home))
+    server = ModelControl(
+        f"http://127.0.0.1:{params.HTTP_PORT}",
+        key,
+        live_repository(home),
+        config_name=instances_name(pod_instances(home, params)),
+    )
     follower = PointerFollower(home, server)
     with Client(f"127.0.0.1:{params.GRPC_PORT}", timeout=5) as client:
 

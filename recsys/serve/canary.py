@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.params import RecsysError
-from .repository import read_config
+from .repository import count_instances, read_config
 from .triton_process import find_stubs, process_state, region_bytes
 
 # %% ../../nbs/6_serve/05_canary.ipynb #canary-05
@@ -120,7 +120,7 @@ class StubWatch(threading.Thread):
         "Suspect versions with too few processes: one may have ended before it was first seen."
         present = Counter((stub.member, stub.version) for stub in self.stubs.values())
         for member in self.server.members():
-            wanted = instance_count(self.server.repository, member)
+            wanted = instance_count(self.server, member)
             for version in pinned_versions(self.server.repository, member):
                 if present[member, version] < wanted:
                     self.suspects.setdefault((member, version), 0.0)
@@ -156,7 +156,7 @@ class StubWatch(threading.Thread):
     def judge(self, member: str, version: int) -> None:
         "Load a version of a member again where it has fewer processes than its configuration says."
         alive = [s for s in self.stubs.values() if (s.member, s.version) == (member, version)]
-        wanted = instance_count(self.server.repository, member)
+        wanted = instance_count(self.server, member)
         self.suspects[member, version] = (
             time.monotonic() + 1
         )  # where the server can't say, or the load fails
@@ -207,10 +207,12 @@ def pinned_versions(repository: Path, member: str) -> list:  # of int
     return [int(version) for version in policy["specific"]["versions"]]
 
 
-def instance_count(repository: Path, member: str) -> int:
+def instance_count(
+    server: Any,  # server.ModelControl
+    member: str,
+) -> int:
     "Return how many processes each version of a member has."
-    groups = read_config(repository / member).get("instance_group", [])
-    return sum(int(group.get("count", 1)) for group in groups) or 1
+    return count_instances(read_config(server.repository / member, server.config_name))
 
 # %% ../../nbs/6_serve/05_canary.ipynb #canary-10
 class Canary(threading.Thread):

@@ -24,6 +24,14 @@ _TRITON_PARAMS = (
         choices=("auto", "fused", "ensemble"),
     ),
     dict(
+        name="INSTANCES",
+        default=0,
+        doc="processes in which the server answers pages, with LAYOUT fused; 0: one for each "
+        "CPU that the server may use, as far as its memory goes",
+        low=0,
+        high=256,
+    ),
+    dict(
         name="ONNX_DEVICE",
         default="cpu",
         doc="device on which the server runs the ONNX members",

@@ -6,7 +6,8 @@
 __all__ = ['TENSOR_TYPES', 'REQUIRED_FIELD', 'REQUEST', 'RESPONSE', 'Tensor', 'request_tensor', 'Member', 'Step', 'Ensemble',
            'config_text', 'parse_config', 'read_config', 'tensor_config', 'warmup_config', 'write_warmup',
            'write_if_changed', 'member_config', 'ensemble_config', 'check_ensemble', 'link_file', 'new_folder',
-           'model_text', 'write_version', 'write_bundle_version', 'pinned_version', 'next_version', 'write_repository',
+           'model_text', 'write_version', 'write_bundle_version', 'pinned_version', 'next_version', 'instances_name',
+           'count_instances', 'with_instances', 'config_texts', 'write_instances', 'write_repository',
            'check_same_tensors']
 
 # %% ../../nbs/6_serve/01_repository.ipynb #repository-02
@@ -156,9 +157,13 @@ def parse_config(
 
 def read_config(
     folder: str | Path,  # of a model
+    name: str = "",  # of the server's own configurations, see `instances_name`
 ) -> dict:  # as `parse_config`
     "Return a model's configuration; raise `RecsysError` where it is missing or broken."
     file = Path(folder) / "config.pbtxt"
+    own = Path(folder) / "configs" / f"{name}.pbtxt"
+    if name and own.is_file():
+        file = own
     if not file.is_file():
         raise RecsysError(f"{file}: no such file; export the run first")
     return parse_config(file.read_text(), file)
@@ -459,6 +464,52 @@ def next_version(
     numbers = [int(version.name) for version in (Path(folder) / ensemble).glob("[0-9]*")]
     return max(numbers, default=0) + 1
 
+# %% ../../nbs/6_serve/01_repository.ipynb #repository-d2
+def instances_name(instances: int) -> str:
+    "Return the name of the configurations with a number of instances."
+    return f"instances-{instances}"
+
+
+def count_instances(config: dict) -> int:
+    "Return how many instances of each version a model's configuration asks for."
+    groups = config.get("instance_group", [])
+    return sum(int(group.get("count", 1)) for group in groups) or 1
+
+
+def with_instances(config: dict, instances: int) -> dict:
+    "Return a model's configuration with another number of instances."
+    groups = [group | dict(count=instances) for group in config["instance_group"][:1]]
+    return config | dict(instance_group=groups)
+
+
+def config_texts(
+    folder: Path,  # of a model
+    config: dict,
+) -> dict[Path, str]:  # file -> content, config.pbtxt last
+    "Return the configuration of a model, and its variants for the servers that have their own."
+    texts = {}
+    for file in sorted(folder.glob(f"configs/{instances_name(0)[:-1]}*.pbtxt")):
+        instances = int(file.stem.rpartition("-")[2])
+        texts[file] = config_text(with_instances(config, instances))
+    return texts | {folder / "config.pbtxt": config_text(config)}
+
+
+def write_instances(
+    folder: str | Path,  # the repository
+    instances: int,  # 0: what config.pbtxt says
+) -> str:  # name of the configurations; '' where config.pbtxt has this number
+    "Have every promotion write a server's number of instances; write it now where it is missing."
+    name = ""
+    for file in sorted(Path(folder).glob("*/config.pbtxt")):
+        config = read_config(file.parent)
+        if not instances or count_instances(config) in (1, instances):
+            continue
+        name = instances_name(instances)
+        own = file.parent / "configs" / f"{name}.pbtxt"
+        if not own.is_file():  # else each promotion keeps it up to date
+            write_if_changed(own, config_text(with_instances(config, instances)).encode())
+    return name
+
 # %% ../../nbs/6_serve/01_repository.ipynb #repository-53
 def write_repository(
     folder: str | Path,  # the repository; bundles/ stands beside it
@@ -482,9 +533,9 @@ def write_repository(
     versions = {version}
     if keep:
         versions |= {pinned_version(folder, ensemble.name)} - {0}
-    texts = {}
+    texts: dict[Path, str] = {}
     for member in members:
-        texts[member.name] = config_text(member_config(member, versions))
+        texts |= config_texts(folder / member.name, member_config(member, versions))
         check_same_tensors(folder / member.name, member, versions - {version})
     write_bundle_version(bundle, folder.parent / "bundles" / str(version))
     for member in members:
@@ -492,9 +543,9 @@ def write_repository(
         write_warmup(member, folder / member.name)
     (folder / ensemble.name / str(version)).mkdir(parents=True, exist_ok=True)
     if switch:  # the ensemble's configuration is written last
-        texts[ensemble.name] = config_text(ensemble_config(ensemble, version))
-    for name, text in texts.items():
-        write_if_changed(folder / name / "config.pbtxt", text.encode())
+        texts |= config_texts(folder / ensemble.name, ensemble_config(ensemble, version))
+    for file, text in texts.items():
+        write_if_changed(file, text.encode())
     return folder
 
 

@@ -36,6 +36,7 @@ from recsys.serve.repository import (
     Tensor,
     pinned_version,
     read_config,
+    write_instances,
     write_repository,
 )
 from recsys.serve.request_tensors import (
@@ -110,6 +111,7 @@ class ModelControl:
         ensemble: str = "recommender",
         grpc: str = "",  # host:port of the same server, where known
         metrics: str = "",  # URL of its metrics, where known
+        config_name: str = "",  # of the models' configurations, see `write_instances`
     ):
         self.http = http
         self.key = key
@@ -117,6 +119,7 @@ class ModelControl:
         self.ensemble = ensemble
         self.grpc = grpc
         self.metrics = metrics
+        self.config_name = config_name
 
     def is_alive(self) -> bool:
         "Return whether the server answers at all, ready or not."
@@ -184,7 +187,8 @@ class ModelControl:
                 if self.ready():
                     raise  # the version in use goes on
                 only_wanted = dict(version_policy=dict(specific=dict(versions=[wanted])))
-                self.load(member, read_config(self.repository / member) | only_wanted)
+                config = read_config(self.repository / member, self.config_name)
+                self.load(member, config | only_wanted)
             if not self.ready(member, wanted):
                 raise RecsysError(
                     f"{member}: version {wanted} is not loaded; the server's log says why"
@@ -312,6 +316,7 @@ class TritonServer(OwnedProcess, ModelControl):
         env: dict | None = None,  # more environment variables, for the members
         seconds: float = 120,  # until the ensemble must be ready
         home: Path | None = None,  # of backends, log, server.json; None: beside the repository
+        instances: int = 0,  # of a member that has several; 0: what its config.pbtxt says
     ):
         environment = server_env(env)
         self.home = Path(home or Path(repository).parent).resolve()
@@ -323,6 +328,7 @@ class TritonServer(OwnedProcess, ModelControl):
         self.repository, self.ensemble = Path(repository).resolve(), ensemble
         backends = backend_dir(self.home / "backends", environment)
         self.sockets = socket_folder(os.getpid())
+        self.config_name = write_instances(self.repository, instances)
         options = self._options()
         ModelControl.__init__(
             self,
@@ -332,6 +338,7 @@ class TritonServer(OwnedProcess, ModelControl):
             ensemble=ensemble,
             grpc=f"127.0.0.1:{self.grpc_port}",
             metrics=options.url("metrics", metrics_port) + ("/metrics" if metrics_port else ""),
+            config_name=self.config_name,
         )
         self.seconds = seconds
         command = options.command(backends)
@@ -410,6 +417,7 @@ class TritonServer(OwnedProcess, ModelControl):
             self.key,
             self.shared_memory,
             sockets=self.sockets,
+            config_name=self.config_name,
         )
 
     def _check_ports(self, grpc_port: int) -> int:  # port of gRPC

@@ -33,6 +33,7 @@ from .repository import pinned_version
 from .response_members import CANARY
 from .server import Client, TritonServer
 from .step_members import online_users
+from .triton_process import server_instances
 from .watch import AlarmWatch, PeriodicThread, server_checks
 
 # %% ../../nbs/6_serve/13_serving.ipynb #ensemble-66
@@ -178,6 +179,7 @@ def started(
     watching: Callable = not_watched,  # a supervisor's
 ):  # yields (TritonServer, Canary)
     "Run a warmed-up server with its canary on a repository for as long as the block lasts."
+    bundle = bundle_folder(repository / "recommender", pinned_version(repository))
     server = TritonServer(
         repository,
         http_port=p.HTTP_PORT,
@@ -186,6 +188,7 @@ def started(
         key=key,
         env=online_env(p, url),
         home=home,
+        instances=server_instances(bundle, p.INSTANCES),
     )
     with server, Client(server.grpc, timeout=5) as client:
 
