@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['KEY_LAYOUT', 'FILLED', 'raw_table', 'offline_tables', 'write_log', 'write_offline_tables', 'online_client',
            'push_rows', 'push_table', 'historical_features', 'first_stored_day', 'publish_tables', 'materialise_until',
-           'check_recent', 'fill_features', 'materialise', 'live_beside', 'write_own_folder', 'run_feature_store']
+           'check_recent', 'fill_features', 'materialise', 'live_beside', 'live_addresses', 'write_own_folder',
+           'run_feature_store']
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-02
 import contextlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from ..core.bundle_home import RUN_FOLDER, store_home
 
 from ..core.clock import DAY, day_of
 from ..core.params import Params, RecsysError
@@ -21,7 +24,6 @@ from recsys.core.runs import (
     progress,
     read_json,
     record_stage,
-    run_dir,
     stage_dir,
     write_json,
 )
@@ -388,12 +390,29 @@ def materialise(
     return done
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-46
-def live_beside(p: Params) -> str:  # version of a bundle; '' where there is none
+def live_beside(
+    p: Params,
+    url: str,  # of the server that the run uses
+) -> str:  # version of a bundle; '' where there is none
     "Return which bundle is live on the Valkey that a run uses."
-    file = run_dir(p).parent / "live.json"
+    home = store_home(p)
+    file = home / "live.json"
     live = read_json(file) if file.is_file() else {}
-    is_shared = bool(p.VALKEY_URL) or live.get("online_run") == p.RUN
-    return live.get("version", "") if is_shared else ""
+    if not live:
+        return ""
+    filled = (connect(url, 5000).get(FILLED) or b"").decode()
+    is_filled_for_live = bool(filled) and (home / "bundles" / filled).is_dir()
+    is_own_server = live["online_run"] == p.RUN
+    is_shared = is_own_server or is_filled_for_live or url in live_addresses(home, live)
+    return live["version"] if is_shared else ""
+
+
+def live_addresses(home: Path, live: dict) -> set:
+    "Return the addresses of Valkey that the runs of what is live were made with."
+    runs = home / "bundles" / live["version"] / RUN_FOLDER, home / live["online_run"]
+    files = [run / "feature_store" / "stage.json" for run in runs]
+    given = {read_json(file)["parameters"]["VALKEY_URL"] for file in files if file.is_file()}
+    return {os.path.expandvars(url) for url in given if url}
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-40
 def write_own_folder(p: Params, url: str, timing) -> dict:  # as of `materialise`
@@ -410,7 +429,7 @@ def write_own_folder(p: Params, url: str, timing) -> dict:  # as of `materialise
 def run_feature_store(p: Params) -> dict:  # what was written
     "Fill the feature store of a run, on the server that `valkey_for` finds."
     with record_stage(p, "feature_store") as record, valkey_for(p) as url:
-        live = live_beside(p)
+        live = live_beside(p, url)
         if live:
             done = write_own_folder(p, url, record.timing)
             record.note(

@@ -18,6 +18,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from ..core.bundle_home import RUN_FOLDER
+
 from ..core.clock import DAY, clock_start, given_start
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir, stage_dir
@@ -46,7 +48,7 @@ from recsys.online.valkey import (
     valkey_for,
 )
 from .visitors import Visitors
-from ..recommend.bundle import RUN_FOLDER, Bundle
+from ..recommend.bundle import Bundle
 
 # %% ../../nbs/5_online/13_worker.ipynb #worker-07
 GROUP = "worker"  # consumer group, and its only consumer

@@ -76,7 +76,7 @@ def wait_for_end(
 # %% ../../nbs/7_operate/26_cli_serve.ipynb #cli-serve-08
 def live_home(sets: list) -> tuple:  # folder of the bundle store, parameters that were given
     "Return the bundle store that `--set` names, and the parameters that were given."
-    from recsys.operate.bundle_store import store_home
+    from recsys.core.bundle_home import store_home
 
     given = parse_sets(sets)
     return store_home(Params(dict(RUN="live") | given, source="--set")), given

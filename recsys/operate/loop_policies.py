@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+from ..core.bundle_home import store_home
 
 from ..core.clock import DAY
 from ..core.params import Params
@@ -29,7 +30,6 @@ from recsys.operate.bundle_store import (
     prune_bundles,
     read_live,
     set_live,
-    store_home,
 )
 from .judge import PromotionRefused, gate_metrics, judge_candidate, move_anchor
 from ..recommend.bundle import Bundle

@@ -13,6 +13,7 @@ import io
 import json
 
 import numpy as np
+from ..core.bundle_home import store_home
 from scipy import stats
 
 from ..core.pages import Note, Picture, Section, Table, data_url, render_page
@@ -33,7 +34,7 @@ from recsys.online.day_log import (
 )
 from ..online.feature_history import event_types
 from ..online.popularity import log_folders
-from .bundle_store import bundle_path, read_live, store_home, stored_run
+from .bundle_store import bundle_path, read_live, stored_run
 from ..recommend.bundle import Bundle
 from ..recommend.fallbacks import REQUEST_STEPS, fallback_note
 from ..recommend.recommender import Recommender

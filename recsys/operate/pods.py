@@ -29,6 +29,7 @@ from typing import Protocol
 from filelock import Timeout
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from ..core.bundle_home import store_home
 
 from ..core.clock import Clock, start_variable
 from ..core.params import Params, RecsysError
@@ -42,7 +43,6 @@ from recsys.operate.bundle_store import (
     online_params,
     read_live,
     run_folder,
-    store_home,
     stored_params,
 )
 from recsys.operate.promote import (

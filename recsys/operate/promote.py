@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..core.bundle_home import store_home
+
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, record_stage, stage_dir, write_json
 from ..core.stages import data_stages
@@ -39,7 +41,6 @@ from recsys.operate.bundle_store import (
     read_record,
     run_folder,
     set_live,
-    store_home,
     stored_versions,
 )
 from recsys.operate.judge import (

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from ..core.bundle_home import store_home
 
 from ..core.clock import Clock
 from ..core.keys import stage_key
@@ -36,7 +37,7 @@ from recsys.core.pipeline import (
 from ..core.run_report import write_report
 from ..core.runs import atomic_path, base_folder, read_json, run_dir, write_json
 from ..core.stages import Stage
-from .bundle_store import read_live, store_home
+from .bundle_store import read_live
 from .kubeflow import JOB_INPUT, pipeline_stages, retry_seconds
 
 # %% ../../nbs/7_operate/08_tasks.ipynb #tasks-05

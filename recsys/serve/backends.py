@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STORE_FAILURES', 'FOLLOW_RETRY_SECONDS', 'BoundedExecutor', 'StoreError', 'store_failure', 'give_memory_back',
-           'stored_bundle', 'outputs_folder', 'run_data', 'served_bundle', 'find_bundle', 'triton_address',
-           'triton_metrics', 'BundleParts', 'open_bundle_parts', 'example_users', 'Backends', 'open_backends']
+           'run_data', 'served_bundle', 'find_bundle', 'triton_address', 'triton_metrics', 'BundleParts',
+           'open_bundle_parts', 'example_users', 'Backends', 'open_backends']
 
 # %% ../../nbs/6_serve/18_backends.ipynb #backends-02
 import asyncio
@@ -20,12 +20,12 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from ..core.bundle_home import RUN_FOLDER, store_home, stored_bundle
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, run_dir, stage_dir
 from ..data.features import load_arrays
 from ..online.events import ImpressionLog, Recorder, open_recorder
 from ..online.valkey import connect
-from ..recommend.bundle import RUN_FOLDER
 from ..recommend.recommender import Recommender
 from .alarms import ALARMS_FILE
 from .catalogue import Catalogue
@@ -105,22 +105,9 @@ def give_memory_back() -> None:
         trim(0)
 
 # %% ../../nbs/6_serve/18_backends.ipynb #backends-10
-def stored_bundle(params: Params) -> Path | None:  # folder
-    "Return the stored bundle to which a run's folder belongs; None for the folder of a run itself."
-    folder = run_dir(params)
-    is_stored = folder.name == RUN_FOLDER and (folder.parent / "manifest.json").is_file()
-    return folder.parent if is_stored else None
-
-
-def outputs_folder(params: Params) -> Path:
-    "Return the folder with the runs, the bundle store and the state of live servers."
-    stored = stored_bundle(params)
-    return stored.parent.parent if stored else run_dir(params).parent
-
-
 def run_data(params: Params, version: str) -> Path:  # folder with data_prep and embeddings
     "Return what a stored bundle took along of its run; the run's folder where it is not stored."
-    folder = outputs_folder(params) / "bundles" / version / RUN_FOLDER
+    folder = store_home(params) / "bundles" / version / RUN_FOLDER
     return folder if folder.is_dir() else run_dir(params)
 
 
@@ -139,8 +126,8 @@ def served_bundle(params: Params) -> Path:  # folder
 
 def find_bundle(params: Params, version: str) -> Path | None:  # folder
     "Return the bundle of a version: served by the run, live, or stored; None: not found."
-    outputs = outputs_folder(params)
-    for home in (stage_dir(params, "triton"), outputs / "live", outputs):
+    store = store_home(params)
+    for home in (stage_dir(params, "triton"), store / "live", store):
         for file in sorted((home / "bundles").glob("*/manifest.json")):
             with contextlib.suppress(RecsysError, LookupError, TypeError):  # a broken one
                 if read_json(file)["version"] == version:
@@ -159,7 +146,7 @@ def triton_address(params: Params) -> str:  # host:port
 def triton_metrics(params: Params, grpc: str) -> str:  # Prometheus' format; '' where it has a port
     "Return the metrics page of the server behind a gRPC address, where a socket holds the page."
     files = [stage_dir(params, "triton") / "server.json"]
-    files += (outputs_folder(params) / "live" / "replicas").glob("*/server.json")
+    files += (store_home(params) / "live" / "replicas").glob("*/server.json")
     for file in files:
         with contextlib.suppress(OSError, RecsysError, KeyError):
             told = read_json(file)
@@ -254,7 +241,7 @@ class Backends:
 
     def server_alarms(self) -> Path | None:
         "Return the file with the alarms of the server that is asked; None: it is elsewhere."
-        live = outputs_folder(self.params) / "live" / "replicas"
+        live = store_home(self.params) / "live" / "replicas"
         for folder in (stage_dir(self.params, "triton"), *sorted(live.glob("*"))):
             try:
                 address = read_json(folder / "server.json")["grpc"]
