@@ -235,12 +235,16 @@ def test_no_machine_path_or_secret_is_committed():
 def test_every_import_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[\[<=>; ]", line)[0].lower() for line in project["dependencies"]}
-    for_docs = {re.split("[<=>]", line)[0] for line in project["optional-dependencies"]["docs"]}
+    extras = {
+        name: {re.split("[<=>]", line)[0] for line in lines}
+        for name, lines in project["optional-dependencies"].items()
+    }
     distributions = packages_distributions()
     known = set(sys.stdlib_module_names) | {"recsys"}
     undeclared = set()
     for path in (ROOT / "recsys").rglob("*.py"):
-        allowed = declared | for_docs if path.stem.startswith("docs") else declared
+        own = dict(docs="docs", tracking="mlflow").get(path.stem.partition("_")[0])
+        allowed = declared | extras.get(own, set())
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []

@@ -92,6 +92,12 @@ CORE_PARAMS = (
         "run whose tables, models and item vectors a daily run continues; empty: a full training",
     ),
     Param(
+        "TRACKING",
+        "",
+        "where stages are logged for a team beside stage.json: mlflow: and a URI, such as "
+        "mlflow:https://mlflow.example.org or mlflow:file:outputs/mlflow; empty: nowhere",
+    ),
+    Param(
         "CHECKPOINT_MINUTES",
         10.0,
         "minutes between the checkpoints of a training, from which a killed one goes on, beside "

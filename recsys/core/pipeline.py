@@ -41,6 +41,7 @@ from recsys.core.stages import (
     stages_before,
     stages_of,
 )
+from .tracking import track_stage
 
 # %% ../../nbs/0_core/10_pipeline.ipynb #pipeline-05
 def is_done(stage: Stage, params: Params) -> bool:
@@ -291,7 +292,7 @@ def run_pipeline(
             mark_done(stage, params, key, params.PROOFS)
             seconds[stage.name] = time.perf_counter() - started
             show(f"{label} {seconds[stage.name]:7.1f} s")
-            for note in shown_notes(stage, params):
+            for note in shown_notes(stage, params) + track_stage(params, stage.name):
                 show(f"      {note}")
             if after is not None:
                 after(stage)
