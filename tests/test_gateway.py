@@ -25,6 +25,7 @@ from recsys.core.runs import read_json, run_dir
 from recsys.online.events import FORGOTTEN, POPULAR_PAGE, hash_user, impression_salt
 from recsys.online.popularity import day_name
 from recsys.online.valkey import OwnedProcess, connect, free_port, running_valkey
+from recsys.operate.cli_serve import servers_of_runs
 from recsys.recommend.fallbacks import FALLBACKS
 from recsys.serve.api import (
     EventsAnswer,
@@ -36,7 +37,7 @@ from recsys.serve.api import (
     PageAnswer,
     UserAnswer,
 )
-from recsys.serve.server import Client
+from recsys.serve.server import Client, running_server
 from recsys.serve.serving import online_parts, run_params
 from recsys.serve.triton_process import session_processes
 from recsys.serve.window import shop_window
@@ -147,6 +148,13 @@ def test_a_page_is_tritons_with_what_people_read(p, stack):
             and headers["content-type"] == "image/png"
             and picture.startswith(b"\x89PNG")
         )
+
+
+def test_status_names_the_server_of_a_single_run(p, stack):
+    (row,) = servers_of_runs(run_dir(p).parent)
+    server = running_server(run_dir(p) / "triton/repository")
+    assert row == dict(run=p.RUN, address=server.http)
+    assert servers_of_runs(run_dir(p)) == []
 
 
 def test_rules_reach_the_page_through_the_gateway(stack):

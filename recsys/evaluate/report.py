@@ -56,7 +56,7 @@ def _verdict(row: dict) -> str:
     "Return whether the first system of a comparison is above the other."
     if row["low"] > 0:
         return "above"
-    return "below" if row["high"] < 0 else "not told apart from"
+    return "below" if row["high"] < 0 else "not significantly different from"
 
 
 def mean_lines(

@@ -83,7 +83,6 @@ app = typer.Typer(
     name="recsys",
     cls=GroupedCommands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Multistage recommender: train it, ask it, look into it. Every command has --help.",

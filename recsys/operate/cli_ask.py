@@ -235,6 +235,10 @@ def explain_command(
         return
     print_rows(f"Item {found['item_id']} for {words_of_ids(user, visitor)}", explained_rows(found))
     print_line(in_words(found))
+    print_note(
+        "this explains the state after training; GET /v1/explanations of a running gateway "
+        "explains what the server knows by now"
+    )
 
 # %% ../../nbs/7_operate/23_cli_ask.ipynb #cli-ask-l2
 LIST_TABLE_WIDTH = 80  # columns

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['CHANGE_OPTION', 'SEEDS_OPTION', 'ESTIMATE_COLUMNS', 'four_digits', 'print_comparison', 'evaluate_command',
-           'leaks_command', 'train_variants', 'print_seed_comparison', 'compare_command', 'ablate_command', 'loop_rows',
-           'loop_differences', 'simulate_command', 'estimate_cells', 'show_estimates', 'note_warning',
-           'offpolicy_command', 'print_day', 'monitor_command']
+           'runs_command', 'leaks_command', 'train_variants', 'print_seed_comparison', 'compare_command',
+           'ablate_command', 'loop_rows', 'loop_differences', 'simulate_command', 'estimate_cells', 'show_estimates',
+           'note_warning', 'offpolicy_command', 'print_day', 'monitor_command']
 
 # %% ../../nbs/7_operate/24_cli_judge.ipynb #cli-judge-02
 from pathlib import Path
 
 import typer
 
-from ..core.params import Params, RecsysError, load_params
+from ..core.params import PARAMS, Params, RecsysError, load_params
+from ..core.run_summary import list_runs
 from ..core.runs import run_dir
 from recsys.operate.cli_app import (
     JSON_OPTION,
@@ -111,6 +112,31 @@ def evaluate_command(
         print_comparison(compared, run_names(params, other))
     print_line(f"page: {show_path(page)}")
 
+# %% ../../nbs/7_operate/24_cli_judge.ipynb #cli-judge-runs-1
+@app.command("runs", rich_help_panel=JUDGE_GROUP, epilog=examples("recsys runs"))
+def runs_command(
+    outputs: str = typer.Option(PARAMS["OUTPUTS"].default, help="folder of the runs"),
+    as_json: bool = JSON_OPTION,
+):
+    "List the runs: date, data, NDCG@10, lead over the best baseline, bundle."
+    from recsys.operate.bundle_store import read_live
+
+    home = run_dir(Params(dict(RUN="runs", OUTPUTS=outputs), source="--outputs")).parent
+    runs = list_runs(home)
+    if as_json:
+        print_as_json(runs)
+        return
+    if not runs:
+        raise RecsysError(f"{home}: no runs; make one with: recsys run --params params/small.yaml")
+    live = read_live(home).get("version")
+    for row in runs:
+        if row["bundle"] and row["bundle"] == live:
+            row["bundle"] += " live"
+        del row["cases"]  # the table fits 80 columns
+        if fault := row.pop("fault"):
+            print_note(f"run {row['run']}: {fault}")
+    print_rows("Runs; *: the lead over the best baseline is significant", runs)
+
 # %% ../../nbs/7_operate/24_cli_judge.ipynb #cli-judge-11
 @app.command("leaks", rich_help_panel=JUDGE_GROUP, epilog=examples("recsys leaks --run quickstart"))
 def leaks_command(
@@ -194,10 +220,14 @@ def print_seed_comparison(found: dict) -> None:  # of `compare_variants`
     epilog=examples(
         "recsys compare --params params/quickstart.yaml --seeds 3",
         "recsys compare --params params/quickstart.yaml --change DLRM_DIM=64 --as wide",
+        "recsys compare wide quickstart",
     ),
 )
 def compare_command(
-    params: Path = PARAMS_FILE_OPTION,
+    finished: list[str] = typer.Argument(
+        None, metavar="[RUN RUN]", help="two finished runs, compared on their cases as they are"
+    ),
+    params: Path | None = typer.Option(None, help="parameters of the run, a YAML file"),
     sets: list[str] = SET_OVER_FILE_OPTION,
     change: list[str] = CHANGE_OPTION,
     variant: str = typer.Option(
@@ -218,6 +248,16 @@ def compare_command(
         write_comparison,
     )
 
+    if finished:
+        if len(finished) != 2 or params or change:
+            raise RecsysError(
+                "compare takes two finished runs (recsys runs lists them), or --params of one "
+                "that is trained"
+            )
+        evaluate_command(finished[0], finished[1], out=None, as_json=as_json)
+        return
+    if params is None:
+        raise RecsysError("say with --params what to train, or name two finished runs")
     if variant and not change:
         raise RecsysError("--as names the runs of a variant; say with --change what it changes")
     chosen = load_params(params, tuple(sets))

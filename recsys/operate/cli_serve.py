@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['stop_on_signals', 'no_news', 'wait_for_end', 'live_home', 'open_run_to_serve', 'promote_command', 'rollback_command',
-           'status_command', 'anchor_command', 'print_addresses', 'serve_command', 'serve_live', 'worker_command',
-           'event_command', 'identify_command', 'forget_command', 'has_display', 'serve_gateway_command',
-           'demo_command']
+           'servers_of_runs', 'status_command', 'anchor_command', 'print_addresses', 'serve_command', 'serve_live',
+           'worker_command', 'event_command', 'identify_command', 'forget_command', 'has_display',
+           'serve_gateway_command', 'demo_command']
 
 # %% ../../nbs/7_operate/26_cli_serve.ipynb #cli-serve-02
 import contextlib
@@ -155,6 +155,21 @@ def rollback_command(
         print_line(note)
 
 
+def servers_of_runs(home: Path) -> list[dict]:  # run, address of HTTP
+    "Return the servers that `recsys serve` or `recsys demo` have started for single runs."
+    from recsys.serve.server import running_server
+
+    found = []
+    for file in sorted(home.glob("*/triton/server.json")):
+        try:
+            server = running_server(file.parent / "repository")
+        except (RecsysError, LookupError):
+            continue  # a server that is just being started
+        if server:
+            found.append(dict(run=file.parent.parent.name, address=server.http))
+    return found
+
+
 @app.command("status", rich_help_panel=MAKE_LIVE_GROUP, epilog=examples("recsys status --json"))
 def status_command(
     sets: list[str] = _STATUS_SET_OPTION,
@@ -166,7 +181,13 @@ def status_command(
     home, given = live_home(sets)
     params = Params(given, source="--set")
     found = status(home, params.REPLICAS, params.VALKEY_URL)
-    print_line(json.dumps(found) if as_json else status_text(found))
+    others = servers_of_runs(home)
+    if as_json:
+        print_line(json.dumps(found | dict(others=others)))
+        return
+    print_line(status_text(found))
+    for row in others:
+        print_line(f"server of run {row['run']} alone at {row['address']}: not what is live")
 
 
 @app.command(
@@ -301,6 +322,9 @@ def event_command(
         "",
         help="id of the event; one that was recorded before changes nothing; left out: a new one",
     ),
+    request_id: str = typer.Option(
+        "", help="request_id of the page that was clicked; left out: of no page"
+    ),
     run: str = RUN_OPTION,
     sets: list[str] = VALKEY_SET_OPTION,
 ):
@@ -320,6 +344,7 @@ def event_command(
             item_id=item,
             timestamp=parse_time(at) if at else recorder.clock.now(),
             event_type=kind,
+            request_id=request_id,
         )
         done = recorder.record_event(event)
     print_line(f"{done}: {words_of_ids(user, visitor)}, {kind} of {item}")

@@ -168,7 +168,8 @@ def tune_command(
     plot_trials(tried).savefig(picture, bbox_inches="tight")
     highest = max(value for value, _ in tried)
     print_line(
-        f"best of {len(tried)} on validation: {highest:.4f}, as it was {tried[0][0]:.4f}; "
+        f"best NDCG@10 on validation of {len(tried)} trials: {highest:.4f}, "
+        f"with the parameters as they were {tried[0][0]:.4f}; "
         f"{show_path(target)}, {show_path(picture)}"
     )
 
