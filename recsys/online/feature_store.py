@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from ..core.bundle_home import RUN_FOLDER, store_home
 
+from ..core.bundle_home import RUN_FOLDER, store_home
 from ..core.clock import DAY, day_of
 from ..core.params import Params, RecsysError
 from recsys.core.runs import (

@@ -19,7 +19,6 @@ import time
 from dataclasses import dataclass, field
 
 from ..core.bundle_home import RUN_FOLDER
-
 from ..core.clock import DAY, clock_start, given_start
 from ..core.params import Params, RecsysError
 from ..core.runs import run_dir, stage_dir

@@ -17,8 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from filelock import FileLock
-from ..core.bundle_home import RUN_FOLDER
 
+from ..core.bundle_home import RUN_FOLDER
 from ..core.clock import Clock
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, read_json, sha256_file, stage_keys, write_json

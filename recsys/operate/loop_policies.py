@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from ..core.bundle_home import store_home
 
+from ..core.bundle_home import store_home
 from ..core.clock import DAY
 from ..core.params import Params
 from ..core.pipeline import run_here

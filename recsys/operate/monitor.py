@@ -13,9 +13,9 @@ import io
 import json
 
 import numpy as np
-from ..core.bundle_home import store_home
 from scipy import stats
 
+from ..core.bundle_home import store_home
 from ..core.pages import Note, Picture, Section, Table, data_url, render_page
 from ..core.params import Params, RecsysError
 from ..core.runs import atomic_path, read_json, run_dir, write_json

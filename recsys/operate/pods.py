@@ -29,8 +29,8 @@ from typing import Protocol
 from filelock import Timeout
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from ..core.bundle_home import store_home
 
+from ..core.bundle_home import store_home
 from ..core.clock import Clock, start_variable
 from ..core.params import Params, RecsysError
 from ..online.event_queue import EventQueue

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..core.bundle_home import store_home
-
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, record_stage, stage_dir, write_json
 from ..core.stages import data_stages

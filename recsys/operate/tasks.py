@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from ..core.bundle_home import store_home
 
+from ..core.bundle_home import store_home
 from ..core.clock import Clock
 from ..core.keys import stage_key
 from ..core.params import PARAMS, Params, RecsysError

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ..core.bundle_home import RUN_FOLDER
 
+from ..core.bundle_home import RUN_FOLDER
 from ..core.clock import Clock
 from ..core.params import Params, RecsysError
 from recsys.core.runs import (
