@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
@@ -11,16 +13,26 @@ from tiny import tiny_run
 
 from recsys.core.params import Params, RecsysError
 from recsys.core.pipeline import run_here
+from recsys.core.runs import read_json
 from recsys.core.stages import STAGES
 from recsys.data.prepared import load_prepared
+from recsys.online import feature_store
 from recsys.online.feature_history import event_types
 from recsys.online.valkey import EmbeddedValkey, connect
 from recsys.online.worker import open_worker
-from recsys.operate.bundle_store import bundle_path, prune_bundles, read_live, set_live
+from recsys.operate.bundle_store import (
+    after_promotion,
+    bundle_path,
+    checked_run,
+    prune_bundles,
+    read_live,
+    set_live,
+    stored_versions,
+)
 from recsys.operate.judge import PromotionRefused
 from recsys.operate.monitor import watched_run
 from recsys.operate.pods import live_params, run_materialise_pod
-from recsys.operate.promote import roll_back, run_promote
+from recsys.operate.promote import fill_online, move, roll_back, run_promote
 from recsys.recommend.bundle import Bundle
 from recsys.serve.backends import example_users, open_bundle_parts, served_bundle
 from recsys.serve.serving import run_params
@@ -183,6 +195,53 @@ def test_a_rollback_brings_the_old_values_back(home, url, first_values):
     assert roll_back(home, valkey=url)["notes"] == []
     before = of_items(first_values)
     assert different(before, of_items(online_values(url))) == []
+
+
+def test_the_hourly_job_leaves_the_listed_files_alone(home):
+    "Later checks compare them with the hashes of the promotion; servers have read the layout."
+    folder = bundle_path(home, read_live(home)["version"]) / "run"
+    listed = [folder / name for name in read_json(folder / "files.json")["files"]]
+    written_at = {file: file.stat().st_mtime_ns for file in listed}
+    run_materialise_pod(home)
+    assert {file: file.stat().st_mtime_ns for file in listed} == written_at
+    with (
+        mock.patch.object(feature_store, "online_layout", return_value=dict(fields=[])),
+        pytest.raises(RecsysError, match="online.json has another layout of the online store"),
+    ):
+        run_materialise_pod(home)
+    assert checked_run(home, read_live(home)["version"]) == folder
+    run_materialise_pod(home)  # what was broken off is made good
+
+
+def test_an_hourly_job_that_is_slower_than_a_rollback_leaves_what_is_live(home, url, monkeypatch):
+    """The job is held before its last step until the rollback is done, or waits for the job."""
+    before, values = read_live(home), online_values(url)
+    other = next(x for x in stored_versions(home) if x != before["version"])
+    move(home, other, after_promotion(before, other))
+    fill_online(home, other, url)
+    began, ended, fill = threading.Event(), threading.Event(), feature_store.fill_popularity
+
+    def slow_fill(*given):
+        began.set()
+        ended.wait(15)
+        monkeypatch.setattr(feature_store, "fill_popularity", fill)
+        return fill(*given)
+
+    monkeypatch.setattr(feature_store, "fill_popularity", slow_fill)
+
+    def take_back():
+        assert roll_back(home, valkey=url)["notes"] == []
+        ended.set()
+
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(run_materialise_pod, home)
+        assert began.wait(60)
+        monkeypatch.setattr(feature_store, "fill_popularity", fill)
+        taken_back = pool.submit(take_back)
+        assert job.result()["users"] and taken_back.result() is None
+    assert read_live(home)["version"] == before["version"]
+    assert connect(url, 5000).get(feature_store.FILLED) == before["version"].encode()
+    assert different(of_items(values), of_items(online_values(url))) == []
 
 
 def test_a_bundle_without_the_data_of_its_run_is_served_until_they_change(home, capsys):

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['KEY_LAYOUT', 'FILLED', 'raw_table', 'offline_tables', 'write_log', 'write_offline_tables', 'online_client',
            'push_rows', 'push_table', 'historical_features', 'first_stored_day', 'publish_tables', 'materialise_until',
-           'check_recent', 'fill_features', 'materialise', 'live_beside', 'live_addresses', 'write_own_folder',
-           'run_feature_store']
+           'check_recent', 'write_layout', 'fill_features', 'materialise', 'live_beside', 'live_addresses',
+           'write_own_folder', 'run_feature_store']
 
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-02
 import contextlib
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from ..core.bundle_home import RUN_FOLDER, store_home
+from ..core.bundle_home import RUN_FOLDER, store_home, stored_bundle
 from ..core.clock import DAY, day_of
 from ..core.params import Params, RecsysError
 from recsys.core.runs import (
@@ -303,6 +304,22 @@ def check_recent(p: Params, bundle) -> None:
             f"use RECENT_EVENTS={2 * length}"
         )
 
+# %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-d1
+def write_layout(
+    p: Params,
+    bundle,
+    folder: Path,  # of the feature store
+) -> None:
+    "Write online.json; for a stored bundle, raise `RecsysError` where it has another layout."
+    file, layout = folder / "online.json", online_layout(bundle.contract)
+    if not (stored_bundle(p) and file.is_file()):
+        write_json(file, layout)
+    elif read_json(file) != json.loads(json.dumps(layout)):
+        raise RecsysError(
+            f"{file} has another layout of the online store than this version of recsys writes; "
+            "execute feature_store and triton of the run again, and promote it"
+        )
+
 # %% ../../nbs/5_online/05_feature_store.ipynb #feature-store-36
 def fill_features(
     p: Params,
@@ -316,7 +333,7 @@ def fill_features(
     tables, final = offline_tables(p, bundle, until)
     files = write_offline_tables(folder, tables)
     write_store_config(p, url, folder)
-    write_json(folder / "online.json", online_layout(bundle.contract))
+    write_layout(p, bundle, folder)
     older = 0
     if share and p.STORE == "aws":
         publish_tables(p, bundle.contract, files)

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'RUN_LINKED', 'RUN_LISTING', 'POINTER_KEYS', 'bundle_path', 'record_path', 'run_folder', 'live_lock',
-           'sync', 'write_durable', 'run_files', 'check_same_data', 'keep_run', 'check_kept_run', 'keep_bundle',
-           'read_record', 'is_readable', 'stored_versions', 'read_live', 'checked_live', 'set_live', 'after_promotion',
-           'after_rollback', 'stored_run', 'checked_run', 'stored_params', 'online_params', 'params_beside',
-           'read_anchor', 'set_anchor', 'read_looks', 'keep_look', 'prune_bundles']
+           'online_lock', 'sync', 'write_durable', 'run_files', 'check_same_data', 'keep_run', 'check_kept_run',
+           'keep_bundle', 'read_record', 'is_readable', 'stored_versions', 'data_key', 'has_data_of', 'read_live',
+           'checked_live', 'set_live', 'after_promotion', 'after_rollback', 'stored_run', 'checked_run',
+           'stored_params', 'online_params', 'params_beside', 'read_anchor', 'set_anchor', 'read_looks', 'keep_look',
+           'prune_bundles']
 
 # %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-02
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -21,8 +24,15 @@ from filelock import FileLock
 from ..core.bundle_home import RUN_FOLDER
 from ..core.clock import Clock
 from ..core.params import Params, RecsysError
-from ..core.runs import atomic_path, read_json, sha256_file, stage_keys, write_json
-from ..core.stages import STAGES
+from recsys.core.runs import (
+    atomic_path,
+    read_json,
+    sha256_file,
+    stage_dir,
+    stage_keys,
+    write_json,
+)
+from ..core.stages import STAGES, data_stages
 from ..data.additions import share_additions
 from ..evaluate.evidence import Look
 from ..recommend.bundle import check_bundle, same_facts
@@ -49,6 +59,12 @@ def live_lock(home: Path) -> FileLock:
     "Return the lock of what is live; one process may take it several times."
     Path(home).mkdir(parents=True, exist_ok=True)
     return FileLock(Path(home) / ".live.lock", is_singleton=True)
+
+
+def online_lock(home: Path) -> FileLock:
+    "Return the lock of the online store of what is live; who needs both takes `live_lock` first."
+    Path(home).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(home) / ".online.lock", is_singleton=True)
 
 # %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-10
 def sync(path: Path) -> None:
@@ -193,6 +209,26 @@ def stored_versions(home: Path) -> list:
 def _newest_first(file: Path) -> tuple:
     "Return a sort key: the newest file first, files of one moment by name."
     return -file.stat().st_mtime_ns, file.stem
+
+# %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-d2
+def data_key(params: Params) -> str:
+    "Return a hash of a run's data: of all files that its stages of data have written."
+    hashes: dict = {}
+    for stage in data_stages():
+        outputs = read_json(stage_dir(params, stage) / "stage.json")["outputs"]
+        hashes |= {f"{stage}/{file}": facts["sha256"] for file, facts in outputs.items()}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def has_data_of(
+    home: Path,
+    version: str,  # stored
+    other: str,  # any text; '' where nothing is known
+) -> bool:
+    "Return whether two bundles took along the same data; False where the other is not stored."
+    data = read_record(home, version).get("data")
+    is_known = bool(data) and other in stored_versions(home)
+    return is_known and read_record(home, other).get("data") == data
 
 # %% ../../nbs/7_operate/03_bundle_store.ipynb #bundle-store-18
 def read_live(home: Path) -> dict:

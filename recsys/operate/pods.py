@@ -40,6 +40,7 @@ from recsys.operate.bundle_store import (
     bundle_path,
     checked_run,
     live_lock,
+    online_lock,
     online_params,
     read_live,
     run_folder,
@@ -432,7 +433,7 @@ def run_materialise_pod(home: Path) -> dict:  # rows written, by name
     from recsys.online.feature_store import materialise
     from recsys.operate.tasks import push_stage
 
-    with push_stage("materialise"):
+    with push_stage("materialise"), online_lock(home):  # the fill of a promotion comes after it
         live = read_live(home)  # once: a promotion may move the pointer meanwhile
         if not live:
             raise RecsysError(f"{home}: nothing is live yet")

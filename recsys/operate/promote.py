@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['ONLINE_RULES', 'online_rules', 'rule_differences', 'live_folder', 'live_repository', 'write_live', 'pinned_bundle',
            'lay_out', 'sweep_repository', 'find_replicas', 'replicas_of', 'answered_by', 'settle', 'move',
-           'load_beside', 'online_url', 'fill_online', 'data_key', 'mark_online', 'roll_back', 'fill_after_rollback',
-           'status', 'status_text', 'carry_added', 'run_promote']
+           'load_beside', 'online_url', 'fill_online', 'mark_online', 'roll_back', 'fill_after_rollback', 'status',
+           'status_text', 'carry_added', 'run_promote']
 
 # %% ../../nbs/7_operate/05_promote.ipynb #promote-02
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -21,7 +19,6 @@ from pathlib import Path
 from ..core.bundle_home import store_home
 from ..core.params import Params, RecsysError
 from ..core.runs import read_json, record_stage, stage_dir, write_json
-from ..core.stages import data_stages
 from ..data.additions import additions_file, read_added
 from ..online.valkey import answers, connect, hide_password, running_valkey
 from recsys.operate.bundle_store import (
@@ -29,10 +26,13 @@ from recsys.operate.bundle_store import (
     after_rollback,
     bundle_path,
     checked_run,
+    data_key,
+    has_data_of,
     is_readable,
     keep_bundle,
     keep_run,
     live_lock,
+    online_lock,
     prune_bundles,
     read_anchor,
     read_live,
@@ -351,25 +351,16 @@ def fill_online(
             "servers run, but their Valkey does not answer, and the new bundle's users "
             "must be in it; start it, or name it with --set VALKEY_URL=..."
         )
-    filled = (connect(url, 5000).get(FILLED) or b"").decode()
-    data = read_record(home, version).get("data")
-    if filled == version:
-        return False
-    if data and filled in stored_versions(home) and read_record(home, filled).get("data") == data:
-        mark_online(url, version)
-        return False  # other models of the same data
-    params = run_params(checked_run(home, version))
-    materialise(params, url, Bundle(bundle_path(home, version)))
+    with online_lock(home):  # a materialise job may be at work for the bundle before
+        filled = (connect(url, 5000).get(FILLED) or b"").decode()
+        if filled == version:
+            return False
+        if has_data_of(home, version, filled):
+            mark_online(url, version)
+            return False  # other models of the same data
+        params = run_params(checked_run(home, version))
+        materialise(params, url, Bundle(bundle_path(home, version)))
     return True
-
-
-def data_key(params: Params) -> str:
-    "Return a hash of a run's data: of all files that its stages of data have written."
-    hashes: dict = {}
-    for stage in data_stages():
-        outputs = read_json(stage_dir(params, stage) / "stage.json")["outputs"]
-        hashes |= {f"{stage}/{file}": facts["sha256"] for file, facts in outputs.items()}
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def mark_online(url: str, version: str) -> None:
