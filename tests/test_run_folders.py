@@ -9,6 +9,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
+from redis.exceptions import ResponseError
 from tiny import tiny_run
 
 from recsys.core.params import Params, RecsysError
@@ -172,6 +173,31 @@ def test_a_refused_run_leaves_the_online_values(home, url, first_values):
 def of_items(values):
     "Return the online values of items."
     return {key: value for key, value in values.items() if b"item_id" in key}
+
+
+def test_a_fill_that_fails_is_made_good_by_the_next_promotion_or_rollback(home, url, first_values):
+    "The pointer has moved already, and half of the values are those of the bundle before."
+    before, params = of_items(first_values), run_params(home / "first", **SMALL_GATE)
+    version = Bundle(home / "first/bundle").version
+
+    def promote_in_vain():
+        error = ResponseError("OOM command not allowed")
+        with (
+            mock.patch.object(feature_store, "fill_popularity", side_effect=error),
+            pytest.raises(RecsysError, match="is live, but the online store could not be filled"),
+        ):
+            run_promote(params, force="a drill")
+        assert read_live(home)["version"] == version
+        assert different(before, of_items(online_values(url))) != []
+
+    promote_in_vain()
+    assert roll_back(home, valkey=url)["notes"] == []
+    assert different(before, of_items(online_values(url))) == []
+    promote_in_vain()
+    run_promote(params, force="a drill")
+    assert connect(url, 5000).get(feature_store.FILLED) == version.encode()
+    roll_back(home, valkey=url)
+    assert different(before, of_items(online_values(url))) == []
 
 
 def test_a_promotion_without_servers_fills_the_store(home, url, first_values):

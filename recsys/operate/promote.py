@@ -530,12 +530,26 @@ def run_promote(
             f"forced: {force}" if force else "",
         )
         _note_report(record, live, report)
-        if live and not report["replicas"] and online_url(home, params.VALKEY_URL):
-            with live_lock(home):
-                fill()
         if reason := move_anchor(home, version, decision):
             record.note(f"the anchor is {version}: {reason}")
+        url = online_url(home, params.VALKEY_URL)
+        if live and url and not report["replicas"]:
+            _fill_after_switch(home, version, url)
     return report
+
+
+def _fill_after_switch(home: Path, version: str, url: str) -> None:
+    "Fill the online store for what is live; raise `RecsysError` where it is left half filled."
+    from redis.exceptions import RedisError
+
+    try:
+        with live_lock(home):
+            fill_online(home, version, url)
+    except (RecsysError, RedisError, OSError) as error:
+        raise RecsysError(
+            f"bundle {version} is live, but the online store could not be filled: {error}; "
+            "promote it again or roll back, which both fill it"
+        ) from None
 
 
 def _keep_candidate(
