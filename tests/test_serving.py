@@ -872,6 +872,10 @@ def test_recsys_serve(tmp_path):
     answer = send_http(f"unix://{curl[3]}", curl[4].partition("localhost")[2], curl[6].encode())
     found = {o["name"]: o["data"] for o in json.loads(answer[1])["outputs"]}
     assert len(set(found["item_ids"])) == 5 and json.loads(found["reasons"][0])["fallbacks"] == []
+    asked = {field["name"]: field["data"] for field in json.loads(curl[6])["inputs"]}
+    (user,) = load_arrays(run / "data_prep/users.npz")["user_id"][:1].tolist()
+    assert asked["request_id"] and asked["user_id"] == [user.decode()]
+    assert json.loads(found["reasons"][0])["user"] == "known"
     second = cli("serve", "--run", run, *sets)
     out, err = second.communicate(timeout=120)
     assert (

@@ -278,7 +278,8 @@ def _check_pages(log: dict, policy: dict, lists: dict) -> None:
         log,
         ~(policy["temperature"] > GREEDY_TEMPERATURE),
         "drawn at temperature 0, where only one page could be shown "
-        "and nothing is known of any other; such pages can be left out (sampled_only)",
+        "and nothing is known of any other; such pages can be left out "
+        "(--sampled-only; in Python sampled_only=True)",
     )
     lengths = {
         name: pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)

@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['stop_on_signals', 'no_news', 'wait_for_end', 'live_home', 'open_run_to_serve', 'promote_command', 'rollback_command',
-           'servers_of_runs', 'status_command', 'anchor_command', 'print_addresses', 'serve_command', 'serve_live',
-           'worker_command', 'event_command', 'identify_command', 'forget_command', 'has_display',
+           'servers_of_runs', 'status_command', 'anchor_command', 'known_ids', 'print_addresses', 'serve_command',
+           'serve_live', 'worker_command', 'event_command', 'identify_command', 'forget_command', 'has_display',
            'serve_gateway_command', 'demo_command']
 
 # %% ../../nbs/7_operate/26_cli_serve.ipynb #cli-serve-02
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from ..core.params import Params, RecsysError
-from ..core.runs import run_dir
+from ..core.runs import run_dir, stage_dir
 from recsys.operate.cli_app import (
     MAKE_LIVE_GROUP,
     RUN_OPTION,
@@ -226,19 +228,43 @@ def anchor_command(
 _SERVE_SET_OPTION = set_option("GRPC_PORT=9001 or VALKEY_URL=valkeys://host:6379")
 
 
-def print_addresses(server, run: str) -> None:
+def known_ids(
+    run: Path,  # folder of a run, or what a stored bundle took along of it
+    bundle: Path,  # folder
+) -> tuple[str, str]:  # user, item; '' where there is none
+    "Return the first user and the first item of a run's data."
+    import pyarrow.parquet as pq
+
+    from recsys.data.features import load_arrays
+
+    file = Path(run) / "data_prep" / "users.npz"
+    users = load_arrays(file)["user_id"][:1].tolist() if file.is_file() else []
+    items = pq.read_table(Path(bundle) / "items.parquet", columns=["item_id"])["item_id"]
+    user = users[0].decode() if users else ""
+    return user, items[0].as_py() if len(items) else ""
+
+
+def print_addresses(
+    server,  # TritonServer
+    run: str,  # for the commands
+    known: tuple[str, str],  # of `known_ids`
+) -> None:
     "Print where a server listens, and commands to try."
     from recsys.serve.request_tensors import curl_line
 
+    user, item = known
+    person = dict(user_id=user) if user else dict(visitor_id="cookie-7")
+    option = shlex.join([f"--{name.removesuffix('_id')}" for name in person] + [*person.values()])
+    request: dict[str, Any] = person | dict(device_type="mobile", k=5, request_id="my first page")
     key = f"; HTTP wants the key in {show_path(server.home / 'server.json')}"
     print_line(
         f"ready: HTTP {server.http}, gRPC {server.grpc}, metrics {server.metrics}"
         f"{key if server.http_port else ''}"
     )
-    print_line(f"try:   {curl_line(server.http, user_id='u00042', device_type='mobile', k=5)}")
+    print_line(f"try:   {curl_line(server.http, **request)}")
     print_line(
-        f"and:   recsys event --run {run} --user u00042 --item ITEM; "
-        f"recsys forget --run {run} --user u00042"
+        f"and:   recsys event --run {run} {option} --item {shlex.quote(item)}; "
+        f"recsys forget --run {run} {option}"
     )
 
 
@@ -266,7 +292,7 @@ def serve_command(
     params = open_run_to_serve(run, sets)
     warn_of_old_bundle(run)
     with served(params, print_line) as started:
-        print_addresses(started[0], run)
+        print_addresses(started[0], run, known_ids(run_dir(params), stage_dir(params, "bundle")))
         wait_for_end()
 
 
@@ -274,12 +300,15 @@ def serve_live(sets: list) -> None:
     "Serve the live bundle and follow promotions until Ctrl-C."
     import os
 
+    from recsys.operate.bundle_store import bundle_path, stored_run
     from recsys.operate.live_server import served_live
 
     home, given = live_home(sets)
     key = os.environ.get("RECSYS_ADMIN_KEY", "")
     with served_live(home, print_line, key, **given) as replica:
-        print_addresses(replica.server, show_path(run_dir(replica.params)))
+        version = replica.live["version"]
+        known = known_ids(stored_run(home, version), bundle_path(home, version))
+        print_addresses(replica.server, show_path(run_dir(replica.params)), known)
         wait_for_end(replica.follow)
 
 
