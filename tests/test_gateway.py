@@ -603,7 +603,7 @@ def test_writes_need_the_key(http_):
         for method, operation in operations.items()
         if "security" in operation
     ]
-    assert len(keyed) == 7
+    assert len(keyed) == 8
     for method, path in keyed:
         for key in ("", "wrong", http_.key + "x", http_.key[:-1]):
             assert http_(method, path, b"{}", key=key)[0] == 401

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from aws_policies import moto_server
-from filelock import FileLock
 from k8s_rules import ROOT, RULES, containers, get, kinds, name, prod_with, rendered_docs
+from node_packages import node_packages
 
 K8S = ROOT / "k8s"
 OVERLAYS = ("overlays/dev", "overlays/prod", "cloud/karpenter", "cloud/storage", "with a GPU")
@@ -33,22 +33,8 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def node():
-    "Install the published models once, below outputs/, and give a function that asks them."
-    home = ROOT / "outputs/.node"
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):
-        wanted = (ROOT / "tests/node/package-lock.json").read_text()
-        if not (home / "done").is_file() or (home / "done").read_text() != wanted:
-            for file in ("package.json", "package-lock.json"):
-                (home / file).write_text((ROOT / "tests/node" / file).read_text())
-            done = subprocess.run(
-                ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-                cwd=home,
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
-            (home / "done").write_text(wanted)
+    "Give a function that asks the published models."
+    home = node_packages()
 
     def ask(resources=(), dockerfiles=None):
         if dockerfiles is None:

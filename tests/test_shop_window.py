@@ -3,13 +3,18 @@ go away, a phone.
 """
 
 import os
+import re
 import signal
 import time
 
 import pytest
+from node_packages import node_packages
 from tiny import ROOT, tiny_run
 
+from recsys.core.pipeline import run_here
 from recsys.core.runs import read_json, run_dir
+from recsys.core.stages import STAGES
+from recsys.operate.monitor import run_monitor
 from recsys.serve.serving import run_params
 from recsys.serve.triton_process import session_processes
 from recsys.serve.window import shop_window
@@ -17,12 +22,18 @@ from recsys.serve.window import shop_window
 pytestmark = [pytest.mark.xdist_group("shop_window"), pytest.mark.needs("chromium")]
 SHOTS = ROOT / "outputs/screenshots"  # for the docs
 WAIT = 40_000  # milliseconds
+MATCHES = ("strong match", "good match", "possible match", "long shot")
+WIDTHS = (360, 768, 1280)
 
 
 @pytest.fixture(scope="module")
 def p(tmp_path_factory):
     folder = tiny_run(tmp_path_factory.mktemp("shop") / "outputs")
-    return run_params(folder / "tiny", HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, GATEWAY_PORT=0)
+    # the browser and other tests run beside the servers: a pause of theirs must not make a page
+    # popular or anonymous
+    run_here(STAGES["triton"], run_params(folder / "tiny", VALKEY_TIMEOUT_MS=400))
+    ports = dict(HTTP_PORT=0, GRPC_PORT=0, METRICS_PORT=0, GATEWAY_PORT=0)
+    return run_params(folder / "tiny", **ports, GATEWAY_SILENCE_MS=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +107,66 @@ def until(page, script):
         page.wait_for_timeout(50)
 
 
+@pytest.fixture(scope="module")
+def axe():
+    "Return a function that gives what axe-core finds wrong with a page."
+    source = (node_packages() / "node_modules/axe-core/axe.min.js").read_text()
+
+    def faults(page):
+        page.evaluate(source)
+        found = page.evaluate("axe.run()")
+        assert len(found["passes"]) > 15  # it has looked
+        return [(f["id"], [n["html"][:200] for n in f["nodes"]]) for f in found["violations"]]
+
+    return faults
+
+
+def open_operations(page):
+    "Follow the link to the view for operators, and wait until it is drawn."
+    page.click("nav >> text=Operations")
+    until(page, "document.querySelectorAll('#minutes-chart circle').length > 0")
+    until(page, "document.querySelector('#drift-body').childElementCount > 0")
+    return page
+
+
+def judge_day(p):
+    "Let the monitor judge the day, once the worker has written a page of it."
+    end = time.monotonic() + WAIT / 1000
+    while not any((run_dir(p) / "impressions").rglob("*.parquet")):
+        assert time.monotonic() < end, "the worker has written no page"
+        time.sleep(0.1)
+    return run_monitor(p)
+
+
+def fits(page):
+    "Tell whether nothing of a page is wider than the window."
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def ids(page):
     return page.eval_on_selector_all("#cards .card", "cards => cards.map(c => c.dataset.item)")
 
 
 def asked(page, act):
     "Do something that asks for a page, and give the request and the answer."
-    with page.expect_response(lambda r: r.url.endswith("/v1/recommendations")) as found:
+    with page.expect_request(lambda r: r.url.endswith("/v1/recommendations")) as found:
         act()
     until(page, "document.querySelector('#cards').ariaBusy === 'false'")
-    return found.value.request.post_data_json, found.value.json()
+    return found.value.post_data_json, found.value.response().json()
+
+
+def test_a_card_says_in_words_how_likely_and_from_where(visit):
+    page = visit()
+    first = page.locator("#cards .card").first
+    assert (
+        first.locator("img").evaluate("i => i.complete && i.naturalWidth > 0")
+        and first.locator(".match").inner_text() in MATCHES
+        and re.fullmatch(r"\d+\.\d % likely .*", first.locator(".match").get_attribute("title"))
+    )
+    chips = page.locator("#cards .sources li").all_inner_texts()
+    assert all(re.fullmatch(r"\w+ #\d+", chip) for chip in chips)
+    assert any(chip.startswith("two_tower #") for chip in chips)
+    assert re.fullmatch(r"\d+\.\d ms", page.inner_text("#latency"))
 
 
 def test_each_control_asks_for_another_page(visit):
@@ -115,22 +176,14 @@ def test_each_control_asks_for_another_page(visit):
         and page.locator("#user option").count() == 42
         and page.locator("#cards .card").count() == 8
     )
-    assert (
-        "known visitor" in page.inner_text("#page-note")
-        and page.locator("#history img").count() >= 5
-    )
-    first = page.locator("#cards .card").first
-    assert (
-        first.locator("img").evaluate("i => i.complete && i.naturalWidth > 0")
-        and "no. " in first.inner_text()
-        and "score" in first.inner_text()
-    )
+    assert "known visitor" in page.inner_text("#page-note")
+    until(page, "document.querySelectorAll('#history img').length >= 5")
     sent, _ = asked(page, lambda: page.select_option("#user", index=5))
     assert sent["user_id"] == page.input_value("#user")
     sent, _ = asked(page, lambda: page.select_option("#device", "mobile"))
     assert sent["device_type"] == "mobile"
     now = sent["timestamp"]
-    sent, at_three = asked(page, lambda: page.select_option("#hour", "3"))
+    sent, _ = asked(page, lambda: page.select_option("#hour", "3"))
     assert sent["timestamp"] % 86400 == 3 * 3600 and now <= sent["timestamp"] < now + 86401
     sent, _ = asked(page, lambda: page.locator("#k").fill("12"))
     assert (
@@ -229,7 +282,7 @@ def test_the_catalogue_and_why(visit):
     )
     until(
         page,
-        "[...document.querySelectorAll('#items .pick')].every(b => b.ariaLabel.includes('garden'))",
+        "[...document.querySelectorAll('#items .pick')].every(b => b.textContent.includes('garden'))",
     )
     word = page.locator("#items b").first.inner_text().split()[0]
     page.fill("#text", word)
@@ -307,7 +360,7 @@ def test_by_keyboard_alone_and_named_for_a_screen_reader(visit):
         page.evaluate("document.activeElement.className") == "pick"
         and page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     )
-    label = page.evaluate("document.activeElement.ariaLabel")
+    label = page.evaluate("document.activeElement.textContent")
     page.keyboard.press("Enter")
     page.wait_for_selector("#changed:not([hidden])")
     assert page.inner_text("#facts li").split("looked at ")[1].split(";")[0].rstrip(".") in label
@@ -366,6 +419,117 @@ def test_without_the_key_one_can_still_look(visit, stack):
     page.fill("#key", stack[0].partition("#key=")[2])
     page.click("#key-form button")
     until(page, "document.querySelectorAll('#user option').length === 42")
+
+
+@pytest.mark.needs("npm")
+@pytest.mark.parametrize("width", WIDTHS)
+def test_cards_can_be_read_at_every_width(visit, axe, width):
+    page = visit(viewport=dict(width=width, height=900))
+    assert fits(page)
+    cards = page.evaluate(
+        """() => [...document.querySelectorAll('#cards .card')].map(card => {
+          const image = card.querySelector('img').getBoundingClientRect();
+          const texts = [...card.querySelectorAll('b, small, .price, .match, .sources li')];
+          return {width: image.width, height: image.height,
+                  cut: texts.filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth).length,
+                  outside: texts.filter(e => e.getBoundingClientRect().right >
+                    card.getBoundingClientRect().right).length,
+                  small: texts.filter(e => parseFloat(getComputedStyle(e).fontSize) < 11).length};
+        })"""
+    )
+    assert len(cards) == 8
+    for card in cards:
+        assert card["width"] >= 128 and abs(card["width"] - card["height"]) < 1
+        assert (card["cut"], card["outside"], card["small"]) == (0, 0, 0)
+    assert axe(page) == []
+    page.screenshot(path=SHOTS / f"shop-{width}.png")
+    asked(page, lambda: page.select_option("#user", "new"))
+    page.locator("#cards .pick").first.click()
+    page.wait_for_selector("#changed:not([hidden])")
+    assert fits(page) and axe(page) == []
+    page.screenshot(path=SHOTS / f"shop-click-{width}.png")
+    page.locator("#cards .foot button").first.click()
+    page.wait_for_selector(".shares li")
+    assert fits(page) and axe(page) == []
+
+
+def test_keyboard_goes_through_the_views_and_cards(visit):
+    page = visit()
+    asked(page, lambda: page.select_option("#user", "new"))
+    first = page.locator("#cards .card").first
+    page.focus("#page")
+    names = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate("document.activeElement.textContent"))
+        style = page.evaluate(
+            "(({outlineStyle, outlineWidth}) => [outlineStyle, outlineWidth])"
+            "(getComputedStyle(document.activeElement))"
+        )
+        assert style == ["solid", "3px"]
+    title = first.locator("b").inner_text()
+    assert names[0].startswith(title) and names[1] == names[3] == "Why?"
+    assert first.locator(".match").inner_text() in names[0] and " % likely" in names[0]
+    first.locator(".pick").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#changed:not([hidden])")
+    page.focus("nav a >> nth=1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#live-body > *")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "live"
+
+
+def test_operators_see_what_is_missing_and_what_the_monitor_wrote(visit, p):
+    page = open_operations(visit())
+    assert "no monitor day yet: recsys monitor" in page.inner_text("#drift-body")
+    assert "p50" in page.inner_text("#minutes-chart")
+    assert page.inner_text("#remembered").split()[0].isdigit()
+    gate = read_json(run_dir(p) / "promote/gate.json")
+    assert gate["candidate"] in page.inner_text("#gate-body")
+    assert ("passed" if gate["passed"] else "refused") in page.inner_text("#gate-body")
+    verdict = judge_day(p)
+    until(page, "document.querySelectorAll('#drift-body tbody tr').length > 5")
+    assert page.locator("#drift-body tbody tr").count() == len(verdict["checks"])
+    assert verdict["day"] in page.inner_text("#days-body")
+
+
+@pytest.mark.needs("npm")
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_view_for_operators_fits_and_axe_finds_nothing(visit, axe, p, width):
+    page = visit(viewport=dict(width=width, height=900))
+    if not (run_dir(p) / "monitor").is_dir():
+        judge_day(p)
+    open_operations(page)
+    page.click("#gate-more summary")
+    page.click("#minutes-more summary")
+    page.evaluate("scrollTo(0, 0)")
+    cut_labels = page.evaluate(
+        """() => [...document.querySelectorAll('.chart text')].filter(label => {
+          const [inner, outer] = [label, label.ownerSVGElement].map(e => e.getBoundingClientRect());
+          return inner.left < outer.left || inner.right > outer.right + 1;
+        }).map(label => label.textContent)"""
+    )
+    rows = page.locator("#drift-body tbody tr")
+    heights = rows.evaluate_all("rows => rows.map(row => row.getBoundingClientRect().height)")
+    assert cut_labels == [] and max(heights) < 64  # two lines of text
+    assert fits(page) and axe(page) == [] and page.evaluate(CONTRAST) == []
+    page.screenshot(path=SHOTS / f"operations-{width}.png", full_page=True)
+    page.click("#theme")
+    assert axe(page) == [] and page.evaluate(CONTRAST) == []
+
+
+def test_the_view_for_operators_needs_the_key(visit, stack):
+    page = visit(stack[0].split("#")[0], tolerate="401")
+    page.click("nav >> text=Operations")
+    until(page, "document.querySelector('#alert').textContent.includes('needs the API key')")
+    assert page.inner_text("#live-body") == "" and page.is_visible("#key")
+    page.fill("#key", stack[0].partition("#key=")[2])
+    page.click("#key-form button")
+    until(page, "document.querySelector('#live-body').childElementCount > 0")
+    assert not page.is_visible("#alert")
 
 
 def test_valkey_is_killed(visit, p):

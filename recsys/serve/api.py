@@ -67,6 +67,11 @@ class Placed(ShownItem):
     "An item on a page."
 
     score: float
+    probability: float | None = Field(
+        None,
+        description="calibrated probability that the visitor chooses the item next, which the "
+        "score stands for; null where it stands for something else",
+    )
     propensity: float | None = Field(description="probability of its place, given those above")
     rank: int | None = Field(
         description="its place among what retrieval found; null: retrieval did not find it"

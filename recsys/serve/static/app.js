@@ -1,31 +1,13 @@
 "use strict";
 // The shop window: asks the gateway that served it, and nobody else. A click is an event; the page is then asked for again and compared.
-const $ = (id) => document.getElementById(id);
 const STAGES = { user_features: "visitor", query_tower: "query tower", retrieve: "retrieve", seen_filter: "seen filter", item_features: "item features", dlrm: "rank", rerank: "rerank" };
-const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed: 1, asked: 0, clicked: new Map(), waiting: null, servers: "", unanswered: false, key: sessionStorage.getItem("key") || "", fresh: "visitor-" + Math.random().toString(36).slice(2, 8) };
+const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed: 1, asked: 0, clicked: new Map(), waiting: null, servers: "", unanswered: false, fresh: "visitor-" + Math.random().toString(36).slice(2, 8) };
 
-function el(tag, props = {}, ...inside) {
-  const e = document.createElement(tag);
-  for (const [n, v] of Object.entries(props)) n in e && n !== "role" ? (e[n] = v) : e.setAttribute(n, v);
-  e.append(...inside);
-  return e;
-}
 const money = (x) => (x == null ? "" : x.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 }));
 const name = (x) => x.title || x.item_id;
 const picture = (x) => el("img", { src: x.image, alt: "" });
 const say = (text) => { $("said").textContent = text; };
 function tell(text) { $("toast").textContent = text; $("toast").hidden = !text; clearTimeout(state.told); state.told = setTimeout(() => tell(""), text ? 9000 : 1e9); }
-function warn(text) { if ($("alert").textContent !== text) $("alert").textContent = text; $("alert").hidden = !text; }
-
-async function call(method, path, body) {
-  const headers = state.key ? { "X-API-Key": state.key } : {};
-  if (body) headers["Content-Type"] = "application/json";
-  const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) }).catch(() => { throw new Error("The gateway does not answer."); });
-  const found = await answer.json();
-  if (answer.ok) return found;
-  if (answer.status === 401) $("key-box").open = true;
-  throw new Error(answer.status === 401 ? "This needs the API key: see the box “API key”." : found.error);
-}
 
 // ---- the visitor and the request
 const fieldControls = document.querySelectorAll("[data-field]");  // numbers of a request: a new one needs no code here
@@ -73,20 +55,36 @@ function showPage(page) {
   if (gone.has("triton")) warn("The recommender does not answer: these are popular items. " + page.fallbacks[0].reason);
   else if (gone.has("user_features") || gone.has("seen_filter")) warn("Valkey does not answer: history and seen items are not known now, so this page is the one of an anonymous visitor.");
   else warn(page.fallbacks.map((f) => `${f.stage}: ${f.fallback} (${f.reason})`).join("; "));
-  $("page-note").textContent = `${page.items.length} items for ${who}, ` + (page.source === "popularity" ? "by popularity" : "found by the two-tower, ranked by the DLRM") + `, answered in ${page.gateway_ms.toFixed(1)} ms` + page.notes.map((note) => `. ${note}`).join("");
+  $("page-note").textContent = `${page.items.length} items for ${who}, ` + (page.source === "popularity" ? "by popularity" : "ranked by how likely each one is chosen next") + page.notes.map((note) => `. ${note}`).join("");
+  $("latency").textContent = `${page.gateway_ms.toFixed(1)} ms`;
+  $("latency").title = `${page.gateway_ms.toFixed(1)} ms in the gateway, ${page.browser_ms.toFixed(0)} ms until the browser had it`;
   $("cards").replaceChildren(...page.items.map((x) => card(x, true)));
   $("bundle").textContent = page.bundle_version;
   showTime(page);
   say(`${page.items.length} items: ${page.items.slice(0, 3).map(name).join(", ")}`);
 }
+// A score in words, by the calibrated probability that this visitor chooses the item next; of a hundred shown items about four are chosen.
+const MATCHES = [[0.1, "strong match", "strong"], [0.04, "good match", "good"], [0.015, "possible match", "possible"], [0, "long shot", "far"]];
+function match(x) {
+  if (x.probability == null) return { word: "", kind: "", number: `score ${x.score.toFixed(2)}` };
+  const [, word, kind] = MATCHES.find(([least]) => x.probability >= least);
+  return { word, kind, number: `${(100 * x.probability).toFixed(1)} % likely to be this visitor's next choice` };
+}
+function sources(x) {
+  return el("ul", { className: "sources", ariaLabel: "Found by" }, ...x.sources.map((s) => el("li", { title: `place ${s.rank} in the list of ${s.source}, score ${s.score.toFixed(2)}` }, `${s.source} #${s.rank}`)));
+}
 function card(x, placed) {
-  const text = el("span", { className: "text" }, el("b", {}, name(x)), el("small", {}, x.subcategory || x.category || ""), el("span", { className: "price" }, money(x.price)));
-  if (placed) text.append(el("small", {}, x.reason));
-  const pick = el("button", { type: "button", className: "pick", ariaLabel: `Look at ${name(x)}, ${x.category || ""}, ${money(x.price)}` + (placed ? `, ${x.reason}` : "") }, picture(x), text);
+  const { word, kind, number } = placed ? match(x) : {};
+  const group = [x.category, x.subcategory].filter(Boolean).join(" · ");
+  const text = el("span", { className: "text" }, el("b", {}, name(x)), " ", el("small", {}, group), " ", el("span", { className: "price" }, money(x.price)));
+  if (placed && !x.rank) text.append(el("small", {}, x.reason));
+  if (placed) text.append(el("span", { className: "hidden" }, ` ${word ? word + ", " : ""}${number}${x.rank ? ", " + x.reason : ""}`));
+  const pick = el("button", { type: "button", className: "pick" }, picture(x), text);
   pick.addEventListener("click", () => look(x));
-  const why = el("button", { type: "button", ariaLabel: `Why ${name(x)}` }, placed ? "Why?" : "Why not?");
+  const why = el("button", { type: "button", ariaLabel: `${placed ? "Why?" : "Why not?"} ${name(x)}` }, placed ? "Why?" : "Why not?");
   why.addEventListener("click", () => explain(x, why));
-  const card = el("li", { className: "card" }, pick, el("div", { className: "foot" }, el("span", {}, placed ? `score ${x.score.toFixed(2)}` : ""), why));
+  const judged = el("span", { className: `match ${kind || ""}`, title: number || "" }, placed ? word || number : "");
+  const card = el("li", { className: "card" }, pick, ...(placed && x.sources.length ? [sources(x)] : []), el("div", { className: "foot" }, judged, why));
   card.dataset.item = x.item_id;
   return card;
 }
@@ -103,13 +101,13 @@ function showTime(page) {
 async function loadVisitor() {
   const user = visitor();
   let known = null, why = "";
-  if (user && state.key) try { known = await call("GET", "/v1/users/" + encodeURIComponent(user)); } catch (e) { why = e.message; }
+  if (user && access.key) try { known = await call("GET", "/v1/users/" + encodeURIComponent(user)); } catch (e) { why = e.message; }
   if (user !== visitor()) return state.known;
   state.known = known;
-  $("known").textContent = !user ? "Nothing: anonymous visitors leave no trace." : !state.key ? "A history is shown with the API key." : !known ? `Not to be read now: ${why}` : known.known ? "Training knew this visitor." : known.history.length ? "New since training; known from clicks." : "New: nothing yet. Click on something.";
+  $("known").textContent = !user ? "Nothing: anonymous visitors leave no trace." : !access.key ? "A history is shown with the API key." : !known ? `Not to be read now: ${why}` : known.known ? "Training knew this visitor." : known.history.length ? "New since training; known from clicks." : "New: nothing yet. Click on something.";
   $("top").textContent = known?.top_category || "–";
   $("history").replaceChildren(...(known?.history || []).slice(0, 20).map((x) => el("li", { title: name(x) }, el("img", { src: x.image, alt: name(x) }))));
-  $("reset").disabled = !user || !state.key;
+  $("reset").disabled = !user || !access.key;
   return known;
 }
 async function refresh() { await Promise.all([ask(), loadVisitor()]); }
@@ -217,7 +215,7 @@ async function watch() {  // tells when a server behind goes or comes back
   try {
     const r = await call("GET", "/readyz"), now = `${r.triton} ${r.valkey} ${r.bundle_version}`;
     $("servers").replaceChildren(...["triton", "valkey"].map((n) => el("span", { className: "chip" + (r[n] ? "" : " gone") }, `${n[0].toUpperCase() + n.slice(1)} ${r[n] ? "answers" : "is gone"}`)));
-    if (state.servers && state.servers !== now) { state.servers = now; if (state.key && $("user").childElementCount < 4) await loadUsers(); await refresh(); }
+    if (state.servers && state.servers !== now) { state.servers = now; if (access.key && $("user").childElementCount < 4) await loadUsers(); await refresh(); }
     state.servers = now;
     if (state.waiting) { const visitor = await loadVisitor(); if (state.waiting && knows(visitor, state.waiting.item)) await changed(visitor); }
     else if (spoiled(r)) await refresh();
@@ -226,7 +224,7 @@ async function watch() {  // tells when a server behind goes or comes back
 async function loadUsers() {
   const chosen = $("user").value || "";
   let users = [];
-  if (state.key) try { users = (await call("GET", "/v1/users")).users; } catch (e) { warn(e.message); }
+  if (access.key) try { users = (await call("GET", "/v1/users")).users; } catch (e) { warn(e.message); }
   $("user").replaceChildren(el("option", { value: "" }, "anonymous"), el("option", { value: "new" }, "new: " + state.fresh), ...users.map((u) => el("option", { value: u }, u)));
   $("user").value = chosen;
 }
@@ -250,15 +248,12 @@ async function limit() {  // gives every control the bounds of its field, which 
   }
 }
 async function start() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (given) { state.key = given; sessionStorage.setItem("key", given); history.replaceState(null, "", location.pathname); }
-  const theme = localStorage.getItem("theme"); if (theme) document.documentElement.dataset.theme = theme;
   const [options] = await Promise.all([call("GET", "/v1/options"), limit()]);
   $("tune").open = matchMedia("(min-width: 56rem)").matches;
   state.drift = options.clock - Date.now() / 1000; state.event = options.event_types[0] || "view";
   $("device").replaceChildren(el("option", { value: "" }, "any"), ...options.devices.map((d) => el("option", { value: d }, d)));
   $("hour").replaceChildren(el("option", { value: "" }, "now"), ...Array.from({ length: 24 }, (_, h) => el("option", { value: h }, `${String(h).padStart(2, "0")}:00`)));
-  $("key-box").open = options.writes && !state.key;
+  $("key-box").open = options.writes && !access.key;
   await Promise.all([loadUsers(), watch(), browse()]);
   if ($("user").childElementCount > 2) $("user").selectedIndex = 2;
   await refresh();
@@ -277,6 +272,5 @@ $("text").addEventListener("input", () => { clearTimeout(state.typing); state.ty
 $("add-form").addEventListener("submit", (e) => { e.preventDefault(); add(); });
 $("more").addEventListener("click", () => browse(true));
 $("categories").addEventListener("click", (e) => { const b = e.target.closest("button"); if (!b) return; state.category = b.dataset.category; for (const x of $("categories").children) x.ariaPressed = String(x === b); browse(); });
-$("key-form").addEventListener("submit", async (e) => { e.preventDefault(); state.key = $("key").value.trim(); sessionStorage.setItem("key", state.key); $("key").value = ""; $("key-box").open = false; warn(""); await loadUsers(); refresh(); });
-$("theme").addEventListener("click", () => { const dark = matchMedia("(prefers-color-scheme: dark)").matches, now = document.documentElement.dataset.theme || (dark ? "dark" : "light"), next = now === "dark" ? "light" : "dark"; document.documentElement.dataset.theme = next; localStorage.setItem("theme", next); $("theme").ariaLabel = `Colours: ${next}`; });
+onKey(async () => { warn(""); await loadUsers(); refresh(); });
 start().catch((e) => warn(e.message));
