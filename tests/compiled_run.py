@@ -37,7 +37,8 @@ class CompiledRun:
     folder: Path  # for what the launcher keeps
     env: dict  # of all containers, over the environment
     job: str = "job-1"
-    kill: dict = field(default_factory=dict)  # task -> seconds after which its first try is killed
+    # task -> file whose appearance kills its first try, or seconds after which it is killed
+    kill: dict[str, Path | float] = field(default_factory=dict)
     attempts: list = field(default_factory=list)
 
     def __post_init__(self):
@@ -134,14 +135,23 @@ class CompiledRun:
             process = subprocess.Popen(
                 words, stdout=log, stderr=log, env=os.environ | self.env, start_new_session=True
             )
-            try:
-                code = process.wait(self.kill.get(name) if first else None)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                code = process.wait()
+            if first and name in self.kill:
+                _kill_at(process, self.kill[name])
+            code = process.wait()
         text = (self.folder / name / "log.txt").read_text(errors="replace")
         self.attempts.append(Attempt(name, code, text))
         return code
+
+
+def _kill_at(process: subprocess.Popen, moment: Path | float) -> None:
+    "Kill a container's processes once a file is there, or after seconds; not if it ends before."
+    began = time.monotonic()
+    while process.poll() is None:
+        is_file = isinstance(moment, Path)
+        if moment.is_file() if is_file else time.monotonic() - began > moment:
+            os.killpg(process.pid, signal.SIGKILL)
+            return
+        time.sleep(0.01)
 
 
 def _filled(word: str, values: dict) -> str:

@@ -723,8 +723,9 @@ def closed_loop_learns(days=30, pages=6000):
 
 
 def compiled_pipelines_run():
-    """The compiled full pipeline runs here on the tiny run's data with a task killed on the way,
-    and the daily one continues it; exit handlers included.
+    """The compiled full pipeline runs here on the tiny run's data, and the daily one continues it;
+    exit handlers included. In each, the ranker's training is killed when it has written a
+    checkpoint, and the next try goes on within an epoch.
     """
     from compiled_run import CompiledRun
 
@@ -732,17 +733,38 @@ def compiled_pipelines_run():
 
     figures, ok = {}, True
     with tempfile.TemporaryDirectory() as folder:
-        env = {"RECSYS_OUTPUTS": f"{folder}/outputs", "MPLBACKEND": "agg"}
+        outputs = Path(folder) / "outputs"
+        env = {"RECSYS_OUTPUTS": str(outputs), "MPLBACKEND": "agg"}
         daily = dict(RUN="daily", BASE_RUN="tiny", SHOP_DAYS=15, END_DATE="2026-07-01", TEST=1.0)
-        for name, changes, kill in (("full", {}, {"dlrm": 20}), ("daily", daily, {})):
+        for name, changes, task in (("full", {}, "dlrm"), ("daily", daily, "finetune")):
+            began = time.perf_counter()
             file = find_root() / f"k8s/pipelines/{name}.yaml"
             arguments = task_arguments(name, default_params()) | changes
+            arguments |= dict(CHECKPOINT_MINUTES=OFTEN)
+            target = outputs / arguments["RUN"]
+            kill = {task: target / "checkpoints" / task / TRAININGS[task]}
             run = CompiledRun(file, arguments, Path(folder) / name, env, f"job-{name}", kill)
             states = run.run()
             starts = {task: [a.code for a in run.attempts if a.task == task] for task in states}
-            figures[name] = dict(states=states, exit_codes=starts, end=run.attempts[-1].output)
-            ok &= set(states.values()) == {"succeeded"}
+            resumed = resumptions(run, target, task)
+            seconds = round(time.perf_counter() - began)
+            figures[name] = dict(states=states, exit_codes=starts, resumed=resumed, seconds=seconds)
+            figures[name]["end"] = run.attempts[-1].output
+            ok &= set(states.values()) == {"succeeded"} and starts[task] == [-9, 0]
+            ok &= any(resumed_at > (1, 1) for resumed_at in resumed)
     return ok, figures
+
+
+OFTEN = 0.001  # minutes between two checkpoints
+TRAININGS = dict(dlrm="fit.npz", finetune="dlrm.npz")  # task -> checkpoint of its ranker
+
+
+def resumptions(run, target, task):
+    "Return the epoch and the step at which a task's second try went on, by its log and notebook."
+    texts = [a.output for a in run.attempts if a.task == task]
+    texts += [file.read_text() for file in (target / "notebooks").rglob(f"*{task}.ipynb")]
+    found = re.findall(r"resumes at epoch (\d+), step (\d+)", "\n".join(texts))
+    return sorted({(int(epoch), int(step)) for epoch, step in found})
 
 
 PROOFS = [
