@@ -1,4 +1,6 @@
-"""Every command that the written pages show is one that the command line understands."""
+"""Every command that the written pages show is one that the command line understands, and every
+link leads somewhere, in the repository too.
+"""
 
 import re
 import shlex
@@ -128,3 +130,24 @@ def test_targets_of_make_exist():
     for page in PAGES:
         named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.M))
         assert named <= targets, page.name
+
+
+GENERATED = (
+    "alarms benchmarks commands evaluation failures fallbacks parameters request run".split()
+)
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+
+
+def test_links_lead_somewhere_in_the_repository():
+    "Pages that the docs site generates have no file here; all other targets are files."
+    dead, links = [], 0
+    for page in sorted(DOCS.rglob("*.md")):
+        for target in LINK.findall(page.read_text()):
+            links += 1
+            to_other_host = re.match(r"[a-z]+:", target)
+            is_generated = Path(target).parent in (Path("."), Path("..")) and (
+                Path(target).stem in GENERATED
+            )
+            if not (to_other_host or is_generated or (page.parent / target).exists()):
+                dead.append(f"{name_of(page)}: {target}")
+    assert dead == [] and links > 100
