@@ -32,7 +32,7 @@ def named_notebooks():
     "Return the notebooks that diagrams and written pages link to, and the executed one."
     text = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
     text += docs.fallback_page() + docs.alarm_page()
-    linked = re.findall(r"nb/(\d_\w+/\d\d_\w+)\.md", text)
+    linked = re.findall(r"nb/(\d_\w+/\d\d_\w+)\.md", docs.as_site_links(text))
     return {EXECUTED, *linked, *(stage.notebook for stage in (*FULL, *DAILY))}
 
 

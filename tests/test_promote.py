@@ -16,6 +16,7 @@ from tiny import ROOT, tiny_run
 
 from recsys.core.params import RecsysError
 from recsys.core.runs import read_json, sha256_file, write_json
+from recsys.operate import promote
 from recsys.operate.bundle_store import (
     after_promotion,
     bundle_path,
@@ -28,6 +29,7 @@ from recsys.operate.live_server import served_live
 from recsys.operate.promote import (
     answered_by,
     fill_online,
+    load_beside,
     move,
     roll_back,
     run_promote,
@@ -318,6 +320,29 @@ def test_the_store_is_filled_for_other_data_only(home, server):
         fill_online(home, live["version"], server.url)
         and client.get(FILLED) == live["version"].encode()
     )
+
+
+def test_a_materialise_job_between_fill_and_switch_is_made_good(home, server, monkeypatch):
+    "It read the pointer before the switch, and so it fills the store for the bundle before."
+    from recsys.online.feature_store import FILLED
+    from recsys.online.valkey import connect
+
+    client, old = connect(server.url, 5000), read_live(home)["version"]
+
+    def load_while_the_job_fills(*given):
+        load_beside(*given)
+        client.set(FILLED, old)
+
+    monkeypatch.setattr(promote, "load_beside", load_while_the_job_fills)
+    monkeypatch.setattr(promote, "has_data_of", lambda home, version, filled: False)
+    other = "first" if old == "broken000000" else "second"
+    params = run_params(home / other, GATE_CASES=600, BOOTSTRAP=100)
+    report = run_promote(params, force="a drill")
+    assert report["pointer"]["version"] != old
+    assert client.get(FILLED) == report["pointer"]["version"].encode()
+    monkeypatch.undo()
+    assert roll_back(home, valkey=server.url)["pointer"]["version"] == old
+    assert client.get(FILLED) == old.encode()
 
 
 def test_old_bundles_go_and_the_anchor_stays(home, server):

@@ -223,6 +223,16 @@ def test_a_rollback_brings_the_old_values_back(home, url, first_values):
     assert different(before, of_items(online_values(url))) == []
 
 
+def test_a_rollback_stays_where_the_store_can_not_be_asked(home):
+    "The address has no scheme. The note says so; a second rollback would go one bundle too far."
+    before = read_live(home)
+    other = next(x for x in stored_versions(home) if x != before["version"])
+    move(home, other, after_promotion(before, other))
+    (note,) = roll_back(home, valkey="127.0.0.1:6379")["notes"]
+    assert "VALKEY_URL is '127.0.0.1:6379'" in note
+    assert read_live(home)["version"] == before["version"]
+
+
 def test_the_hourly_job_leaves_the_listed_files_alone(home):
     "Later checks compare them with the hashes of the promotion; servers have read the layout."
     folder = bundle_path(home, read_live(home)["version"]) / "run"

@@ -41,7 +41,7 @@ from recsys.core.stages import (
     stages_before,
     stages_of,
 )
-from .tracking import track_stage
+from .tracking import track_stage, tracking_uri
 
 # %% ../../nbs/0_core/10_pipeline.ipynb #pipeline-05
 def is_done(stage: Stage, params: Params) -> bool:
@@ -211,7 +211,9 @@ def run_notebook(
 
 # %% ../../nbs/0_core/10_pipeline.ipynb #pipeline-19
 def check_paths(params: Params) -> None:
-    "Raise `RecsysError` naming the parameter where an input file of a run does not exist."
+    "Raise `RecsysError` naming the parameter where an input file is missing or TRACKING is wrong."
+    if params.TRACKING:
+        tracking_uri(params.TRACKING)
     own_tables = ("INTERACTIONS", "ITEMS", "USERS")
     by_source = dict(tables=own_tables, parquet=own_tables, shop=("CATALOG",))
     for key in by_source.get(params.SOURCE, ()):

@@ -273,7 +273,7 @@ def list_runs(
             row["data"] = ingest["parameters"].get("SOURCE", "")
             row["bundle"] = _json_or(folder / "bundle" / "manifest.json", {}).get("version", "")
             row |= lead_of_run(folder)
-        except (RecsysError, LookupError, StopIteration) as error:
-            row["fault"] = f"its records can't be read: {error}"
+        except (RecsysError, LookupError, TypeError, AttributeError, StopIteration) as error:
+            row["fault"] = f"its records can't be read: {type(error).__name__}: {error}"
         runs.append((made, row))
     return [row for _, row in sorted(runs, key=lambda run: -run[0])]

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MLFLOW', 'MLFLOW_EXPERIMENT', 'PATIENCE', 'tracking_uri', 'tracked_metrics', 'tracking_client', 'begin_run',
-           'log_record', 'log_stage', 'track_stage']
+           'log_record', 'logged_parameters', 'contradicts', 'log_stage', 'track_stage']
 
 # %% ../../nbs/0_core/14_tracking.ipynb #tracking-02
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,11 +40,14 @@ def tracking_uri(tracking: str) -> str:
     return uri
 
 # %% ../../nbs/0_core/14_tracking.ipynb #tracking-08
+_REFUSED = re.compile(r"[^\w./ -]")  # signs that MLflow takes in no name of a metric
+
+
 def tracked_metrics(record: dict) -> dict:  # name -> number
     "Return the numbers of a stage's record under names that MLflow takes."
     stage = record["stage"]
     numbers = {
-        f"{stage}.{name.replace('@', '_at_')}": float(value)
+        f"{stage}.{_REFUSED.sub('_', name.replace('@', '_at_'))}": float(value)
         for name, value in record["metrics"].items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
@@ -84,25 +88,37 @@ def log_record(client: Any, run_id: str, folder: Path, record: dict, new: dict) 
         client.set_tag(run_id, "bundle", version)
 
 
+def logged_parameters(record: dict) -> dict:
+    "Return a stage's parameters without the one that says where they are logged."
+    return {name: value for name, value in record["parameters"].items() if name != "TRACKING"}
+
+
+def contradicts(record: dict, logged: dict) -> bool:
+    "Return whether a stage ran with another value of a parameter than the one that is logged."
+    return any(
+        logged.get(name, value) != value for name, value in logged_parameters(record).items()
+    )
+
+
 def log_stage(params: Params, stage: str) -> str:  # id of MLflow's run
-    "Log a finished stage; all finished ones where a new run of MLflow begins."
+    "Log a finished stage, and others of its folder that are not logged yet and agree with it."
     uri = tracking_uri(params.TRACKING)
     client, run, file = tracking_client(uri), run_dir(params), run_dir(params) / "tracking.json"
-    record = read_json(run / stage / "stage.json")
+    records = {path.parent.name: read_json(path) for path in run.glob("*/stage.json")}
     state = read_json(file) if file.is_file() else {}
-    logged = state.get("parameters", {})
-    changed = [n for n, value in record["parameters"].items() if logged.get(n, value) != value]
-    stages = [stage]
-    if state.get("uri") != uri or changed:
-        state, logged = dict(uri=uri, run_id=begin_run(client, params)), {}
-        stages = sorted(path.parent.name for path in run.glob("*/stage.json"))
-    for name in stages:
-        record = read_json(run / name / "stage.json")
-        new = {n: value for n, value in record["parameters"].items() if n not in logged}
+    if state.get("uri") != uri or contradicts(records[stage], state["parameters"]):
+        state = dict(uri=uri, run_id=begin_run(client, params), parameters={}, stages=[])
+        write_json(file, state)
+    for name in (stage, *sorted(set(records) - {stage, *state["stages"]})):
+        record, logged = records[name], state["parameters"]
+        if contradicts(record, logged):
+            continue  # of another trial than the stage that has just run
+        new = {n: value for n, value in logged_parameters(record).items() if n not in logged}
         log_record(client, state["run_id"], run / name, record, new)
-        logged |= new
+        stages = sorted({*state["stages"], name})
+        state |= dict(parameters=logged | new, stages=stages)
+        write_json(file, state)
     client.set_terminated(state["run_id"])  # between two stages nothing runs
-    write_json(file, state | dict(parameters=logged))
     return state["run_id"]
 
 

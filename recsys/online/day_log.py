@@ -408,9 +408,10 @@ def read_pages(
         raise RecsysError(
             f"monitor: no impressions of {day} in {folders['impressions']}; there are {known}"
         )
-    is_popular = np.array([POPULAR_PAGE in (text or "") for text in pages["policy"].to_pylist()])
-    requests = np.array(pages["request_id"].to_pylist(), object)
-    is_shown = ~is_popular & ~np.isin(requests, requests[is_popular])
+    policies, requests = pages["policy"].to_pylist(), pages["request_id"].to_pylist()
+    is_popular = np.array([POPULAR_PAGE in (text or "") for text in policies], bool)
+    answered_late = {request for request, is_one in zip(requests, is_popular) if is_one}
+    is_shown = np.array([request not in answered_late for request in requests], bool)
     if not is_shown.any():
         raise RecsysError(
             f"monitor: on {day} all {is_popular.sum():,} shown pages were the gateway's popular "
@@ -421,7 +422,8 @@ def read_pages(
     scores = lists_of(pages["scores"], -np.inf, float)
     candidate_scores = lists_of(pages["candidate_scores"], -np.inf, float)
     clicked = _clicked_items(folders, day)
-    clicks = [[(r, i) in clicked for i in row] for r, row in zip(requests[is_shown], items)]
+    shown = pages["request_id"].to_pylist()
+    clicks = [[(r, i) in clicked for i in row] for r, row in zip(shown, items)]
     versions = [(v or "").partition("+")[0] for v in pages["bundle_version"].to_pylist()]
     times = [json.loads(text or "{}") for text in pages["stage_ms"].to_pylist()]
     ms = np.array([[float(one.get(step, 0)) for step in REQUEST_STEPS] for one in times])

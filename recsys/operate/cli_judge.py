@@ -236,7 +236,7 @@ def compare_command(
     seeds: int = SEEDS_OPTION,
     as_json: bool = typer.Option(False, "--json", help="print JSON instead of tables"),
 ):
-    "Train a run, and a variant of it, with several seeds; print means, spread, differences."
+    "Compare two finished runs, or train a run and a variant of it with several seeds."
     without_display()
     from recsys.evaluate.seed_runs import (
         Variant,
@@ -249,10 +249,11 @@ def compare_command(
     )
 
     if finished:
-        if len(finished) != 2 or params or change:
+        only_trained = params or change or sets or variant or seeds != SEEDS_OPTION.default
+        if len(finished) != 2 or only_trained:
             raise RecsysError(
-                "compare takes two finished runs (recsys runs lists them), or --params of one "
-                "that is trained"
+                "compare takes two finished runs and at most --json (recsys runs lists them), "
+                "or --params of one that is trained"
             )
         evaluate_command(finished[0], finished[1], out=None, as_json=as_json)
         return

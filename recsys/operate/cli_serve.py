@@ -263,8 +263,8 @@ def print_addresses(
     )
     print_line(f"try:   {curl_line(server.http, **request)}")
     print_line(
-        f"and:   recsys event --run {run} {option} --item {shlex.quote(item)}; "
-        f"recsys forget --run {run} {option}"
+        f"and:   recsys event --run {shlex.quote(run)} {option} --item {shlex.quote(item)}; "
+        f"recsys forget --run {shlex.quote(run)} {option}"
     )
 
 

@@ -176,7 +176,7 @@ def start_page(folder: Path, outputs: Path) -> str:  # Markdown
     notebook = read_json(find_root() / "nbs" / "index.ipynb")
     text = notebook_text(notebook, LinkResolver("", "."), folder, "index")
     drawing = "" if "```mermaid" in text else request_drawing(step_times(outputs))
-    ways = (find_root() / "docs" / WAYS_IN).read_text(encoding="utf-8")
+    ways = as_site_links((find_root() / "docs" / WAYS_IN).read_text(encoding="utf-8"))
     return text.replace("\n## ", f"\n{drawing}\n\n{ways}\n## ", 1)
 
 

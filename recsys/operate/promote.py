@@ -342,6 +342,7 @@ def fill_online(
     home: Path,
     version: str,  # stored
     url: str,  # of Valkey; '' where it does not answer
+    only_live: bool = False,  # leave it alone where another bundle is live by now
 ) -> bool:  # it had to be filled
     "Bring the online store up to the data that a stored bundle took along."
     from recsys.online.feature_store import FILLED, materialise
@@ -352,6 +353,8 @@ def fill_online(
             "must be in it; start it, or name it with --set VALKEY_URL=..."
         )
     with online_lock(home):  # a materialise job may be at work for the bundle before
+        if only_live and read_live(home).get("version") != version:
+            return False
         filled = (connect(url, 5000).get(FILLED) or b"").decode()
         if filled == version:
             return False
@@ -383,23 +386,23 @@ def roll_back(
 
     report = move(home, version, earlier, addresses, keep, reason=reason)
     take_anchor_back(home, live["version"], version)
-    url = online_url(home, valkey)
-    if url:
-        report["notes"] += fill_after_rollback(home, version, url)
+    report["notes"] += fill_after_rollback(home, version, valkey)
     return report
 
 
-def fill_after_rollback(home: Path, version: str, url: str) -> list:  # sentences about what failed
-    "Give the online store the data of a bundle that is live again."
-    from redis.exceptions import RedisError
-
+def fill_after_rollback(
+    home: Path,
+    version: str,  # live again
+    valkey: str = "",  # VALKEY_URL
+) -> list:  # sentences about what failed
+    "Give the online store the data of a bundle that is live again; the rollback stays if it fails."
     try:
-        with live_lock(home):
-            fill_online(home, version, url)
-    except (RecsysError, RedisError, OSError) as error:
+        if url := online_url(home, valkey):
+            fill_online(home, version, url, only_live=True)
+    except Exception as error:  # of Valkey, Feast or its offline store
         return [
             f"the online store keeps the values of before until the next `recsys serve --live` "
-            f"or materialise job: {error}"
+            f"or materialise job: {type(error).__name__}: {error}"
         ]
     return []
 
@@ -533,23 +536,20 @@ def run_promote(
         if reason := move_anchor(home, version, decision):
             record.note(f"the anchor is {version}: {reason}")
         url = online_url(home, params.VALKEY_URL)
-        if live and url and not report["replicas"]:
+        if live and url:  # a materialise job may have filled it for the bundle before meanwhile
             _fill_after_switch(home, version, url)
     return report
 
 
 def _fill_after_switch(home: Path, version: str, url: str) -> None:
     "Fill the online store for what is live; raise `RecsysError` where it is left half filled."
-    from redis.exceptions import RedisError
-
     try:
-        with live_lock(home):
-            fill_online(home, version, url)
-    except (RecsysError, RedisError, OSError) as error:
+        fill_online(home, version, url, only_live=True)
+    except Exception as error:  # of Valkey, Feast or its offline store
         raise RecsysError(
-            f"bundle {version} is live, but the online store could not be filled: {error}; "
-            "promote it again or roll back, which both fill it"
-        ) from None
+            f"bundle {version} is live, but the online store could not be filled: "
+            f"{type(error).__name__}: {error}; promote it again or roll back, which both fill it"
+        ) from error
 
 
 def _keep_candidate(

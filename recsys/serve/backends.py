@@ -230,6 +230,10 @@ class Backends:
         "The recommender of the open bundle."
         return self.parts.recommender
 
+    def impressions_lost(self) -> int:
+        "Return how many pages of popular items could not be logged since the start."
+        return self.pages.lost if self.pages else 0
+
     def checks(self) -> dict:  # code of an alarm -> function that returns what is wrong
         "Return the checks of the files that the gateway reads again."
         online = stage_dir(self.params, "triton") / "online.json"

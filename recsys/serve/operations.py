@@ -39,8 +39,18 @@ class RecentPages:
 
     def __init__(self, clock: Clock | None = None, most: int = MAX_PAGES):
         self.clock = clock or Clock()
-        self.since = self.clock.wall()
+        self.started = self.clock.wall()
         self.pages: deque = deque(maxlen=most)  # (second, milliseconds, codes of fallbacks)
+
+    @property
+    def is_full(self) -> bool:
+        "Whether older pages have been forgotten."
+        return len(self.pages) == self.pages.maxlen
+
+    @property
+    def since(self) -> float:  # second
+        "The moment from which on all pages are remembered."
+        return self.pages[0][0] if self.is_full else self.started
 
     def add(
         self,
@@ -53,6 +63,8 @@ class RecentPages:
     def minutes(self) -> list:  # of dicts, fields of `MinuteOfPages`
         "Return pages, median and 99th percentile of each of the last minutes that had a page."
         first = self.clock.wall() // 60 * 60 - 60 * (SHOWN_MINUTES - 1)
+        if self.is_full:  # the minute that is cut by forgetting is left out
+            first = max(first, self.since // 60 * 60 + 60)
         times: dict = {}
         for second, ms, _ in list(self.pages):
             if second >= first:

@@ -111,6 +111,11 @@ class GatewayMetrics:
             "events since the start whose item is not hidden: the user's filter of the day is full",
             registry=self.registry,
         )
+        self.impressions_lost = Gauge(
+            "recsys_gateway_impressions_lost",
+            "pages of popular items since the start that could not be logged",
+            registry=self.registry,
+        )
         gauge = Gauge("recsys_gateway_in_flight", "requests at work", registry=self.registry)
         gauge.set_function(in_flight)
         self.connections = Gauge(
@@ -192,6 +197,7 @@ class Gateway:
         self.alarms = Alarms()
         self.metrics = GatewayMetrics(lambda: self.in_flight)
         self.metrics.registry.register(AlarmGauge(self.all_alarms))
+        self.metrics.impressions_lost.set_function(self.backends.impressions_lost)
 
     def all_alarms(self) -> list:  # of dicts: code, since, detail
         "Return the alarms of this process and of the server that it asks, the oldest first."

@@ -100,7 +100,7 @@ async function look() {
     if (!access.key) { $("key-box").open = true; warn("This view needs the API key: see the box “API key”."); return; }
     show(await call("GET", "/v1/operations"));
     warn("");
-  } catch (e) { warn(e.message); }
+  } catch (e) { $("key-box").hidden = false; warn(e.message); }  // perhaps of an old key
 }
 onKey(look);
 look();
