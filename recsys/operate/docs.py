@@ -39,6 +39,7 @@ from recsys.operate.docs_tables import (
     failure_page,
     fallback_page,
     markdown_table,
+    model_card_page,
     params_page,
     request_page,
     run_page,
@@ -218,6 +219,7 @@ def write_pages(
         "evaluation.md": evaluation_page(params) + stage_pictures(params, "evaluate", folder),
         "benchmarks.md": benchmark_page(outputs),
         "run.md": run_page(params),
+        "model-card.md": model_card_page(params),
     }
     for name, text in pages.items():
         write_site_file(folder, name, text)

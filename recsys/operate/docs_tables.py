@@ -6,7 +6,7 @@
 __all__ = ['MAIN_METRICS', 'LONG_VALUE', 'command_page', 'command_names', 'bound_text', 'allowed_values', 'params_page',
            'request_page', 'fallback_page', 'alarm_page', 'missing_note', 'interval_text', 'system_table',
            'segment_table', 'evaluation_page', 'flatten_values', 'benchmark_page', 'outcome_text', 'event_text',
-           'failure_row', 'failure_tables', 'failure_page', 'record_values', 'run_page']
+           'failure_row', 'failure_tables', 'failure_page', 'record_values', 'model_card_page', 'run_page']
 
 # %% ../../nbs/7_operate/13_docs_tables.ipynb #docs-tables-02
 from pathlib import Path
@@ -356,6 +356,15 @@ def record_values(record: dict) -> list:  # rows of a table
             if not isinstance(value, str) or len(value) < LONG_VALUE:
                 rows.append(dict(what=name, value=value))
     return rows
+
+
+def model_card_page(params: Params) -> str:  # Markdown
+    "Return the model card of a run's bundle, as the stage `model_card` wrote it."
+    file = run_dir(params) / "model_card" / "model_card.md"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    command = f"recsys run --params params/{params.RUN}.yaml --from model_card"
+    return f"# Model card\n\n{missing_note('model card of this run', file.parent, command)}"
 
 
 def run_page(params: Params) -> str:  # Markdown
