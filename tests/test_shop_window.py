@@ -493,6 +493,8 @@ def test_operators_see_what_is_missing_and_what_the_monitor_wrote(visit, p):
     verdict = judge_day(p)
     until(page, "document.querySelectorAll('#drift-body tbody tr').length > 5")
     assert page.locator("#drift-body tbody tr").count() == len(verdict["checks"])
+    unjudged = [check for check in verdict["checks"] if not check["judged"]]
+    assert unjudged and page.inner_text("#drift-body").count("not judged") == len(unjudged)
     assert verdict["day"] in page.inner_text("#days-body")
 
 

@@ -60,6 +60,7 @@ def make_check(
         beyond=bool(beyond),
         p=p,
         says=says,
+        judged=not says.endswith(TOO_FEW),
     )
 
 

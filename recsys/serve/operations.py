@@ -127,6 +127,7 @@ class MonitorCheck(StrictModel):
     limit: float
     alarm: bool
     says: str
+    judged: bool = Field(True, description="whether there was enough to judge")
 
 
 class MonitoredDay(StrictModel):
@@ -217,7 +218,8 @@ def monitored_day(
     shown, clicks = (int(np.sum(today[name])) for name in ("shown", "clicks"))
     fields = {name: today[name] for name in ("pages", "events", "fallbacks")}
     checks = [
-        {name: check[name] for name in MonitorCheck.model_fields} for check in verdict["checks"]
+        {name: check[name] for name in MonitorCheck.model_fields if name in check}
+        for check in verdict["checks"]
     ]
     times = dict(p50=total["p50"], p99=total["p99"])
     day = dict(day=verdict["day"], alarms=verdict["alarms"], checks=checks)

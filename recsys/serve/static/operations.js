@@ -80,7 +80,7 @@ function showDrift({ days, missing }) {
   if (!days.length) return [text(missing.days, "missing")];
   const day = days.at(-1), sorted = [...day.checks].sort((a, b) => b.alarm - a.alarm || b.value / b.limit - a.value / a.limit);
   return [badge(!day.alarms.length, day.alarms.length ? `${day.alarms.length} alarm${day.alarms.length === 1 ? "" : "s"}` : "no alarm"), text(`${day.day}, ${day.checks.length} checks`),
-    table(`Checks of ${day.day}`, ["check", "value", "limit", "verdict", "in words"], sorted.map((c) => [c.check, c.value.toPrecision(3), c.limit.toPrecision(3), badge(!c.alarm, c.alarm ? "alarm" : "fine"), c.says]))];
+    table(`Checks of ${day.day}`, ["check", "value", "limit", "verdict", "in words"], sorted.map((c) => [c.check, c.value.toPrecision(3), c.limit.toPrecision(3), c.judged ? badge(!c.alarm, c.alarm ? "alarm" : "fine") : "not judged", c.says]))];
 }
 const PARTS = { "live-body": showLive, "gate-body": showGate, "minutes-chart": showMinutes, "fallbacks-body": showFallbacks, "days-body": showDays, "drift-body": showDrift };
 let drawn = {};
