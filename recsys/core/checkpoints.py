@@ -125,9 +125,7 @@ class TrainingLoop:
     def __init__(
         self,
         weights: Iterable[Variable],  # of the model, as far as training changes them
-        state: Iterable[
-            Variable
-        ],  # what else a step changes: the optimizer's moments, random state
+        state: Iterable[Variable],  # what else a step changes: moments of Adam, random state
         rng: np.random.Generator,  # which draws the batches
         n_epochs: int,  # at most
         patience: int,  # epochs in a row without a better value that are tolerated

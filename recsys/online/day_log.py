@@ -397,8 +397,10 @@ def read_pages(
     folders: dict,  # kind of log -> folder
     day: str,  # YYYY-MM-DD
 ) -> dict:  # of N pages: timestamp, device, version, top [N]; items, scores, clicks [N, k]; why, ms
-    """Return a day's pages of Triton that were shown, with their clicks, and as `popular` how many
-    the gateway made; raise `RecsysError` where there are none.
+    """Return the pages of a day that Triton made and visitors saw, with their clicks.
+
+    `popular` counts the pages that the gateway made in its place. `ms` is in milliseconds
+    [N, steps], lists are padded to the longest page. Raises `RecsysError` where there are none.
     """
     import pyarrow as pa
 
@@ -410,14 +412,15 @@ def read_pages(
         )
     policies, requests = pages["policy"].to_pylist(), pages["request_id"].to_pylist()
     is_popular = np.array([POPULAR_PAGE in (text or "") for text in policies], bool)
-    answered_late = {request for request, is_one in zip(requests, is_popular) if is_one}
-    is_shown = np.array([request not in answered_late for request in requests], bool)
-    if not is_shown.any():
+    # Triton may log a page of the same request, which came too late and was not shown
+    by_gateway = {request for request, is_one in zip(requests, is_popular) if is_one}
+    by_triton = np.array([request not in by_gateway for request in requests], bool)
+    if not by_triton.any():
         raise RecsysError(
             f"monitor: on {day} all {is_popular.sum():,} shown pages were the gateway's popular "
             "items; see why Triton did not answer"
         )
-    pages = pages.filter(pa.array(is_shown, pa.bool_()))
+    pages = pages.filter(pa.array(by_triton, pa.bool_()))
     items = lists_of(pages["item_ids"], "", object)
     scores = lists_of(pages["scores"], -np.inf, float)
     candidate_scores = lists_of(pages["candidate_scores"], -np.inf, float)

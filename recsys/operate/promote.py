@@ -342,9 +342,9 @@ def fill_online(
     home: Path,
     version: str,  # stored
     url: str,  # of Valkey; '' where it does not answer
-    only_live: bool = False,  # leave it alone where another bundle is live by now
-) -> bool:  # it had to be filled
-    "Bring the online store up to the data that a stored bundle took along."
+    only_live: bool = False,  # do nothing where another bundle is live by now
+) -> bool:  # whether values were written
+    "Write the data that a stored bundle took along into the online store, where it has others."
     from recsys.online.feature_store import FILLED, materialise
 
     if not url:
@@ -352,10 +352,10 @@ def fill_online(
             "servers run, but their Valkey does not answer, and the new bundle's users "
             "must be in it; start it, or name it with --set VALKEY_URL=..."
         )
-    with online_lock(home):  # a materialise job may be at work for the bundle before
+    with online_lock(home):
         if only_live and read_live(home).get("version") != version:
             return False
-        filled = (connect(url, 5000).get(FILLED) or b"").decode()
+        filled = (connect(url, timeout_ms=5000).get(FILLED) or b"").decode()
         if filled == version:
             return False
         if has_data_of(home, version, filled):
@@ -509,9 +509,8 @@ def run_promote(
                 keep_run(bundle_path(home, version), run_folder(home, live["run"]))
                 found = find_replicas(home, params.REPLICAS)
                 rows = settle(home, found.servers)
-                url = online_url(home, params.VALKEY_URL)
-                if url:  # a promotion that was killed may not have filled the store
-                    fill_online(home, version, url)
+            if url := online_url(home, params.VALKEY_URL):
+                _fill_after_switch(home, version, url)  # a killed promotion may not have filled it
             record.note(f"bundle {version} is live already, since {live['since']}")
             for note in found.notes:
                 record.note(note)

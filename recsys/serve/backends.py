@@ -210,7 +210,7 @@ class Backends:
     adder: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("new items", threads=1, limit=16)
     )
-    pages: ImpressionLog | None = None  # of popular pages; None: no Valkey is known
+    impressions: ImpressionLog | None = None  # of popular pages; None: no Valkey is known
     lists: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("lists", threads=2, limit=32)
     )
@@ -232,7 +232,7 @@ class Backends:
 
     def impressions_lost(self) -> int:
         "Return how many pages of popular items could not be logged since the start."
-        return self.pages.lost if self.pages else 0
+        return self.impressions.lost if self.impressions else 0
 
     def checks(self) -> dict:  # code of an alarm -> function that returns what is wrong
         "Return the checks of the files that the gateway reads again."
@@ -310,8 +310,8 @@ class Backends:
     async def close(self) -> None:
         "Close the channel to Triton and end the threads and the explainer's process."
         await self.triton.close()
-        if self.pages:
-            self.pages.close()
+        if self.impressions:
+            self.impressions.close()
         self.store.stop()
         self.explanations.stop()
         self.explainer.stop()
@@ -328,6 +328,6 @@ def open_backends(
     parts = open_bundle_parts(params, url, served_bundle(params), online)
     triton = TritonPages(triton_address(params), silence=params.GATEWAY_SILENCE_MS / 1e3)
     # these pages name no person, so that nothing is hashed
-    pages = ImpressionLog(connect(url, 2000), b"", params.STREAM_LENGTH) if url else None
+    impressions = ImpressionLog(connect(url, 2000), b"", params.STREAM_LENGTH) if url else None
     users = example_users(params)
-    return Backends(params, url, triton, parts, users, online=online, pages=pages)
+    return Backends(params, url, triton, parts, users, online=online, impressions=impressions)

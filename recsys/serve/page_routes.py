@@ -198,10 +198,10 @@ def log_popular_page(
     request_id: str,
 ) -> None:
     "Log a page of popular items, where a Valkey is known."
-    if backends.pages is None:
+    if backends.impressions is None:
         return
     now = backends.recommender.clock.now()
-    backends.pages.log_impression(
+    backends.impressions.log_impression(
         "",
         request_id=request_id,
         device_type=body.device_type or "",

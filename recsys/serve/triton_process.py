@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ADMIN_HEADER', 'RESTRICTED', 'INSTANCE_MIB', 'VERSIONS_AT_ONCE', 'triton_folder', 'server_env', 'check_stub',
            'backend_dir', 'ServerOptions', 'socket_folder', 'renew_sockets', 'distinct_ports', 'session_processes',
-           'session_memory', 'sweep_memory', 'close_memory', 'sweep_sockets', 'usable_cpus', 'usable_memory',
-           'server_instances', 'Stub', 'region_bytes', 'process_state', 'find_stubs']
+           'session_memory', 'sweep_memory', 'close_memory', 'sweep_sockets', 'given_number', 'usable_cpus',
+           'usable_memory', 'server_instances', 'Stub', 'region_bytes', 'process_state', 'find_stubs']
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-02
 import contextlib
@@ -344,18 +344,25 @@ def _is_left_behind(file: Path) -> bool:
     return not Path(f"/proc/{owner}").exists() and Clock().wall() - file.stat().st_mtime > 60
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-d2
-INSTANCE_MIB = 200  # memory of an instance, without what its bundle takes
+INSTANCE_MIB = (
+    200  # of an instance, a process of the member `page`, without its bundle; measured above
+)
 VERSIONS_AT_ONCE = 3  # loaded at most: the live one, the one before it, the next one
 _CONTROL_GROUP = Path("/sys/fs/cgroup")  # of this process, in a container; cgroups(7), version 2
 
 
+def given_number(variable: str) -> int:  # 0: not given
+    "Return the number that an environment variable holds; raise `RecsysError` for another text."
+    given = os.environ.get(variable, "")
+    if given and (not given.isdecimal() or int(given) < 1):
+        raise RecsysError(f"{variable} is {given!r}, expected a whole number from 1 on")
+    return int(given or 0)
+
+
 def usable_cpus(group: Path = _CONTROL_GROUP) -> int:
     "Return how many CPUs this process may use, rounded up; RECSYS_CPUS has the last word."
-    given = os.environ.get("RECSYS_CPUS", "")
-    if given:
-        if not given.isdecimal() or int(given) < 1:
-            raise RecsysError(f"RECSYS_CPUS is {given!r}, expected a whole number from 1 on")
-        return int(given)
+    if given := given_number("RECSYS_CPUS"):
+        return given
     cpus = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no quota
         quota, period = map(int, (group / "cpu.max").read_text().split())
@@ -365,11 +372,8 @@ def usable_cpus(group: Path = _CONTROL_GROUP) -> int:
 
 def usable_memory(group: Path = _CONTROL_GROUP) -> int:  # MiB
     "Return how much memory this process may use; RECSYS_MEMORY_MIB has the last word."
-    given = os.environ.get("RECSYS_MEMORY_MIB", "")
-    if given:
-        if not given.isdecimal() or int(given) < 1:
-            raise RecsysError(f"RECSYS_MEMORY_MIB is {given!r}, expected a whole number from 1 on")
-        return int(given)
+    if given := given_number("RECSYS_MEMORY_MIB"):
+        return given
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
         memory = min(memory, int((group / "memory.max").read_text()))
@@ -378,13 +382,19 @@ def usable_memory(group: Path = _CONTROL_GROUP) -> int:  # MiB
 
 def server_instances(
     bundle: Path,  # folder of the bundle that is served
-    wanted: int = 0,  # INSTANCES
+    wanted: int = 0,  # INSTANCES; 0: decided here
 ) -> int:  # at least 1
-    "Return how many instances a server starts: INSTANCES, else one a CPU that memory allows."
+    """Return how many instances a server starts: INSTANCES, else one a CPU, as far as memory goes.
+
+    One is started even where the memory is too small for it.
+    """
     if wanted:
         return wanted
-    size = sum(file.stat().st_size for file in Path(bundle).glob("*") if file.is_file())
-    needed = INSTANCE_MIB + 2 * (size >> 20)
+    # what is served lies at the top of a bundle; twice its size leaves a margin
+    size = (
+        sum(file.stat().st_size for file in Path(bundle).glob("*") if file.is_file()) >> 20
+    )  # MiB
+    needed = INSTANCE_MIB + 2 * size
     return max(1, min(usable_cpus(), usable_memory() // (VERSIONS_AT_ONCE * needed)))
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-23
