@@ -422,7 +422,7 @@ def live_beside(
         return ""
     filled = (connect(url, 5000).get(FILLED) or b"").decode().removeprefix(FILL_BEGUN)
     is_filled_for_live = bool(filled) and (home / "bundles" / filled).is_dir()
-    is_own_server = live["online_run"] == p.RUN
+    is_own_server = live["online_run"] == p.RUN and not p.VALKEY_URL
     is_shared = is_own_server or is_filled_for_live or url in live_addresses(home, live)
     return live["version"] if is_shared else ""
 
