@@ -133,6 +133,8 @@ def load_settings(folder: str | Path) -> dict:
 class OnlineUsers:
     "What the online store knows of users: features, history, seen items, and what is popular."
 
+    store = "online: Valkey, read at each request"
+
     def __init__(
         self,
         bundle,  # Bundle: encoder, catalogue, defaults

@@ -38,6 +38,7 @@ from ..data.additions import START, AddedLines, additions_file, read_lines
 from ..data.features import FIRST, as_bytes, columns_of, load_encoder, save_arrays
 from ..data.interaction import Trends, interaction_names
 from ..models.sources import load_demand, source_classes
+from .cards import BundleCard
 from .snapshot import AddedRowCheck, BundleFiles, CatalogueSnapshot
 
 # %% ../../nbs/3_recommend/05_bundle.ipynb #bundle-07
@@ -130,9 +131,11 @@ def write_bundle(p: Params, folder: Path) -> dict:  # the manifest
     records = {stage: read_json(stage_dir(p, stage) / "stage.json") for stage in stages}
     content = manifest_content(p, folder, records)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    n_users = len(np.load(stage_dir(p, "data_prep") / "users.npz")["user_id"])
     manifest = dict(
         content,
         version=digest[:12],
+        counts=dict(users=n_users, events=records["data_prep"]["rows"]["train"]),
         metrics={stage: record["metrics"] for stage, record in records.items()},
         stages=stage_keys(run_dir(p), tuple(served_files())),
     )
@@ -197,7 +200,7 @@ class SnapshotPart:
         owner.snapshot = owner.snapshot.replaced(self.name, value)
 
 
-class CatalogueParts:
+class CatalogueParts(BundleCard):
     "The per-item parts of a `snapshot` as attributes."
 
     snapshot: CatalogueSnapshot

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..core.pages import Card, Code, Table
 from ..core.params import RecsysError
 from ..core.runs import atomic_path
 from ..models.sources import sources_text
@@ -151,7 +152,7 @@ def page_table(
     )
 
 # %% ../../nbs/3_recommend/12_pages.ipynb #pages-11
-class RunRecommender:
+class RunRecommender(Card):
     "Recommends from the bundle of a finished run, in this process."
 
     def __init__(self, engine: Recommender):
@@ -161,6 +162,16 @@ class RunRecommender:
     def load(cls, run: str) -> "RunRecommender":
         "Return the recommender of a run, by name or folder; raise `RecsysError` without a bundle."
         return cls(load_run(run))
+
+    def headline(self) -> str:
+        "Return bundle, size of the catalogue, number of sources and kind of store."
+        return self.engine.headline()
+
+    def card_blocks(self) -> list:  # of blocks
+        "Return what it serves as a table, and a line to try."
+        user = self.engine.example_user()
+        line = f"recommender.recommend(user_id={user!r}, k=5)"
+        return [Table(self.engine.facts(), text=(0, 1)), Code(line)]
 
     def recommend(
         self,

@@ -20,6 +20,7 @@ from ..data.interaction import interaction_features
 from ..models.sources import item_sources, sources_text
 from .bundle import Bundle, run_session
 from .candidates import Candidates, CandidateSearch, ServedQuery
+from .cards import RecommenderCard
 from .fallbacks import REQUEST_STEPS, FallbackLog, StepTimer, finite, starts_popular
 from .lists import ItemList, similar_items, trending_items
 from .request import is_visitor, person_of, read_request
@@ -175,7 +176,7 @@ def make_pages(
     )
 
 # %% ../../nbs/3_recommend/09_recommender.ipynb #recommender-29
-class Recommender:
+class Recommender(RecommenderCard):
     "Answers requests from a bundle and what is known of users."
 
     def __init__(

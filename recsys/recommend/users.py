@@ -79,6 +79,7 @@ def items_in_demand(bundle: Bundle, now: int) -> np.ndarray:  # item rows, each 
 class UserMemory:
     "What is known of users from a run's tables and the events observed since."
 
+    store = "offline: the run's tables in memory, and events observed since"
     limit: contextlib.AbstractContextManager = contextlib.nullcontext()  # nothing is waited for
 
     def __init__(self, prep, bundle: Bundle):
