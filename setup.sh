@@ -52,12 +52,14 @@ uv_settings() {
     export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-120}"
 }
 
+# Bytecode as pip makes it: where Python may not write it (PYTHONDONTWRITEBYTECODE, usual in containers),
+# every process would compile TensorFlow's sources again, 8 seconds of its 13.
 install_with_uv() {
     uv=${UV:-.venv/bin/uv}
     if [ -z "${UV:-}" ]; then .venv/bin/python -m pip install -qq "uv==$uv_version" || return 1; fi
     (
         uv_settings
-        "$uv" pip install $quiet --python .venv/bin/python --no-deps --build-constraints "$lock" -r "$lock" -r "$nodeps" &&
+        "$uv" pip install $quiet --compile-bytecode --python .venv/bin/python --no-deps --build-constraints "$lock" -r "$lock" -r "$nodeps" &&
             "$uv" pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
     )
 }

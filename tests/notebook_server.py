@@ -1,8 +1,9 @@
 """Runs notebooks as `nbdev_test` does, each in a process of its own that is forked from this one.
 
-Importing pandas, pyarrow, scikit-learn and matplotlib costs more than many notebooks do, so this
-process imports them once. It imports nothing of the library: a notebook meets that as in a fresh
-process.
+Importing pandas, scikit-learn and TensorFlow costs more than many notebooks do, so this process
+imports them once. It imports nothing of the library, which a notebook meets as in a fresh process,
+and not Merlin, whose import starts TensorFlow's threads: no fork has those, so that a matrix
+product would wait for ever.
 
 Each line of standard input is a JSON object with `notebook`, `log` (paths) and `environment`; each
 line of standard output is the exit code of that notebook's process.
@@ -20,6 +21,7 @@ import pandas  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import scipy.sparse  # noqa: F401
 import sklearn.metrics  # noqa: F401
+import tensorflow  # noqa: F401
 from nbdev.test import nbdev_test
 
 LONGEST_SECONDS = 1200

@@ -7,6 +7,7 @@ __all__ = ['EVERY_STAGE', 'TRAINING', 'serve_kernels', 'become_kernel', 'launch_
            'warm_kernels']
 
 # %% ../../nbs/0_core/08_kernels.ipynb #kernels-02
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -23,7 +24,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 # %% ../../nbs/0_core/08_kernels.ipynb #kernels-05
 # Imported before the first kernel is forked, in this order
@@ -60,9 +61,8 @@ def serve_kernels(
 ) -> None:
     """Fork a Jupyter kernel for each launcher that connects, so that none imports libraries itself.
 
-    The server never returns; it ends, and its kernels with it, when the process that started it
-    ends. In a forked process the function returns after the kernel has ended, and the caller has
-    nothing more to do. The modules of `late` are imported between two requests, one at a time,
+    The function never returns. The server ends, and its kernels with it, when the process that
+    started it ends. The modules of `late` are imported between two requests, one at a time,
     once there is a first kernel to work beside.
     """
     _end_with_parent()
@@ -83,7 +83,6 @@ def serve_kernels(
             if kernel == 0:
                 listener.close()
                 become_kernel(connection)
-                return
             connection.close()
             to_import = list(late)  # what is imported already costs nothing
             kernels.add(kernel)
@@ -103,8 +102,8 @@ def _ended_processes(children: set) -> set:
     return {child for child in children if os.waitpid(child, os.WNOHANG)[0] == child}
 
 # %% ../../nbs/0_core/08_kernels.ipynb #kernels-07
-def become_kernel(connection: socket.socket) -> None:
-    "Turn this process into the Jupyter kernel that a launcher asks for; return when it has ended."
+def become_kernel(connection: socket.socket) -> NoReturn:
+    "Turn this process into the Jupyter kernel that a launcher asks for; the process ends with it."
     _, files, _, _ = socket.recv_fds(connection, 1, 3)
     order = json.loads(connection.makefile().readline())
     for number, file in enumerate(files):
@@ -124,6 +123,20 @@ def become_kernel(connection: socket.socket) -> None:
     kernel.initialize(order["arguments"])
     _redirect_logs(before, sys.stderr)
     kernel.start()
+    _end_at_once()
+
+
+def _end_at_once() -> NoReturn:
+    """End this process after its threads and exit handlers, as `multiprocessing` ends its own.
+
+    Python's own end frees every object of the large libraries. In a forked process this copies
+    their memory first and takes seconds, for which whoever waits for the kernel waits.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def _redirect_logs(before: TextIO, after: TextIO) -> None:
@@ -230,6 +243,7 @@ def warm_kernels(
 
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
         servers: list[KernelServer] = []  # none before the first kernel is wanted
+        starting = threading.Lock()  # kernels may be wanted by several threads
 
         class WarmKernelManager(AsyncKernelManager):
             "Starts kernels that are forked from the server."
@@ -237,8 +251,9 @@ def warm_kernels(
             def format_kernel_cmd(self, extra_arguments: list | None = None) -> list:
                 "Return the command of the launcher, or an ordinary kernel's without a server."
                 command = super().format_kernel_cmd(extra_arguments)
-                if not servers:
-                    servers.append(KernelServer(Path(folder), early, late))
+                with starting:
+                    if not servers:
+                        servers.append(KernelServer(Path(folder), early, late))
                 server = servers[0]
                 if not server.is_listening():
                     reason = f"kernels start without the kernel server: {server.log()}"

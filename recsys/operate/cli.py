@@ -82,7 +82,7 @@ def docs_command(
         "left out: quickstart where it has run, else tiny",
     ),
     minutes: float = typer.Option(
-        4.0,
+        8.0,
         min=0,
         help="minutes allowed for executing, on the tiny run, the notebooks that are not "
         "pipeline stages; results are cached. 0: none is executed",
