@@ -16,8 +16,9 @@ help: ## list the targets
 setup: ## make .venv from the lock files; silent when nothing changed
 	@sh setup.sh
 
+# the last two stages, which fill the online store and write Triton's files, are what `make demo` starts from
 run: setup ## run every stage on the built-in shop, then recommend
-	@recsys run --params params/quickstart.yaml $(ARGS)
+	@recsys run --params params/quickstart.yaml --to triton $(ARGS)
 	@recsys recommend --run quickstart
 
 lint: setup ## ruff over notebooks, tests and benchmarks, mypy over the package
