@@ -20,12 +20,15 @@ from recsys.data.catalog import (
 from recsys.data.hard_catalog import draw_pictures
 from recsys.data.outlines import OUTLINES
 from recsys.data.pictures import _layers
+from recsys.serve.large_pictures import LARGE_SIDE, large_picture
 
 HASH_OF_PICTURES = """
 import hashlib
 from recsys.data.catalog import make_catalog
 print(hashlib.sha256(b"".join(make_catalog(40, seed=5, images=True).image_bytes)).hexdigest())
 """
+
+PIXELS = "7f2647d47ff443c1ad8e81d85795ea8911cb3d993ff50dae33abec7fae558e1b"  # of the same catalogue
 
 
 def picture(l1, l2, style, colour=7):
@@ -69,6 +72,30 @@ def test_pictures_are_the_same_bytes_in_another_process():
     there = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     here = b"".join(make_catalog(40, seed=5, images=True).image_bytes)
     assert hashlib.sha256(here).hexdigest() == there
+
+
+def hash_of_pixels(catalog):
+    digest = hashlib.sha256()
+    for png in catalog.image_bytes:
+        digest.update(np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).tobytes())
+    return digest.hexdigest()
+
+
+def test_the_encoder_gets_the_pixels_that_figures_were_measured_with():
+    "Also after pictures were drawn for showing, which share code and caches with the stored ones."
+    catalog = make_catalog(40, seed=5, images=True)
+    assert hash_of_pixels(catalog) == PIXELS
+    larger = [large_picture(x.image_bytes, x.category_l2) for x in catalog[:6].itertuples()]
+    assert {Image.open(io.BytesIO(x)).size for x in larger} == {(LARGE_SIDE, LARGE_SIDE)}
+    assert hash_of_pixels(make_catalog(40, seed=5, images=True)) == PIXELS
+
+
+def test_an_own_picture_is_not_drawn_again():
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8))
+    for mode, form in (("RGB", "PNG"), ("P", "PNG"), ("RGB", "JPEG")):
+        out = io.BytesIO()
+        photo.convert(mode).save(out, form)
+        assert large_picture(out.getvalue(), "sofa") is None
 
 
 def test_no_two_products_of_one_look_are_the_same_picture():

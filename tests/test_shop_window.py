@@ -159,7 +159,7 @@ def test_a_card_says_in_words_how_likely_and_from_where(visit):
     page = visit()
     first = page.locator("#cards .card").first
     assert (
-        first.locator("img").evaluate("i => i.complete && i.naturalWidth > 0")
+        first.locator("img").evaluate("async i => { await i.decode(); return i.naturalWidth > 0; }")
         and first.locator(".match").inner_text() in MATCHES
         and re.fullmatch(r"\d+\.\d % likely .*", first.locator(".match").get_attribute("title"))
     )
@@ -330,7 +330,7 @@ def test_an_item_of_ones_own_appears(visit):
         and "24.50" in page.inner_text("#items")
     )
     assert page.locator("#items img").evaluate(
-        "async i => { await i.decode(); return i.naturalWidth > 0 && i.src.endsWith('/image'); }"
+        "async i => { await i.decode(); return i.naturalWidth > 0 && i.src.endsWith('/image?size=large'); }"
     )
     page.screenshot(path=SHOTS / "added.png")
     asked(page, lambda: page.select_option("#user", "new"))
@@ -419,6 +419,25 @@ def test_without_the_key_one_can_still_look(visit, stack):
     page.fill("#key", stack[0].partition("#key=")[2])
     page.click("#key-form button")
     until(page, "document.querySelectorAll('#user option').length === 42")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("density", [1, 2])
+def test_a_card_s_picture_has_the_pixels_it_is_shown_at_and_few_bytes(visit, width, density):
+    page = visit(viewport=dict(width=width, height=900), device_scale_factor=density)
+    pictures = page.evaluate(
+        """async () => Promise.all([...document.querySelectorAll('.card img')].map(async image => {
+          await image.decode();
+          const answer = await fetch(image.src);
+          return {has: image.naturalWidth, shown: image.getBoundingClientRect().width,
+                  bytes: (await answer.arrayBuffer()).byteLength};
+        }))"""
+    )
+    assert len(pictures) == 20
+    for picture in pictures:
+        assert picture["has"] >= density * picture["shown"] > 60
+        assert picture["bytes"] < 25_000
+    page.screenshot(path=SHOTS / f"pictures-{width}-{density}.png")
 
 
 @pytest.mark.needs("npm")

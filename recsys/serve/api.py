@@ -6,12 +6,12 @@
 __all__ = ['EventType', 'STATUSES', 'BODY_STATUSES', 'PageBody', 'ShownItem', 'ItemSource', 'Placed', 'Fallback', 'PageAnswer',
            'schema_at', 'resolve_schema', 'as_number', 'validation_message', 'Event', 'Events', 'IdentifyBody',
            'Identified', 'Recorded', 'EventsAnswer', 'Forgotten', 'UserAnswer', 'UsersAnswer', 'QueryModel',
-           'ItemsQuery', 'Category', 'ItemsAnswer', 'NewItem', 'Added', 'like_request', 'query_fields', 'ExplainQuery',
-           'Explanation', 'ListQuery', 'TrendingQuery', 'ListedItem', 'ListAnswer', 'Options', 'Raised', 'ChildHealth',
-           'WorkerHealth', 'Health', 'Failure', 'failure_responses']
+           'ImageQuery', 'ItemsQuery', 'Category', 'ItemsAnswer', 'NewItem', 'Added', 'like_request', 'query_fields',
+           'ExplainQuery', 'Explanation', 'ListQuery', 'TrendingQuery', 'ListedItem', 'ListAnswer', 'Options', 'Raised',
+           'ChildHealth', 'WorkerHealth', 'Health', 'Failure', 'failure_responses']
 
 # %% ../../nbs/6_serve/14_api.ipynb #api-02
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
@@ -244,6 +244,16 @@ class QueryModel(BaseModel):
     "Base of models of a query string, which refuse unknown fields."
 
     model_config = ConfigDict(extra="forbid")
+
+
+class ImageQuery(QueryModel):
+    "In which size a picture is wanted."
+
+    size: Literal["stored", "large"] = Field(
+        "stored",
+        description="stored: as the catalogue has it; large: for cards, a picture of a built-in "
+        "shop drawn with 512 x 512 pixels, any other one as the catalogue has it",
+    )
 
 
 class ItemsQuery(QueryModel):

@@ -214,6 +214,9 @@ class Backends:
     lists: BoundedExecutor = field(
         default_factory=lambda: BoundedExecutor("lists", threads=2, limit=32)
     )
+    pictures: BoundedExecutor = field(  # one thread: drawing must not slow pages down
+        default_factory=lambda: BoundedExecutor("pictures", threads=1, limit=128)
+    )
     loading: asyncio.Future | None = None  # a bundle is being opened
     follow_fault: str = ""  # why the bundle that answers can't be opened
     failed_version: str = ""  # the one that could not be opened
@@ -317,6 +320,7 @@ class Backends:
         self.explainer.stop()
         self.adder.stop()
         self.lists.stop()
+        self.pictures.stop()
 
 
 def open_backends(

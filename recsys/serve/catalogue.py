@@ -56,6 +56,15 @@ def load_images(file: Path) -> dict:  # item id -> bytes or None
     ids = map(str, columns["item_id"].to_pylist())
     return dict(zip(ids, columns["image_bytes"].to_pylist()))
 
+# %% ../../nbs/6_serve/15_catalogue.ipynb #65b5d378
+def _draw_larger(stored: bytes, kind: str) -> bytes | None:  # WebP
+    "Return a picture drawn larger, None where it is not of a built-in shop or can't be drawn."
+    try:
+        from recsys.serve.large_pictures import large_picture
+    except ImportError:
+        return None
+    return large_picture(stored, kind)
+
 # %% ../../nbs/6_serve/15_catalogue.ipynb #catalogue-10
 def _hash32(text: str | None) -> int:
     "Return a hash of a text that is the same in every process."
@@ -240,3 +249,9 @@ class Catalogue:
         if data and kind:
             return kind, data
         return "image/svg+xml", draw_placeholder(self.show(item_id))
+
+    def large_image(self, item_id: str) -> tuple[str, bytes]:  # media type, content
+        "Return an item's picture, drawn larger where it is one of a built-in shop."
+        kind, stored = self.image(item_id)
+        larger = _draw_larger(stored, self.show(item_id)["subcategory"] or "")
+        return ("image/webp", larger) if larger else (kind, stored)

@@ -29,6 +29,7 @@ from recsys.serve.api import (
     Forgotten,
     Identified,
     IdentifyBody,
+    ImageQuery,
     ItemsAnswer,
     ItemsQuery,
     ListAnswer,
@@ -233,7 +234,7 @@ class ItemRoutes:
             methods=["GET"],
             summary="Picture of an item",
             response_class=Response,
-            responses=failure_responses(400, 404, 422, 503)
+            responses=failure_responses(400, 404, 422, 429, 503)
             | {200: dict(content={"image/*": dict(schema=dict(type="string"))})},
         )
         self.router.add_api_route(
@@ -270,12 +271,16 @@ class ItemRoutes:
         "Return a part of the catalogue."
         return self.backends.catalogue.browse(**query.model_dump())
 
-    async def image(self, item_id: PathId) -> Response:
+    async def image(self, item_id: PathId, query: Annotated[ImageQuery, Query()]) -> Response:
         "Return an item's picture."
-        if item_id not in self.backends.catalogue.row_of:
+        catalogue = self.backends.catalogue
+        if item_id not in catalogue.row_of:
             raise HTTPException(404, "no such item")
-        image = self.backends.catalogue.image  # the first one reads the file of pictures
-        kind, content = await asyncio.to_thread(image, item_id)
+        if query.size == "large":
+            run = self.backends.pictures.run
+            kind, content = await run(lambda: catalogue.large_image(item_id))
+        else:  # the first one reads the file of pictures
+            kind, content = await asyncio.to_thread(catalogue.image, item_id)
         return Response(content, media_type=kind)
 
     async def similar(

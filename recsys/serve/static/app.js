@@ -6,6 +6,11 @@ const state = { page: null, known: null, category: "", shown: 0, drift: 0, seed:
 const money = (x) => (x == null ? "" : x.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 }));
 const name = (x) => x.title || x.item_id;
 const picture = (x) => el("img", { src: x.image, alt: "" });
+function cardPicture(x) {  // the stored picture lies behind the one for cards until that has come
+  const image = el("img", { src: `${x.image}?size=large`, alt: "" });
+  image.style.backgroundImage = `url("${x.image}")`;
+  return image;
+}
 const say = (text) => { $("said").textContent = text; };
 function tell(text) { $("toast").textContent = text; $("toast").hidden = !text; clearTimeout(state.told); state.told = setTimeout(() => tell(""), text ? 9000 : 1e9); }
 
@@ -79,7 +84,7 @@ function card(x, placed) {
   const text = el("span", { className: "text" }, el("b", {}, name(x)), " ", el("small", {}, group), " ", el("span", { className: "price" }, money(x.price)));
   if (placed && !x.rank) text.append(el("small", {}, x.reason));
   if (placed) text.append(el("span", { className: "hidden" }, ` ${word ? word + ", " : ""}${number}${x.rank ? ", " + x.reason : ""}`));
-  const pick = el("button", { type: "button", className: "pick" }, picture(x), text);
+  const pick = el("button", { type: "button", className: "pick" }, cardPicture(x), text);
   pick.addEventListener("click", () => look(x));
   const why = el("button", { type: "button", ariaLabel: `${placed ? "Why?" : "Why not?"} ${name(x)}` }, placed ? "Why?" : "Why not?");
   why.addEventListener("click", () => explain(x, why));
