@@ -35,7 +35,7 @@ prove: setup ## prove the big counts, which may take hours; writes outputs/prove
 bench: setup ## measure speed and memory; writes outputs/bench.json, bench/results.json and a plot
 	@$(PY) bench/bench.py $(ARGS)
 
-lab: setup ## open the notebooks in JupyterLab, on this machine only
+lab: setup ## open the notebooks in JupyterLab, with a guide, on this machine only
 	@$(PY) -m jupyterlab --config nbs/jupyter_server_config.py --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS)
 
 docs: setup ## build the docs site from the quickstart run's executed notebooks, or the tiny one's; writes site/
@@ -48,7 +48,7 @@ cluster: setup ## print the steps to a cluster on AWS and what it costs; APPLY=1
 	@recsys cluster $(if $(filter 1,$(DOWN)),down $(if $(filter 1,$(DATA)),--data),up) $(if $(filter 1,$(APPLY)),--apply) $(ARGS)
 
 export: setup ## after editing notebooks: clear their outputs, clean them, write recsys/, README.md and what k8s/ has from them
-	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*/*.ipynb nbs/index.ipynb
+	@$(PY) -m jupyter nbconvert --log-level WARN --clear-output --inplace nbs/*/*.ipynb nbs/*.ipynb
 	@nbdev_clean && nbdev_export
 	@recsys pipeline compile && recsys pipeline tables && recsys cluster page
 	@[ ! -e nbs/index.ipynb ] || $(PY) -m jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb

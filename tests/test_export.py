@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-NOTEBOOKS = [*sorted((ROOT / "nbs").glob("*/*.ipynb")), ROOT / "nbs/index.ipynb"]
+NOTEBOOKS = sorted([*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs").glob("*/*.ipynb")])
 # what a request passes through, and what starts and watches it
 SERVING = [
     "core.params",

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 import nbformat
 import pytest
 from tiny import tiny_run
+from traitlets.config import PyFileConfigLoader
 
 from recsys.online.valkey import free_port
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[0-9]*/*.ipynb"))
+GUIDE = ROOT / "nbs/guide.ipynb"
+CONFIGURATION = ROOT / "nbs/jupyter_server_config.py"
+NOTEBOOKS = [GUIDE, *sorted((ROOT / "nbs").glob("[0-9]*/*.ipynb"))]
 
 
 class NotebookServer:
@@ -75,26 +79,28 @@ def test_a_notebook_that_fails_is_told_from_one_that_runs(notebook_server, tmp_p
 
 @pytest.fixture
 def jupyter_server(tmp_path):
-    "A Jupyter server with the settings of `make lab` on a copy of one notebook: its address."
+    "JupyterLab with the settings of `make lab` on copies of a notebook and the guide: its address."
     notebook = ROOT / "nbs/3_recommend/03_rerank.ipynb"
     shutil.copy(notebook, tmp_path / "rerank.ipynb")
+    for file in (GUIDE, CONFIGURATION):
+        shutil.copy(file, tmp_path)
     port = free_port()
-    command = [sys.executable, "-m", "jupyter_server", "--config", "nbs/jupyter_server_config.py"]
+    command = [sys.executable, "-m", "jupyterlab", "--config", str(tmp_path / CONFIGURATION.name)]
     command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--no-browser"]
     command += [f"--ServerApp.root_dir={tmp_path}", "--allow-root", "--IdentityProvider.token="]
     command += ["--ServerApp.disable_check_xsrf=True"]
-    url = f"http://127.0.0.1:{port}/api"
+    url = f"http://127.0.0.1:{port}"
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
-            wait_for(url, process)
+            wait_for(f"{url}/api", process)
             yield url, tmp_path / "rerank.ipynb", notebook
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
-def wait_for(url, process, seconds=60):
+def wait_for(url, process, seconds=180):
     "Wait until a server answers."
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
@@ -120,7 +126,7 @@ def as_jupyterlab_saves(content):
 
 def test_saving_in_jupyterlab_changes_no_metadata(jupyter_server):
     url, saved, original = jupyter_server
-    address = f"{url}/contents/{saved.name}"
+    address = f"{url}/api/contents/{saved.name}"
     content = json.load(urllib.request.urlopen(address))["content"]
     body = {"type": "notebook", "format": "json", "content": as_jupyterlab_saves(content)}
     headers = {"content-type": "application/json"}
@@ -128,3 +134,42 @@ def test_saving_in_jupyterlab_changes_no_metadata(jupyter_server):
     assert urllib.request.urlopen(request).status == 200
     assert saved.stat().st_mtime > original.stat().st_mtime
     assert saved.read_bytes() == original.read_bytes()
+
+
+def links_of(notebook):
+    "Return the targets of the links in a notebook's prose."
+    cells = nbformat.read(notebook, 4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.findall(r"\]\(([^)]+)\)", prose)
+
+
+def test_jupyterlab_opens_with_the_guide(jupyter_server):
+    url = jupyter_server[0]
+    opened = urllib.request.urlopen(url)
+    assert opened.url == f"{url}/lab/tree/{GUIDE.name}"
+    assert f'"treePath": "{GUIDE.name}"' in opened.read().decode()
+    content = json.load(urllib.request.urlopen(f"{url}/api/contents/{GUIDE.name}"))
+    assert content["content"]["cells"][0]["source"].startswith("# Guide to the notebooks")
+
+
+@pytest.mark.parametrize(
+    "root, opened",
+    [
+        ("nbs", "/lab/tree/guide.ipynb"),  # of `make lab`
+        (".", "/lab/tree/nbs/guide.ipynb"),  # of the server on a cluster, below its base URL
+        ("tests", None),  # the guide lies outside
+    ],
+)
+def test_the_guide_s_address_counts_from_the_server_s_root(root, opened, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["jupyter-lab", f"--ServerApp.root_dir={root}"])
+    settings = PyFileConfigLoader(CONFIGURATION.name, str(CONFIGURATION.parent)).load_config()
+    assert settings.get("LabApp", {}).get("default_url") == opened
+
+
+def test_the_guide_leads_to_notebooks_of_every_room():
+    links = links_of(GUIDE)
+    missing = [link for link in links if not (GUIDE.parent / link).is_file()]
+    assert missing == []
+    rooms = {path.name for path in GUIDE.parent.glob("[0-9]_*")}
+    assert {link.partition("/")[0] for link in links} == rooms
