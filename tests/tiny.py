@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from filelock import FileLock
+
+from recsys.operate.docs_notebooks import build_tiny_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,26 +27,3 @@ def tiny_run(folder):
         hidden = shutil.ignore_patterns(".building", ".checked", "*.lock")
         shutil.copytree(source, folder, ignore=hidden)
     return folder
-
-
-def build_tiny_run(source):
-    """Run the stages of the tiny run that are not there yet, or that the code has changed since.
-
-    What an earlier build has made live goes first: the tiny run has too few cases to show that a
-    new bundle loses no more than the gate allows.
-    """
-    for name in ("live.json", "anchor.json", "looks.json"):
-        (source / "tiny" / name).unlink(missing_ok=True)
-    code = (
-        "from recsys.core.params import default_params\nfrom recsys.core.pipeline import "
-        "run_here\nfrom recsys.core.stages import FULL\n"
-        "for s in FULL: run_here(s, default_params())"
-    )
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "RECSYS_OUTPUTS": str(source), "MPLBACKEND": "agg"},
-    )
-    assert run.returncode == 0, f"the tiny run failed:\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}"

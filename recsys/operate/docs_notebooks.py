@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMPORTED', 'notebooks', 'notebook_name', 'modules', 'module_of', 'rooms', 'own_code', 'used_modules', 'kept_file',
-           'error_line', 'TimeLeft', 'execute', 'run_notebook_copy', 'NotebookExecutor', 'expected_effort',
-           'executed_alone', 'missing_results', 'collect', 'docs_run']
+           'error_line', 'TimeLeft', 'execute', 'run_notebook_copy', 'needs_run', 'build_tiny_run', 'NotebookExecutor',
+           'expected_effort', 'executed_alone', 'missing_results', 'collect', 'docs_run']
 
 # %% ../../nbs/7_operate/09_docs_notebooks.ipynb #docs-notebooks-02
 import contextlib
@@ -13,10 +13,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 from ..core.kernels import EVERY_STAGE, TRAINING, can_fork_kernels, warm_kernels
@@ -119,6 +123,7 @@ def execute(
     target: Path,  # where the executed one goes; nothing is written where a cell fails
     seconds: float = 60,  # for the whole notebook
     kernel_manager: type | None = None,  # starts the kernel; None: Jupyter's own
+    outputs: Path | None = None,  # folder of the runs that it meets; None: the usual one
 ) -> str:  # empty, or why there is none
     "Execute a notebook as `nbdev_test` does: cells marked `eval: false` are left out."
     import nbformat
@@ -138,6 +143,12 @@ def execute(
         extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         **options,
     )
+    if outputs:
+        environment = os.environ | dict(RECSYS_OUTPUTS=str(outputs))
+        start = partial(
+            worker.start_new_kernel, env=environment
+        )  # nbconvert hands on no environment
+        worker.start_new_kernel = start  # type: ignore[method-assign]
     try:
         worker.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
     except Exception as error:
@@ -173,6 +184,39 @@ def run_notebook_copy(
 IMPORTED = (*EVERY_STAGE, *TRAINING, "feast")
 
 
+def needs_run(path: Path) -> bool:
+    "Tell whether a notebook needs a trained run."
+    is_about_runs = notebook_name(path) == modules()["core.pipeline"]  # it makes its own
+    return "ensure(" in path.read_text(encoding="utf-8") and not is_about_runs
+
+
+def build_tiny_run(
+    outputs: Path,  # folder of the run's folder
+) -> Path:  # the same
+    """Run the stages of the tiny run that are not there yet, or that the code has changed since.
+
+    What an earlier build has made live goes first: the tiny run has too few cases to show that a
+    new bundle loses no more than the gate allows. Raises `RecsysError` where a stage fails.
+    """
+    for name in ("live.json", "anchor.json", "looks.json"):
+        (outputs / "tiny" / name).unlink(missing_ok=True)
+    code = (
+        "from recsys.core.params import default_params\nfrom recsys.core.pipeline import "
+        "run_here\nfrom recsys.core.stages import FULL\n"
+        "for s in FULL: run_here(s, default_params())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=find_root(),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RECSYS_OUTPUTS": str(outputs), "MPLBACKEND": "agg"},
+    )
+    if run.returncode:
+        raise RecsysError(f"the tiny run failed:\n{run.stdout[-2000:]}\n{run.stderr[-6000:]}")
+    return outputs
+
+
 class NotebookExecutor:
     "Executes notebooks within a common time limit and keeps the results in a folder."
 
@@ -181,8 +225,10 @@ class NotebookExecutor:
         minutes: float,  # for all notebooks together
         show: Callable[[str], None],  # takes a line
         kernel_manager: type | None = None,  # starts the kernels; None: Jupyter's own
+        tiny: Future | None = None,  # gives the folder of `build_tiny_run`
     ):
         self.show = show
+        self.tiny = tiny
         self.kernel_manager = kernel_manager
         self.end = time.monotonic() + 60 * minutes
 
@@ -193,16 +239,29 @@ class NotebookExecutor:
         if kept.is_file() or time.monotonic() >= self.end:
             return ""
         self.show(f"executing {path.name}")
-        failed = execute(path, kept, self.end - time.monotonic(), self.kernel_manager)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                outputs = self.copy_of_run(Path(folder)) if needs_run(path) else None
+                seconds = self.end - time.monotonic()
+                failed = execute(path, kept, seconds, self.kernel_manager, outputs)
+            except RecsysError as error:  # there is no tiny run
+                failed = error_line(error)
         if not failed:
             return ""
         self.show(f"{path.name}: {failed}")
         return f": {failed}"
 
+    def copy_of_run(self, folder: Path) -> Path | None:  # None: the usual folder
+        "Copy the tiny run for a notebook, once it is built."
+        if self.tiny is None:
+            return None
+        not_copied = shutil.ignore_patterns("*.lock")
+        return shutil.copytree(self.tiny.result(), folder / "outputs", ignore=not_copied)
+
 
 def expected_effort(path: Path) -> tuple:
     "Return a key that sorts notebooks by the time that executing them takes, roughly."
-    return "ensure(" in path.read_text(encoding="utf-8"), len(used_modules(path))
+    return needs_run(path), len(used_modules(path))
 
 
 @contextlib.contextmanager
@@ -228,8 +287,12 @@ def executed_alone(
         return {path: (read_json(path), missing_results("")) for path in paths}
     paths = sorted(paths, key=expected_effort)
     kept = [kept_file(path, cache) for path in paths]
+    is_run_needed = minutes and any(
+        needs_run(path) and not file.is_file() for path, file in zip(paths, kept)
+    )
     with _kernels() as kernel_manager, ThreadPoolExecutor(2) as pool:
-        execute_in_time = NotebookExecutor(minutes, show, kernel_manager)
+        tiny = pool.submit(build_tiny_run, cache / "outputs") if is_run_needed else None
+        execute_in_time = NotebookExecutor(minutes, show, kernel_manager, tiny)
         reasons = list(pool.map(execute_in_time, paths, kept))
     found = {}
     for path, file, reason in zip(paths, kept, reasons):
