@@ -8,9 +8,9 @@ __all__ = ['TRAIN_GROUP', 'ASK_GROUP', 'JUDGE_GROUP', 'SERVE_GROUP', 'MAKE_LIVE_
            'USER_OPTION', 'VISITOR_OPTION', 'DEVICE_OPTION', 'AT_OPTION', 'K_OPTION', 'EXCLUDE_OPTION',
            'TEMPERATURE_OPTION', 'DIVERSITY_OPTION', 'SEED_OPTION', 'FIELD_OPTION', 'JSON_OPTION', 'VALKEY_SET_OPTION',
            'command_group', 'GroupedCommands', 'examples', 'show_version', 'common_options', 'print_line',
-           'print_as_json', 'print_to_stderr', 'print_note', 'plain_console', 'table_with_columns', 'print_rows',
-           'words_of_ids', 'show_path', 'output_to_stderr', 'without_display', 'set_option', 'parse_sets', 'parse_time',
-           'folder_of_run', 'open_run', 'warn_of_old_bundle']
+           'print_as_json', 'print_to_stderr', 'print_note', 'words_of_ids', 'show_path', 'output_to_stderr',
+           'without_display', 'set_option', 'parse_sets', 'parse_time', 'folder_of_run', 'open_run',
+           'warn_of_old_bundle']
 
 # %% ../../nbs/7_operate/20_cli_app.ipynb #cli-app-02
 import contextlib
@@ -129,46 +129,6 @@ def print_note(text: str) -> None:
     print_to_stderr(f"note: {text}")
 
 # %% ../../nbs/7_operate/20_cli_app.ipynb #cli-app-15
-def plain_console(
-    width: int = 140,  # characters, where standard output is no terminal
-):  # rich.console.Console
-    "Return a console that prints plain text to standard output, under Jupyter too."
-    from rich.console import Console
-
-    width_now = None if sys.stdout.isatty() else width
-    return Console(markup=False, highlight=False, width=width_now, force_jupyter=False)
-
-
-def table_with_columns(
-    title: str,
-    columns: tuple,  # pairs of heading and side, left or right
-):  # rich.table.Table
-    "Return a table without rows."
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading, side in columns:
-        table.add_column(heading, justify=side)
-    return table
-
-
-def print_rows(
-    title: str,
-    rows: list,  # dictionaries with the same keys
-) -> None:
-    "Print rows as a table, with columns of numbers to the right."
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name, value in rows[0].items():
-        table.add_column(
-            name, justify="left" if isinstance(value, str) else "right", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    plain_console(160).print(table)
-
-
 def words_of_ids(user: str, visitor: str = "") -> str:
     "Return in words whom two ids stand for."
     if user:

@@ -27,10 +27,10 @@ from recsys.operate.cli_app import (
     open_run,
     parse_sets,
     print_line,
-    print_rows,
     set_option,
     show_path,
 )
+from .terminal_tables import print_folded, print_rows
 
 # %% ../../nbs/7_operate/28_cli_cluster.ipynb #cli-cluster-05
 @app.command(
@@ -181,9 +181,7 @@ def submit_command(
 
 @pipeline_app.command(
     "schedule",
-    epilog=examples(
-        "recsys pipeline schedule daily --cron '30 3 * * *' --host http://127.0.0.1:8888"
-    ),
+    epilog=examples("recsys pipeline schedule daily --cron '30 3 * * *'"),
 )
 def schedule_command(
     name: str = PIPELINE_ARGUMENT,
@@ -255,7 +253,7 @@ def print_sums() -> None:
     for cluster in costs["clusters"]:
         rows = cost_rows(costs, cluster)
         open_prices = sum(not row["checked"] for row in rows)
-        print_line(
+        print_folded(
             f"{cluster}: about {cost_sum(costs, cluster):,.0f} {costs['currency']} a month "
             f"({costs['region']}, list prices as of {costs['taken']}; "
             f"{open_prices} of {len(rows)} prices not checked)"

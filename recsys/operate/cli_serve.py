@@ -100,7 +100,7 @@ _STATUS_SET_OPTION = set_option("OUTPUTS=... or REPLICAS=...")
     rich_help_panel=MAKE_LIVE_GROUP,
     epilog=examples(
         "recsys promote --run quickstart",
-        "recsys promote --run quickstart --force 'the live bundle sells what is out of stock'",
+        "recsys promote --run quickstart --force 'the live bundle is broken'",
     ),
 )
 def promote_command(
