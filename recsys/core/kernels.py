@@ -132,6 +132,7 @@ def _end_at_once() -> NoReturn:
     Python's own end frees every object of the large libraries. In a forked process this copies
     their memory first and takes seconds, for which whoever waits for the kernel waits.
     """
+    logging.raiseExceptions = False  # a thread that still logs finds its socket closed
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -21,8 +21,11 @@ def plain_console():  # rich.console.Console
     "Return a console that prints plain text to standard output, under Jupyter too."
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else TABLE_WIDTH
-    return Console(markup=False, emoji=False, highlight=False, width=width, force_jupyter=False)
+    plain: dict = dict(markup=False, emoji=False, highlight=False, force_jupyter=False)
+    if sys.stdout.isatty():
+        return Console(**plain)
+    # a Jupyter kernel sets FORCE_COLOR, which would write colours into what is captured
+    return Console(**plain, width=TABLE_WIDTH, force_terminal=False)
 
 # %% ../../nbs/7_operate/19_terminal_tables.ipynb #terminal-tables-08
 NUMBER_CELL = re.compile(r"[+-]?[\d,]+(\.\d+)?(e[+-]?\d+)?%?|-?")
