@@ -6,15 +6,20 @@ an environment for them once, then name a finished run and that environment's Py
     python -m venv rectools && rectools/bin/pip install "rectools[torch]"
     .venv/bin/python bench/sasrec_reference.py run=outputs/quickstart python=rectools/bin/python
 
-Three steps: the run's training sequences and test cases are exported to a folder, the other
-environment trains there and writes its lists, and the lists are scored like those of the run's own
-systems. `cases=5000 epochs=20 folder=...` are further arguments. The model is the recipe of
-eSASRec (Tikhonovich et al., 2025): SASRec's next-item task (Kang and McAuley, 2018) with a sampled
-softmax loss and LiGR layers. It sees ids and order only: no content, context or clock, so an item
-that training did not see is never on its lists, and a visitor without a history gets none. It is
-not tuned, unlike the baselines of a run.
+Three steps: the run's training sequences and cases are exported to a folder, the other environment
+trains there and writes its lists, and the lists are scored like those of the run's own systems.
+`cases=5000 folder=...` are further arguments. The model is the recipe of eSASRec (Tikhonovich et
+al., 2025): SASRec's next-item task (Kang and McAuley, 2018) with a sampled softmax loss and LiGR
+layers. It sees ids and order only: no content, context or clock, so an item that training did not
+see is never on its lists, and a visitor without a history gets none.
+
+Like the baselines of a run it is tuned on validation: each setting of `SETTINGS` trains on the
+training split alone and is asked for the validation cases every few epochs, until NDCG@10 has
+stopped growing. The best setting then trains for its best number of epochs on training and
+validation together, and the test cases are asked once.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -30,40 +35,56 @@ SEED = 42
 MODEL = dict(
     n_blocks=2,
     n_heads=2,
-    n_factors=64,
-    dropout_rate=0.2,
     session_max_len=50,
     loss="sampled_softmax",
     n_negatives=256,
-    lr=0.001,
     batch_size=128,
 )
+SETTINGS = dict(n_factors=(64, 128), dropout_rate=(0.2, 0.5), lr=(0.001,))
+EPOCHS_A_LOOK = 5  # between two looks at validation
+MOST_EPOCHS = 100
+PATIENCE = 2  # looks without a gain after which a setting is left
+MOST_VALID_CASES = 3000
 
 
 def export(run: Path, folder: Path, cases: int) -> None:
-    "Write a run's training sequences and a sample of its test cases as arrays of item rows."
-    from recsys.data.asof import history_at
+    "Write a run's sequences and samples of its validation and test cases as arrays of item rows."
     from recsys.data.prepared import open_prepared
     from recsys.evaluate.saved_ranks import load_ranks
 
     prep = open_prepared(run / "data_prep", run / "embeddings")
     events, saved = prep.events, load_ranks(run / "evaluate")
-    sample = np.random.default_rng(SEED).permutation(len(saved.positions))[:cases]
-    sample.sort()
-    positions = saved.positions[sample]
+    sample = drawn(len(saved.positions), cases)
+    positions, valid = saved.positions[sample], prep.positions("valid")
+    valid = valid[drawn(len(valid), MOST_VALID_CASES)]
     is_known = events["case"] & (events["split"] < 2) & (events["user"] >= 0)
     training = np.flatnonzero(is_known)  # sorted by user and order
-    bounds = events["hist_first"][positions], events["hist_cut"][positions]
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(
         folder / ARRAYS,
         user=np.asarray(events["user"][training]),
         item=np.asarray(events["item"][training]),
-        hist=history_at(prep.hist_items, *bounds, 200).astype(np.int32),
+        is_valid=np.asarray(events["split"][training] == 1),
+        hist=last_items(prep, positions),
         sample=sample,
         relevant=np.asarray(events["item"][positions]),
+        valid_hist=last_items(prep, valid),
+        valid_relevant=np.asarray(events["item"][valid]),
         masked=saved.masked,
     )
+
+
+def drawn(count: int, most: int) -> np.ndarray:
+    "Return at most so many of the numbers below `count`, the same ones each time, in order."
+    return np.sort(np.random.default_rng(SEED).permutation(count)[:most])
+
+
+def last_items(prep, positions: np.ndarray) -> np.ndarray:  # [B, 200], -1 padded
+    "Return what each case's user had before it as item rows."
+    from recsys.data.asof import history_at
+
+    bounds = prep.events["hist_first"][positions], prep.events["hist_cut"][positions]
+    return history_at(prep.hist_items, *bounds, 200).astype(np.int32)
 
 
 def interactions(user: np.ndarray, item: np.ndarray):  # rows in their order -> rectools Dataset
@@ -77,38 +98,80 @@ def interactions(user: np.ndarray, item: np.ndarray):  # rows in their order -> 
     return Dataset.construct(pd.DataFrame(columns))
 
 
-def rank(folder: Path, epochs: int) -> None:
-    "Train on the exported sequences and write a list for each case; runs where RecTools is."
+def make_model(setting: dict, epochs: int):  # of SETTINGS -> SASRecModel
+    "Return an untrained model."
     import pytorch_lightning
     import torch
-    from rectools import Columns
     from rectools.models import SASRecModel
     from rectools.models.nn.transformers.ligr import LiGRLayers
 
-    arrays = np.load(folder / ARRAYS)
     pytorch_lightning.seed_everything(SEED)
     torch.set_num_threads(1)  # sums in the same order on any machine
-    model = SASRecModel(
-        **MODEL, epochs=epochs, deterministic=True, transformer_layers_type=LiGRLayers
+    return SASRecModel(
+        **MODEL, **setting, epochs=epochs, deterministic=True, transformer_layers_type=LiGRLayers
     )
-    start = time.time()
-    model.fit(interactions(arrays["user"], arrays["item"]))
-    print(f"trained {epochs} epochs in {time.time() - start:.0f} s")
-    lists = np.full((len(arrays["hist"]), DEPTH), -1)
-    known = np.isin(arrays["hist"], arrays["item"])  # of items that training saw
+
+
+def lists_of(model, trained: np.ndarray, hist: np.ndarray, masked: bool) -> np.ndarray:
+    "Return a list of item rows for each history, [B, DEPTH], -1 padded."
+    from rectools import Columns
+
+    lists = np.full((len(hist), DEPTH), -1)
+    known = np.isin(hist, trained)  # items that training saw
     for part in np.array_split(np.arange(len(lists)), len(lists) // 5000 + 1):
         case, place = np.nonzero(known[part])
         if not len(case):
             continue
         table = model.recommend(
             users=np.unique(case),
-            dataset=interactions(case, arrays["hist"][part][case, place]),
+            dataset=interactions(case, hist[part][case, place]),
             k=DEPTH,
-            filter_viewed=bool(arrays["masked"]),
+            filter_viewed=masked,
         )
         at = part[table[Columns.User].to_numpy()], table[Columns.Rank].to_numpy() - 1
         lists[at] = table[Columns.Item].to_numpy()
-    np.save(folder / LISTS, lists)
+    return lists
+
+
+def ndcg_at_10(lists: np.ndarray, relevant: np.ndarray) -> float:
+    "Return the mean over cases; each has one relevant item."
+    found = lists[:, :10] == relevant[:, None]
+    return float((found / np.log2(np.arange(2, 12))).sum(1).mean())
+
+
+def tune(arrays: dict) -> tuple[dict, int]:  # setting, epochs
+    "Return what has the best NDCG@10 on validation, of models that saw the training split alone."
+    is_training = ~arrays["is_valid"]
+    user, item = arrays["user"][is_training], arrays["item"][is_training]
+    masked, best = bool(arrays["masked"]), (-1.0, {}, 0)
+    for values in itertools.product(*SETTINGS.values()):
+        setting = dict(zip(SETTINGS, values))
+        model, start, data = make_model(setting, MOST_EPOCHS), time.time(), interactions(user, item)
+        own, looks_without_gain = -1.0, 0
+        for epochs in range(EPOCHS_A_LOOK, MOST_EPOCHS + 1, EPOCHS_A_LOOK):
+            model.fit_partial(data, min_epochs=EPOCHS_A_LOOK, max_epochs=EPOCHS_A_LOOK)
+            lists = lists_of(model, item, arrays["valid_hist"], masked)
+            value = ndcg_at_10(lists, arrays["valid_relevant"])
+            print(
+                f"{setting} {epochs} epochs: {value:.4f}, {time.time() - start:.0f} s", flush=True
+            )
+            looks_without_gain = 0 if value > own else looks_without_gain + 1
+            own = max(own, value)
+            if value > best[0]:
+                best = value, setting, epochs
+            if looks_without_gain == PATIENCE:
+                break
+    print(f"chosen on validation: {best[1]}, {best[2]} epochs, NDCG@10 {best[0]:.4f}", flush=True)
+    return best[1:]
+
+
+def rank(folder: Path) -> None:
+    "Tune, train on the exported sequences, write a list for each case; runs where RecTools is."
+    arrays = dict(np.load(folder / ARRAYS))
+    setting, epochs = tune(arrays)
+    model = make_model(setting, epochs)
+    model.fit(interactions(arrays["user"], arrays["item"]))
+    np.save(folder / LISTS, lists_of(model, arrays["item"], arrays["hist"], bool(arrays["masked"])))
 
 
 def score(run: Path, folder: Path) -> dict:  # system -> metrics
@@ -147,14 +210,13 @@ def main() -> None:
     arguments = dict(a.split("=", 1) for a in sys.argv[1:] if "=" in a)
     run = Path(arguments.get("run", "outputs/quickstart"))
     folder = Path(arguments.get("folder", run.parent / "sasrec" / run.name))
-    epochs = arguments.get("epochs", "20")
     if sys.argv[1:2] == ["rank"]:  # this process is the one in the other environment
-        rank(folder, int(epochs))
+        rank(folder)
         return
     if "python" not in arguments:
         sys.exit("python=... names the Python of an environment with rectools[torch]; see above")
     export(run, folder, int(arguments.get("cases", "100000")))
-    command = [arguments["python"], __file__, "rank", f"folder={folder}", f"epochs={epochs}"]
+    command = [arguments["python"], __file__, "rank", f"folder={folder}"]
     subprocess.run(command, check=True)
     score(run, folder)
 
