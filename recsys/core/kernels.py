@@ -59,11 +59,11 @@ def serve_kernels(
     early: list[str],  # modules to import before the first kernel is forked
     late: list[str],  # modules to import after it
 ) -> None:
-    """Fork a Jupyter kernel for each launcher that connects, so that none imports libraries itself.
+    """Fork a Jupyter kernel for each launcher that connects, with the libraries imported already.
 
     The function never returns. The server ends, and its kernels with it, when the process that
-    started it ends. The modules of `late` are imported between two requests, one at a time,
-    once there is a first kernel to work beside.
+    started it ends. The modules of `late` are imported one at a time between two requests, from
+    the first kernel on: that one starts sooner, and imports those that it needs itself.
     """
     _end_with_parent()
     os.environ.setdefault("MPLBACKEND", _INLINE_PLOTS)  # matplotlib reads it while it is imported
@@ -104,6 +104,7 @@ def _ended_processes(children: set) -> set:
 # %% ../../nbs/0_core/08_kernels.ipynb #kernels-07
 def become_kernel(connection: socket.socket) -> NoReturn:
     "Turn this process into the Jupyter kernel that a launcher asks for; the process ends with it."
+    # one byte carries standard input, output and error; a line of JSON follows
     _, files, _, _ = socket.recv_fds(connection, 1, 3)
     order = json.loads(connection.makefile().readline())
     for number, file in enumerate(files):
@@ -123,19 +124,19 @@ def become_kernel(connection: socket.socket) -> NoReturn:
     kernel.initialize(order["arguments"])
     _redirect_logs(before, sys.stderr)
     kernel.start()
-    _end_at_once()
+    _end_without_teardown()
 
 
-def _end_at_once() -> NoReturn:
+def _end_without_teardown() -> NoReturn:
     """End this process after its threads and exit handlers, as `multiprocessing` ends its own.
 
     Python's own end frees every object of the large libraries. In a forked process this copies
-    their memory first and takes seconds, for which whoever waits for the kernel waits.
+    their memory first and takes seconds, and whoever waits for the kernel waits for it, too.
     """
-    logging.raiseExceptions = False  # a thread that still logs finds its socket closed
+    logging.raiseExceptions = False  # kernel's daemon threads may log; their sockets are closed
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
         stream.flush()
     os._exit(0)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN_METRICS', 'VISITORS', 'difference_text', 'best_baseline', 'result_lines', 'other_mean_lines', 'headline_words',
-           'seen_lines', 'next_commands', 'SummaryPart', 'fell_away_lines', 'summarize_run', 'summary_text',
+           'seen_lines', 'next_commands', 'SummaryPart', 'fell_away_lines', 'summarize_run', 'summary_text', 'starred',
            'lead_of_run', 'list_runs']
 
 # %% ../../nbs/0_core/07_run_summary.ipynb #run-summary-02
@@ -236,6 +236,11 @@ def summary_text(parts: list[SummaryPart]) -> str:
     return "\n".join(lines)
 
 # %% ../../nbs/0_core/07_run_summary.ipynb #run-summary-list-1
+def starred(difference: float, low: float, high: float) -> str:
+    "Return a difference as text, with a star where its interval excludes 0."
+    return f"{difference:+.4f}{'' if low <= 0 <= high else '*'}"
+
+
 def lead_of_run(folder: Path) -> dict:  # cases, ndcg@10, lead; empty before the evaluation
     "Return the headline figures of a run's evaluation as texts."
     if not (folder / "evaluate" / "stage.json").is_file():
@@ -251,8 +256,7 @@ def lead_of_run(folder: Path) -> dict:  # cases, ndcg@10, lead; empty before the
     best = best_baseline(rows, pairs, _json_or(folder / "baselines" / "baselines.json", {}))
     if best is not None:
         pair = best[2]
-        star = "" if pair["low"] <= 0 <= pair["high"] else "*"
-        figures["lead"] = f"{pair['difference']:+.4f}{star}"
+        figures["lead"] = starred(pair["difference"], pair["low"], pair["high"])
     return figures
 
 

@@ -64,7 +64,7 @@ def print_answer(
         item_cells(place, item) | {"score": f"{item['score']:.3f}", "came from": item["source"]}
         for place, item in enumerate(answer["items"], 1)
     ]
-    print_rows(answer["title"], rows, names=2)
+    print_rows(answer["title"], rows, name_columns=2)
     for note in answer["reasons"].get("notes", []):
         print_line(note)
 
@@ -266,7 +266,7 @@ def print_list(title: str, recommender, found, as_json: bool) -> None:
         if has_scores:
             row["similarity"] = "" if item["score"] is None else f"{item['score']:.3f}"
         rows.append(row)
-    print_rows(title, rows, names=2)
+    print_rows(title, rows, name_columns=2)
     for note in found.notes:
         print_line(note)
 

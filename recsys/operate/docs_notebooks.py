@@ -266,7 +266,7 @@ def expected_effort(path: Path) -> tuple:
 
 @contextlib.contextmanager
 def _kernels():  # yields a class of kernel managers, or None for Jupyter's own
-    "Keep a process from which kernels are forked, where the system can do that."
+    "Keep a process from which kernels are forked, where the system can fork."
     for name, value in KERNEL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not can_fork_kernels():

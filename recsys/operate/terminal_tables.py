@@ -96,12 +96,16 @@ MOST_LINES = 3  # of a row
 
 
 def column_widths(columns: list[TextColumn], width: int) -> list[int] | None:
-    "Return the width of each column of a table, None where the rows don't make a readable one."
+    """Return the width of each column of a table.
+
+    None where a word would have to be broken, or a row would have more than `MOST_LINES` lines.
+    """
     widths = [column.narrowest for column in columns]
     spare = width - sum(widths) - GAP * (len(columns) - 1)
     if spare < 0:
         return None
     lacks = [column.widest - given for column, given in zip(columns, widths)]
+    # what is left is shared evenly; a column that needs less leaves the rest to those after it
     by_lack = sorted(range(len(columns)), key=lacks.__getitem__)
     for sharing, i in zip(range(len(columns), 0, -1), by_lack):
         share = min(lacks[i], spare // sharing)
@@ -133,11 +137,11 @@ def print_table(console, columns: list[TextColumn], widths: list[int]) -> None:
 # %% ../../nbs/7_operate/19_terminal_tables.ipynb #terminal-tables-17
 def without_constants(
     columns: list[TextColumn],
-    names: int,  # leading columns that name a row
+    name_columns: int,  # leading columns that name a row
 ) -> tuple[list[TextColumn], str]:  # columns that differ, the others as a line of text
     "Take out the columns that have one value in all rows."
-    kept, words = columns[:names], []
-    for column in columns[names:]:
+    kept, words = columns[:name_columns], []
+    for column in columns[name_columns:]:
         if len(set(column.cells)) == 1:
             words.append(f"{column.heading} {column.cells[0] or 'empty'}")
         else:
@@ -148,14 +152,14 @@ def without_constants(
 def block_lines(
     columns: list[TextColumn],
     cells: tuple,  # of one row
-    names: int,  # leading columns that name the row
+    name_columns: int,  # leading columns that name the row
     width: int,
 ) -> list[str]:
     "Return a row as a block of lines."
-    name, *more = wrap_words(" ".join(cells[:names]), width - 4)
+    name, *more = wrap_words(" ".join(cells[:name_columns]), width - 4)
     lines = [name, *(f"    {text}" for text in more)]
     can_join = False  # whether the next value may follow on the last line
-    for column, cell in zip(columns[names:], cells[names:]):
+    for column, cell in zip(columns[name_columns:], cells[name_columns:]):
         part = f"{column.heading}: {cell or '-'}"
         joined = f"{lines[-1]}   {part}"
         if can_join and text_width(joined) <= width:
@@ -177,7 +181,7 @@ def print_rows(
     title: str,
     rows: list[dict],  # with the same keys
     notes: tuple[str, ...] = (),  # remarks that stand under the table
-    names: int = 1,  # leading columns that name a row
+    name_columns: int = 1,  # leading columns that name a row
 ) -> None:
     "Print rows as a table that fits the terminal, or as blocks where no table does."
     console = plain_console()
@@ -188,14 +192,14 @@ def print_rows(
     columns = text_columns(rows)
     widths = column_widths(columns, console.width)
     if widths is None and len(rows) > 1:
-        columns, constants = without_constants(columns, names)
+        columns, constants = without_constants(columns, name_columns)
         notes = tuple(filter(None, (constants, *notes)))
         widths = column_widths(columns, console.width)
     if widths is not None:
         print_table(console, columns, widths)
     else:
         for cells in zip(*(column.cells for column in columns)):
-            print(*block_lines(columns, cells, names, console.width), sep="\n")
+            print(*block_lines(columns, cells, name_columns, console.width), sep="\n")
     for note in notes:
         print_folded(note)
     print(flush=True)

@@ -344,9 +344,8 @@ def _is_left_behind(file: Path) -> bool:
     return not Path(f"/proc/{owner}").exists() and Clock().wall() - file.stat().st_mtime > 60
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-d2
-INSTANCE_MIB = (
-    200  # of an instance, a process of the member `page`, without its bundle; measured above
-)
+# MiB of an instance, a process of the member `page`, without its bundle; measured above
+INSTANCE_MIB = 200
 VERSIONS_AT_ONCE = 3  # loaded at most: the live one, the one before it, the next one
 _CONTROL_GROUP = Path("/sys/fs/cgroup")  # of this process, in a container; cgroups(7), version 2
 
@@ -391,10 +390,8 @@ def server_instances(
     if wanted:
         return wanted
     # what is served lies at the top of a bundle; twice its size leaves a margin
-    size = (
-        sum(file.stat().st_size for file in Path(bundle).glob("*") if file.is_file()) >> 20
-    )  # MiB
-    needed = INSTANCE_MIB + 2 * size
+    n_bytes = sum(file.stat().st_size for file in Path(bundle).glob("*") if file.is_file())
+    needed = INSTANCE_MIB + 2 * (n_bytes >> 20)  # MiB
     return max(1, min(usable_cpus(), usable_memory() // (VERSIONS_AT_ONCE * needed)))
 
 # %% ../../nbs/6_serve/03_triton_process.ipynb #triton-process-23
