@@ -96,6 +96,7 @@ class _TextRemover(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+@cache  # eleven stages share most of their modules
 def code_hash(source: str) -> str:  # sha256
     "Hash the syntax tree of code without docstrings, comments and declarations."
     try:
@@ -147,8 +148,7 @@ def sources_of(module: str) -> dict:  # dotted name -> hash of its code
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        file = module_file(name)
-        if name in found or not file.is_file():
+        if name in found or not (file := module_file(name)).is_file():
             continue
         found[name] = code_hash(file.read_text(encoding="utf-8"))
         waiting += imported(str(file), file.stat().st_mtime_ns)

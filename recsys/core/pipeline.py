@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KERNEL_ENVIRONMENT', 'is_done', 'same_file', 'check_artefacts', 'mark_done', 'newer_stages', 'bundle_warning',
-           'run_here', 'ensure', 'LastLine', 'StageError', 'ignore_line', 'run_notebook', 'check_paths', 'only_runner',
-           'shown_notes', 'run_pipeline', 'start_variant']
+           'run_here', 'ensure', 'LastLine', 'StageError', 'ignore_line', 'keep_last_lines', 'run_notebook',
+           'check_paths', 'only_runner', 'shown_notes', 'run_pipeline', 'start_variant']
 
 # %% ../../nbs/0_core/10_pipeline.ipynb #pipeline-02
 import contextlib
@@ -23,6 +23,7 @@ from .keys import PROOF, notebook_parameters, stage_key
 from .params import PARAMS, Params, RecsysError
 from .run_report import write_report
 from recsys.core.runs import (
+    atomic_path,
     base_folder,
     find_root,
     matching_paths,
@@ -167,6 +168,17 @@ def ignore_line(line: str) -> None:
     "Show nothing of a notebook's output."
 
 
+def keep_last_lines(notebook: Path) -> None:
+    "Join what each cell printed, and keep of lines that were written over only the last."
+    import nbformat
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    found = nbformat.read(notebook, nbformat.NO_CONVERT)
+    CoalesceStreamsPreprocessor(enabled=True).preprocess(found, {})
+    with atomic_path(notebook) as temporary:
+        nbformat.write(found, temporary)
+
+
 def run_notebook(
     stage: Stage,
     params: Params,
@@ -207,6 +219,9 @@ def run_notebook(
         raise StageError(
             f"stage {stage.name} failed: {type(error).__name__}: {error}\n  notebook: {target}"
         ) from error
+    finally:
+        if target.is_file():
+            keep_last_lines(target)
     return target
 
 # %% ../../nbs/0_core/10_pipeline.ipynb #pipeline-19

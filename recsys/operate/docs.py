@@ -310,7 +310,7 @@ def build_docs(
     params: Params,  # the run shown
     site: Path,  # folder to write; an earlier site in it is replaced
     command_line,  # typer.Typer, the application with all commands
-    minutes: float = 8.0,  # for executing notebooks; 0: none is executed
+    minutes: float = 9.0,  # for executing notebooks; 0: none is executed
     show: Callable[[str], None] = print,  # takes a line
 ) -> Path:  # the start page
     "Build the site; raise `RecsysError` and keep the old site where a link or a size is wrong."
