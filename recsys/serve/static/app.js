@@ -254,7 +254,7 @@ async function limit() {  // gives every control the bounds of its field, which 
 }
 async function start() {
   const [options] = await Promise.all([call("GET", "/v1/options"), limit()]);
-  $("tune").open = matchMedia("(min-width: 56rem)").matches;
+  $("tune").open = matchMedia("(min-width: 56rem)").matches; $("tune").classList.remove("wait");
   state.drift = options.clock - Date.now() / 1000; state.event = options.event_types[0] || "view";
   $("device").replaceChildren(el("option", { value: "" }, "any"), ...options.devices.map((d) => el("option", { value: d }, d)));
   $("hour").replaceChildren(el("option", { value: "" }, "now"), ...Array.from({ length: 24 }, (_, h) => el("option", { value: h }, `${String(h).padStart(2, "0")}:00`)));

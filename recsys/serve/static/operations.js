@@ -101,6 +101,7 @@ async function look() {
     show(await call("GET", "/v1/operations"));
     warn("");
   } catch (e) { $("key-box").hidden = false; warn(e.message); }  // perhaps of an old key
+  finally { document.querySelector("main").ariaBusy = "false"; }
 }
 onKey(look);
 look();
