@@ -7,10 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from html import unescape
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
+from lighthouse import lighthouse_faults
 
 import recsys.operate.docs as docs
 import recsys.operate.docs_notebooks as docs_notebooks
@@ -286,6 +290,29 @@ def chromium():
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def site_address(site):
+    "Serve the site on this machine; yield its address."
+    handler = partial(SilentHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    "Serves files of a folder and prints nothing."
+
+    def log_message(self, *ignored):
+        pass
+
+
+@pytest.mark.needs("chromium", "node", "npm")
+@pytest.mark.parametrize("page", ["index.html", f"nb/{EXECUTED}.html", "commands.html"])
+def test_lighthouse_finds_nothing(site_address, page, tmp_path):
+    assert lighthouse_faults(site_address + page, tmp_path) == {}
 
 
 OPEN_SHADOWS = """

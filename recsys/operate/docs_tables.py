@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAIN_METRICS', 'COMMITTED', 'LONG_VALUE', 'command_page', 'command_names', 'bound_text', 'allowed_values',
            'params_page', 'request_page', 'fallback_page', 'alarm_page', 'missing_note', 'interval_text',
-           'system_table', 'segment_table', 'evaluation_page', 'flatten_values', 'measured_file', 'benchmark_page',
-           'outcome_text', 'event_text', 'failure_row', 'failure_tables', 'taken_text', 'failure_page', 'record_values',
-           'model_card_page', 'run_page']
+           'system_table', 'segment_table', 'evaluation_page', 'flatten_values', 'measured_file', 'taken_text',
+           'benchmark_page', 'outcome_text', 'event_text', 'with_before', 'failure_row', 'failure_tables',
+           'failure_page', 'record_values', 'model_card_page', 'run_page']
 
 # %% ../../nbs/7_operate/13_docs_tables.ipynb #docs-tables-02
 from pathlib import Path
@@ -231,11 +231,21 @@ def measured_file(
 ) -> tuple:  # (file, sentence about where it was measured); (None, "") where there is neither
     "Return the file that a page of measurements shows."
     if (outputs / name).is_file():
-        return outputs / name, f"From `outputs/{name}`, measured on this machine."
+        return outputs / name, f"From `outputs/{name}`, of this machine."
     file = (committed or find_root() / "bench") / COMMITTED.get(name, name)
     if not file.is_file():
         return None, ""
-    return file, f"From `bench/{file.name}`, measured where the project is made."
+    return file, f"From `bench/{file.name}`, of the machine on which the project is made."
+
+
+def taken_text(taken: dict) -> str:  # "" where the file is older than this record
+    "Return when, with which commit and on which machine something was measured."
+    if not taken:
+        return ""
+    return (
+        f" It was measured on {taken['date']} with commit {taken['commit']}, on {taken['machine']} "
+        f"with {taken['cores']} cores, load {taken['load_before']} before it began."
+    )
 
 
 def benchmark_page(
@@ -253,8 +263,9 @@ def benchmark_page(
         if file is None:
             parts.append(missing_note("measurement", outputs / name, command))
             continue
-        parts.append(source)
-        for subject, value in read_json(file).items():
+        found = read_json(file)
+        parts.append(source + taken_text(found.pop("taken", {})))
+        for subject, value in found.items():
             rows = [dict(what=k or subject, measured=v) for k, v in flatten_values(value)]
             parts += [f"### {cell_text(subject)}", markdown_table(rows)]
     return "\n\n".join(parts) + "\n"
@@ -284,21 +295,23 @@ def event_text(outcomes: dict) -> str:  # outcome -> how often
     return "; ".join([f"{recorded} recorded", *refused])
 
 
+def with_before(case: dict, name: str) -> str:
+    "Return a figure of a case with that of the seconds before the failure, where there is one."
+    before = case.get("before", {}).get(name)
+    return str(case[name]) if before is None else f"{case[name]} ({before})"
+
+
 def failure_row(case: dict) -> dict:
     "Return a case of the failure matrix as a row of a table."
-    before = case.get("before", {})
+    counts = case["lost"], case.get("put_aside", 0), case["doubled"]
     return {
         "what fails": f"{case['way']}: {case['how']}",
         "pages": outcome_text(case["pages"]),
         "events": event_text(case["events"]),
         "alarms": ", ".join(case["alarms"]),
-        "longest page, ms": case["longest_page_ms"],
-        "before, ms": before.get("longest_page_ms"),
-        "pages over 100 ms": case["slow_pages"],
-        "before": before.get("slow_pages"),
-        "events lost": case["lost"],
-        "put aside": case.get("put_aside", 0),
-        "counted twice": case["doubled"],
+        "longest page, ms (before)": with_before(case, "longest_page_ms"),
+        "pages over 100 ms (before)": with_before(case, "slow_pages"),
+        "events lost / aside / twice": " / ".join(map(str, counts)),
         "normal again, s": case["seconds_until_normal"],
     }
 
@@ -324,16 +337,6 @@ def failure_tables(cases: list) -> list:  # parts of a page
     return parts
 
 
-def taken_text(taken: dict) -> str:  # "" where the file is older than this record
-    "Return when, with which commit and on which machine something was measured."
-    if not taken:
-        return ""
-    return (
-        f" {taken['date']}, commit {taken['commit']}, {taken['machine']}, {taken['cores']} cores, "
-        f"load {taken['load_before']} before it began."
-    )
-
-
 def failure_page(
     outputs: Path,  # folder of what was measured on this machine
     committed: Path | None = None,  # folder of what is shown otherwise; None: bench/
@@ -344,12 +347,12 @@ def failure_page(
         "Each row is one failure under traffic of 10 pages and 2 events a second through the "
         "gateway. `pages` and `events` are what clients got from the failure on; the codes are "
         "those of the table of [fallbacks](fallbacks.md), and `alarms` are those of the table of "
-        "[alarms](alarms.md) that `/readyz` listed meanwhile. `before` is the same traffic in the "
-        "seconds before the failure: a page that is as long there waited for other programs of "
-        "the machine. `normal again` counts from the moment at which the cause was gone (at "
+        "[alarms](alarms.md) that `/readyz` listed meanwhile. In brackets is the same traffic in "
+        "the seconds before the failure: a page that is as long there waited for other programs "
+        "of the machine. `normal again` counts from the moment at which the cause was gone (at "
         "which it came, where a process was killed) to the last answer that was not as usual. "
         "Only an emptied Valkey may lose events: those that the worker had not taken yet. "
-        "Events are `put aside` into the [dead letters](howto/operations.md#dead-letters) where "
+        "Events are put `aside` into the [dead letters](howto/operations.md#dead-letters) where "
         "the keys of their user are broken.",
     ]
     file, source = measured_file("failure_matrix.json", outputs, committed)
