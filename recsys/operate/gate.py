@@ -512,9 +512,10 @@ def _rule_row(rule: dict) -> str:
         for name in ("difference", "low", "high", "bound", "least")
     )
     passed = "yes" if rule["passed"] else "NO"
+    interval = low and f"{low} to {high}"
     return (
         f"| {passed} | {rule['rule']} | {rule['segment']} | {rule['cases']:,} | "
-        f"{difference} | {low} to {high} | {bound} | {least} | {rule.get('looks', '')} |\n"
+        f"{difference} | {interval} | {bound} | {least} | {rule.get('looks', '')} |\n"
     )
 
 # %% ../../nbs/7_operate/02_gate.ipynb #gate-54

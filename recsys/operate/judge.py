@@ -78,11 +78,11 @@ def judge_candidate(
             "intervals over users, what is shown by all days together, and the loss that is allowed"
         )
         record.figure(plot_gate(decision), "gate", caption)
-    for reason in decision["reasons"]:
-        record.note(f"against it: {reason}")
     if decision["reasons"] and not force:
         reasons = "\n".join(f"  {reason}" for reason in decision["reasons"])
         raise PromotionRefused(f"the gate refuses bundle {candidate.version}:\n{reasons}")
+    for reason in decision["reasons"]:
+        record.note(f"against it: {reason}")
     return decision
 
 
