@@ -13,6 +13,11 @@ COUNT_SHIFTS = """
         for (const entry of list.getEntries()) window.shifts.push(entry.value);
     }).observe({ type: "layout-shift", buffered: true });
 """
+PUSH_DOWN = """() => {
+    const wall = document.createElement("div");
+    wall.style.height = "300px";
+    document.body.prepend(wall);
+}"""
 
 
 def address_of(view, address):
@@ -36,8 +41,29 @@ def test_nothing_jumps_while_a_view_loads(stack, chromium, view, width):  # noqa
     page.goto(address_of(view, stack[0]))
     page.wait_for_selector("#live-body > *" if view else "#cards .card")
     page.wait_for_selector("#servers .chip:not(.wait)")
+    if not view:
+        page.wait_for_selector("#known:not(:text-is('…'))")
     page.wait_for_timeout(300)  # what comes with the last answer is drawn
     shifts, warned = page.evaluate("[window.shifts, document.querySelector('#alert').textContent]")
+    page.evaluate(PUSH_DOWN)
+    page.wait_for_timeout(300)
+    pushed = page.evaluate("window.shifts")
     context.close()
     assert warned == ""  # a warning may move the page
     assert sum(shifts) < LARGEST_SHIFT
+    assert sum(pushed) > sum(shifts) + LARGEST_SHIFT  # the browser counts
+
+
+@pytest.mark.parametrize("broken", ["**/v1/options", "**/v1/recommendations"])
+def test_a_shop_that_cannot_start_says_so(stack, chromium, broken):  # noqa: F811
+    context = chromium.new_context(viewport=dict(width=360, height=900))
+    page = context.new_page()
+    page.route(broken, lambda route: route.fulfill(status=503, json=dict(error="away for now")))
+    page.goto(stack[0])
+    page.wait_for_selector("#alert:has-text('away for now')")
+    assert page.inner_text("#page-note") == "There is no page."
+    assert page.locator("#cards > *").count() == 0
+    assert page.get_attribute("#cards", "aria-busy") == "false"
+    page.click("#tune summary")
+    assert page.is_visible("#k")
+    context.close()

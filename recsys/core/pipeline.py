@@ -220,7 +220,8 @@ def run_notebook(
             f"stage {stage.name} failed: {type(error).__name__}: {error}\n  notebook: {target}"
         ) from error
     finally:
-        if target.is_file():
+        # half a file is left where the disk was full: the stage's own error is what counts then
+        with contextlib.suppress(OSError, ValueError):
             keep_last_lines(target)
     return target
 

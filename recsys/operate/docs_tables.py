@@ -242,8 +242,11 @@ def taken_text(taken: dict) -> str:  # "" where the file is older than this reco
     "Return when, with which commit and on which machine something was measured."
     if not taken:
         return ""
+    changed = taken.get("changed_files", 0)
+    edited = f" and {changed} changed files" if changed else ""
     return (
-        f" It was measured on {taken['date']} with commit {taken['commit']}, on {taken['machine']} "
+        f" It was measured on {taken['date']} with commit {taken['commit']}{edited}, on "
+        f"{taken['machine']} "
         f"with {taken['cores']} cores, load {taken['load_before']} before it began."
     )
 
@@ -359,6 +362,8 @@ def failure_page(
     if file:
         found = read_json(file)
         parts.append(source + taken_text(found.get("taken", {})))
+        if chosen := found.get("chosen"):
+            parts.append(f"Only cases whose names begin with {chosen} were run.")
         parts += failure_tables(found["rows"])
         left = [f"- {row['dependency']}: {row['why']}" for row in found["not_tried"]]
         parts += ["Not tried:", "\n".join(left)] if left else []

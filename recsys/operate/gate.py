@@ -512,7 +512,7 @@ def _rule_row(rule: dict) -> str:
         for name in ("difference", "low", "high", "bound", "least")
     )
     passed = "yes" if rule["passed"] else "NO"
-    interval = low and f"{low} to {high}"
+    interval = f"{low} to {high}" if low else ""
     return (
         f"| {passed} | {rule['rule']} | {rule['segment']} | {rule['cases']:,} | "
         f"{difference} | {interval} | {bound} | {least} | {rule.get('looks', '')} |\n"

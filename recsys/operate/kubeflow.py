@@ -279,8 +279,7 @@ def compile_pipeline(
     cluster: Cluster = Cluster(),
 ) -> Path:
     "Compile a pipeline to a YAML file, check it against the list of stages and return its path."
-    # For each setting of a task kfp reads the whole stack. In a notebook it holds cells, for which
-    # `inspect` looks through all modules: 8 s, and 0.2 s in a thread, whose stack is short
+    # In a thread the stack is short; kfp reads all of it for each setting of a task
     with ThreadPoolExecutor(1) as pool:
         pool.submit(_write_pipeline, name, params, path, cluster).result()
     check_pipeline(path, pipeline_stages(name), cluster)

@@ -36,6 +36,7 @@ function rules() {  // the one rule that the controls make, for a category
   if (effect === "pin") return [{ category, place: +$("rule-place").value }];
   return [{ category, factor: effect === "boost" ? factor : 1 / factor }];
 }
+function showNothing() { $("cards").replaceChildren(); $("cards").ariaBusy = "false"; $("page-note").textContent = "There is no page."; }
 async function ask() {
   const mine = ++state.asked, began = performance.now();
   $("cards").ariaBusy = "true";
@@ -47,7 +48,7 @@ async function ask() {
     state.page = page;
     showPage(page);
     return page;
-  } catch (e) { if (mine === state.asked) { state.unanswered = true; warn(e.message); } return null; } finally { if (mine === state.asked) $("cards").ariaBusy = "false"; }
+  } catch (e) { if (mine === state.asked) { state.unanswered = true; warn(e.message); if (!state.page) showNothing(); } return null; } finally { if (mine === state.asked) $("cards").ariaBusy = "false"; }
 }
 // The steps that failed; the other fallbacks are limits, which stay when everything is up.
 const failures = (page) => page.fallbacks.filter((f) => !["seen_items_shown", "seen_filter_full"].includes(f.code));
@@ -253,8 +254,8 @@ async function limit() {  // gives every control the bounds of its field, which 
   }
 }
 async function start() {
-  const [options] = await Promise.all([call("GET", "/v1/options"), limit()]);
   $("tune").open = matchMedia("(min-width: 56rem)").matches; $("tune").classList.remove("wait");
+  const [options] = await Promise.all([call("GET", "/v1/options"), limit()]);
   state.drift = options.clock - Date.now() / 1000; state.event = options.event_types[0] || "view";
   $("device").replaceChildren(el("option", { value: "" }, "any"), ...options.devices.map((d) => el("option", { value: d }, d)));
   $("hour").replaceChildren(el("option", { value: "" }, "now"), ...Array.from({ length: 24 }, (_, h) => el("option", { value: h }, `${String(h).padStart(2, "0")}:00`)));
@@ -278,4 +279,4 @@ $("add-form").addEventListener("submit", (e) => { e.preventDefault(); add(); });
 $("more").addEventListener("click", () => browse(true));
 $("categories").addEventListener("click", (e) => { const b = e.target.closest("button"); if (!b) return; state.category = b.dataset.category; for (const x of $("categories").children) x.ariaPressed = String(x === b); browse(); });
 onKey(async () => { warn(""); await loadUsers(); refresh(); });
-start().catch((e) => warn(e.message));
+start().catch((e) => { warn(e.message); showNothing(); });
