@@ -12,7 +12,7 @@ JUDGED = ("accessibility", "best-practices", "seo")  # not performance: a timed 
 
 
 def lighthouse_faults(address, folder):
-    "Return the audits that a page fails, by name: title and the places that were named."
+    "Return the audits that a page fails, by name: title and the first three places in the page."
     command = [
         "node",
         node_packages() / "node_modules/lighthouse/cli/index.js",
@@ -24,6 +24,7 @@ def lighthouse_faults(address, folder):
         "--no-enable-error-reporting",
         "--chrome-flags=--headless=new --no-sandbox --disable-gpu --disable-background-networking",
     ]
+    # Lighthouse keeps its settings in the home folder
     environment = os.environ | dict(CHROME_PATH=shutil.which("chromium"), HOME=str(folder))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -169,7 +169,7 @@ def ignore_line(line: str) -> None:
 
 
 def keep_last_lines(notebook: Path) -> None:
-    "Join what each cell printed, and keep of lines that were written over only the last."
+    "Join what each cell printed; keep only the last state of a line, such as a progress bar."
     import nbformat
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
@@ -220,7 +220,7 @@ def run_notebook(
             f"stage {stage.name} failed: {type(error).__name__}: {error}\n  notebook: {target}"
         ) from error
     finally:
-        # half a file is left where the disk was full: the stage's own error is what counts then
+        # the file may be missing or cut short; what counts then is the stage's own error
         with contextlib.suppress(OSError, ValueError):
             keep_last_lines(target)
     return target

@@ -238,7 +238,7 @@ def measured_file(
     return file, f"From `bench/{file.name}`, of the machine on which the project is made."
 
 
-def taken_text(taken: dict) -> str:  # "" where the file is older than this record
+def taken_text(taken: dict) -> str:  # follows another; "" where the file has no `taken`
     "Return when, with which commit and on which machine something was measured."
     if not taken:
         return ""
@@ -246,8 +246,8 @@ def taken_text(taken: dict) -> str:  # "" where the file is older than this reco
     edited = f" and {changed} changed files" if changed else ""
     return (
         f" It was measured on {taken['date']} with commit {taken['commit']}{edited}, on "
-        f"{taken['machine']} "
-        f"with {taken['cores']} cores, load {taken['load_before']} before it began."
+        f"{taken['machine']} with {taken['cores']} cores, load {taken['load_before']} before it "
+        "began."
     )
 
 
@@ -299,7 +299,7 @@ def event_text(outcomes: dict) -> str:  # outcome -> how often
 
 
 def with_before(case: dict, name: str) -> str:
-    "Return a figure of a case with that of the seconds before the failure, where there is one."
+    "Return a figure as text, with that of the seconds before the failure in brackets."
     before = case.get("before", {}).get(name)
     return str(case[name]) if before is None else f"{case[name]} ({before})"
 
@@ -373,9 +373,8 @@ def failure_page(
     parts.append("## Soak")
     file, source = measured_file("soak.json", outputs, committed)
     if file:
-        found = read_json(file)
-        parts.append(source + taken_text(found.pop("taken", {})))
-        values = [pair for pair in flatten_values(found) if pair[0] != "samples"]
+        parts.append(source)
+        values = [pair for pair in flatten_values(read_json(file)) if pair[0] != "samples"]
         parts.append(markdown_table([dict(what=k, measured=v) for k, v in values]))
     else:
         parts.append(missing_note("soak", outputs / "soak.json", "make prove ARGS=soak"))
